@@ -1,7 +1,7 @@
 """What a predictor answers, and what it must be able to do: plain types, no torch.
 
-`model/predictor.py` implements the protocols below; `service/` is written and tested against them alone, so that
-its tests run a small fake and need neither torch nor a checkpoint.
+`model/predictor.py` implements the protocols below; `service/` is written and tested against them alone, so
+that its tests run a small fake and need neither torch nor a checkpoint.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Situation(StrEnum):
-    """Which modalities a listing has. Each is calibrated apart, since confidence means something else in each."""
+    """Which modalities a listing has; calibrated apart, since confidence means something else in each."""
 
     BOTH = "image_and_title"
     IMAGE = "image"

@@ -172,6 +172,8 @@ class TextTower(nn.Module):
             raise ConfigError(f"text tower {type(text).__name__} is not supported; open_clip's own text Transformer is")
         if text.attn_mask is None or text.cls_emb is not None or text.pool_type != "argmax":
             raise ConfigError("only causal text towers pooled at the EOT token (CLIP's) are supported")
+        # Made in `forward` for the length at hand; as a buffer, its infinities would poison a running average.
+        text.attn_mask = None
         text.text_projection = None  # the contrastive projection is never read here
         self.text = text
         self.width = int(text.token_embedding.embedding_dim)
@@ -180,7 +182,8 @@ class TextTower(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         text, length = self.text, tokens.shape[1]
         embeddings = text.token_embedding(tokens) + text.positional_embedding[:length]
-        hidden = text.transformer(embeddings, attn_mask=text.attn_mask[:length, :length])
+        future = torch.full((length, length), float("-inf"), device=tokens.device, dtype=embeddings.dtype).triu(1)
+        hidden = text.transformer(embeddings, attn_mask=future)
         return text.ln_final(hidden)  # type: ignore[no-any-return]
 
 

@@ -105,22 +105,35 @@ class TitleTokeniser:
     def __init__(self, config: PreprocessConfig) -> None:
         self.context_length = config.context_length
         self._bpe = SimpleTokenizer(context_length=config.context_length)
+        self._special = {self._bpe.sot_token_id, self._bpe.eot_token_id}
+        self._bpe_start = dict(self._bpe.cache)
+        self._known: dict[str, tuple[int, ...]] = {}
 
     def __call__(self, title: str) -> TokenisedTitle:
-        if len(self._bpe.cache) > MAX_CACHED_WORDS:
-            self._bpe.cache = {token: token for token in self._bpe.all_special_tokens}
         room = self.context_length - 2
-        words, inner, owner = tuple(title.split()), [], []
+        words = tuple(title.split())
+        inner: list[int] = []
+        owner: list[int] = []
         for position, word in enumerate(words):
-            for token in self._bpe.encode(word[:MAX_WORD_CHARACTERS]):
-                # The text of a special token must not act as one: EOT inside a title would end it there.
-                if token not in (self._bpe.sot_token_id, self._bpe.eot_token_id):
-                    inner.append(token)
-                    owner.append(position)
+            tokens = self._encode(word[:MAX_WORD_CHARACTERS])
+            inner += tokens
+            owner += [position] * len(tokens)
             if len(inner) >= room:
                 break
-        tokens = [self._bpe.sot_token_id, *inner[:room], self._bpe.eot_token_id]
-        return TokenisedTitle(np.array(tokens, dtype=np.int64), words, tuple(owner[:room]))
+        whole = [self._bpe.sot_token_id, *inner[:room], self._bpe.eot_token_id]
+        return TokenisedTitle(np.array(whole, dtype=np.int64), words, tuple(owner[:room]))
+
+    def _encode(self, word: str) -> tuple[int, ...]:
+        """Return a word's tokens; remembered, since cleaning a word costs more than decoding a small picture."""
+        known = self._known.get(word)
+        if known is None:
+            if len(self._known) >= MAX_CACHED_WORDS:
+                self._known = {}
+                self._bpe.cache = dict(self._bpe_start)
+            # The text of a special token must not act as one: EOT inside a title would end it there.
+            known = tuple(token for token in self._bpe.encode(word) if token not in self._special)
+            self._known[word] = known
+        return known
 
 
 def pad_tokens(titles: Sequence[NDArray[np.int64] | None], length: int) -> Tensor:

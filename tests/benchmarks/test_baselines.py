@@ -78,7 +78,7 @@ def catalogue(tmp_path: Path) -> Path:
     """A catalogue in which title and image both give the colour away, and some rows have one of them only."""
     rows = ["id,colour,kind,title"]
     (tmp_path / "photos").mkdir()
-    for n in range(160):
+    for n in range(80):
         colour = ("Red", "Blue")[n % 2]
         title = "" if n % 10 == 9 else f"A {colour} {'shirt' if n % 3 else 'tie'} number {n}"
         rows.append(f"{n},{colour},{'Shirt' if n % 3 else 'Tie'},{title}")
@@ -118,7 +118,7 @@ def test_image_baseline(catalogue: Path, tmp_path: Path) -> None:
         "--epochs",
         "2",
         "--batch-size",
-        "16",
+        "8",
     ]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output

@@ -119,9 +119,7 @@ def measure(baseline: str, catalogue: Catalogue, read: Reader) -> Result:
 
 def show(result: Result) -> None:
     """Print a result as a table."""
-    table = Table(
-        title=f"{result.baseline} baseline, {result.test_listings:,} test listings of {result.data}"
-    )
+    table = Table(title=f"{result.baseline} baseline, {result.test_listings:,} test listings of {result.data}")
     for column in ("attribute", "labels", "rows", "accuracy %"):
         table.add_column(column, justify="left" if column == "attribute" else "right")
     for attribute, s in result.attributes.items():
@@ -155,8 +153,9 @@ def read_titles(
     Returns class indices `[n, T]` and which of the n test listings have a title.
     """
     has_title = np.array([x.title is not None for x in train], dtype=bool)
-    # Words of one letter or digit count ("V neck", "3 piece"). Character n-grams besides (2 to 5, in words) add
-    # 0.0 to 0.4 points on the validation part and take ten times as long; no C from 3 to 100 beats 10.
+    # Words of one letter or digit count ("V neck", "3 piece"). On the validation part character n-grams
+    # besides (2 to 5, in words) add 0.0 to 0.4 points and take ten times as long, and no C from 3 to 100 is
+    # better than 10.
     one_letter_too = r"(?u)\b\w+\b"
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=one_letter_too)
     features = words.fit_transform([x.title or "" for x in train])
@@ -195,9 +194,7 @@ class ResidualBlock(nn.Module):
             nn.Conv2d(width, width, 3, padding=1, bias=False),
             nn.BatchNorm2d(width),
         )
-        self.shortcut = nn.Sequential(
-            nn.Conv2d(channels, width, 1, stride, bias=False), nn.BatchNorm2d(width)
-        )
+        self.shortcut = nn.Sequential(nn.Conv2d(channels, width, 1, stride, bias=False), nn.BatchNorm2d(width))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.body(x) + self.shortcut(x))
@@ -217,9 +214,7 @@ def convnet(outputs: int) -> nn.Sequential:
     return nn.Sequential(*layers, *head).to(memory_format=torch.channels_last)
 
 
-def load_pixels(
-    catalogue: Catalogue, listings: Sequence[Listing], name: str
-) -> tuple[Tensor, NDArray[np.bool_]]:
+def load_pixels(catalogue: Catalogue, listings: Sequence[Listing], name: str) -> tuple[Tensor, NDArray[np.bool_]]:
     """Decode every image once: uint8 `[n, S, S, 3]`, and which listings have an image that can be decoded."""
     pixels = np.zeros((len(listings), SIDE, SIDE, 3), dtype=np.uint8)
     decoded = np.zeros(len(listings), dtype=bool)
@@ -267,9 +262,7 @@ def multi_task_loss(logits: Tensor, labels: Tensor, sizes: Sequence[int]) -> Ten
     return torch.stack(losses).sum()
 
 
-def train_convnet(
-    pixels: Tensor, labels: Tensor, sizes: Sequence[int], *, epochs: int, batch_size: int
-) -> nn.Module:
+def train_convnet(pixels: Tensor, labels: Tensor, sizes: Sequence[int], *, epochs: int, batch_size: int) -> nn.Module:
     """Train from scratch on pixels `[n, S, S, 3]` and labels `[n, T]`: AdamW, one cycle."""
     torch.manual_seed(0)
     random = torch.Generator().manual_seed(0)
@@ -290,9 +283,7 @@ def train_convnet(
                 optimiser.step()
                 schedule.step()
                 total += loss.item()
-                bar.update(
-                    step, advance=1, description=f"epoch {epoch + 1}/{epochs}, loss {total / done:.3f}"
-                )
+                bar.update(step, advance=1, description=f"epoch {epoch + 1}/{epochs}, loss {total / done:.3f}")
     return model.eval()
 
 
@@ -323,9 +314,7 @@ def read_images(*, epochs: int, batch_size: int) -> Reader:
 
 # --- commands ----------------------------------------------------------------------------------------------
 
-CataloguePath = Annotated[
-    Path, typer.Option("--catalogue", help="The TOML file that describes the catalogue.")
-]
+CataloguePath = Annotated[Path, typer.Option("--catalogue", help="The TOML file that describes the catalogue.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Write the scores as JSON to this file.")]
 FASHION = Path(__file__).with_name("fashion.toml")
 

@@ -18,7 +18,7 @@ upstream=$RUN_DIR/replicas.conf
 all() {
     for replica in $REPLICAS; do
         getent ahostsv4 "${replica%:*}" | while read -r address kind _; do
-            [ "$kind" = STREAM ] && echo "$address:${replica##*:}"
+            if [ "$kind" = STREAM ]; then echo "$address:${replica##*:}"; fi
         done
     done | sort -u
 }

@@ -325,9 +325,7 @@ def iter_listings(config: CatalogueConfig, images: Images, report: ReadReport) -
         yield item
 
 
-def _read_items(
-    config: CatalogueConfig, images: Images, report: ReadReport
-) -> Iterator[tuple[int, Listing | BadRow]]:
+def _read_items(config: CatalogueConfig, images: Images, report: ReadReport) -> Iterator[tuple[int, Listing | BadRow]]:
     for row in _read_rows(config):
         report.add_row(row.line, repaired=row.repaired)
         yield row.line, _listing_of(row, config, images)
@@ -415,9 +413,7 @@ def _check_columns(config: CatalogueConfig, present: Iterable[str]) -> None:
             )
 
 
-def _make_row(
-    line: int, record: Mapping[str, Any], columns: Sequence[str], *, repaired: bool = False
-) -> _Row:
+def _make_row(line: int, record: Mapping[str, Any], columns: Sequence[str], *, repaired: bool = False) -> _Row:
     values = {}
     error = None
     for column in columns:

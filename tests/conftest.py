@@ -100,9 +100,7 @@ def network(model_config: ModelConfig, tasks: tuple[Task, ...]) -> CMAClip:
 
 
 @pytest.fixture
-def checkpoint_folder(
-    tmp_path: Path, network: CMAClip, model_config: ModelConfig, tasks: tuple[Task, ...]
-) -> Path:
+def checkpoint_folder(tmp_path: Path, network: CMAClip, model_config: ModelConfig, tasks: tuple[Task, ...]) -> Path:
     folder = tmp_path / "checkpoint"
     save_checkpoint(folder, network, name="tiny", config=model_config, tasks=tasks, training={})
     return folder

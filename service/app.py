@@ -29,15 +29,11 @@ def load_predictor(settings: Settings) -> Predictor:
     """
     from model.predictor import Predictor as TorchPredictor  # noqa: PLC0415
 
-    predictor: Predictor = TorchPredictor.load(
-        settings.checkpoint, device=settings.device, dtype=settings.dtype
-    )
+    predictor: Predictor = TorchPredictor.load(settings.checkpoint, device=settings.device, dtype=settings.dtype)
     return predictor
 
 
-def create_app(
-    settings: Settings | None = None, load: Load = load_predictor, *, gate: Gate | None = None
-) -> FastAPI:
+def create_app(settings: Settings | None = None, load: Load = load_predictor, *, gate: Gate | None = None) -> FastAPI:
     """Build the application; `load` and `gate` (which addresses images may come from) are for tests to
     replace.
 

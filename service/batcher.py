@@ -139,15 +139,11 @@ class MicroBatcher(Generic[Item, Batch, Result]):
         # All that the threads share, guarded by the one lock inside `_changed`.
         self._changed = threading.Condition()
         self._waiting: deque[Waiter[Item, Result]] = deque()
-        self._sealing: list[
-            Waiter[Item, Result]
-        ] = []  # being collated, or collated and waiting for the device
+        self._sealing: list[Waiter[Item, Result]] = []  # being collated, or collated and waiting for the device
         self._sealed: Sealed[Item, Batch, Result] | None = None
         self._computing: list[Waiter[Item, Result]] = []
         self._computing_since = 0.0
-        self._closed: Callable[[], ServiceError] | None = (
-            None  # makes the reason why nobody can come in any more
-        )
+        self._closed: Callable[[], ServiceError] | None = None  # makes the reason why nobody can come in any more
         self._dead = False
 
     # ── on the event loop ───────────────────────────────────────────────────────────────────────────────────
@@ -306,9 +302,7 @@ class MicroBatcher(Generic[Item, Batch, Result]):
             if len(results) != len(wanted):
                 raise RuntimeError(f"the model answered {len(results)} of {len(wanted)} listings")
         except Exception as error:
-            log.warning(
-                "a batch of %d listings has failed: %s", len(wanted), type(error).__name__, exc_info=True
-            )
+            log.warning("a batch of %d listings has failed: %s", len(wanted), type(error).__name__, exc_info=True)
             out_of_memory = _is_out_of_memory(error)
         else:
             self._deliver_results(wanted, results, started)
@@ -343,9 +337,7 @@ class MicroBatcher(Generic[Item, Batch, Result]):
                 if attempt == PROBES:
                     raise
 
-    def _deliver_results(
-        self, waiters: list[Waiter[Item, Result]], results: Sequence[Result], started: float
-    ) -> None:
+    def _deliver_results(self, waiters: list[Waiter[Item, Result]], results: Sequence[Result], started: float) -> None:
         seconds = time.monotonic() - started
         self.cost.observe(len(waiters), seconds)
         self._on_batch(len(waiters))

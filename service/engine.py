@@ -83,8 +83,7 @@ class Engine:
         # Decoding releases the interpreter's lock: one thread a core.
         self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="decode")
         self._fetcher = Fetcher(
-            gate
-            or Gate(allowed_hosts=settings.image_hosts, allow_private=settings.allow_private_image_hosts),
+            gate or Gate(allowed_hosts=settings.image_hosts, allow_private=settings.allow_private_image_hosts),
             FetchLimits(max_bytes=settings.max_image_bytes),
         )
         self.admission = Admission(
@@ -131,7 +130,9 @@ class Engine:
         """Load the checkpoint, run each padded shape once, and time the smallest and the largest batch."""
         predictor = self._load(self.settings)
         calibrated = predictor.info.target_precisions
-        if self.settings.target_precision not in calibrated:
+        if not calibrated:
+            log.warning("the checkpoint is not calibrated: it answers, but accepts nothing")
+        elif self.settings.target_precision not in calibrated:
             raise ConfigError(
                 f"the checkpoint is calibrated for target precisions of {_listed(calibrated)}, "
                 f"not for {self.settings.target_precision}"
@@ -148,12 +149,16 @@ class Engine:
         """Take no new request in; those inside are finished."""
         self.draining = True
 
+    def give_up(self) -> None:
+        """Answer whoever still waits for the device with 503: the time to drain is over."""
+        if self._batcher is not None:
+            self._batcher.close()
+
     async def stop(self) -> None:
         self.draining = True
         if self._loading is not None:
             self._loading.cancel()
-        if self._batcher is not None:
-            self._batcher.close()
+        self.give_up()
         self._pool.shutdown(wait=False, cancel_futures=True)
         await self._fetcher.aclose()
 
@@ -246,9 +251,7 @@ class Engine:
             except (UnsupportedMediaType, UndecodableImage) as error:
                 if fetched is None:
                     raise
-                raise ImageFetchFailed(
-                    f"what the image's host sent cannot be used: {error.detail}"
-                ) from error
+                raise ImageFetchFailed(f"what the image's host sent cannot be used: {error.detail}") from error
         prepared: Prepared = self.predictor.prepare(given.title, image, explain=wanted.explain)
         return prepared, time.monotonic() - started
 
@@ -273,4 +276,4 @@ def _example(predictor: Predictor) -> Prepared:
 
 
 def _listed(values: tuple[float, ...]) -> str:
-    return ", ".join(str(value) for value in values)
+    return ", ".join(str(value) for value in values) or "none"

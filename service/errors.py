@@ -164,6 +164,4 @@ def problem_response(error: ServiceError, request_id: str) -> JSONResponse:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(
-        problem(error, request_id), status_code=error.status, headers=headers, media_type=PROBLEM_TYPE
-    )
+    return JSONResponse(problem(error, request_id), status_code=error.status, headers=headers, media_type=PROBLEM_TYPE)

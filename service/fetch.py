@@ -168,9 +168,7 @@ class GatedTransport(httpx.AsyncBaseTransport):
             response = await self._pool.handle_async_request(
                 httpcore.Request(
                     method=request.method,
-                    url=httpcore.URL(
-                        scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
-                    ),
+                    url=httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
                     headers=request.headers.raw,
                     content=request.stream,
                     extensions=request.extensions,
@@ -204,9 +202,7 @@ class Fetcher:
             transport=GatedTransport(gate, limits),
             timeout=httpx.Timeout(limits.read_seconds, connect=limits.connect_seconds, pool=limits.seconds),
             headers={"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "cma-clip"},
-            cookies=CookieJar(
-                DefaultCookiePolicy(allowed_domains=())
-            ),  # no caller's fetch may colour another's
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),  # no caller's fetch may colour another's
             trust_env=False,  # a proxy would dial for us, unchecked; a .netrc would lend our credentials
             follow_redirects=False,
         )
@@ -264,12 +260,7 @@ class Fetcher:
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise ImageFetchFailed("the image's host sent a compressed answer, which was not asked for")
         declared = response.headers.get("Content-Length", "")
-        if (
-            declared.isascii()
-            and declared.isdigit()
-            and len(declared) < 20
-            and int(declared) > self._limits.max_bytes
-        ):
+        if declared.isascii() and declared.isdigit() and len(declared) < 20 and int(declared) > self._limits.max_bytes:
             raise self._too_large()
         body = bytearray()
         async for chunk in response.aiter_raw():

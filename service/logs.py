@@ -32,9 +32,7 @@ class TextFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         fields = getattr(record, "fields", {})
-        return " ".join(
-            [super().formatMessage(record), *(f"{name}={value}" for name, value in fields.items())]
-        )
+        return " ".join([super().formatMessage(record), *(f"{name}={value}" for name, value in fields.items())])
 
 
 def configure(log_format: Literal["json", "text"]) -> None:

@@ -51,12 +51,8 @@ class Metrics:
         self._batch_size = Histogram(
             "cma_clip_batch_size", "Listings in one forward pass.", buckets=BATCH_SIZES, registry=registry
         )
-        self.queue_depth = Gauge(
-            "cma_clip_queue_depth", "Listings that wait for the device.", registry=registry
-        )
-        self.in_flight = Gauge(
-            "cma_clip_in_flight", "Listings admitted and not yet answered.", registry=registry
-        )
+        self.queue_depth = Gauge("cma_clip_queue_depth", "Listings that wait for the device.", registry=registry)
+        self.in_flight = Gauge("cma_clip_in_flight", "Listings admitted and not yet answered.", registry=registry)
         self._rejected = Counter(
             "cma_clip_rejected_total",
             "Problems answered, for a request or for one listing of a batch, by problem code.",

@@ -32,7 +32,6 @@ from service.errors import (
 from service.middleware import record_of
 from service.schemas import (
     AttributeInfo,
-    AttributeReply,
     AttributesReply,
     BatchReply,
     BatchRequest,
@@ -41,7 +40,6 @@ from service.schemas import (
     FailedListing,
     Given,
     Listing,
-    ModelName,
     ModelReply,
     Problem,
     StatusReply,
@@ -81,9 +79,7 @@ class AdmittedRoute(APIRoute):
         async def admitted(request: Request) -> Response:
             engine = engine_of(request)
             check_key(request.headers, engine.settings.api_keys)
-            deadline = Deadline.of(
-                request.headers.get(TIMEOUT_HEADER), cap_ms=engine.settings.request_timeout_ms
-            )
+            deadline = Deadline.of(request.headers.get(TIMEOUT_HEADER), cap_ms=engine.settings.request_timeout_ms)
             engine.check_ready()
             self._check_media_type(request)
             length = _declared_length(request, engine.settings.max_body_bytes)
@@ -184,11 +180,7 @@ async def read(engine: Engine, given: Given, wanted: Wanted, call: Call) -> Clas
         for name in wanted.attributes
     }
     engine.metrics.answered(prediction.situation, readings)
-    reply = ClassifyReply(
-        id=given.id,
-        model=ModelName(name=engine.predictor.info.name, version=engine.predictor.info.version),
-        attributes={name: AttributeReply.of(reading) for name, reading in readings.items()},
-    )
+    reply = ClassifyReply.of(given.id, engine.predictor.info, readings)
     engine.stage("respond", time.monotonic() - started, call)
     return reply
 
@@ -291,9 +283,7 @@ async def classify_batch(batch: BatchRequest, request: Request) -> BatchReply:
     engine.admission.check_deadline(call.deadline, listings=more)
     call.ticket.add_listings(more)
     call.record.listings = len(batch.listings)
-    outcomes = await asyncio.gather(
-        *(read_or_fail(engine, listing, wanted, call) for listing in batch.listings)
-    )
+    outcomes = await asyncio.gather(*(read_or_fail(engine, listing, wanted, call) for listing in batch.listings))
     failures = [outcome[1] for outcome in outcomes if isinstance(outcome, tuple)]
     if len(failures) == len(outcomes) and all(failure.status >= 500 for failure in failures):
         raise failures[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -28,9 +29,7 @@ class Given:
     url: str | None
 
     @classmethod
-    def of(
-        cls, *, id: str | None, title: str | None, image: bytes | str | None = None, url: str | None = None
-    ) -> Self:
+    def of(cls, *, id: str | None, title: str | None, image: bytes | str | None = None, url: str | None = None) -> Self:
         """Raises `ValueError` where there is neither a title nor an image."""
         title = title.strip() or None if title else None
         if title is None and image is None and url is None:
@@ -71,9 +70,7 @@ class Listing(Request):
     model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": ["title"]}, {"required": ["image"]}]})
 
     id: str | None = Field(None, max_length=MAX_ID, description="the caller's own, repeated in the reply")
-    title: str | None = Field(
-        None, max_length=MAX_TITLE, description="tokens beyond the model's text context are cut"
-    )
+    title: str | None = Field(None, max_length=MAX_TITLE, description="tokens beyond the model's text context are cut")
     image: ImageSource | None = None
 
     @model_validator(mode="after")
@@ -89,9 +86,7 @@ class Listing(Request):
 class Options(Request):
     """What is wanted of each listing."""
 
-    attributes: list[str] | None = Field(
-        None, min_length=1, description="default: all that the checkpoint reads"
-    )
+    attributes: list[str] | None = Field(None, min_length=1, description="default: all that the checkpoint reads")
     target_precision: float | None = Field(
         None, description="one of those that were calibrated (GET /v1/model); default: the configured one"
     )
@@ -186,15 +181,11 @@ class AttributeReply(Reply):
     label: str = Field(description="always the best candidate; `accepted` says whether it may be used")
     confidence: float = Field(description="calibrated, between 0 and 1")
     accepted: bool = Field(description="whether the label meets the target precision")
-    threshold: float | None = Field(
-        description="null where none could be certified: then nothing is accepted"
-    )
+    threshold: float | None = Field(description="null where none could be certified: then nothing is accepted")
     target_precision: float
     candidates: list[Candidate]
     modality_attention: ModalityAttention
-    explanation: Explanation | SkipJsonSchema[None] = Field(
-        None, description="only where `explain` was asked for"
-    )
+    explanation: Explanation | SkipJsonSchema[None] = Field(None, description="only where `explain` was asked for")
 
     @classmethod
     def of(cls, reading: readings.AttributeReading) -> Self:
@@ -224,6 +215,14 @@ class ClassifyReply(Reply):
     id: str | None
     model: ModelName
     attributes: dict[str, AttributeReply]
+
+    @classmethod
+    def of(cls, id: str | None, info: readings.ModelInfo, answers: Mapping[str, readings.AttributeReading]) -> Self:
+        return cls(
+            id=id,
+            model=ModelName(name=info.name, version=info.version),
+            attributes={name: AttributeReply.of(reading) for name, reading in answers.items()},
+        )
 
 
 class Problem(Reply):

@@ -35,17 +35,13 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid")
 
     checkpoint: Path = Field(Path("weights/fashion"), description="folder of the checkpoint to serve")
-    device: str = Field(
-        "auto", description="auto, cpu, cuda, cuda:1, …; auto takes the GPU where there is one"
-    )
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, …; auto takes the GPU where there is one")
     dtype: str = Field("auto", description="auto, float32, bfloat16 or float16")
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     max_batch_size: int = Field(32, ge=1, le=1024, description="listings in one forward pass")
     max_queue: Count = Field(512, description="listings admitted and not yet answered")
-    max_wait_ms: float = Field(
-        0, ge=0, le=1000, description="how long an idle device waits for company; 0: not at all"
-    )
+    max_wait_ms: float = Field(0, ge=0, le=1000, description="how long an idle device waits for company; 0: not at all")
     request_timeout_ms: int = Field(10_000, ge=1, description="a request's time; caps the caller's own")
     max_body_bytes: Count = Field(32 * 2**20, description="request body")
     max_image_bytes: Count = Field(10 * 2**20, description="one image, encoded")

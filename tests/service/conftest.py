@@ -17,6 +17,7 @@ from PIL import Image
 
 from service.app import create_app
 from service.engine import Engine
+from service.errors import NotReady
 from service.fetch import Gate
 from service.settings import Settings
 from tests.service.fake_predictor import FakePredictor
@@ -75,7 +76,7 @@ async def in_process(
     ):
         client.app, client.predictor = app, predictor
         if ready:
-            await until_ready(client)
+            await until(lambda: is_ready(client))
         yield client
         predictor.free.set()
 
@@ -89,30 +90,32 @@ async def on_port(
     app = create_app(Settings(**settings), lambda _: predictor, gate=gate)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=2))
     serving = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.005)
+    await until(lambda: server.started)
     port = server.servers[0].sockets[0].getsockname()[1]
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
     async with Client(base_url=f"http://127.0.0.1:{port}", limits=limits, timeout=30) as client:
         client.app, client.predictor = app, predictor
         if ready:
-            await until_ready(client)
+            await until(lambda: is_ready(client))
         yield client
         predictor.free.set()
     server.should_exit = True
     await serving
 
 
-async def until_ready(client: Client) -> None:
-    while (await client.get("/readyz")).status_code != 200:
-        await asyncio.sleep(0.005)
-
-
 async def until(condition: Callable[[], object]) -> None:
     """Wait for something that must come; a test that waits in vain fails by its time limit."""
     async with asyncio.timeout(10):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - whatever the condition is, it knows of no event
             await asyncio.sleep(0.002)
+
+
+def is_ready(client: Client) -> bool:
+    try:
+        client.engine.check_ready()
+    except NotReady:
+        return False
+    return True
 
 
 @pytest.fixture

@@ -65,9 +65,7 @@ class FakePrediction:
             key=lambda candidate: -candidate.confidence,
         )
         threshold = FakePredictor.threshold(attribute, target_precision)
-        image = {Situation.IMAGE: 1.0, Situation.TITLE: 0.0, Situation.BOTH: digest[-1] / 255}[
-            listing.situation
-        ]
+        image = {Situation.IMAGE: 1.0, Situation.TITLE: 0.0, Situation.BOTH: digest[-1] / 255}[listing.situation]
         return AttributeReading(
             label=ranked[0].label,
             confidence=ranked[0].confidence,
@@ -121,10 +119,7 @@ class FakePredictor:
         return {0.9: 0.4, 0.95: 0.5, 0.99: None}[target_precision]
 
     def thresholds(self, attribute: str) -> Mapping[Situation, Mapping[float, float | None]]:
-        return {
-            situation: {target: self.threshold(attribute, target) for target in TARGETS}
-            for situation in Situation
-        }
+        return {situation: {target: self.threshold(attribute, target) for target in TARGETS} for situation in Situation}
 
     def prepare(self, title: str | None, image: Image.Image | None, *, explain: bool = False) -> FakePrepared:
         if title is None and image is None:

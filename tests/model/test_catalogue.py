@@ -26,10 +26,10 @@ from model.catalogue import (
     Part,
     ReadReport,
     iter_listings,
-    open_images,
     part_of,
 )
 from model.errors import CatalogueError, ConfigError
+from model.image_store import open_images
 
 HEADER = "id,colour,kind,title"
 
@@ -62,7 +62,7 @@ def write_images(folder: Path, names: dict[str, bytes]) -> None:
 def stream(toml: Path) -> tuple[list[Listing | BadRow], ReadReport]:
     config = CatalogueConfig.load(toml).without_labels()
     report = ReadReport(config.table.name)
-    return list(iter_listings(config, open_images(config), report)), report
+    return list(iter_listings(config, open_images(config.images), report)), report
 
 
 def titles(toml: Path) -> dict[str, str | None]:
@@ -127,10 +127,10 @@ def test_a_quote_that_never_closes_spoils_one_row_only(tmp_path: Path) -> None:
 
 
 def test_line_numbers_count_lines_not_records(tmp_path: Path) -> None:
-    toml = write_catalogue(tmp_path, f'{HEADER}\n1,Red,Set,"a\nb"\n\n,Red,Set,No id\n')
+    toml = write_catalogue(tmp_path, f'{HEADER}\n1,Red,Set,"a\nb"\n \n,Red,Set,No id\n,,,\n')
     report = Catalogue.open(toml).report
-    assert report.rows == 2
-    assert report.left_out_lines == {"empty id": [5]}
+    assert report.rows == 3
+    assert report.left_out_lines == {"empty id": [5, 6]}
 
 
 def test_byte_order_mark_and_bytes_that_are_not_utf8(tmp_path: Path) -> None:
@@ -368,7 +368,7 @@ def test_mistakes_in_the_toml_file(tmp_path: Path, keys: dict[str, Any], message
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"attributes": ["size"]}, "no column 'size'.*it has: id, colour, kind, title"),
+        ({"attributes": ["size"]}, "no column 'size'; it has 'id', 'colour', 'kind', 'title'"),
         ({"group": "size"}, "no column 'size'"),
         ({"images": ".", "image": "{size}.jpg"}, "no column 'size'"),
         ({"images": "nowhere", "image": "{id}.jpg"}, "nowhere: no such folder or zip"),

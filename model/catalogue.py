@@ -1,0 +1,685 @@
+"""A catalogue on disk → listings: rows repaired and counted, images read in place, splits.
+
+A catalogue is a table (CSV, JSON Lines or Parquet) and its images (a folder or a zip file), described by a
+TOML file with one table, `[catalogue]`. `Catalogue` holds all of it for training; `iter_listings` streams it
+for labelling. Nothing is dropped silently: every row ends as a listing or in the `ReadReport`.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+import os
+import string
+import struct
+import sys
+import tomllib
+import zipfile
+import zlib
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from enum import StrEnum
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+from model.errors import CatalogueError, ConfigError
+
+_MAX_RECORD_LINES = 100
+"""A CSV record may span this many lines; a quote that stays open longer is taken for a stray one."""
+
+_COLUMN_SAMPLE = 1000
+"""JSON Lines has no header: its columns are the keys of this many first objects."""
+
+_LINES_SHOWN = 5
+
+
+class Part(StrEnum):
+    """The four disjoint parts of a catalogue."""
+
+    TRAIN = "train"
+    VALIDATION = "validation"
+    CALIBRATION = "calibration"
+    TEST = "test"
+
+
+SHARES: Mapping[Part, float] = {
+    Part.TRAIN: 0.76,
+    Part.VALIDATION: 0.05,
+    Part.CALIBRATION: 0.10,
+    Part.TEST: 0.09,
+}
+
+
+def part_of(key: str) -> Part:
+    """Return the part of `key` (a listing's group, or its id): a SHA-256 hash, the same on every machine."""
+    position = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) / 2**64
+    for part, share in SHARES.items():
+        position -= share
+        if position < 0:
+            return part
+    return Part.TEST  # rounding: the shares may add up to a hair less than 1
+
+
+# --- what is described -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class CatalogueConfig:
+    """The `[catalogue]` table of a TOML file; its paths are relative to that file.
+
+    `image` is a template inside the folder or zip that may name any column (`images/{id}.jpg`). Rows that
+    share the values of all `group` columns (letter case and white space aside) land in one part.
+    """
+
+    path: Path
+    table: Path
+    id: str
+    title: str | None = None
+    images: Path | None = None
+    image: str | None = None
+    group: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ()
+    min_label_count: int = 20
+
+    @classmethod
+    def load(cls, path: Path) -> CatalogueConfig:
+        """Read the TOML file at `path`; raises `ConfigError` naming the key at fault."""
+        try:
+            document = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not valid TOML: {error}") from error
+        try:
+            return cls._from_table(path, document)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+
+    @classmethod
+    def _from_table(cls, path: Path, document: Mapping[str, Any]) -> CatalogueConfig:
+        table = document.get("catalogue")
+        if not isinstance(table, dict):
+            raise ConfigError("the table [catalogue] is missing")
+        known = {f.name for f in fields(cls)} - {"path"}
+        if unknown := sorted({*document} - {"catalogue"}) + sorted({*table} - known):
+            raise ConfigError(f"unknown key {unknown[0]!r}; [catalogue] may hold {', '.join(sorted(known))}")
+        if missing := [key for key in ("table", "id") if key not in table]:
+            raise ConfigError(f"{missing[0]!r} is missing from [catalogue]")
+        values: dict[str, Any] = {
+            "id": _text(table, "id"),
+            "table": path.parent / _text(table, "table"),
+            "group": _texts(table, "group", single=True),
+            "attributes": _texts(table, "attributes"),
+            "title": _text(table, "title") if "title" in table else None,
+            "image": _text(table, "image") if "image" in table else None,
+            "images": path.parent / _text(table, "images") if "images" in table else None,
+            "min_label_count": table.get("min_label_count", cls.min_label_count),
+        }
+        return cls(path=path, **values)
+
+    def __post_init__(self) -> None:
+        count = self.min_label_count
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise ConfigError(f"'min_label_count' must be a whole number of at least 1, not {count!r}")
+        if (self.images is None) != (self.image is None):
+            raise ConfigError("'images' (folder or zip) and 'image' (template inside it) belong together")
+        if self.title is None and self.image is None:
+            raise ConfigError("a catalogue needs 'title', or 'images' and 'image', or all three")
+        if self.image is not None:
+            template_columns(self.image)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that the table must have, each once."""
+        template = template_columns(self.image) if self.image else ()
+        title = (self.title,) if self.title else ()
+        return tuple(dict.fromkeys((self.id, *title, *template, *self.group, *self.attributes)))
+
+    def without_labels(self) -> CatalogueConfig:
+        """Return the same catalogue to be labelled: neither attribute nor group columns are needed."""
+        return replace(self, attributes=(), group=())
+
+
+def _text(table: Mapping[str, Any], key: str) -> str:
+    value = table[key]
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"{key!r} must be a non-empty string, not {value!r}")
+    return value
+
+
+def _texts(table: Mapping[str, Any], key: str, *, single: bool = False) -> tuple[str, ...]:
+    value = table.get(key, [])
+    if single and isinstance(value, str):
+        value = [value]
+    if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
+        raise ConfigError(f"{key!r} must be a list of column names, not {value!r}")
+    if len(set(value)) != len(value):
+        raise ConfigError(f"{key!r} names a column twice")
+    return tuple(value)
+
+
+def template_columns(template: str) -> tuple[str, ...]:
+    """Return the columns an image template names; raises `ConfigError` unless it is plain `{column}`s."""
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ConfigError(f"'image' is not a valid template: {error}: {template!r}") from error
+    names = [(name, spec, conversion) for _, name, spec, conversion in parts if name is not None]
+    if not names:
+        raise ConfigError(f"'image' names no column, so every listing would share one picture: {template!r}")
+    if any(not name or spec or conversion for name, spec, conversion in names):
+        raise ConfigError(f"'image' may hold plain {{column}} fields only: {template!r}")
+    return tuple(name for name, _, _ in names)
+
+
+def _fill(template: str, values: Mapping[str, str]) -> str:
+    # Not str.format: a column called "a.b" or "a[0]" would be looked up as an attribute or an index.
+    return "".join(
+        literal + (values[name] if name is not None else "")
+        for literal, name, _, _ in string.Formatter().parse(template)
+    )
+
+
+# --- what is read ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """One product: at least one of `title` and `image` is there.
+
+    `image` is a name inside the folder or zip, None when there is no such picture. `labels` maps attributes
+    to the raw labels of the table; an attribute without a label is absent.
+    """
+
+    id: str
+    title: str | None
+    image: str | None
+    labels: Mapping[str, str]
+    part: Part
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BadRow:
+    """A row that is no usable listing: `id` as far as it could be read, and why."""
+
+    id: str
+    line: int
+    reason: str
+
+
+@dataclass
+class ReadReport:
+    """How the rows of a table fared; `str()` of it is what the commands print."""
+
+    table: str
+    rows: int = 0
+    listings: int = 0
+    repaired: int = 0
+    repaired_lines: list[int] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    left_out_lines: dict[str, list[int]] = field(default_factory=dict)
+    without_image: int = 0
+    without_title: int = 0
+    unlabelled: Counter[str] = field(default_factory=Counter)
+
+    def add_row(self, line: int, *, repaired: bool) -> None:
+        """Count one row of the table."""
+        self.rows += 1
+        if repaired:
+            self.repaired += 1
+            _remember(self.repaired_lines, line)
+
+    def add_listing(self, listing: Listing, attributes: Iterable[str]) -> None:
+        """Count a row that became a listing."""
+        self.listings += 1
+        self.without_image += listing.image is None
+        self.without_title += listing.title is None
+        self.unlabelled.update(a for a in attributes if a not in listing.labels)
+
+    def leave_out(self, reason: str, line: int) -> None:
+        """Count a row that is left out."""
+        self.left_out[reason] += 1
+        _remember(self.left_out_lines.setdefault(reason, []), line)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.table}: {self.rows:,} rows, {self.listings:,} listings",
+            f"  repaired: {self.repaired:,}{_shown(self.repaired_lines, self.repaired)}",
+            f"  left out: {self.left_out.total():,}",
+        ]
+        for reason, count in self.left_out.most_common():
+            lines.append(f"    {reason}: {count:,}{_shown(self.left_out_lines[reason], count)}")
+        lines.append(f"  without image: {self.without_image:,}, without title: {self.without_title:,}")
+        if self.unlabelled:
+            unlabelled = ", ".join(f"{attribute} {n:,}" for attribute, n in self.unlabelled.items())
+            lines.append(f"  without label: {unlabelled}")
+        return "\n".join(lines)
+
+
+def _remember(lines: list[int], line: int) -> None:
+    if len(lines) < _LINES_SHOWN:  # bounded: a report of a stream must not grow with it
+        lines.append(line)
+
+
+def _shown(lines: Sequence[int], count: int) -> str:
+    if not lines:
+        return ""
+    more = ", …" if count > len(lines) else ""
+    return f" (line {', '.join(map(str, lines))}{more})"
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """A whole catalogue in memory but for its images, which are read on demand. May be pickled and forked."""
+
+    config: CatalogueConfig
+    listings: tuple[Listing, ...]
+    report: ReadReport
+    images: Images
+
+    @classmethod
+    def open(cls, toml: Path) -> Catalogue:
+        """Read the catalogue that `toml` describes; of rows that share an id the first is kept.
+
+        Raises `ConfigError` for a mistake in the TOML file, `CatalogueError` for an unusable table or images.
+        """
+        config = CatalogueConfig.load(toml)
+        images = open_images(config)
+        report = ReadReport(config.table.name)
+        listings: dict[str, Listing] = {}
+        for line, item in _read_items(config, images, report):
+            if isinstance(item, BadRow):
+                report.leave_out(item.reason, line)
+            elif item.id in listings:
+                report.leave_out("duplicate id", line)
+            else:
+                listings[item.id] = item
+                report.add_listing(item, config.attributes)
+        if not listings:
+            raise CatalogueError(f"{config.table} holds no usable listing:\n{report}")
+        return cls(config, tuple(listings.values()), report, images)
+
+    def part(self, part: Part) -> list[Listing]:
+        """Return the listings of one part, in the table's order."""
+        return [listing for listing in self.listings if listing.part is part]
+
+    def image_bytes(self, name: str) -> bytes:
+        """Return the file behind `Listing.image`; safe in threads and forks. Raises `CatalogueError`."""
+        return self.images.read(name)
+
+
+def iter_listings(config: CatalogueConfig, images: Images, report: ReadReport) -> Iterator[Listing | BadRow]:
+    """Yield one item for each row, in order and in constant memory, counting them in `report`.
+
+    Rows that repeat an id are yielded as well: finding them takes memory for every id.
+    """
+    for line, item in _read_items(config, images, report):
+        if isinstance(item, BadRow):
+            report.leave_out(item.reason, line)
+        else:
+            report.add_listing(item, config.attributes)
+        yield item
+
+
+def _read_items(
+    config: CatalogueConfig, images: Images, report: ReadReport
+) -> Iterator[tuple[int, Listing | BadRow]]:
+    for row in _read_rows(config):
+        report.add_row(row.line, repaired=row.repaired)
+        yield row.line, _listing_of(row, config, images)
+
+
+def _listing_of(row: _Row, config: CatalogueConfig, images: Images) -> Listing | BadRow:
+    values = row.values
+    name = values.get(config.id, "")
+
+    def bad(reason: str) -> BadRow:
+        return BadRow(id=name, line=row.line, reason=reason)
+
+    if row.error:
+        return bad(row.error)
+    if not name:
+        return bad("empty id")
+    title = values[config.title] or None if config.title else None
+    image = None
+    if config.image and all(values[column] for column in template_columns(config.image)):
+        image = _fill(config.image, values)
+        if not _stays_inside(image):
+            return bad("image path leaves the folder")
+        if image not in images:
+            image = None
+    if title is None and image is None:
+        return bad("neither title nor image")
+    return Listing(
+        id=name,
+        title=title,
+        image=image,
+        labels={a: sys.intern(values[a]) for a in config.attributes if values[a]},
+        part=part_of(_split_key(values, config)),
+    )
+
+
+def _split_key(values: Mapping[str, str], config: CatalogueConfig) -> str:
+    group = [" ".join(values[column].casefold().split()) for column in config.group]
+    # As NULL in SQL: an absent value equals nothing, so such a row is a group of its own. The separator is
+    # white space to str.split, hence in no value.
+    return "\x1f".join(group) if group and all(group) else values[config.id]
+
+
+def _stays_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and "\0" not in name
+
+
+# --- tables ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One row as text: a stripped value (empty where missing) for each column wanted, or an error."""
+
+    line: int
+    values: Mapping[str, str]
+    repaired: bool = False
+    error: str | None = None
+
+
+def _read_rows(config: CatalogueConfig) -> Iterator[_Row]:
+    suffix = config.table.suffix.lower()
+    readers = {
+        ".csv": _csv_rows,
+        ".jsonl": _json_rows,
+        ".ndjson": _json_rows,
+        ".parquet": _parquet_rows,
+        ".pq": _parquet_rows,
+    }
+    if suffix not in readers:
+        raise ConfigError(f"{config.path}: 'table' must end in {', '.join(readers)}, not {suffix!r}")
+    try:
+        yield from readers[suffix](config)
+    except OSError as error:
+        raise CatalogueError(f"cannot read {config.table}: {error.strerror or error}") from error
+
+
+def _check_columns(config: CatalogueConfig, present: Iterable[str]) -> None:
+    present = list(present)
+    for column in config.columns:
+        if column not in present:
+            raise CatalogueError(
+                f"{config.table} has no column {column!r}, which {config.path.name} names; it has: "
+                + ", ".join(present)
+            )
+
+
+def _make_row(
+    line: int, record: Mapping[str, Any], columns: Sequence[str], *, repaired: bool = False
+) -> _Row:
+    values = {}
+    error = None
+    for column in columns:
+        try:
+            values[column] = _to_text(record.get(column))
+        except ValueError as problem:
+            values[column] = ""
+            error = error or f"column {column!r} {problem}"
+    return _Row(line, values, repaired, error)
+
+
+def _to_text(value: Any) -> str:
+    """Return a cell as stripped text, empty for a missing one; `ValueError` for a list and the like."""
+    match value:
+        case None:
+            return ""
+        case str():
+            text = value.strip()
+        case bool():
+            text = str(value).lower()
+        case int():
+            text = str(value)
+        case float():  # a column of ids or years with gaps comes as floats
+            if math.isnan(value):
+                return ""
+            text = str(int(value)) if value.is_integer() else str(value)
+        case _:
+            raise ValueError(f"holds a {type(value).__name__}")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError("is not valid UTF-8") from None
+    return text
+
+
+def _text_lines(path: Path) -> Iterator[str]:
+    # Bytes that are not UTF-8 become lone surrogates, which _to_text refuses: only that row is left out.
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        yield from file
+
+
+def _csv_rows(config: CatalogueConfig) -> Iterator[_Row]:
+    lines = _text_lines(config.table)
+    header = [name.strip() for name in _parse_csv([next(lines, "")])[0]]
+    if twice := [name for name, count in Counter(header).items() if count > 1]:
+        raise CatalogueError(f"{config.table} has two columns called {twice[0]!r}")
+    _check_columns(config, header)
+    for line, cells, repaired in _csv_records(lines, width=len(header)):
+        joined = cells
+        if len(cells) > len(header) and header[-1] == config.title:
+            # Titles with commas that nobody quoted, the last column of the row.
+            joined = [*cells[: len(header) - 1], ",".join(cells[len(header) - 1 :])]
+        row = _make_row(
+            line,
+            dict(zip(header, joined, strict=False)),
+            config.columns,
+            repaired=repaired or joined is not cells,
+        )
+        if len(joined) != len(header):
+            trouble = "too few fields" if len(joined) < len(header) else "too many fields"
+            row = replace(row, repaired=False, error=trouble)
+        yield row
+
+
+def _csv_records(lines: Iterator[str], *, width: int) -> Iterator[tuple[int, list[str], bool]]:
+    """Yield (first line's number, cells, repaired) of each record after the header line.
+
+    A quote that never closes would swallow the rest of the file: where the record that it makes has not
+    `width` cells or too many lines, the quote is taken literally.
+    """
+    pending: deque[str] = deque()
+    number = 1
+    while line := pending.popleft() if pending else next(lines, ""):
+        number += 1
+        record = [line]
+        cells, is_open = _parse_csv(record)
+        while is_open and len(record) < _MAX_RECORD_LINES:
+            following = pending.popleft() if pending else next(lines, "")
+            if not following:
+                break
+            record.append(following)
+            cells, is_open = _parse_csv(record)
+        stray = is_open or (len(record) > 1 and len(cells) != width)
+        if stray:
+            pending.extendleft(reversed(record[1:]))
+            del record[1:]
+            cells = line.rstrip("\r\n").split(",")
+        if any(cells):  # a blank line is no row
+            yield number, cells, stray
+        number += len(record) - 1
+
+
+def _parse_csv(record: list[str]) -> tuple[list[str], bool]:
+    """Return the cells of the record and whether a quote is still open at its end."""
+    try:
+        # The empty line is a row of its own unless a quote is open. Over several lines only faultless quoting
+        # counts: two stray quotes, lines apart, would else make one row of all between them.
+        rows = list(csv.reader([*record, ""], strict=len(record) > 1))
+    except csv.Error:
+        return [], True
+    return (rows[0] if rows else []), len(rows) < 2
+
+
+def _json_rows(config: CatalogueConfig) -> Iterator[_Row]:
+    records = _json_records(_text_lines(config.table))
+    sample = list(islice(records, _COLUMN_SAMPLE))
+    _check_columns(config, dict.fromkeys(key for _, record in sample if record for key in record))
+    for part in (sample, records):
+        for line, record in part:
+            if record is None:
+                yield _Row(line, {}, error="not a JSON object")
+            else:
+                yield _make_row(line, record, config.columns)
+
+
+def _json_records(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    for number, line in enumerate(lines, 1):
+        if line.isspace():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        yield number, record if isinstance(record, dict) else None
+
+
+def _parquet_rows(config: CatalogueConfig) -> Iterator[_Row]:
+    try:
+        import pyarrow  # noqa: PLC0415  # only Parquet needs it
+        import pyarrow.parquet  # noqa: PLC0415
+    except ImportError as error:
+        raise ConfigError("Parquet needs pyarrow: pip install 'cma-clip[train]'") from error
+    try:
+        with pyarrow.parquet.ParquetFile(config.table) as file:
+            _check_columns(config, file.schema_arrow.names)
+            number = 0
+            for batch in file.iter_batches(batch_size=4096, columns=list(config.columns)):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield _make_row(number, record, config.columns)
+    except pyarrow.ArrowException as error:
+        raise CatalogueError(f"{config.table} is not a readable Parquet file: {error}") from error
+
+
+# --- images ------------------------------------------------------------------------------------------------
+
+
+class Images(Protocol):
+    """The images of a catalogue by name; without an open file, so threads, forks and pickles are harmless."""
+
+    def __contains__(self, name: str) -> bool:
+        """Say whether there is such a picture."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes of a picture; raises `CatalogueError` where that fails."""
+        ...
+
+
+def open_images(config: CatalogueConfig) -> Images:
+    """Return the images `config` describes; raises `CatalogueError` unless they are a folder or a zip."""
+    if config.images is None:
+        return NoImages()
+    if config.images.is_dir():
+        return FolderImages(config.images)
+    if not config.images.is_file():
+        raise CatalogueError(f"{config.images}: no such folder or zip file ('images' of {config.path.name})")
+    return ZipImages.open(config.images)
+
+
+@dataclass(frozen=True)
+class NoImages:
+    """The images of a catalogue that is titles alone."""
+
+    def __contains__(self, name: str) -> bool:
+        return False
+
+    def read(self, name: str) -> bytes:
+        """Raise `CatalogueError`."""
+        raise CatalogueError(f"the catalogue has no images, so none called {name}")
+
+
+@dataclass(frozen=True)
+class FolderImages:
+    """Images in a folder."""
+
+    folder: Path
+
+    def __contains__(self, name: str) -> bool:
+        return os.path.isfile(os.path.join(self.folder, name))  # Path is 5 times slower
+
+    def read(self, name: str) -> bytes:
+        """Return the file's bytes."""
+        try:
+            return (self.folder / name).read_bytes()
+        except (OSError, ValueError) as error:
+            raise CatalogueError(f"cannot read image {name} of {self.folder}: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    offset: int
+    size: int
+    deflated: bool
+    crc: int
+
+
+@dataclass(frozen=True)
+class ZipImages:
+    """Images in a zip file, read in place.
+
+    `zipfile.ZipFile` shares one file position, which forked workers would move under each other's feet. So
+    only the directory is read with it, once; a read then opens the file, which costs microseconds.
+    """
+
+    path: Path
+    members: Mapping[str, _Member] = field(repr=False)
+
+    @classmethod
+    def open(cls, path: Path) -> ZipImages:
+        """Read the directory of the zip file at `path`."""
+        try:
+            with zipfile.ZipFile(path) as archive:
+                infos = [info for info in archive.infolist() if not info.is_dir()]
+        except (zipfile.BadZipFile, OSError) as error:
+            raise CatalogueError(f"{path} is not a readable zip file: {error}") from error
+        for info in infos:
+            if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise CatalogueError(f"{path}: {info.filename} is encrypted or not stored or deflated")
+        return cls(
+            path,
+            {
+                info.filename: _Member(
+                    info.header_offset,
+                    info.compress_size,
+                    info.compress_type == zipfile.ZIP_DEFLATED,
+                    info.CRC,
+                )
+                for info in infos
+            },
+        )
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.members
+
+    def read(self, name: str) -> bytes:
+        """Return the member's bytes, checked against its CRC."""
+        if name not in self.members:
+            raise CatalogueError(f"{self.path} holds no image {name}")
+        member = self.members[name]
+        try:
+            with self.path.open("rb") as file:
+                file.seek(member.offset)
+                # The data follow the local header's name and extra field; the directory's may differ in size.
+                name_size, extra_size = struct.unpack("<26xHH", file.read(30))
+                file.seek(name_size + extra_size, os.SEEK_CUR)
+                data = file.read(member.size)
+            if member.deflated:
+                data = zlib.decompress(data, wbits=-zlib.MAX_WBITS)
+        except (OSError, struct.error, zlib.error) as error:
+            raise CatalogueError(f"cannot read image {name} of {self.path}: {error}") from error
+        if zlib.crc32(data) != member.crc:
+            raise CatalogueError(f"image {name} of {self.path} is damaged: its checksum is wrong")
+        return data

@@ -46,18 +46,12 @@ def test_compose_limits_and_hardens_every_service(name: str) -> None:
 
 def test_compose_lets_a_drain_end_before_it_kills() -> None:
     replica = compose()["replica-a"]
-    assert (
-        int(replica["stop_grace_period"].rstrip("s"))
-        >= int(replica["environment"]["CMA_CLIP_DRAIN_SECONDS"]) + 5
-    )
+    assert int(replica["stop_grace_period"].rstrip("s")) >= int(replica["environment"]["CMA_CLIP_DRAIN_SECONDS"]) + 5
 
 
 def test_compose_gives_each_replica_its_own_gpu() -> None:
     services = compose("docker-compose.gpu.yml")
-    devices = [
-        services[name]["deploy"]["resources"]["reservations"]["devices"]
-        for name in ("replica-a", "replica-b")
-    ]
+    devices = [services[name]["deploy"]["resources"]["reservations"]["devices"] for name in ("replica-a", "replica-b")]
     assert [device["device_ids"] for (device,) in devices] == [["0"], ["1"]]
 
 

@@ -26,9 +26,7 @@ def test_rules_record_and_fire_as_they_should(name: str) -> None:
 def test_every_alert_is_unit_tested_and_explained() -> None:
     groups = yaml.safe_load((RULES / "alerts.yml").read_text())["groups"]
     alerts = {rule["alert"] for group in groups for rule in group["rules"]}
-    tests = "".join(
-        (ROOT / f"tests/deployment/rules/{name}.yml").read_text() for name in ("service", "answers")
-    )
+    tests = "".join((ROOT / f"tests/deployment/rules/{name}.yml").read_text() for name in ("service", "answers"))
     fired = set(re.findall(r"alertname: (\w+)\n\s+exp_alerts", tests))
     explained = set(re.findall(r"^### (\w+)$", (ROOT / "docs/operations.md").read_text(), re.MULTILINE))
     assert alerts == fired

@@ -92,9 +92,7 @@ def _measure(task: Task, test: HeldOut, answers: Answers, calibrated: AttributeC
         "accuracy_interval": list(clopper_pearson(int(correct.sum()), n)),
         "macro_f1": _figure(scores.macro_f1(predicted, labels)),
         "macro_f1_interval": _interval(lambda rows: scores.macro_f1(predicted[rows], labels[rows]), n),
-        "recall_at_precision": {
-            str(target): _recall(confidence, correct, target) for target in calibrated.thresholds
-        },
+        "recall_at_precision": {str(target): _recall(confidence, correct, target) for target in calibrated.thresholds},
         "accepted": {
             str(target): _accepted(scores.operating_point(confidence, correct, certificate.threshold))
             if certificate is not None and n > 0
@@ -175,9 +173,7 @@ def model_card_tables(metrics: Mapping[str, Any]) -> str:
     for situation, measured in metrics["situations"].items():
         lines += ["", f"### {HEADINGS[situation]}: {measured['listings']:,} listings", ""]
         lines += [_markdown(headings), _markdown(["---", *["---:"] * (len(headings) - 1)])]
-        lines += [
-            _markdown(_row(attribute, figures)) for attribute, figures in measured["attributes"].items()
-        ]
+        lines += [_markdown(_row(attribute, figures)) for attribute, figures in measured["attributes"].items()]
     return "\n".join(lines) + "\n"
 
 

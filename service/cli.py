@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from model.errors import ConfigError, ModelError
+from service import model_commands
 from service.settings import PREFIX, Settings, load_settings
 
 app = typer.Typer(
@@ -24,6 +25,15 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+for _command in (
+    model_commands.pretrain,
+    model_commands.train,
+    model_commands.calibrate,
+    model_commands.evaluate,
+    model_commands.label,
+):
+    app.command()(_command)
 
 
 def main() -> None:

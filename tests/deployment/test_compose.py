@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
-from service.settings import Settings
 
+from service.settings import Settings
 from tests.deployment.tools import run
 
 SET_BY_THE_IMAGE = {"CMA_CLIP_HOST", "CMA_CLIP_PORT", "CMA_CLIP_CHECKPOINT"}

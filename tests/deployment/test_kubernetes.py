@@ -9,9 +9,9 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from service.settings import Settings
 
 from deploy.prometheus.kubernetes import manifest
+from service.settings import Settings
 from tests.deployment.tools import ROOT, run
 
 OVERLAYS = ("cpu", "gpu")

@@ -123,7 +123,7 @@ class BufferedRequest(Request):
 
 def _parse(body: bytes) -> Any:
     if body.count(b",") + body.count(b"[") + body.count(b"{") > MAX_JSON_ELEMENTS:
-        raise InvalidRequest(f"the body has more than {MAX_JSON_ELEMENTS} JSON elements")
+        raise PayloadTooLarge(f"the body has more than {MAX_JSON_ELEMENTS} JSON elements")
     return json.loads(body)
 
 

@@ -80,8 +80,8 @@ class FakePrediction:
     def _explanation(self) -> Explanation:
         words = self.listing.title.split() if self.listing.title else None
         return Explanation(
-            image=self.listing.pixel and ImageExplanation(2, 2, [[0.25, 0.25], [0.25, 0.25]]),
-            text=words and tuple(TokenWeight(word, 1 / len(words)) for word in words),
+            image=None if self.listing.pixel is None else ImageExplanation(2, 2, [[0.25, 0.25], [0.25, 0.25]]),
+            text=None if words is None else tuple(TokenWeight(word, 1 / len(words)) for word in words),
         )
 
 

@@ -89,7 +89,7 @@ def loopback_is_public(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def gate(**options: Any) -> Gate:
-    here = dict.fromkeys(("images_test", "bad_test", "slow_test"), ["127.0.0.1"])
+    here = {name: ["127.0.0.1"] for name in ("images_test", "bad_test", "slow_test")}
     names = table(**here, inner_test=["127.0.0.2"], two_test=["127.0.0.9", "127.0.0.1"])
     return Gate(resolve=names, **options)
 
@@ -467,7 +467,13 @@ async def test_a_cancelled_wait_for_a_host_gives_its_slot_back() -> None:
 
 @pytest.mark.usefixtures("loopback_is_public")
 async def test_a_flood_of_bad_hosts_leaves_the_pool_usable() -> None:
-    async with host(half) as bad, host(trickle) as slow, host(says(answer(IMAGE))) as good, fetching() as fetcher:
+    limits = FetchLimits(max_bytes=5000, seconds=4.0)
+    async with (
+        host(half) as bad,
+        host(trickle) as slow,
+        host(says(answer(IMAGE))) as good,
+        fetching(limits) as fetcher,
+    ):
         urls = [bad.url(name="bad.test"), slow.url(name="slow.test"), good.url()] * 20
         found = await asyncio.gather(*(fetcher.fetch(url) for url in urls), return_exceptions=True)
         assert {type(outcome) for outcome in found[0::3] + found[1::3]} == {ImageFetchFailed}

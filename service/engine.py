@@ -107,8 +107,10 @@ class Engine:
         try:
             predictor, costs = await asyncio.to_thread(self._load_and_warm_up)
         except Exception as error:
-            expected = isinstance(error, ModelError)
-            log.error("cannot start: %s", error, exc_info=None if expected else error)
+            if isinstance(error, ModelError):
+                log.error("cannot start: %s", error)
+            else:
+                log.exception("cannot start")
             self.failure = error
             return
         batcher = MicroBatcher[Prepared, Any, Prediction](

@@ -150,9 +150,7 @@ def certify(
     return certificates
 
 
-def _counts_on_grid(
-    confidence: NDArray[np.floating[Any]], correct: NDArray[np.bool_]
-) -> tuple[list[int], list[int]]:
+def _counts_on_grid(confidence: NDArray[np.floating[Any]], correct: NDArray[np.bool_]) -> tuple[list[int], list[int]]:
     """Return how many listings each threshold of the grid accepts, and how many of those are correct."""
     order = np.argsort(-confidence)
     right_of_first = np.concatenate([[0], np.cumsum(correct[order])])
@@ -160,9 +158,7 @@ def _counts_on_grid(
     return accepted.tolist(), right_of_first[accepted].tolist()
 
 
-def _smallest_certified(
-    accepted: Sequence[int], right: Sequence[int], target: float, alpha: float
-) -> int | None:
+def _smallest_certified(accepted: Sequence[int], right: Sequence[int], target: float, alpha: float) -> int | None:
     """Run the fallback procedure down the grid; return the last position certified."""
     certified, budget = None, 0.0
     for position, (n, k) in enumerate(zip(accepted, right, strict=True)):
@@ -244,9 +240,7 @@ class Calibration:
                 {
                     situation: {
                         attribute: _attribute(value, targets, f"situations.{situation}.{attribute}")
-                        for attribute, value in _mapping(
-                            situations.get(situation), f"situations.{situation}"
-                        ).items()
+                        for attribute, value in _mapping(situations.get(situation), f"situations.{situation}").items()
                     }
                     for situation in Situation
                 }
@@ -259,12 +253,8 @@ def _attribute(value: object, targets: tuple[float, ...], where: str) -> Attribu
     thresholds = _mapping(fields.get("thresholds"), f"{where}.thresholds")
     if set(thresholds) != {str(target) for target in targets}:
         raise _wrong(f"{where}.thresholds", f"must be for {', '.join(map(str, targets))}, each once")
-    certificates = {
-        target: _certificate(thresholds[str(target)], f"{where}.thresholds.{target}") for target in targets
-    }
-    floors = [
-        math.inf if certificate is None else certificate.threshold for certificate in certificates.values()
-    ]
+    certificates = {target: _certificate(thresholds[str(target)], f"{where}.thresholds.{target}") for target in targets}
+    floors = [math.inf if certificate is None else certificate.threshold for certificate in certificates.values()]
     if floors != sorted(floors):
         raise _wrong(f"{where}.thresholds", "must grow with the target precision")
     temperature = _number(fields.get("temperature"), f"{where}.temperature", 0, math.inf)

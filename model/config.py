@@ -155,7 +155,7 @@ class PretrainConfig:
 
 def small_training() -> TrainConfig:
     """What trains `weights/fashion`: a small backbone after a short contrastive pre-training of our own."""
-    return TrainConfig(optimiser=OptimiserConfig(epochs=12, batch_size=128, learning_rate=1.5e-3, backbone_rate=0.7))
+    return TrainConfig(optimiser=OptimiserConfig(epochs=6, batch_size=128, learning_rate=1.5e-3, backbone_rate=0.7))
 
 
 def clip_training() -> TrainConfig:

@@ -219,6 +219,7 @@ class Validation:
 
     @torch.inference_mode()
     def __call__(self, network: nn.Module) -> dict[str, float]:
+        assert isinstance(network, CMAClip)
         predicted: dict[str, list[NDArray[np.int64]]] = {"both": [], "image": [], "title": []}
         present: dict[str, list[NDArray[np.bool_]]] = {"both": [], "image": [], "title": []}
         labels = []

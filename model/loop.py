@@ -69,7 +69,7 @@ class Loop:
         # Convolutions are about twice as fast with the channels last.
         self.network.to(self.device).to(memory_format=torch.channels_last)
         average = get_ema_multi_avg_fn(self.ema_decay)  # type: ignore[no-untyped-call]
-        self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(self.ema_decay), use_buffers=True)
+        self.average = AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
         self.adamw = torch.optim.AdamW(parameter_groups(self.network, self.optimiser), fused=True)
         self._resume()
         self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,7 +65,7 @@ def train(
     training = {
         "catalogue": catalogue.config.table.name,
         "listings": len(listings),
-        "initial": Path(initial).name if initial else None,
+        "initial": _provenance(initial),
         "config": to_json(config),
     }
 
@@ -158,6 +159,14 @@ def _pretrained(model: ModelConfig, weights: str) -> Backbone:
     if expected != model.preprocess.image_size:
         raise ConfigError(f"{model.backbone_name} pretrained needs image size {expected}")
     return backbone
+
+
+def _provenance(initial: str | None) -> Any:
+    """Say where a start came from: a checkpoint of ours with its own training, or the name of what was given."""
+    if not initial or not Path(initial).is_dir():
+        return Path(initial).name if initial else None
+    checkpoint = load_checkpoint(Path(initial))
+    return {"name": checkpoint.name, "version": checkpoint.version, "training": checkpoint.training}
 
 
 def _size(value: int | Sequence[int]) -> tuple[int, int]:

@@ -227,7 +227,6 @@ class Engine:
         return prepared
 
     async def infer(self, prepared: Prepared, call: Call) -> Prediction:
-        call.ticket.add_bytes(prepared.nbytes)
         answer = await self.batcher.submit(prepared, deadline=call.deadline.at)
         self.stage("queue", answer.queue_seconds, call)
         self.stage("inference", answer.inference_seconds, call)

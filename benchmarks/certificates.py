@@ -23,7 +23,7 @@ from rich.progress import track
 from rich.table import Table
 
 from model.calibrate import TARGET_PRECISIONS
-from model.calibration import certify
+from model.certificates import certify
 from model.errors import ModelError
 from model.heldout import Answers, ScoresBySituation, load_scores
 from model.scores import operating_point, oracle_point
@@ -87,7 +87,9 @@ def _outcomes(
     naive: dict[float, list[float | None]] = {target: [] for target in TARGET_PRECISIONS}
     sides = [_calibration_side(answers.group, generator) for _ in range(splits)]
     for side in sides:
-        certificates = certify(confidence[side], correct[side], TARGET_PRECISIONS, DELTA)
+        certificates = certify(
+            confidence[side], correct[side], TARGET_PRECISIONS, DELTA, group=answers.group[side]
+        )
         for target, certificate in certificates.items():
             certified[target].append(None if certificate is None else certificate.threshold)
             point = oracle_point(confidence[side], correct[side], target)

@@ -48,8 +48,7 @@ def calibrate(
         validation = collect(predictor, catalogue, Part.VALIDATION, situation, console=console)
         calibration = collect(predictor, catalogue, Part.CALIBRATION, situation, console=console)
         situations[situation] = {
-            task.name: _calibrate_attribute(task, validation, calibration, targets, delta)
-            for task in predictor.tasks
+            task.name: _calibrate_attribute(task, validation, calibration, targets, delta) for task in predictor.tasks
         }
     return Calibration(
         version=predictor.info.version,

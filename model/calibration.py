@@ -141,9 +141,7 @@ class Calibration:
                 {
                     situation: {
                         attribute: _attribute(value, targets, f"situations.{situation}.{attribute}")
-                        for attribute, value in _mapping(
-                            situations.get(situation), f"situations.{situation}"
-                        ).items()
+                        for attribute, value in _mapping(situations.get(situation), f"situations.{situation}").items()
                     }
                     for situation in Situation
                 }
@@ -156,12 +154,8 @@ def _attribute(value: object, targets: tuple[float, ...], where: str) -> Attribu
     thresholds = _mapping(fields.get("thresholds"), f"{where}.thresholds")
     if set(thresholds) != {str(target) for target in targets}:
         raise _wrong(f"{where}.thresholds", f"must be for {', '.join(map(str, targets))}, each once")
-    certificates = {
-        target: _certificate(thresholds[str(target)], f"{where}.thresholds.{target}") for target in targets
-    }
-    floors = [
-        math.inf if certificate is None else certificate.threshold for certificate in certificates.values()
-    ]
+    certificates = {target: _certificate(thresholds[str(target)], f"{where}.thresholds.{target}") for target in targets}
+    floors = [math.inf if certificate is None else certificate.threshold for certificate in certificates.values()]
     if floors != sorted(floors):
         raise _wrong(f"{where}.thresholds", "must grow with the target precision")
     temperature = _number(fields.get("temperature"), f"{where}.temperature", 0, math.inf)

@@ -1,10 +1,10 @@
 """The errors of `model/`: every mistake a user can make raises one of these, with one clear line as its message.
 
-    ModelError
-    ├── ConfigError        a setting, a flag, a TOML file or a config.json is wrong
-    ├── CatalogueError     a catalogue's table or images cannot be used
-    ├── CheckpointError    a checkpoint folder is incomplete, damaged or put together from different trainings
-    └── TrainingError      training cannot go on (a non-finite loss, …)
+ModelError
+├── ConfigError        a setting, a flag, a TOML file or a config.json is wrong
+├── CatalogueError     a catalogue's table or images cannot be used
+├── CheckpointError    a checkpoint folder is incomplete, damaged or put together from different trainings
+└── TrainingError      training cannot go on (a non-finite loss, …)
 """
 
 from __future__ import annotations

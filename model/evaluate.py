@@ -185,9 +185,7 @@ def model_card_tables(metrics: Mapping[str, Any]) -> str:
     for situation, measured in metrics["situations"].items():
         lines += ["", f"### {HEADINGS[situation]}: {measured['listings']:,} listings", ""]
         lines += [_markdown(headings), _markdown(["---", *["---:"] * (len(headings) - 1)])]
-        lines += [
-            _markdown(_row(attribute, figures)) for attribute, figures in measured["attributes"].items()
-        ]
+        lines += [_markdown(_row(attribute, figures)) for attribute, figures in measured["attributes"].items()]
     return "\n".join(lines) + "\n"
 
 

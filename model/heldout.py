@@ -92,9 +92,7 @@ class HeldOut:
 
     def labels(self, task: Task) -> NDArray[np.int64]:
         """Return the true class indices [n], as `Task.encode` gives them."""
-        return np.array(
-            [task.encode(listing.labels.get(task.name)) for listing in self.listings], dtype=np.int64
-        )
+        return np.array([task.encode(listing.labels.get(task.name)) for listing in self.listings], dtype=np.int64)
 
     def logits_of(self, task: Task) -> NDArray[np.float32]:
         """Return the logits [n, C_t] of one attribute."""
@@ -141,9 +139,7 @@ def collect(
     with ThreadPoolExecutor() as pool, _progress(console) as progress:
         bar = progress.add_task(f"{part}, {situation.replace('_', ' ')}", total=len(listings))
         for batch, prepared in _one_batch_ahead(pool, prepare, listings, batch_size):
-            readable = [
-                (listing, item) for listing, item in zip(batch, prepared, strict=True) if item is not None
-            ]
+            readable = [(listing, item) for listing, item in zip(batch, prepared, strict=True) if item is not None]
             if readable:
                 answered += [listing for listing, _ in readable]
                 outputs.append(predictor.logits(predictor.collate([item for _, item in readable])))
@@ -168,9 +164,7 @@ def _takes_part(listing: Listing, situation: Situation) -> bool:
     )
 
 
-def _prepare(
-    predictor: LogitPredictor, catalogue: Catalogue, listing: Listing, situation: Situation
-) -> Any | None:
+def _prepare(predictor: LogitPredictor, catalogue: Catalogue, listing: Listing, situation: Situation) -> Any | None:
     """Return the listing ready to be batched, or None when its image cannot be read."""
     title = None if situation is Situation.IMAGE else listing.title
     if situation is Situation.TITLE or listing.image is None:

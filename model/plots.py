@@ -55,9 +55,7 @@ def _small_multiples(
     figure.supylabel(y_label, fontsize=10)
     for panel in free:
         panel.axis("off")
-    handles = {
-        label: handle for p in used for handle, label in zip(*p.get_legend_handles_labels(), strict=True)
-    }
+    handles = {label: handle for p in used for handle, label in zip(*p.get_legend_handles_labels(), strict=True)}
     free[0].legend(handles.values(), handles.keys(), loc="center", frameon=False, fontsize=9)
     return figure
 
@@ -80,9 +78,7 @@ def _coverage_against_precision(panel: Axes, evaluation: Evaluation, attribute: 
             )
     for marker, target in zip(MARKERS, evaluation.calibration.target_precisions, strict=False):
         panel.axhline(target, color="#999999", linewidth=0.8, linestyle=":")
-        panel.plot(
-            [], [], marker, color="#555555", label=f"certified at {100 * target:g} %"
-        )  # for the legend
+        panel.plot([], [], marker, color="#555555", label=f"certified at {100 * target:g} %")  # for the legend
         _mark_certified(panel, evaluation, attribute, target, marker)
     panel.set_xlim(0, 1.03)
     panel.set_ylim(max(0.0, lowest - 0.03), 1.005)
@@ -97,9 +93,7 @@ def _mark_certified(panel: Axes, evaluation: Evaluation, attribute: str, target:
         point = scores.operating_point(answers.confidence, answers.correct, certificate.threshold)
         if point.precision is not None:
             colour = COLOURS[situation]
-            panel.plot(
-                point.coverage, point.precision, marker, color=colour, markeredgecolor="white", zorder=3
-            )
+            panel.plot(point.coverage, point.precision, marker, color=colour, markeredgecolor="white", zorder=3)
 
 
 def _reliability(panel: Axes, evaluation: Evaluation, attribute: str) -> None:

@@ -17,9 +17,7 @@ from model.readings import Situation
 from model.tasks import OUT_OF_VOCABULARY, UNLABELLED
 
 TARGETS = (0.9, 0.95, 0.99)
-LOGITS = hnp.arrays(
-    np.float32, st.tuples(st.integers(1, 5), st.integers(2, 6)), elements=st.floats(-50, 50, width=32)
-)
+LOGITS = hnp.arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(2, 6)), elements=st.floats(-50, 50, width=32))
 
 
 # --- temperature -------------------------------------------------------------------------------------------

@@ -55,9 +55,7 @@ def test_recall_at_precision_equals_brute_force(rows: list[tuple[float, bool]], 
 
 
 @given(ROWS, TARGETS)
-def test_the_oracle_point_is_what_its_threshold_measures(
-    rows: list[tuple[float, bool]], target: float
-) -> None:
+def test_the_oracle_point_is_what_its_threshold_measures(rows: list[tuple[float, bool]], target: float) -> None:
     confidence, correct = columns(rows)
     point = scores.oracle_point(confidence, correct, target)
     if point is None:

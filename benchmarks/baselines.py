@@ -1,0 +1,354 @@
+"""What the network has to beat: a bag of words on the title, and a plain convnet on the image.
+
+    python -m benchmarks.baselines title --out title.json
+    python -m benchmarks.baselines image --out image.json
+
+Both train on the train part of a catalogue and are scored on its test part. They know every label that
+occurs in the train part, however rare; a test label that doesn't is an error. A listing without the title or
+image that a baseline reads gets the most frequent label of the train part.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
+
+from model.catalogue import Catalogue, Listing, Part
+from model.errors import ModelError
+from model.preprocess import decode_image
+from model.tasks import UNLABELLED, Task, build_tasks
+
+Labels = NDArray[np.int64]
+
+console = Console()
+app = typer.Typer(add_completion=False, help=__doc__, no_args_is_help=True)
+
+
+# --- scoring -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """How one attribute was read: `accuracy` over the `rows` of the test part that have a label."""
+
+    accuracy: float
+    rows: int
+    labels: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One baseline's scores, as they are written to JSON."""
+
+    baseline: str
+    data: str
+    train_listings: int
+    test_listings: int
+    test_without_input: int
+    seconds: float
+    attributes: dict[str, Score]
+
+
+def encode(listings: Sequence[Listing], tasks: Sequence[Task]) -> Labels:
+    """Return class indices `[n, T]`, `UNLABELLED` and `OUT_OF_VOCABULARY` included."""
+    return np.array(
+        [[task.encode(listing.labels.get(task.name)) for task in tasks] for listing in listings],
+        dtype=np.int64,
+    ).reshape(len(listings), len(tasks))
+
+
+def majority(labels: Labels) -> Labels:
+    """Return the most frequent class index of each attribute, `[T]`, of labels `[n, T]`."""
+    return np.array([np.bincount(column[column >= 0]).argmax() for column in labels.T], dtype=np.int64)
+
+
+def score(predicted: Labels, labels: Labels, tasks: Sequence[Task]) -> dict[str, Score]:
+    """Score predictions `[n, T]` against labels `[n, T]`; a label out of the vocabulary is never met."""
+    scores = {}
+    for task, guesses, truth in zip(tasks, predicted.T, labels.T, strict=True):
+        labelled = truth != UNLABELLED
+        right = (guesses == truth)[labelled]
+        scores[task.name] = Score(
+            accuracy=float(right.mean()) if right.size else 0.0, rows=right.size, labels=len(task.labels)
+        )
+    return scores
+
+
+Reader = Callable[
+    [Catalogue, Sequence[Listing], Labels, Sequence[Listing], Sequence[Task]],
+    tuple[Labels, NDArray[np.bool_]],
+]
+
+
+def measure(baseline: str, catalogue: Catalogue, read: Reader) -> Result:
+    """Let `read` learn from the train part and predict the test part; score it."""
+    began = time.perf_counter()
+    train, test = catalogue.part(Part.TRAIN), catalogue.part(Part.TEST)
+    # Every label that occurs twice or once is known: the baseline gets no easier test than the network.
+    tasks, _ = build_tasks([x.labels for x in train], catalogue.config.attributes, min_label_count=1)
+    labels = encode(train, tasks)
+    predicted, has_input = read(catalogue, train, labels, test, tasks)
+    predicted = np.where(has_input[:, None], predicted, majority(labels))
+    return Result(
+        baseline=baseline,
+        data=catalogue.report.table,
+        train_listings=len(train),
+        test_listings=len(test),
+        test_without_input=int((~has_input).sum()),
+        seconds=round(time.perf_counter() - began, 1),
+        attributes=score(predicted, encode(test, tasks), tasks),
+    )
+
+
+def show(result: Result) -> None:
+    """Print a result as a table."""
+    table = Table(title=f"{result.baseline} baseline, {result.test_listings:,} test listings of {result.data}")
+    for column in ("attribute", "labels", "rows", "accuracy %"):
+        table.add_column(column, justify="left" if column == "attribute" else "right")
+    for attribute, s in result.attributes.items():
+        table.add_row(attribute, f"{s.labels}", f"{s.rows:,}", f"{100 * s.accuracy:.1f}")
+    console.print(table)
+
+
+def progress() -> Progress:
+    """Return a progress bar that shows steps and the time left."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+# --- the title ---------------------------------------------------------------------------------------------
+
+
+def read_titles(
+    catalogue: Catalogue,
+    train: Sequence[Listing],
+    labels: Labels,
+    test: Sequence[Listing],
+    tasks: Sequence[Task],
+) -> tuple[Labels, NDArray[np.bool_]]:
+    """Predict by logistic regression, one per attribute, on TF-IDF weighted words and pairs of words.
+
+    Returns class indices `[n, T]` and which of the n test listings have a title.
+    """
+    has_title = np.array([x.title is not None for x in train], dtype=bool)
+    # Words of one letter or digit count ("V neck", "3 piece"). On the validation part character n-grams
+    # besides (2 to 5, in words) add 0.0 to 0.4 points and take ten times as long, and no C from 3 to 100 is
+    # better than 10.
+    one_letter_too = r"(?u)\b\w+\b"
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=one_letter_too)
+    features = words.fit_transform([x.title or "" for x in train])
+    questions = words.transform([x.title or "" for x in test])
+    predicted = np.empty((len(test), len(tasks)), dtype=np.int64)
+    with progress() as bar:
+        step = bar.add_task("title", total=len(tasks))
+        for column, task in enumerate(tasks):
+            bar.update(step, description=f"title: {task.name}")
+            rows = has_title & (labels[:, column] != UNLABELLED)
+            model = LogisticRegression(C=10.0, max_iter=500)
+            model.fit(features[rows], labels[rows, column])
+            predicted[:, column] = model.predict(questions)
+            bar.advance(step)
+    return predicted, np.array([x.title is not None for x in test], dtype=bool)
+
+
+# --- the image ---------------------------------------------------------------------------------------------
+# B images, S pixels a side, C channels, K labels of all attributes together.
+
+SIDE = 64
+WIDTHS = (48, 96, 192, 320)
+STRIDES = (2, 1, 2, 2)  # 3 x 3 convolutions at 32 pixels would take half of the time
+SHIFT = 4  # pixels that a random crop moves by
+
+
+class ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions beside a shortcut: `[B, C, S, S]` -> `[B, width, S / stride, S / stride]`."""
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, width, 3, stride, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+        )
+        self.shortcut = nn.Sequential(nn.Conv2d(channels, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.body(x) + self.shortcut(x))
+
+
+def convnet(outputs: int) -> nn.Sequential:
+    """Return the plain residual convnet: pixels `[B, 3, S, S]` in -1…1 -> logits `[B, outputs]`."""
+    stem = 32
+    layers: list[nn.Module] = [
+        nn.Conv2d(3, stem, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(stem),
+        nn.ReLU(inplace=True),
+    ]
+    for channels, width, stride in zip((stem, *WIDTHS), WIDTHS, STRIDES, strict=False):
+        layers.append(ResidualBlock(channels, width, stride))
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTHS[-1], outputs)]
+    return nn.Sequential(*layers, *head).to(memory_format=torch.channels_last)
+
+
+def load_pixels(catalogue: Catalogue, listings: Sequence[Listing], name: str) -> tuple[Tensor, NDArray[np.bool_]]:
+    """Decode every image once: uint8 `[n, S, S, 3]`, and which listings have an image that can be decoded."""
+    pixels = np.zeros((len(listings), SIDE, SIDE, 3), dtype=np.uint8)
+    decoded = np.zeros(len(listings), dtype=bool)
+
+    def load(row: int) -> None:
+        if image := listings[row].image:
+            try:
+                picture = decode_image(catalogue.image_bytes(image))
+            except ModelError as error:
+                console.print(f"{image}: {error}")
+                return
+            pixels[row] = np.asarray(picture.resize((SIDE, SIDE)))
+            decoded[row] = True
+
+    with ThreadPoolExecutor(2) as threads, progress() as bar:
+        rows = threads.map(load, range(len(listings)))
+        for _ in bar.track(rows, total=len(listings), description=f"decoding {name}"):
+            pass
+    return torch.from_numpy(pixels), decoded
+
+
+def to_input(pixels: Tensor) -> Tensor:
+    """Return pixels `[B, S, S, 3]` uint8 as `[B, 3, S, S]` in -1…1, in memory still channels last."""
+    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def crop_and_flip(pixels: Tensor, random: torch.Generator) -> Tensor:
+    """Shift each of `[B, S, S, 3]` by up to `SHIFT` pixels, its edge repeated, and mirror every other one."""
+    b, s = pixels.shape[:2]
+    along = torch.arange(s)
+    top, left = torch.randint(-SHIFT, SHIFT + 1, (2, b, 1), generator=random)
+    mirrored = torch.randint(2, (b, 1), generator=random).bool()
+    rows = (top + along).clamp(0, s - 1)
+    columns = (left + torch.where(mirrored, along.flip(0), along)).clamp(0, s - 1)
+    return pixels[torch.arange(b)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def multi_task_loss(logits: Tensor, labels: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Sum over attributes of the cross-entropy on labelled rows: logits `[B, K]`, labels `[B, T]`."""
+    losses = []
+    for column, part in enumerate(torch.split(logits, list(sizes), dim=1)):
+        labelled = (labels[:, column] != UNLABELLED).sum().clamp(min=1)
+        total = F.cross_entropy(part, labels[:, column], ignore_index=UNLABELLED, reduction="sum")
+        losses.append(total / labelled)
+    return torch.stack(losses).sum()
+
+
+def train_convnet(pixels: Tensor, labels: Tensor, sizes: Sequence[int], *, epochs: int, batch_size: int) -> nn.Module:
+    """Train from scratch on pixels `[n, S, S, 3]` and labels `[n, T]`: AdamW, one cycle."""
+    torch.manual_seed(0)
+    random = torch.Generator().manual_seed(0)
+    model = convnet(sum(sizes))
+    steps = -(-len(pixels) // batch_size)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=3e-3, total_steps=epochs * steps)
+    with progress() as bar:
+        for epoch in range(epochs):
+            step = bar.add_task("", total=steps)
+            total = 0.0
+            order = torch.randperm(len(pixels), generator=random)
+            for done, rows in enumerate(torch.split(order, batch_size), 1):
+                logits = model(to_input(crop_and_flip(pixels[rows], random)))
+                loss = multi_task_loss(logits, labels[rows], sizes)
+                optimiser.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimiser.step()
+                schedule.step()
+                total += loss.item()
+                bar.update(step, advance=1, description=f"epoch {epoch + 1}/{epochs}, loss {total / done:.3f}")
+    return model.eval()
+
+
+def read_images(*, epochs: int, batch_size: int) -> Reader:
+    """Return a reader that predicts by a plain residual convnet, trained from scratch."""
+
+    def read(
+        catalogue: Catalogue,
+        train: Sequence[Listing],
+        labels: Labels,
+        test: Sequence[Listing],
+        tasks: Sequence[Task],
+    ) -> tuple[Labels, NDArray[np.bool_]]:
+        pixels, decoded = load_pixels(catalogue, train, "the train part")
+        questions, has_image = load_pixels(catalogue, test, "the test part")
+        sizes = [len(task.labels) for task in tasks]
+        known = torch.from_numpy(decoded)
+        model = train_convnet(
+            pixels[known], torch.from_numpy(labels)[known], sizes, epochs=epochs, batch_size=batch_size
+        )
+        with torch.inference_mode():
+            logits = torch.cat([model(to_input(batch)) for batch in torch.split(questions, 256)])
+        predicted = torch.stack([part.argmax(1) for part in torch.split(logits, sizes, dim=1)], dim=1)
+        return predicted.numpy(), has_image
+
+    return read
+
+
+# --- commands ----------------------------------------------------------------------------------------------
+
+CataloguePath = Annotated[Path, typer.Option("--catalogue", help="The TOML file that describes the catalogue.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Write the scores as JSON to this file.")]
+FASHION = Path(__file__).with_name("fashion.toml")
+
+
+def run(baseline: str, toml: Path, read: Reader, out: Path | None) -> None:
+    """Open the catalogue, measure, print, and write the JSON."""
+    try:
+        catalogue = Catalogue.open(toml)
+        console.print(str(catalogue.report), highlight=False)
+        result = measure(baseline, catalogue, read)
+    except ModelError as error:
+        console.print(f"error: {error}", style="red", highlight=False)
+        raise typer.Exit(2) from None
+    show(result)
+    if out:
+        out.write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
+
+
+@app.command()
+def title(catalogue: CataloguePath = FASHION, out: Out = None) -> None:
+    """TF-IDF and logistic regression on the title."""
+    run("title", catalogue, read_titles, out)
+
+
+@app.command()
+def image(
+    catalogue: CataloguePath = FASHION,
+    out: Out = None,
+    epochs: Annotated[int, typer.Option(min=1)] = 6,
+    batch_size: Annotated[int, typer.Option(min=2)] = 128,
+) -> None:
+    """A plain residual convnet on the image, from scratch."""
+    run("image", catalogue, read_images(epochs=epochs, batch_size=batch_size), out)
+
+
+if __name__ == "__main__":
+    app()

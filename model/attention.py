@@ -1,0 +1,123 @@
+"""The two attentions of CMA-CLIP (arXiv:2112.03562, section 3): sequence-wise and modality-wise.
+
+May import torch alone.
+
+Shapes: B listings, S tokens (L of the title, then 1+N of the image), D fusion width, H heads,
+T attributes, M = 2 modalities in the order image, text.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class EncoderBlock(nn.Module):
+    """A pre-norm Transformer encoder block over masked sequences."""
+
+    def __init__(self, width: int, *, heads: int, mlp_ratio: float, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        hidden = int(width * mlp_ratio)
+        self.norm_attention = nn.LayerNorm(width)
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.output = nn.Linear(width, width)
+        self.norm_mlp = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+        # On the residual branches only: dropout inside attention is costly on CPUs.
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor, *, with_weights: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Map tokens `x`, `[B, S, D]`, attending where `mask`, `[B, S]` bool, is True.
+
+        Returns the new tokens and, if asked for, the attention `[B, S, S]` (query, key), averaged over the heads.
+        """
+        attended, weights = self._attend(self.norm_attention(x), mask, with_weights=with_weights)
+        x = x + self.dropout(self.output(attended))
+        return x + self.dropout(self.mlp(self.norm_mlp(x))), weights
+
+    def _attend(self, x: Tensor, mask: Tensor, *, with_weights: bool) -> tuple[Tensor, Tensor | None]:
+        batch, length, width = x.shape
+        split = self.query_key_value(x).view(batch, length, 3, self.heads, width // self.heads)
+        query, key, value = split.permute(2, 0, 3, 1, 4)  # [B, S, 3, H, D/H] -> 3 x [B, H, S, D/H]
+        key_mask = mask[:, None, None, :]  # [B, 1, 1, S]
+        weights = None
+        if with_weights:
+            scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
+            attention = scores.masked_fill(~key_mask, float("-inf")).softmax(dim=-1)  # [B, H, S, S]
+            attended, weights = attention @ value, attention.mean(dim=1)
+        else:
+            attended = F.scaled_dot_product_attention(query, key, value, attn_mask=key_mask)
+        return attended.transpose(1, 2).reshape(batch, length, width), weights  # [B, H, S, D/H] -> [B, S, D]
+
+
+class SequenceAttention(nn.Module):
+    """Cross-modal self-attention over title tokens and image patches together (section 3.2).
+
+    Each tower is normalised and projected to D and given a learned modality embedding; the concatenation
+    passes `depth` encoder blocks. With depth 0 the projected pooled tokens come out as they are: the ablation
+    "without sequence-wise attention".
+    """
+
+    def __init__(
+        self, *, image_width: int, text_width: int, width: int, depth: int, heads: int, mlp_ratio: float, dropout: float
+    ) -> None:
+        super().__init__()
+        self.project_image = nn.Sequential(nn.LayerNorm(image_width), nn.Linear(image_width, width))
+        self.project_text = nn.Sequential(nn.LayerNorm(text_width), nn.Linear(text_width, width))
+        self.modality = nn.Parameter(0.02 * torch.randn(2, width))
+        self.blocks = nn.ModuleList(
+            EncoderBlock(width, heads=heads, mlp_ratio=mlp_ratio, dropout=dropout) for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def project(self, image: Tensor | None, text: Tensor | None) -> Tensor:
+        """Project tower outputs (`[B, 1+N, d_img]`, `[B, L, d_txt]`, not both None) to `[B, S, D]`, text first."""
+        parts = []
+        if text is not None:
+            parts.append(self.project_text(text) + self.modality[1])
+        if image is not None:
+            parts.append(self.project_image(image) + self.modality[0])
+        return torch.cat(parts, dim=1)
+
+    def forward(self, x: Tensor, mask: Tensor, *, with_weights: bool = False) -> tuple[Tensor, list[Tensor]]:
+        """Encode projected tokens `[B, S, D]` under `mask` `[B, S]`.
+
+        Returns `[B, S, D]` and, if asked for, each block's attention `[B, S, S]`, first block first.
+        """
+        # What stands at a masked place must not matter, not even as 0 x NaN.
+        x = torch.where(mask[:, :, None], x, 0.0)
+        attentions = []
+        for block in self.blocks:
+            x, weights = block(x, mask, with_weights=with_weights)
+            if weights is not None:
+                attentions.append(weights)
+        return self.norm(x), attentions
+
+
+class ModalityAttention(nn.Module):
+    """Keyless attention over the modalities, one per attribute (section 3.3).
+
+    Scores `e[t, m] = w[t, m] . h[m]`, weights `a[t] = softmax(e[t])` over the modalities that are present.
+    Not `learned`: the plain average of those present, the ablation "without modality-wise attention".
+    """
+
+    def __init__(self, *, tasks: int, width: int, learned: bool) -> None:
+        super().__init__()
+        self.tasks = tasks
+        # Zero scores weigh both modalities the same at the start of training.
+        self.weight = nn.Parameter(torch.zeros(tasks, 2, width)) if learned else None
+
+    def forward(self, h: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        """Fuse the aggregated embeddings `h`, `[B, M, D]`, of the modalities that are `present`, `[B, M]` bool.
+
+        Returns the fused embeddings `[B, T, D]` and the weights `[B, T, M]`, which sum to 1 over M and are
+        exactly 0 for an absent modality. A row with no modality at all is the caller's error.
+        """
+        if self.weight is None:
+            scores = h.new_zeros(h.shape[0], self.tasks, h.shape[1])
+        else:
+            scores = torch.einsum("tmd,bmd->btm", self.weight, h)
+        weights = scores.masked_fill(~present[:, None, :], float("-inf")).softmax(dim=-1)
+        return weights @ h, weights

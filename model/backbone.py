@@ -1,0 +1,252 @@
+"""open_clip towers as token sequences: every patch and every title token, not the pooled vectors alone.
+
+Supported: open_clip's ViT image towers, timm image towers (convolutional or ViT), and open_clip's causal text
+Transformer. Anything else is refused with a `ConfigError` that says what was found. May import torch, open_clip
+and timm; knows nothing about attributes.
+
+Shapes: B listings, N image patches, L text tokens, d width of a tower.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.model import CustomTextCLIP
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import TextTransformer, VisionTransformer
+from timm.models import register_model
+from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
+from torch import Tensor, nn
+
+from model.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSequence:
+    """Token embeddings of one modality for a batch.
+
+    embeddings: `[B, S, d]` float.
+    mask: `[B, S]` bool, False at padding, and False all along a row whose modality is absent.
+    pooled: `[B]` int64, the position of the token that stands for the whole sequence (class token, EOT).
+    """
+
+    embeddings: Tensor
+    mask: Tensor
+    pooled: Tensor
+
+    @property
+    def present(self) -> Tensor:
+        """`[B]` bool: the rows that have this modality."""
+        return self.mask.any(dim=1)
+
+    def keep(self, rows: Tensor) -> TokenSequence:
+        """Return the same sequence with the modality made absent where `rows` (`[B]` bool) is False."""
+        return TokenSequence(self.embeddings, self.mask & rows[:, None], self.pooled)
+
+    def select(self, rows: Tensor) -> TokenSequence:
+        """Return the listings where `rows` (`[B]` bool) is True, as a smaller batch."""
+        return TokenSequence(self.embeddings[rows], self.mask[rows], self.pooled[rows])
+
+
+@register_model
+def cma_resnet_small(
+    pretrained: bool = False, *, num_classes: int = 0, drop_path_rate: float = 0.0, **_: Any
+) -> ByobNet:
+    """A residual convnet for pictures of 64 to 80 pixels, as a timm tower: 20 patches at 80 x 64, 2.7 M parameters.
+
+    Plain 3 x 3 convolutions with widths in powers of two, since they reach the highest share of a CPU's peak; a
+    convolutional tower learns from tens of thousands of pictures what a plain ViT of this size does not.
+    """
+    if pretrained:
+        raise ConfigError("cma_resnet_small has no pretrained weights; start from a checkpoint instead")
+    stages = [(1, 64), (2, 128), (2, 256)]
+    blocks = tuple(ByoBlockCfg(type="basic", d=depth, c=width, s=2, gs=0, br=1.0) for depth, width in stages)
+    config = ByoModelCfg(blocks=blocks, stem_type="3x3", stem_pool="", stem_chs=32)
+    # open_clip's adapter reads `default_cfg` to see whether features are maps (`pool_size`) or tokens.
+    network = ByobNet(config, num_classes=num_classes, drop_path_rate=drop_path_rate)
+    network.default_cfg = {"pool_size": (5, 4)}  # type: ignore[assignment]
+    return network
+
+
+BACKBONES: Mapping[str, Mapping[str, Any]] = {
+    # The small configuration that `weights/fashion` ships: 13 M parameters, most of them word embeddings.
+    "cma-small": {
+        "embed_dim": 256,
+        "vision_cfg": {"timm_model_name": "cma_resnet_small", "timm_proj": "none", "image_size": [80, 64]},
+        "text_cfg": {"context_length": 40, "vocab_size": 49408, "width": 192, "heads": 3, "layers": 3},
+    },
+}
+"""Our own open_clip configurations, by name, beside those that open_clip carries."""
+
+
+def backbone_config(name: str) -> dict[str, Any]:
+    """Return the open_clip configuration called `name`: one of `BACKBONES` or of open_clip's own.
+
+    Raises `ConfigError` for an unknown name.
+    """
+    config = BACKBONES.get(name) or open_clip.get_model_config(name)
+    if config is None:
+        known = ", ".join([*BACKBONES, "ViT-B-32", "ViT-B-16", "ViT-L-14"])
+        raise ConfigError(f"unknown backbone {name!r}; known are {known} and open_clip's other ViT CLIP models")
+    return copy.deepcopy(dict(config))
+
+
+class ImageTower(nn.Module):
+    """Pictures `[B, 3, H, W]` -> `[B, 1+N, d_img]`: the class (or pooled) token, then the patches row by row."""
+
+    width: int
+    grid: tuple[int, int]
+
+    def forward(self, images: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class VitTower(ImageTower):
+    """open_clip's VisionTransformer without its pooling and projection."""
+
+    def __init__(self, visual: VisionTransformer) -> None:
+        super().__init__()
+        if visual.attn_pool is not None or visual.final_ln_after_pool:
+            raise ConfigError("image towers with attentional pooling are not supported, since patches lose their place")
+        visual.proj = None  # the contrastive projection is never read here
+        self.visual = visual
+        self.width = visual.conv1.out_channels
+        self.grid = visual.grid_size
+
+    def forward(self, images: Tensor) -> Tensor:
+        visual = self.visual
+        tokens: Tensor = visual.ln_post(visual.transformer(visual._embeds(images)))  # [B, 1+N, d]
+        return tokens
+
+
+class TimmTower(ImageTower):
+    """A timm tower; where it has no class token, the mean of the patches stands first."""
+
+    def __init__(self, visual: TimmModel) -> None:
+        super().__init__()
+        self.trunk = visual.trunk
+        self.trunk.reset_classifier(0)
+        self.prefix = int(getattr(self.trunk, "num_prefix_tokens", 0))
+        height, width = visual.image_size
+        with torch.no_grad():
+            was_training = self.trunk.training
+            features = self.trunk.eval().forward_features(torch.zeros(1, 3, height, width))
+            self.trunk.train(was_training)
+        if features.ndim == 4:
+            self.grid = (features.shape[2], features.shape[3])
+            self.width = features.shape[1]
+        elif features.ndim == 3 and hasattr(self.trunk, "patch_embed"):
+            self.grid = tuple(self.trunk.patch_embed.grid_size)
+            self.width = features.shape[2]
+        else:
+            raise ConfigError(
+                f"timm tower {type(self.trunk).__name__} returns features of shape {list(features.shape)}, "
+                "neither maps [B, C, H, W] nor patch tokens [B, N, C]"
+            )
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.trunk.forward_features(images)
+        if features.ndim == 4:
+            patches = features.flatten(2).transpose(1, 2)  # [B, d, h, w] -> [B, N, d]
+            return torch.cat([patches.mean(dim=1, keepdim=True), patches], dim=1)
+        patches = features[:, self.prefix :]
+        first = features[:, :1] if self.prefix else patches.mean(dim=1, keepdim=True)
+        return torch.cat([first, patches], dim=1)
+
+
+class TextTower(nn.Module):
+    """Token ids `[B, L]` -> `[B, L, d_txt]`, for any L up to the context length.
+
+    The tower is causal, so what stands behind the EOT token cannot reach it: padding to the longest title of
+    the batch gives what padding to the full context gives.
+    """
+
+    def __init__(self, text: nn.Module) -> None:
+        super().__init__()
+        if not isinstance(text, TextTransformer):
+            raise ConfigError(f"text tower {type(text).__name__} is not supported; open_clip's own text Transformer is")
+        if text.attn_mask is None or text.cls_emb is not None or text.pool_type != "argmax":
+            raise ConfigError("only causal text towers pooled at the EOT token (CLIP's) are supported")
+        # Made in `forward` for the length at hand; as a buffer, its infinities would poison a running average.
+        text.attn_mask = None
+        text.text_projection = None  # the contrastive projection is never read here
+        self.text = text
+        self.width = int(text.token_embedding.embedding_dim)
+        self.context_length = int(text.context_length)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        text, length = self.text, tokens.shape[1]
+        embeddings = text.token_embedding(tokens) + text.positional_embedding[:length]
+        future = torch.full((length, length), float("-inf"), device=tokens.device, dtype=embeddings.dtype).triu(1)
+        hidden = text.transformer(embeddings, attn_mask=future)
+        return text.ln_final(hidden)  # type: ignore[no-any-return]
+
+
+class Backbone(nn.Module):
+    """Both towers of a CLIP model. `grid` is the patch grid (rows, columns)."""
+
+    def __init__(self, image: ImageTower, text: TextTower) -> None:
+        super().__init__()
+        self.image = image
+        self.text = text
+
+    def encode_image(self, images: Tensor) -> TokenSequence:
+        """Encode `images`, `[B, 3, H, W]` normalised floats, to `1+N` tokens each, pooled at the first."""
+        embeddings = self.image(images)
+        mask = torch.ones(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
+        return TokenSequence(embeddings, mask, mask.new_zeros(mask.shape[0], dtype=torch.long))
+
+    def encode_text(self, tokens: Tensor) -> TokenSequence:
+        """Encode `tokens`, `[B, L]` int64 padded with zeros, pooled at EOT: the highest id of the vocabulary."""
+        pooled = tokens.argmax(dim=1)
+        mask = torch.arange(tokens.shape[1], device=tokens.device) <= pooled[:, None]
+        return TokenSequence(self.text(tokens), mask, pooled)
+
+
+def build_backbone(config: Mapping[str, Any], *, image_size: tuple[int, int], context_length: int) -> Backbone:
+    """Build both towers with random weights from an open_clip configuration.
+
+    Raises `ConfigError` for a tower that cannot be read as tokens.
+    """
+    config = copy.deepcopy(dict(config))
+    config["vision_cfg"]["image_size"] = list(image_size)
+    config["text_cfg"]["context_length"] = context_length
+    if isinstance(config["vision_cfg"].get("layers"), list):
+        raise ConfigError("image tower ModifiedResNet is not supported; ViT and timm towers are")
+    if "hf_model_name" in config["text_cfg"]:
+        raise ConfigError("Hugging Face text towers are not supported; open_clip's own text Transformer is")
+    wanted = {key: config[key] for key in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu") if key in config}
+    return _from_clip(CustomTextCLIP(**wanted))
+
+
+def pretrained_backbone(name: str, weights: str) -> Backbone:
+    """Build open_clip's `name` with pretrained `weights`: one of its tags (downloaded) or a local file.
+
+    Raises `ConfigError` for an unknown tag or a file that does not fit.
+    """
+    if not Path(weights).is_file() and weights not in open_clip.list_pretrained_tags_by_model(name):
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+        raise ConfigError(f"{weights!r} is neither a file nor a pretrained tag of {name} (tags: {tags})")
+    try:
+        clip = open_clip.create_model(name, pretrained=weights, force_custom_text=True)
+    except RuntimeError as error:
+        raise ConfigError(f"{weights} does not fit {name}: {str(error).splitlines()[0]}") from error
+    return _from_clip(clip)
+
+
+def _from_clip(clip: CustomTextCLIP) -> Backbone:
+    visual: nn.Module = clip.visual
+    text: nn.Module = clip.text
+    if isinstance(visual, VisionTransformer):
+        image: ImageTower = VitTower(visual)
+    elif isinstance(visual, TimmModel):
+        image = TimmTower(visual)
+    else:
+        raise ConfigError(f"image tower {type(visual).__name__} is not supported; ViT and timm towers are")
+    return Backbone(image, TextTower(text))

@@ -1,0 +1,109 @@
+"""The CMA-CLIP network (arXiv:2112.03562): towers -> sequence-wise attention -> modality-wise attention -> heads.
+
+May import torch, `backbone`, `attention`, `config` and `tasks`.
+
+Shapes: B listings, N image patches, L text tokens, S = L + 1 + N, D fusion width, T attributes,
+M = 2 modalities in the order image, text, C_t labels of attribute t.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.attention import ModalityAttention, SequenceAttention
+from model.backbone import Backbone, TokenSequence, build_backbone
+from model.config import FusionConfig, ModelConfig
+from model.tasks import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What the network says of a batch.
+
+    logits: per attribute `[B, C_t]`.
+    modality_attention: `[B, T, M]`, sums to 1 over M, exactly 0 for an absent modality.
+    sequence_attention: per fusion block `[B, S, S]` (query, key), or empty where it was not asked for.
+    """
+
+    logits: tuple[Tensor, ...]
+    modality_attention: Tensor
+    sequence_attention: tuple[Tensor, ...] = ()
+
+
+class CMAClip(nn.Module):
+    """Reads every attribute of a listing off its image, its title, or both."""
+
+    def __init__(self, backbone: Backbone, tasks: Sequence[Task], config: FusionConfig) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.sequence_attention = SequenceAttention(
+            image_width=backbone.image.width,
+            text_width=backbone.text.width,
+            width=config.width,
+            depth=config.depth,
+            heads=config.heads,
+            mlp_ratio=config.mlp_ratio,
+            dropout=config.dropout,
+        )
+        self.modality_attention = ModalityAttention(
+            tasks=len(tasks), width=config.width, learned=config.modality_attention
+        )
+        self.heads = nn.ModuleList(_head(config.width, len(task.labels), config.dropout) for task in tasks)
+
+    def forward(self, image: TokenSequence | None, text: TokenSequence | None, *, with_weights: bool = False) -> Output:
+        """Fuse encoded modalities; a modality that no listing of the batch has may be None.
+
+        The towers are run apart (`self.backbone.encode_image`, `encode_text`), so that one encoding can be
+        fused several times, as training does. Every row must have at least one modality.
+        """
+        present = [s for s in (text, image) if s is not None]
+        tokens = self.sequence_attention.project(image.embeddings if image else None, text.embeddings if text else None)
+        mask = torch.cat([s.mask for s in present], dim=1)  # [B, S], text first
+        tokens, attentions = self.sequence_attention(tokens, mask, with_weights=with_weights)
+
+        offset = text.mask.shape[1] if text else 0
+        rows = torch.arange(tokens.shape[0], device=tokens.device)
+        nothing, absent = tokens.new_zeros(tokens[:, 0].shape), mask.new_zeros(mask.shape[0])
+        h_image = tokens[rows, offset + image.pooled] if image else nothing  # [B, D]
+        h_text = tokens[rows, text.pooled] if text else nothing  # [B, D]
+        here = torch.stack([image.present if image else absent, text.present if text else absent], dim=1)
+        # An absent modality's aggregate is zeroed, so that weight 0 times its placeholder is 0, never NaN.
+        h = torch.where(here[:, :, None], torch.stack([h_image, h_text], dim=1), 0.0)  # [B, M, D]
+
+        fused, weights = self.modality_attention(h, here)  # [B, T, D], [B, T, M]
+        logits = tuple(head(fused[:, t]) for t, head in enumerate(self.heads))
+        return Output(logits, weights, tuple(attentions))
+
+
+def _head(width: int, labels: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, labels))
+
+
+def build_cma_clip(config: ModelConfig, tasks: Sequence[Task], backbone: Backbone | None = None) -> CMAClip:
+    """Build the network with random weights, on `backbone` where one is given (pretrained towers)."""
+    backbone = backbone or build_backbone(
+        config.backbone, image_size=config.preprocess.image_size, context_length=config.preprocess.context_length
+    )
+    return CMAClip(backbone, tasks, config.fusion)
+
+
+def multi_task_loss(logits: Sequence[Tensor], labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """Sum over attributes of the mean cross-entropy on the rows where that attribute is labelled (section 3.4).
+
+    logits: per attribute `[B, C_t]`; labels: `[B, T]` int64, negative where there is nothing to learn from
+    (`UNLABELLED`, `OUT_OF_VOCABULARY`). An attribute without a labelled row in the batch adds exactly 0.
+    """
+    total = logits[0].new_zeros(())
+    for t, scores in enumerate(logits):
+        target = labels[:, t].clamp(min=-1)
+        known = (target >= 0).sum().clamp(min=1)
+        summed = F.cross_entropy(
+            scores.float(), target, ignore_index=-1, reduction="sum", label_smoothing=label_smoothing
+        )
+        total = total + summed / known
+    return total

@@ -1,0 +1,168 @@
+"""Listings to training tensors, with masks for absent modalities and missing labels.
+
+Shapes: B listings, L tokens of the longest title in the batch, T attributes, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from model.catalogue import Catalogue, Listing
+from model.config import AugmentConfig, PreprocessConfig
+from model.preprocess import ImageTransform, TitleTokeniser, decode_image, drop_words, pad_tokens, random_box
+from model.tasks import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One listing: uint8 `[3, H, W]` or None, tokens `[l]` or None, labels `[T]` int64."""
+
+    pixels: NDArray[np.uint8] | None
+    tokens: NDArray[np.int64] | None
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingBatch:
+    """pixels `[B, 3, H, W]` uint8, tokens `[B, L]` int64, labels `[B, T]` int64; has_*: `[B]` bool."""
+
+    pixels: Tensor
+    tokens: Tensor
+    labels: Tensor
+    has_image: Tensor
+    has_title: Tensor
+
+    def to(self, device: torch.device) -> TrainingBatch:
+        parts = (self.pixels, self.tokens, self.labels, self.has_image, self.has_title)
+        return TrainingBatch(*(part.to(device, non_blocking=True) for part in parts))
+
+
+class ListingDataset(Dataset[Example]):
+    """Reads, decodes and (with `augment`) varies listings.
+
+    What an index gives depends only on (seed, epoch, index), not on the worker that reads it: call
+    `set_epoch` before iterating, and a resumed training sees what an uninterrupted one would have seen.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        listings: Sequence[Listing],
+        tasks: Sequence[Task],
+        preprocess: PreprocessConfig,
+        *,
+        augment: AugmentConfig | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.catalogue = catalogue
+        self.listings = listings
+        self.tasks = tasks
+        self.transform = ImageTransform(preprocess)
+        self.tokenise = TitleTokeniser(preprocess)
+        self.augment = augment
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.listings)
+
+    def __getitem__(self, index: int) -> Example:
+        listing = self.listings[index]
+        rng = random.Random(f"{self.seed}/{self.epoch}/{index}")  # noqa: S311 - augmentation, no secret
+        labels = [task.encode(listing.labels.get(task.name)) for task in self.tasks]
+        pixels = self._pixels(listing.image, rng) if listing.image else None
+        tokens = self._tokens(listing.title, rng) if listing.title else None
+        return Example(pixels, tokens, np.array(labels, dtype=np.int64))
+
+    def _pixels(self, name: str, rng: random.Random) -> NDArray[np.uint8]:
+        image = decode_image(self.catalogue.image_bytes(name))
+        if self.augment is None:
+            return self.transform(image)
+        pixels = self.transform(image, random_box(image.size, self.augment, rng))
+        flipped = self.augment.flip and rng.random() < 0.5
+        return np.ascontiguousarray(pixels[:, :, ::-1]) if flipped else pixels
+
+    def _tokens(self, title: str, rng: random.Random) -> NDArray[np.int64]:
+        return self.tokenise(drop_words(title, self.augment, rng) if self.augment else title).tokens
+
+
+class ShuffledSampler(Sampler[int]):
+    """A permutation per (seed, epoch), from `start` on: where an interrupted epoch goes on."""
+
+    def __init__(self, length: int, *, seed: int) -> None:
+        self.length, self.seed = length, seed
+        self.epoch, self.start = 0, 0
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        self.epoch, self.start = epoch, start
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+        return iter(order[self.start :].tolist())
+
+    def __len__(self) -> int:
+        return self.length - self.start
+
+
+class Collate:
+    """`collate` with the picture size of a dataset bound, picklable for the workers."""
+
+    def __init__(self, dataset: ListingDataset) -> None:
+        self.image_size = dataset.transform.config.image_size
+
+    def __call__(self, examples: Sequence[Example]) -> TrainingBatch:
+        return collate(examples, self.image_size)
+
+
+def collate(examples: Sequence[Example], image_size: tuple[int, int]) -> TrainingBatch:
+    """Stack examples; titles are padded to the longest, absent pictures and titles with zeros."""
+    blank = np.zeros((3, *image_size), dtype=np.uint8)
+    longest = max((len(example.tokens) for example in examples if example.tokens is not None), default=1)
+    return TrainingBatch(
+        pixels=torch.from_numpy(np.stack([blank if e.pixels is None else e.pixels for e in examples])),
+        tokens=pad_tokens([example.tokens for example in examples], longest),
+        labels=torch.from_numpy(np.stack([example.labels for example in examples])),
+        has_image=torch.tensor([example.pixels is not None for example in examples]),
+        has_title=torch.tensor([example.tokens is not None for example in examples]),
+    )
+
+
+class TrainingBatches:
+    """Shuffled, augmented batches of a dataset, epoch by epoch; the incomplete last batch is left out."""
+
+    def __init__(self, dataset: ListingDataset, *, batch_size: int, workers: int, seed: int) -> None:
+        self.dataset, self.batch_size, self.workers = dataset, batch_size, workers
+        self.sampler = ShuffledSampler(len(dataset), seed=seed)
+
+    def __len__(self) -> int:
+        return len(self.dataset) // self.batch_size
+
+    def epoch(self, epoch: int, *, first_step: int = 0) -> Iterator[TrainingBatch]:
+        """Iterate over the batches of `epoch` from `first_step` on."""
+        self.dataset.set_epoch(epoch)
+        self.sampler.set_epoch(epoch, start=first_step * self.batch_size)
+        return iter(
+            DataLoader(
+                self.dataset,
+                batch_size=self.batch_size,
+                sampler=self.sampler,
+                num_workers=self.workers,
+                collate_fn=Collate(self.dataset),
+                drop_last=True,
+                pin_memory=torch.cuda.is_available(),
+                # A module imported once in a fork server, not a copy of a process that already runs threads.
+                multiprocessing_context="forkserver" if self.workers else None,
+                prefetch_factor=4 if self.workers else None,
+            )
+        )

@@ -1,0 +1,66 @@
+"""Which device and number format to compute with."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from model.errors import ConfigError
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device called `name`; `auto` is the GPU where there is one, else the CPU.
+
+    Raises `ConfigError` for a device that this machine does not have.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"unknown device {name!r}; use auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device {name!r} is not supported; use auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device {name!r} is not there; this machine has {torch.cuda.device_count()} GPUs")
+    return device
+
+
+def serving_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the towers' number format for serving.
+
+    `auto` is float32 on a CPU, since half precision rounds differently from batch size to batch size, and
+    float16 on a GPU: three bits more than bfloat16, and CLIP's towers stay far inside its range.
+    Raises `ConfigError` for an unknown name.
+    """
+    if name == "auto":
+        return torch.float16 if device.type == "cuda" else torch.float32
+    if name not in DTYPES:
+        raise ConfigError(f"unknown dtype {name!r}; use auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def training_dtype(device: torch.device) -> torch.dtype:
+    """Return bfloat16 where the device multiplies it natively, else float32."""
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # Emulated on other CPUs, a hundred times slower than float32.
+        native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+@contextlib.contextmanager
+def training_precision(device: torch.device) -> Iterator[None]:
+    """Autocast to `training_dtype`; on a CPU with the plain attention, whose backward is twice as fast there."""
+    dtype = training_dtype(device)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.autocast(device.type, dtype, enabled=dtype is not torch.float32))
+        if device.type == "cpu":
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        yield

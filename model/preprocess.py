@@ -1,0 +1,167 @@
+"""Pictures and titles to model input: the one definition, for training, evaluation and serving alike.
+
+May import Pillow, numpy, torch (to normalise on the device) and open_clip's tokeniser.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from open_clip.tokenizer import SimpleTokenizer
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from model.config import AugmentConfig, PreprocessConfig
+from model.errors import ModelError
+
+MAX_WORD_CHARACTERS = 128
+"""A longer word is read by its beginning: byte-pair merging takes time quadratic in a word's length."""
+
+MAX_CACHED_WORDS = 100_000
+"""Words whose tokens are remembered; beyond it the cache starts afresh, so that no input can grow it for ever."""
+
+Box = tuple[float, float, float, float]
+
+
+def decode_image(data: bytes) -> Image.Image:
+    """Decode a catalogue's picture to upright RGB, transparency on white.
+
+    Raises `ModelError` when the bytes are no picture. For files of one's own: what strangers send over HTTP is
+    checked first by `service.images`.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return to_rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError:  # whose message is an address in memory
+        raise ModelError("the image cannot be decoded: it is in no known format") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ModelError(f"the image cannot be decoded: {error}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any mode to RGB; transparent pixels become white, as product pictures stand on white."""
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+class ImageTransform:
+    """RGB picture -> uint8 `[3, H, W]`; `normalise` makes the network's floats of a batch, on its device."""
+
+    def __init__(self, config: PreprocessConfig) -> None:
+        self.config = config
+
+    def __call__(self, image: Image.Image, box: Box | None = None) -> NDArray[np.uint8]:
+        """Resize `image`, or its part inside `box` (left, upper, right, lower in pixels), to the input size."""
+        height, width = self.config.image_size
+        left, upper, right, lower = box or (0.0, 0.0, *map(float, image.size))
+        box_width, box_height = right - left, lower - upper
+        if self.config.resize == "squash":
+            resized = image.resize((width, height), Image.Resampling.BICUBIC, (left, upper, right, lower))
+        elif self.config.resize == "shortest":
+            scale = max(width / box_width, height / box_height)
+            margin_x, margin_y = (box_width - width / scale) / 2, (box_height - height / scale) / 2
+            centre = (left + margin_x, upper + margin_y, right - margin_x, lower - margin_y)
+            resized = image.resize((width, height), Image.Resampling.BICUBIC, centre)
+        else:
+            scale = min(width / box_width, height / box_height)
+            size = (max(1, round(box_width * scale)), max(1, round(box_height * scale)))
+            inner = image.resize(size, Image.Resampling.BICUBIC, (left, upper, right, lower))
+            resized = Image.new("RGB", (width, height), (self.config.fill,) * 3)
+            resized.paste(inner, ((width - size[0]) // 2, (height - size[1]) // 2))
+        return np.ascontiguousarray(np.asarray(resized, dtype=np.uint8).transpose(2, 0, 1))
+
+    def normalise(self, pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """uint8 `[B, 3, H, W]` -> floats of `dtype`, each channel with CLIP's mean and deviation, channels last."""
+        mean = torch.tensor(self.config.mean, device=pixels.device).view(3, 1, 1)
+        std = torch.tensor(self.config.std, device=pixels.device).view(3, 1, 1)
+        normalised = (pixels.float() / 255 - mean) / std
+        return normalised.to(dtype, memory_format=torch.channels_last)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenisedTitle:
+    """A title's tokens with start and end, unpadded, and which word (by position) each inner token belongs to."""
+
+    tokens: NDArray[np.int64]
+    words: tuple[str, ...]
+    word_of_token: tuple[int, ...]
+
+
+class TitleTokeniser:
+    """open_clip's byte-pair tokeniser, word by word, so that tokens can be traced to the caller's own words.
+
+    Thread-safe. Titles are cut at the context length; what open_clip's own call gives for ordinary titles, this
+    gives too.
+    """
+
+    def __init__(self, config: PreprocessConfig) -> None:
+        self.context_length = config.context_length
+        self._bpe = SimpleTokenizer(context_length=config.context_length)
+        self._special = {self._bpe.sot_token_id, self._bpe.eot_token_id}
+        self._bpe_start = dict(self._bpe.cache)
+        self._known: dict[str, tuple[int, ...]] = {}
+
+    def __call__(self, title: str) -> TokenisedTitle:
+        room = self.context_length - 2
+        words = tuple(title.split())
+        inner: list[int] = []
+        owner: list[int] = []
+        for position, word in enumerate(words):
+            tokens = self._encode(word[:MAX_WORD_CHARACTERS])
+            inner += tokens
+            owner += [position] * len(tokens)
+            if len(inner) >= room:
+                break
+        whole = [self._bpe.sot_token_id, *inner[:room], self._bpe.eot_token_id]
+        return TokenisedTitle(np.array(whole, dtype=np.int64), words, tuple(owner[:room]))
+
+    def _encode(self, word: str) -> tuple[int, ...]:
+        """Return a word's tokens; remembered, since cleaning a word costs more than decoding a small picture."""
+        known = self._known.get(word)
+        if known is None:
+            if len(self._known) >= MAX_CACHED_WORDS:
+                self._known = {}
+                self._bpe.cache = dict(self._bpe_start)
+            # The text of a special token must not act as one: EOT inside a title would end it there.
+            known = tuple(token for token in self._bpe.encode(word) if token not in self._special)
+            self._known[word] = known
+        return known
+
+
+def pad_tokens(titles: Sequence[NDArray[np.int64] | None], length: int) -> Tensor:
+    """Stack token rows to `[B, length]` int64, padded with zeros; a row of zeros where there is no title."""
+    padded = np.zeros((len(titles), length), dtype=np.int64)
+    for row, tokens in zip(padded, titles, strict=True):
+        if tokens is not None:
+            row[: len(tokens)] = tokens
+    return torch.from_numpy(padded)
+
+
+def random_box(size: tuple[int, int], config: AugmentConfig, rng: random.Random) -> Box:
+    """Draw a crop of a picture of `size` (width, height): a share of its area, slightly stretched, anywhere."""
+    width, height = size
+    share = rng.uniform(config.crop, 1.0)
+    stretch = math.exp(rng.uniform(-config.stretch, config.stretch))
+    box_width = min(width, max(1.0, width * math.sqrt(share * stretch)))
+    box_height = min(height, max(1.0, height * math.sqrt(share / stretch)))
+    left, upper = rng.uniform(0, width - box_width), rng.uniform(0, height - box_height)
+    return left, upper, left + box_width, upper + box_height
+
+
+def drop_words(title: str, config: AugmentConfig, rng: random.Random) -> str:
+    """Leave words out of some titles, never all of one."""
+    words = title.split()
+    if len(words) < 2 or rng.random() >= config.title_dropout:
+        return title
+    kept = [word for word in words if rng.random() >= config.word_dropout]
+    return " ".join(kept or [rng.choice(words)])

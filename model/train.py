@@ -1,0 +1,279 @@
+"""`cma-clip train`: multi-task fine-tuning of CMA-CLIP on a catalogue."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from model.backbone import Backbone, backbone_config, pretrained_backbone
+from model.catalogue import Catalogue, Part
+from model.checkpoint import WEIGHTS, load_checkpoint, read_tensors, save_checkpoint
+from model.cma_clip import CMAClip, build_cma_clip, multi_task_loss
+from model.config import FusionConfig, ModelConfig, PreprocessConfig, TrainConfig, to_json
+from model.dataset import Collate, ListingDataset, TrainingBatch, TrainingBatches
+from model.device import pick_device
+from model.errors import CatalogueError, ConfigError
+from model.loop import Loop
+from model.preprocess import ImageTransform
+from model.tasks import UNLABELLED, Task, build_tasks
+
+VALIDATION_BATCH = 128
+
+
+def train(
+    catalogue: Catalogue,
+    out: Path,
+    *,
+    name: str,
+    model: ModelConfig,
+    config: TrainConfig,
+    initial: str | None = None,
+    device: str = "auto",
+    console: Console | None = None,
+) -> Path:
+    """Train on the catalogue's train part, choose on its validation part; return the checkpoint folder.
+
+    Writes the run to `out` and its best checkpoint to `out/checkpoint`; called again with the same arguments,
+    it goes on where it was interrupted. `initial` is another checkpoint of ours (towers and fusion are kept,
+    heads are new), an open_clip pretrained tag or a local weights file; None starts from random weights.
+    Raises `CatalogueError`, `ConfigError`, `CheckpointError` or `TrainingError`.
+    """
+    console = console or Console(stderr=True)
+    console.print(str(catalogue.report))
+    listings = catalogue.part(Part.TRAIN)
+    attributes = catalogue.config.attributes
+    if not attributes:
+        raise ConfigError("the catalogue names no attributes to train on")
+    tasks, rare = build_tasks(
+        (listing.labels for listing in listings), attributes, min_label_count=catalogue.config.min_label_count
+    )
+    _report_tasks(tasks, rare, console)
+    torch.manual_seed(config.optimiser.seed)
+    network = initial_network(model, tasks, initial)
+    target = pick_device(device)
+    training = {
+        "catalogue": catalogue.config.table.name,
+        "listings": len(listings),
+        "initial": _provenance(initial),
+        "config": to_json(config),
+    }
+
+    def save(best: nn.Module, scores: Mapping[str, float]) -> None:
+        save_checkpoint(
+            out / "checkpoint",
+            copy.deepcopy(best),  # rounding to what is stored must not touch the running average
+            name=name,
+            config=model,
+            tasks=tasks,
+            training=training | {"validation": dict(scores)},
+        )
+
+    dataset = partial(ListingDataset, catalogue, tasks=tasks, preprocess=model.preprocess)
+    seed = config.optimiser.seed
+    Loop(
+        network=network,
+        loss=TrainingLoss(config, ImageTransform(model.preprocess)),
+        batches=TrainingBatches(
+            dataset(listings, augment=config.augment, seed=seed),
+            batch_size=config.optimiser.batch_size,
+            workers=config.optimiser.workers,
+            seed=seed,
+        ),
+        optimiser=config.optimiser,
+        folder=out,
+        device=target,
+        validate=Validation(dataset(catalogue.part(Part.VALIDATION)), tasks, target, config.optimiser.workers),
+        save_best=save,
+        fingerprint={"model": to_json(model), "tasks": [[t.name, *t.labels] for t in tasks], **training},
+        ema_decay=config.ema_decay,
+        console=console,
+    ).run()
+    return out / "checkpoint"
+
+
+def initial_model(
+    backbone: str, initial: str | None, *, image_size: tuple[int, int] | None = None, fusion: FusionConfig | None = None
+) -> ModelConfig:
+    """Return the model configuration for a start from `initial`, or for a new network on `backbone`.
+
+    A start from a checkpoint of ours keeps its towers, preprocessing and (unless `fusion` is given) its fusion.
+    """
+    if initial and Path(initial).is_dir():
+        config = load_checkpoint(Path(initial)).config
+        return ModelConfig(
+            backbone_name=config.backbone_name,
+            backbone=config.backbone,
+            preprocess=config.preprocess,
+            fusion=fusion or config.fusion,
+        )
+    clip = backbone_config(backbone)
+    size = image_size or _size(clip["vision_cfg"]["image_size"])
+    ours = "timm_model_name" in clip["vision_cfg"]
+    return ModelConfig(
+        backbone_name=backbone,
+        backbone=clip,
+        preprocess=PreprocessConfig(
+            image_size=size,
+            context_length=clip["text_cfg"].get("context_length", 77),
+            resize="longest" if ours else "shortest",
+        ),
+        fusion=fusion or FusionConfig(),
+    )
+
+
+def initial_network(model: ModelConfig, tasks: Sequence[Task], initial: str | None) -> CMAClip:
+    """Build the network and fill it from `initial` (see `train`)."""
+    if not initial:
+        return build_cma_clip(model, tasks)
+    if not Path(initial).is_dir():
+        return build_cma_clip(model, tasks, backbone=_pretrained(model, initial))
+    network = build_cma_clip(model, tasks)
+    kept = {
+        key: value
+        for key, value in read_tensors(Path(initial) / WEIGHTS).items()
+        if key.startswith(("backbone.", "sequence_attention."))
+    }
+    try:
+        _, unexpected = network.load_state_dict(kept, strict=False)
+    except RuntimeError as error:
+        raise ConfigError(f"{initial} has other sizes than this configuration") from error
+    if unexpected:
+        raise ConfigError(f"{initial} has other towers or another fusion than this configuration: {unexpected[0]}")
+    return network
+
+
+def _pretrained(model: ModelConfig, weights: str) -> Backbone:
+    backbone = pretrained_backbone(model.backbone_name, weights)
+    expected = _size(model.backbone["vision_cfg"]["image_size"])
+    if expected != model.preprocess.image_size:
+        raise ConfigError(f"{model.backbone_name} pretrained needs image size {expected}")
+    return backbone
+
+
+def _provenance(initial: str | None) -> Any:
+    """Say where a start came from: a checkpoint of ours with its own training, or the name of what was given."""
+    if not initial or not Path(initial).is_dir():
+        return Path(initial).name if initial else None
+    checkpoint = load_checkpoint(Path(initial))
+    return {"name": checkpoint.name, "version": checkpoint.version, "training": checkpoint.training}
+
+
+def _size(value: int | Sequence[int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+
+
+@dataclass(frozen=True)
+class TrainingLoss:
+    """The multi-task loss of the main pass, and of the same encodings read as image alone and title alone."""
+
+    config: TrainConfig
+    transform: ImageTransform
+
+    def __call__(self, network: nn.Module, batch: TrainingBatch) -> dict[str, Tensor]:
+        """Return `both`, `image`, `title` and their weighted sum `total`; scalars, in nats summed over attributes."""
+        assert isinstance(network, CMAClip)
+        image = network.backbone.encode_image(self.transform.normalise(batch.pixels)).keep(batch.has_image)
+        text = network.backbone.encode_text(batch.tokens).keep(batch.has_title)
+        keep_image, keep_title = drop_modalities(batch.has_image, batch.has_title, self.config.modality_dropout)
+        smoothing = self.config.label_smoothing
+        main = network(image.keep(keep_image), text.keep(keep_title))
+        losses = {"both": multi_task_loss(main.logits, batch.labels, label_smoothing=smoothing)}
+        total = losses["both"]
+        if self.config.unimodal_weight:
+            for situation, rows in (("image", batch.has_image), ("title", batch.has_title)):
+                if not rows.any():
+                    continue
+                alone = (image.select(rows), None) if situation == "image" else (None, text.select(rows))
+                losses[situation] = multi_task_loss(
+                    network(*alone).logits, batch.labels[rows], label_smoothing=smoothing
+                )
+                total = total + self.config.unimodal_weight * losses[situation]
+        return losses | {"total": total}
+
+
+def drop_modalities(has_image: Tensor, has_title: Tensor, chance: float) -> tuple[Tensor, Tensor]:
+    """Drop one modality, either as likely, from a share `chance` of the rows that have both; `[B]` bool masks."""
+    drawn = torch.rand(has_image.shape, device=has_image.device)
+    both = has_image & has_title
+    return has_image & ~(both & (drawn < chance / 2)), has_title & ~(both & (drawn > 1 - chance / 2))
+
+
+class Validation:
+    """Mean accuracy over attributes in each situation; `score`, the mean of the three, chooses the checkpoint.
+
+    Labels out of the vocabulary count as errors, as they do in every measure.
+    """
+
+    def __init__(self, dataset: ListingDataset, tasks: Sequence[Task], device: torch.device, workers: int) -> None:
+        self.tasks, self.device = tasks, device
+        self.transform = dataset.transform
+        self.loader = DataLoader(
+            dataset,
+            batch_size=VALIDATION_BATCH,
+            num_workers=workers,
+            collate_fn=Collate(dataset),
+            multiprocessing_context="forkserver" if workers else None,
+        )
+
+    @torch.inference_mode()
+    def __call__(self, network: nn.Module) -> dict[str, float]:
+        assert isinstance(network, CMAClip)
+        predicted: dict[str, list[NDArray[np.int64]]] = {"both": [], "image": [], "title": []}
+        present: dict[str, list[NDArray[np.bool_]]] = {"both": [], "image": [], "title": []}
+        labels = []
+        for batch in self._batches():
+            image = network.backbone.encode_image(self.transform.normalise(batch.pixels)).keep(batch.has_image)
+            text = network.backbone.encode_text(batch.tokens).keep(batch.has_title)
+            labels.append(batch.labels.cpu().numpy())
+            for situation, output, rows in (
+                ("both", network(image, text), batch.has_image & batch.has_title),
+                ("image", network(image, None), batch.has_image),
+                ("title", network(None, text), batch.has_title),
+            ):
+                best = torch.stack([scores.argmax(dim=1) for scores in output.logits], dim=1)
+                predicted[situation].append(best.cpu().numpy())
+                present[situation].append(rows.cpu().numpy())
+        return _mean_accuracies(predicted, present, np.concatenate(labels))
+
+    def _batches(self) -> Iterator[TrainingBatch]:
+        for batch in self.loader:
+            yield batch.to(self.device)
+
+
+def _mean_accuracies(
+    predicted: Mapping[str, Sequence[NDArray[np.int64]]],
+    present: Mapping[str, Sequence[NDArray[np.bool_]]],
+    labels: NDArray[np.int64],
+) -> dict[str, float]:
+    """Accuracy per situation, the mean over attributes; `score`, the mean over situations that occur."""
+    scores = {}
+    for situation, batches in predicted.items():
+        counted = (labels != UNLABELLED) & np.concatenate(present[situation])[:, None]  # [n, T]
+        correct = counted & (np.concatenate(batches) == labels)
+        occurring = counted.any(axis=0)
+        if occurring.any():
+            scores[situation] = float(np.mean(correct.sum(axis=0)[occurring] / counted.sum(axis=0)[occurring]))
+    if not scores:
+        raise CatalogueError("the validation part holds no labelled listing; the catalogue is too small")
+    return scores | {"score": float(np.mean(list(scores.values())))}
+
+
+def _report_tasks(tasks: Sequence[Task], rare: Mapping[str, Mapping[str, int]], console: Console) -> None:
+    for task in tasks:
+        left_out = rare[task.name]
+        names = ", ".join(f"{label} ({count})" for label, count in left_out.items())
+        console.print(
+            f"{task.name}: {len(task.labels)} labels"
+            + (f"; {len(left_out)} rare ones left out: {names}" if left_out else "")
+        )

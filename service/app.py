@@ -1,0 +1,79 @@
+"""Puts the application together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from model.readings import Predictor
+from service import pages, routes
+from service.engine import Engine, Load
+from service.errors import ServiceError, as_service_error, problem_response
+from service.fetch import Gate
+from service.middleware import Observed, record_of
+from service.settings import Settings, load_settings
+
+DESCRIPTION = (
+    "Reads product attributes off a listing's image and title, each with a calibrated confidence, whether "
+    "the label meets a target precision, and how much image and text weighed."
+)
+
+
+def load_predictor(settings: Settings) -> Predictor:
+    """Load the configured checkpoint. Imported here, since torch takes seconds that tests and --help need not
+    wait.
+    """
+    from model.predictor import Predictor as TorchPredictor  # noqa: PLC0415
+
+    predictor: Predictor = TorchPredictor.load(settings.checkpoint, device=settings.device, dtype=settings.dtype)
+    return predictor
+
+
+def create_app(settings: Settings | None = None, load: Load = load_predictor, *, gate: Gate | None = None) -> FastAPI:
+    """Build the application; `load` and `gate` (which addresses images may come from) are for tests to
+    replace.
+
+    The model is loaded once the event loop runs; until then `/healthz` says 200 and `/readyz` 503.
+    """
+    engine = Engine(settings or load_settings(), load, gate=gate)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        engine.start()
+        try:
+            yield
+        finally:
+            await engine.stop()
+
+    app = FastAPI(
+        title="CMA-CLIP attribute service",
+        description=DESCRIPTION,
+        version="1",
+        lifespan=lifespan,
+        docs_url=None,  # both load from another host; `pages` has one that works offline
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.engine = engine
+    for router in (routes.json_routes, routes.form_routes, routes.model_routes, routes.open_routes):
+        app.include_router(router)
+    pages.add_to(app)
+    for error_class in (ServiceError, RequestValidationError, HTTPException):
+        app.add_exception_handler(error_class, _answer_with_problem)
+    app.add_middleware(Observed, metrics=engine.metrics)
+    return app
+
+
+async def _answer_with_problem(request: Request, error: Exception) -> Response:
+    failure = as_service_error(error)
+    record_of(request).code = failure.code
+    engine: Engine = request.app.state.engine
+    engine.metrics.rejected(failure.code)
+    response = problem_response(failure, record_of(request).id)
+    if isinstance(error, HTTPException) and error.headers:
+        response.headers.update(error.headers)  # Allow, with 405
+    return response

@@ -1,0 +1,153 @@
+"""The console script. Each command imports what it needs when it runs, so that `--help` comes at once.
+
+A user's mistake is one line on standard error and exit status 2, never a traceback.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from model.errors import ConfigError, ModelError
+from service import model_commands
+from service.settings import PREFIX, Settings, load_settings
+
+TRAINING_MODULES = ("matplotlib", "pyarrow", "tensorboard")
+"""What serving does not need and the extra `train` installs."""
+
+app = typer.Typer(
+    name="cma-clip",
+    help="Reads product attributes off images and titles, with certified precision.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+for _command in (
+    model_commands.pretrain,
+    model_commands.train,
+    model_commands.calibrate,
+    model_commands.evaluate,
+    model_commands.label,
+):
+    app.command()(_command)
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app()
+    except ModelError as error:
+        print(f"cma-clip: {error}", file=sys.stderr)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        if error.name not in TRAINING_MODULES:
+            raise
+        print(f"cma-clip: this needs {error.name}; install the extra: pip install 'cma-clip[train]'", file=sys.stderr)
+        sys.exit(2)
+
+
+def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command, which takes `settings`, a flag for each of them."""
+
+    def with_settings(**flags: Any) -> None:
+        given = {name: flags.pop(name) for name in Settings.model_fields}
+        command(load_settings(**given), **flags)
+
+    own = list(inspect.signature(command).parameters.values())[1:]
+    flags = []
+    for name, field in Settings.model_fields.items():
+        kind = bool if field.annotation is bool else str
+        default = ", ".join(field.default) if isinstance(field.default, tuple) else str(field.default)
+        option = typer.Option(help=field.description, show_default=default or "none")
+        flags.append(
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+            )
+        )
+    with_settings.__signature__ = inspect.Signature([*own, *flags])  # type: ignore[attr-defined]
+    with_settings.__name__, with_settings.__doc__ = command.__name__, command.__doc__
+    return with_settings
+
+
+@app.command()
+@takes_settings
+def serve(settings: Settings) -> None:
+    """Serve a checkpoint over HTTP.
+
+    Each setting is a flag, or else an environment variable (CMA_CLIP_ and its name in capitals), or else its default.
+    """
+    from service import logs, server  # noqa: PLC0415
+    from service.app import load_predictor  # noqa: PLC0415
+
+    print(_in_use(settings), file=sys.stderr, flush=True)
+    logs.configure(settings.log_format)
+    failure = server.serve(settings, load_predictor)
+    if isinstance(failure, ModelError):
+        raise failure
+    if failure is not None:
+        raise ModelError(f"the model could not be loaded: {type(failure).__name__} (the log says more)")
+
+
+def _in_use(settings: Settings) -> str:
+    """One line a setting; of the keys only how many there are."""
+    shown = {name: value for name, value in settings if name != "api_keys"}
+    shown["api_keys"] = f"{len(settings.api_keys)} configured" if settings.api_keys else "none: open to all"
+    return "\n".join(
+        f"{PREFIX}{name.upper():<26} {', '.join(value) or 'none' if isinstance(value, tuple) else value}"
+        for name, value in ((name, shown[name]) for name in type(settings).model_fields)
+    )
+
+
+@app.command()
+def predict(  # noqa: PLR0917 - typer passes by name
+    image: Annotated[Path | None, typer.Argument(help="an image file", show_default=False)] = None,
+    title: Annotated[str | None, typer.Option(help="the listing's title", show_default=False)] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="checkpoint folder", show_default=False)] = None,
+    target_precision: Annotated[float | None, typer.Option(help="0.90, 0.95, …", show_default=False)] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="candidates per attribute")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="print what the service would answer")] = False,
+) -> None:
+    """Read one listing: an image, a title, or both."""
+    from service.oneshot import draw, read_one  # noqa: PLC0415
+
+    settings = load_settings(checkpoint=checkpoint, target_precision=target_precision)
+    reply = read_one(settings, image=image, title=title, top_k=top_k)
+    if as_json:
+        print(json.dumps(reply.model_dump(mode="json", exclude_unset=True), ensure_ascii=False, indent=2))
+    else:
+        draw(reply)
+
+
+@app.command()
+def bench(  # noqa: PLR0917 - typer passes by name
+    url: Annotated[str, typer.Argument(help="a running service")] = "http://127.0.0.1:8000",
+    requests: Annotated[int, typer.Option(min=1, help="requests to send")] = 1000,
+    concurrency: Annotated[int, typer.Option(min=1, max=1024, help="requests at a time")] = 32,
+    listings: Annotated[int, typer.Option(min=1, help="listings per request; more than one: as batches")] = 1,
+    image: Annotated[Path | None, typer.Option(help="send this image", show_default=False)] = None,
+    title: Annotated[str | None, typer.Option(help="send this title", show_default=False)] = None,
+    api_key: Annotated[str | None, typer.Option(help="API key", show_default=False)] = None,
+    timeout_ms: Annotated[int | None, typer.Option(min=1, help="deadline of each", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print figures as JSON")] = False,
+) -> None:
+    """Put load on a running service: statuses, throughput and latency percentiles."""
+    from service.bench import Load, draw, run  # noqa: PLC0415
+
+    if image is None and title is None:
+        raise ConfigError("give an --image, a --title, or both")
+    load = Load(
+        url=url, requests=requests, concurrency=concurrency, listings=listings, image=image, title=title,
+        api_key=api_key, timeout_ms=timeout_ms,
+    )  # fmt: skip
+    figures = run(load)
+    if as_json:
+        print(json.dumps(figures.summary(), indent=2))
+    else:
+        draw(figures)

@@ -1,0 +1,143 @@
+"""Encoded bytes to an RGB picture. Hostile input is the normal case here.
+
+The format is decided by the first bytes, and that one decoder alone is tried; size and pixels are read from
+the header before anything is decoded. Whatever a decoder stumbles over is the caller's `UndecodableImage`.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+
+from PIL import AvifImagePlugin, Image
+
+from service.errors import PayloadTooLarge, ServiceError, UndecodableImage, UnsupportedMediaType
+
+ACCEPTED = "JPEG, PNG, WebP, GIF, AVIF, BMP"
+
+MAX_JPEG_SCANS = 64
+"""A progressive JPEG has about ten scans. Each costs a pass over all pixels in a few bytes, so a small file
+with thousands of them would keep a decoder busy for minutes."""
+
+DRAFT_MARGIN = 2
+"""JPEGs are decoded at the smallest scale that is still this many times the model's input, so that the
+model's own resampling still has more pixels than it needs (Pillow's `reducing_gap` makes the same choice)."""
+
+ORIENTATION_TAG = 0x0112
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes each value of EXIF's orientation tag."""
+
+# The limit on pixels is a setting, checked below for every format; Pillow's own, fixed one would only get in
+# its way.
+Image.MAX_IMAGE_PIXELS = None
+# The pool decodes several pictures at once; threads inside one decoder would compete with it.
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+
+
+def decode(data: bytes, *, max_pixels: int, target: tuple[int, int]) -> Image.Image:
+    """Decode the first frame upright, as RGB, transparency on white.
+
+    target: the model's input (height, width); large JPEGs are decoded at a reduced scale not far above it.
+
+    Raises `UnsupportedMediaType` (not one of the accepted formats), `PayloadTooLarge` (too many pixels) or
+    `UndecodableImage` (damaged).
+    """
+    file_format = sniff(data)
+    _check_header(data, file_format, max_pixels)
+    try:
+        with Image.open(io.BytesIO(data), formats=(file_format,)) as image:
+            _check_pixels(image.size, max_pixels)
+            if file_format == "JPEG":
+                height, width = target
+                image.draft(None, (DRAFT_MARGIN * width, DRAFT_MARGIN * height))
+            image.load()
+            return _upright(_as_rgb(image), image)
+    except ServiceError:
+        raise
+    except Exception as error:
+        # Not a list of classes: Pillow's parsers let struct.error, SyntaxError, ValueError, ZeroDivisionError
+        # and more escape, and none of them says anything but that the file is damaged.
+        raise UndecodableImage(f"the image is a damaged {file_format} file") from error
+
+
+def sniff(data: bytes) -> str:
+    """Return Pillow's name of the format that the first bytes announce.
+
+    Raises `UndecodableImage` when there are no bytes, `UnsupportedMediaType` when it is none of the accepted
+    ones.
+    """
+    match data[:12]:
+        case b"":
+            raise UndecodableImage("the image is empty")
+        case head if head.startswith(b"\xff\xd8\xff"):
+            return "JPEG"
+        case head if head.startswith(b"\x89PNG\r\n\x1a\n"):
+            return "PNG"
+        case head if head.startswith((b"GIF87a", b"GIF89a")):
+            return "GIF"
+        case head if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+            return "WEBP"
+        case head if head[4:8] == b"ftyp" and head[8:12] in {b"avif", b"avis", b"mif1", b"msf1"}:
+            return "AVIF"
+        case head if head.startswith(b"BM"):
+            return "BMP"
+    raise UnsupportedMediaType(f"the image is in none of the accepted formats ({ACCEPTED})")
+
+
+def _check_header(data: bytes, file_format: str, max_pixels: int) -> None:
+    """Check what Pillow would only look at after it has spent memory or time on it."""
+    if file_format == "WEBP" and (size := _webp_size(data)):
+        # Its decoder allocates the whole canvas on opening.
+        _check_pixels(size, max_pixels)
+    if file_format == "JPEG" and data.count(b"\xff\xda") > MAX_JPEG_SCANS:
+        raise UndecodableImage(f"the image has more than {MAX_JPEG_SCANS} JPEG scans")
+
+
+def _check_pixels(size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise PayloadTooLarge(f"the image has {width} × {height} pixels; at most {max_pixels} are accepted")
+
+
+def _webp_size(data: bytes) -> tuple[int, int] | None:
+    """Read the canvas from a WebP header: extended, lossy or lossless; None if it is too short or unknown."""
+    kind = data[12:16]
+    if kind == b"VP8X" and len(data) >= 30:
+        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+    if kind == b"VP8 " and len(data) >= 30:
+        width, height = struct.unpack_from("<HH", data, 26)
+        return width & 0x3FFF, height & 0x3FFF
+    if kind == b"VP8L" and len(data) >= 25:
+        (bits,) = struct.unpack_from("<I", data, 21)
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    return None
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # 16 bits a pixel, which Pillow would clip at 255 instead of scaling. A transparent grey value (rare)
+        # is let be.
+        image.info.pop("transparency", None)
+        image = image.convert("I").point(lambda value: value / 256).convert("L")
+    if image.has_transparency_data:
+        with_alpha = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, with_alpha).convert("RGB")
+    return image.convert("RGB")
+
+
+def _upright(rgb: Image.Image, source: Image.Image) -> Image.Image:
+    """Undo the camera's orientation; an EXIF block that cannot be read is no reason to refuse the picture."""
+    try:
+        orientation = source.getexif().get(ORIENTATION_TAG)
+    except Exception:
+        return rgb
+    return rgb.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else rgb

@@ -1,0 +1,289 @@
+"""What requests and replies look like: strict in what comes in, complete in what goes out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from fastapi import UploadFile
+from pydantic import BaseModel, ConfigDict, Field, SkipValidation, model_validator
+from pydantic.json_schema import SkipJsonSchema
+
+from model import readings
+from service.fetch import MAX_URL_LENGTH
+
+MAX_TITLE = 4096
+MAX_ID = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """A listing as it came in, whichever way; in order as far as its shape goes."""
+
+    id: str | None
+    title: str | None
+    """None where missing or blank: no words are no modality."""
+    image: bytes | str | None
+    """The encoded image file, or the same in base64."""
+    url: str | None
+
+    @classmethod
+    def of(cls, *, id: str | None, title: str | None, image: bytes | str | None = None, url: str | None = None) -> Self:
+        """Raises `ValueError` where there is neither a title nor an image."""
+        title = title.strip() or None if title else None
+        if title is None and image is None and url is None:
+            raise ValueError("a listing needs a title or an image")
+        return cls(id=id, title=title, image=image, url=url)
+
+
+class Request(BaseModel):
+    """No coercion, no unknown fields: a typing mistake is named, not passed over."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ImageSource(Request):
+    """An image, by value or by reference: exactly one of the two."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["base64"]}, {"required": ["url"]}]})
+
+    base64: str | SkipJsonSchema[None] = Field(
+        None, description="the encoded image file (JPEG, PNG, WebP, GIF, AVIF, BMP), in standard base64"
+    )
+    url: str | SkipJsonSchema[None] = Field(
+        None,
+        max_length=MAX_URL_LENGTH,
+        description="where the service fetches it: http or https, public addresses",
+    )
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if (self.base64 is None) == (self.url is None):
+            raise ValueError("exactly one of base64 and url is needed")
+        return self
+
+
+class Listing(Request):
+    """One product: a title, an image, or both."""
+
+    model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": ["title"]}, {"required": ["image"]}]})
+
+    id: str | None = Field(None, max_length=MAX_ID, description="the caller's own, repeated in the reply")
+    title: str | None = Field(None, max_length=MAX_TITLE, description="tokens beyond the model's text context are cut")
+    image: ImageSource | None = None
+
+    @model_validator(mode="after")
+    def _title_or_image(self) -> Self:
+        self.given()
+        return self
+
+    def given(self) -> Given:
+        image = self.image or ImageSource.model_construct()
+        return Given.of(id=self.id, title=self.title, image=image.base64, url=image.url)
+
+
+class Options(Request):
+    """What is wanted of each listing."""
+
+    attributes: list[str] | None = Field(None, min_length=1, description="default: all that the checkpoint reads")
+    target_precision: float | None = Field(
+        None, description="one of those that were calibrated (GET /v1/model); default: the configured one"
+    )
+    top_k: int = Field(3, ge=1, le=1000, description="candidates per attribute, at most")
+    explain: bool = Field(False, description="add which patches and words each attribute looked at")
+
+
+class ClassifyRequest(Listing, Options):
+    """One listing and what is wanted of it."""
+
+
+class BatchRequest(Options):
+    """Many listings and what is wanted of all of them."""
+
+    # Not checked here but one by one by the route, so that a bad listing fails alone, and not before they
+    # have been counted, so that a million of them cost nothing.
+    listings: list[SkipValidation[Listing]] = Field(min_length=1)
+
+
+class UploadForm(BaseModel):
+    """A listing and its options as a multipart form."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    image: UploadFile | None = Field(None, description="the image file")
+    id: str | None = Field(None, max_length=MAX_ID)
+    title: str | None = Field(None, max_length=MAX_TITLE)
+    attributes: list[str] | None = Field(None, description="repeated, or separated by commas")
+    target_precision: float | None = None
+    top_k: int = Field(3, ge=1, le=1000)
+    explain: bool = False
+
+    @property
+    def options(self) -> Options:
+        """The options, lists split at their commas."""
+        names = [name.strip() for given in self.attributes or () for name in given.split(",")]
+        return Options(
+            attributes=[name for name in names if name] or None,
+            target_precision=self.target_precision,
+            top_k=self.top_k,
+            explain=self.explain,
+        )
+
+
+class Reply(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Candidate(Reply):
+    label: str
+    confidence: float
+
+
+class ModalityAttention(Reply):
+    """How much each modality weighed; they sum to 1, and one that is missing has 0."""
+
+    image: float
+    text: float
+
+
+class ImageExplanation(Reply):
+    """A weight for each patch of the image, row by row; they sum to 1."""
+
+    rows: int
+    columns: int
+    weights: list[list[float]]
+
+
+class TokenWeight(Reply):
+    token: str
+    weight: float
+
+
+class Explanation(Reply):
+    """What was looked at; null for a modality that the listing lacks."""
+
+    image: ImageExplanation | None
+    text: list[TokenWeight] | None
+
+    @classmethod
+    def of(cls, found: readings.Explanation) -> Self:
+        image, text = found.image, found.text
+        return cls(
+            image=None
+            if image is None
+            else ImageExplanation(rows=image.rows, columns=image.columns, weights=image.weights),
+            text=None if text is None else [TokenWeight(token=t.token, weight=t.weight) for t in text],
+        )
+
+
+class AttributeReply(Reply):
+    label: str = Field(description="always the best candidate; `accepted` says whether it may be used")
+    confidence: float = Field(description="calibrated, between 0 and 1")
+    accepted: bool = Field(description="whether the label meets the target precision")
+    threshold: float | None = Field(description="null where none could be certified: then nothing is accepted")
+    target_precision: float
+    candidates: list[Candidate]
+    modality_attention: ModalityAttention
+    explanation: Explanation | SkipJsonSchema[None] = Field(None, description="only where `explain` was asked for")
+
+    @classmethod
+    def of(cls, reading: readings.AttributeReading) -> Self:
+        """Put a reading into words; the explanation is left unset, and so out of the reply, where there is
+        none.
+        """
+        fields: dict[str, Any] = {
+            "label": reading.label,
+            "confidence": reading.confidence,
+            "accepted": reading.accepted,
+            "threshold": reading.threshold,
+            "target_precision": reading.target_precision,
+            "candidates": [Candidate(label=c.label, confidence=c.confidence) for c in reading.candidates],
+            "modality_attention": ModalityAttention(**reading.modality_attention),
+        }
+        if (found := reading.explanation) is not None:
+            fields["explanation"] = Explanation.of(found)
+        return cls(**fields)
+
+
+class ModelName(Reply):
+    name: str
+    version: str
+
+
+class ClassifyReply(Reply):
+    id: str | None
+    model: ModelName
+    attributes: dict[str, AttributeReply]
+
+    @classmethod
+    def of(cls, id: str | None, info: readings.ModelInfo, answers: Mapping[str, readings.AttributeReading]) -> Self:
+        return cls(
+            id=id,
+            model=ModelName(name=info.name, version=info.version),
+            attributes={name: AttributeReply.of(reading) for name, reading in answers.items()},
+        )
+
+
+class Problem(Reply):
+    """RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str
+
+
+class FailedListing(Reply):
+    id: str | None
+    error: Problem
+
+
+class BatchReply(Reply):
+    """One result per listing, in order."""
+
+    results: list[ClassifyReply | FailedListing]
+
+
+class AttributeInfo(Reply):
+    labels: list[str]
+    thresholds: dict[str, dict[str, float | None]] = Field(
+        description="per situation (image_and_title, image, title) and target precision; null: none certified"
+    )
+
+
+class AttributesReply(Reply):
+    target_precisions: list[float]
+    attributes: dict[str, AttributeInfo]
+
+
+class ModelReply(Reply):
+    name: str
+    version: str
+    backbone: str
+    parameters: int
+    device: str
+    dtype: str
+    image_size: tuple[int, int] = Field(description="height and width of the model's input, in pixels")
+    target_precisions: list[float]
+    metrics: dict[str, Any] = Field(description="measured on the checkpoint's test part")
+
+    @classmethod
+    def of(cls, info: readings.ModelInfo) -> Self:
+        return cls(
+            name=info.name,
+            version=info.version,
+            backbone=info.backbone,
+            parameters=info.parameters,
+            device=info.device,
+            dtype=info.dtype,
+            image_size=info.image_size,
+            target_precisions=list(info.target_precisions),
+            metrics=dict(info.metrics),
+        )
+
+
+class StatusReply(Reply):
+    status: str

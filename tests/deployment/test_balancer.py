@@ -1,0 +1,173 @@
+"""Real nginx before two real replicas: what deploy/nginx promises holds while replicas come and go."""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.deployment.load import LISTING, Load
+from tests.deployment.processes import Balancer, Replica, running
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    """A folder that nginx's workers, who are nobody, can look into, unlike pytest's own."""
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
+@pytest.fixture(scope="module")
+def pair(folder: Path) -> Iterator[tuple[Replica, Replica]]:
+    replicas = Replica(folder, drain_seconds=5), Replica(folder, drain_seconds=5)
+    with running(*replicas):
+        yield replicas
+
+
+@pytest.fixture
+def replicas(pair: tuple[Replica, Replica]) -> tuple[Replica, Replica]:
+    """Two replicas that are up, whatever the test before did to them."""
+    for replica in pair:
+        if not replica.running:
+            replica.start()
+    for replica in pair:
+        replica.wait_until_up()
+    return pair
+
+
+@pytest.fixture
+def balancer(folder: Path, replicas: tuple[Replica, Replica]) -> Iterator[Balancer]:
+    balancer = Balancer(folder, replicas)
+    with running(balancer):
+        balancer.wait_until_it_sends_to(*replicas)
+        yield balancer
+
+
+def test_load_is_shared(balancer: Balancer, replicas: tuple[Replica, Replica]) -> None:
+    with Load(balancer.url) as load:
+        load.wait_for(200)
+    assert set(load.statuses) == {200}
+    shares = balancer.answers_by_replica()
+    assert set(shares) == {replica.address for replica in replicas}
+    assert min(shares.values()) > 0.3 * shares.total()
+
+
+def test_a_killed_replica_costs_no_request(balancer: Balancer, replicas: tuple[Replica, Replica]) -> None:
+    with Load(balancer.url) as load:
+        load.wait_for(100)
+        replicas[0].signal(signal.SIGKILL)
+        load.wait_for(100)
+        balancer.wait_until_it_sends_to(replicas[1])
+        load.wait_for(100)
+    assert set(load.statuses) == {200}
+    # Some of them were in the killed one at that moment, and were answered by the other.
+    assert any(", " in line["replicas"] for line in balancer.served())
+
+
+def test_a_rolling_restart_under_load_loses_no_request(balancer: Balancer, replicas: tuple[Replica, Replica]) -> None:
+    with Load(balancer.url, seconds=120, pause=0.01) as load:
+        for restarted in replicas:
+            load.wait_for(50)
+            restarted.signal(signal.SIGTERM)
+            restarted.wait(15)
+            restarted.start()
+            restarted.wait_until_up()
+            balancer.wait_until_it_sends_to(*replicas)
+        load.wait_for(50)
+    assert set(load.statuses) == {200}
+
+
+def test_what_an_overloaded_replica_refuses_is_served_by_the_other(folder: Path) -> None:
+    # One listing at a time against plenty: by least connections alone the small one gets more than it takes.
+    small, large = Replica(folder, max_queue=1), Replica(folder)
+    balancer = Balancer(folder, [small, large])
+    with running(small, large), running(balancer):
+        with Load(balancer.url, callers=16) as load:
+            load.wait_for(300)
+        assert set(load.statuses) == {200}
+        refused = [line for line in balancer.served() if line["replica_statuses"].startswith("503")]
+        assert {(line["replicas"], line["replica_statuses"]) for line in refused} == {
+            (f"{small.address}, {large.address}", "503, 200")
+        }
+        # Refusing is no reason to be taken out: the small one goes on serving what it can.
+        assert balancer.chosen == {small.address, large.address}
+        assert balancer.answers_by_replica()[small.address] > 0
+
+
+def test_when_all_are_overloaded_the_refusal_reaches_the_caller(folder: Path) -> None:
+    replicas = Replica(folder, max_queue=1), Replica(folder, max_queue=1)
+    balancer = Balancer(folder, replicas)
+    with running(*replicas), running(balancer):
+        with Load(balancer.url, callers=16) as load:
+            load.wait_for(300)
+        assert set(load.statuses) == {200, 503}
+        refused = [line for line in balancer.served() if line["status"] == 503]
+        # Each was asked once, and no one again.
+        assert {line["replica_statuses"] for line in refused} == {"503, 503"}
+
+
+def test_a_replica_that_is_not_ready_gets_nothing(balancer: Balancer, replicas: tuple[Replica, Replica]) -> None:
+    unready, other = replicas
+    # Stopped in its tracks: it still accepts connections, and answers nothing.
+    unready.signal(signal.SIGSTOP)
+    try:
+        balancer.wait_until_it_sends_to(other)
+        before = len(balancer.served())
+        with Load(balancer.url) as load:
+            load.wait_for(100)
+        assert set(load.statuses) == {200}
+        assert {line["replicas"] for line in balancer.served()[before:]} == {other.address}
+    finally:
+        unready.signal(signal.SIGCONT)
+    balancer.wait_until_it_sends_to(*replicas)
+
+
+def test_a_draining_replica_gets_nothing_new(balancer: Balancer, replicas: tuple[Replica, Replica]) -> None:
+    draining, other = replicas
+    with Load(balancer.url) as load:
+        load.wait_for(50)
+        draining.signal(signal.SIGTERM)
+        balancer.wait_until_it_sends_to(other)
+        load.wait_for(100)
+    assert set(load.statuses) == {200}
+
+
+def test_without_any_replica_the_balancer_says_so_as_the_service_would(
+    balancer: Balancer, replicas: tuple[Replica, Replica]
+) -> None:
+    for replica in replicas:
+        replica.signal(signal.SIGKILL)
+    reply = httpx.post(f"{balancer.url}/v1/classify", json=LISTING, headers={"X-Request-ID": "abc-1"})
+    assert reply.status_code == 503
+    assert reply.headers["content-type"] == "application/problem+json"
+    assert reply.headers["retry-after"] == "1"
+    assert reply.headers["x-request-id"] == reply.json()["request_id"] == "abc-1"
+
+
+def test_a_body_over_the_limit_is_refused_by_the_balancer(balancer: Balancer) -> None:
+    reply = httpx.post(f"{balancer.url}/v1/classify", content=b" " * (32 * 2**20 + 1))
+    assert reply.status_code == 413
+    assert reply.json()["code"] == "payload_too_large"
+    assert balancer.served()[-1]["replicas"] == ""
+
+
+def test_the_request_id_is_the_same_everywhere(balancer: Balancer) -> None:
+    reply = httpx.post(f"{balancer.url}/v1/classify", json=LISTING)
+    assert reply.headers["x-request-id"] == balancer.served()[-1]["request_id"]
+
+
+def test_metrics_are_not_public(balancer: Balancer) -> None:
+    assert httpx.get(f"{balancer.url}/metrics").status_code == 404
+
+
+def test_the_balancer_finishes_what_it_has_begun(balancer: Balancer) -> None:
+    with Load(balancer.url, callers=4, seconds=5) as load:
+        load.wait_for(20)
+        balancer.signal(signal.SIGTERM)
+        assert balancer.wait(30) == 0
+    # Nothing but whole answers, and then nobody there.
+    assert set(load.statuses) <= {200, "ConnectError"}

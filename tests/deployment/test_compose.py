@@ -1,0 +1,60 @@
+"""The Dockerfile and the compose files, read by the tools that would reject them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from service.settings import Settings
+from tests.deployment.tools import run
+
+SET_BY_THE_IMAGE = {"CMA_CLIP_HOST", "CMA_CLIP_PORT", "CMA_CLIP_CHECKPOINT"}
+
+
+def compose(*overrides: str) -> dict[str, Any]:
+    """Return the services that docker-compose reads from its file and `overrides`."""
+    files = [argument for name in ("docker-compose.yml", *overrides) for argument in ("-f", name)]
+    services: dict[str, Any] = yaml.safe_load(run("docker-compose", *files, "config"))["services"]
+    return services
+
+
+def test_hadolint_accepts_the_dockerfile() -> None:
+    run(Path(sys.executable).with_name("hadolint"), "Dockerfile")
+
+
+def test_compose_starts_two_replicas_behind_a_balancer_that_waits_for_them() -> None:
+    services = compose()
+    assert set(services) == {"replica-a", "replica-b", "balancer", "prometheus", "grafana"}
+    assert services["balancer"]["depends_on"] == {
+        "replica-a": {"condition": "service_healthy"},
+        "replica-b": {"condition": "service_healthy"},
+    }
+
+
+@pytest.mark.parametrize("name", ["replica-a", "replica-b", "balancer", "prometheus", "grafana"])
+def test_compose_limits_and_hardens_every_service(name: str) -> None:
+    service = compose()[name]
+    assert service["read_only"]
+    assert service["cap_drop"] == ["ALL"]
+    assert service["restart"] == "unless-stopped"
+    assert set(service["deploy"]["resources"]["limits"]) == {"cpus", "memory"}
+
+
+def test_compose_lets_a_drain_end_before_it_kills() -> None:
+    replica = compose()["replica-a"]
+    assert int(replica["stop_grace_period"].rstrip("s")) >= int(replica["environment"]["CMA_CLIP_DRAIN_SECONDS"]) + 5
+
+
+def test_compose_gives_each_replica_its_own_gpu() -> None:
+    services = compose("docker-compose.gpu.yml")
+    devices = [services[name]["deploy"]["resources"]["reservations"]["devices"] for name in ("replica-a", "replica-b")]
+    assert [device["device_ids"] for (device,) in devices] == [["0"], ["1"]]
+
+
+def test_compose_passes_on_every_setting() -> None:
+    known = {f"CMA_CLIP_{name.upper()}" for name in Settings.model_fields}
+    assert set(compose()["replica-a"]["environment"]) - {"OMP_NUM_THREADS"} == known - SET_BY_THE_IMAGE

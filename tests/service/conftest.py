@@ -1,0 +1,124 @@
+"""The real application with the fake predictor, in this process and on a real port."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from PIL import Image
+
+from service.app import create_app
+from service.engine import Engine
+from service.errors import NotReady
+from service.fetch import Gate
+from service.settings import Settings
+from tests.service.fake_predictor import FakePredictor
+
+
+def encoded(
+    colour: Any = (10, 20, 200),
+    *,
+    size: tuple[int, int] = (60, 80),
+    file_format: str = "PNG",
+    mode: str = "RGB",
+) -> bytes:
+    """An image file of one colour."""
+    buffer = io.BytesIO()
+    Image.new(mode, size, colour).save(buffer, file_format)
+    return buffer.getvalue()
+
+
+def as_base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+class Client(httpx.AsyncClient):
+    """An HTTP client that also knows the application behind it."""
+
+    app: FastAPI
+    predictor: FakePredictor
+
+    @property
+    def engine(self) -> Engine:
+        engine: Engine = self.app.state.engine
+        return engine
+
+    async def classify(self, **listing: Any) -> httpx.Response:
+        return await self.post("/v1/classify", json=listing)
+
+    async def metric(self, name: str, **labels: str) -> float:
+        """The present value of a metric; 0 where the series does not exist."""
+        return self.engine.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+Start = Callable[..., AbstractAsyncContextManager[Client]]
+
+
+@asynccontextmanager
+async def in_process(
+    predictor: FakePredictor | None = None, *, gate: Gate | None = None, ready: bool = True, **settings: Any
+) -> AsyncIterator[Client]:
+    """Run the application on this event loop, without a port."""
+    predictor = predictor or FakePredictor()
+    app = create_app(Settings(**settings), lambda _: predictor, gate=gate)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with (
+        app.router.lifespan_context(app),
+        Client(transport=transport, base_url="http://test") as client,
+    ):
+        client.app, client.predictor = app, predictor
+        if ready:
+            await until(lambda: is_ready(client))
+        yield client
+        predictor.free.set()
+
+
+@asynccontextmanager
+async def on_port(
+    predictor: FakePredictor | None = None, *, gate: Gate | None = None, ready: bool = True, **settings: Any
+) -> AsyncIterator[Client]:
+    """Run the application behind uvicorn on a free port of this machine."""
+    predictor = predictor or FakePredictor()
+    app = create_app(Settings(**settings), lambda _: predictor, gate=gate)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=2))
+    serving = asyncio.create_task(server.serve())
+    await until(lambda: server.started)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
+    async with Client(base_url=f"http://127.0.0.1:{port}", limits=limits, timeout=30) as client:
+        client.app, client.predictor = app, predictor
+        if ready:
+            await until(lambda: is_ready(client))
+        yield client
+        predictor.free.set()
+    server.should_exit = True
+    await serving
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for something that must come; a test that waits in vain fails by its time limit."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - whatever the condition is, it knows of no event
+            await asyncio.sleep(0.002)
+
+
+def is_ready(client: Client) -> bool:
+    try:
+        client.engine.check_ready()
+    except NotReady:
+        return False
+    return True
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[Client]:
+    async with in_process() as client:
+        yield client

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -221,6 +222,6 @@ def load_scores(path: Path) -> dict[Situation, dict[str, Answers]]:
         answers: dict[Situation, dict[str, Answers]] = {}
         for (situation, attribute), values in columns.items():
             answers.setdefault(situation, {})[attribute] = Answers(**values)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, EOFError, BadZipFile, ValueError, TypeError) as error:
         raise ModelError(f"{path} holds no held-out scores: {error}") from error
     return answers

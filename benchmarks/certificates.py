@@ -78,18 +78,14 @@ def trials(scores: ScoresBySituation, *, splits: int, seed: int = 0) -> Iterator
                 )
 
 
-def _outcomes(
-    answers: Answers, *, splits: int, seed: int
-) -> tuple[dict[float, Outcome], dict[float, Outcome]]:
+def _outcomes(answers: Answers, *, splits: int, seed: int) -> tuple[dict[float, Outcome], dict[float, Outcome]]:
     generator = np.random.default_rng(seed)
     confidence, correct = answers.confidence, answers.correct
     certified: dict[float, list[float | None]] = {target: [] for target in TARGET_PRECISIONS}
     naive: dict[float, list[float | None]] = {target: [] for target in TARGET_PRECISIONS}
     sides = [_calibration_side(answers.group, generator) for _ in range(splits)]
     for side in sides:
-        certificates = certify(
-            confidence[side], correct[side], TARGET_PRECISIONS, DELTA, group=answers.group[side]
-        )
+        certificates = certify(confidence[side], correct[side], TARGET_PRECISIONS, DELTA, group=answers.group[side])
         for target, certificate in certificates.items():
             certified[target].append(None if certificate is None else certificate.threshold)
             point = oracle_point(confidence[side], correct[side], target)
@@ -128,18 +124,12 @@ def _outcome(
 
 def pool(files: Sequence[ScoresBySituation]) -> ScoresBySituation:
     """Return the rows of several files (of different parts, which share no title) together."""
-    layout = {
-        (situation, attribute) for situation, attributes in files[0].items() for attribute in attributes
-    }
+    layout = {(situation, attribute) for situation, attributes in files[0].items() for attribute in attributes}
     for file in files:
-        if layout != {
-            (situation, attribute) for situation, attributes in file.items() for attribute in attributes
-        }:
+        if layout != {(situation, attribute) for situation, attributes in file.items() for attribute in attributes}:
             raise ModelError("the files are of different attributes or situations")
     return {
-        situation: {
-            attribute: _joined([file[situation][attribute] for file in files]) for attribute in attributes
-        }
+        situation: {attribute: _joined([file[situation][attribute] for file in files]) for attribute in attributes}
         for situation, attributes in files[0].items()
     }
 

@@ -97,9 +97,7 @@ def _measure(task: Task, test: HeldOut, answers: Answers, calibrated: AttributeC
         "macro_f1_interval": _interval(lambda rows: scores.macro_f1(predicted[rows], labels[rows]), group),
         "recall_at_precision": {str(target): _recall(answers, target) for target in calibrated.thresholds},
         "accepted": {
-            str(target): _accepted(answers, certificate.threshold)
-            if certificate is not None and n > 0
-            else None
+            str(target): _accepted(answers, certificate.threshold) if certificate is not None and n > 0 else None
             for target, certificate in calibrated.thresholds.items()
         },
         "calibration_error": {

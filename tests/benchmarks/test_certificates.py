@@ -19,9 +19,7 @@ def answers(n: int, *, groups: int | None = None, seed: int = 0) -> Answers:
     group = generator.integers(0, titles, n) if groups else np.arange(n)
     doubt = generator.random(titles)[group] ** 3
     wrong = generator.random(titles)[group] < doubt
-    return Answers(
-        confidence=1 - doubt, predicted=np.zeros(n, np.int64), labels=wrong.astype(np.int64), group=group
-    )
+    return Answers(confidence=1 - doubt, predicted=np.zeros(n, np.int64), labels=wrong.astype(np.int64), group=group)
 
 
 def test_certified_thresholds_keep_the_promise_and_naive_ones_do_not() -> None:
@@ -69,9 +67,7 @@ def test_pooled_files_share_no_group() -> None:
     assert not set(group[:50]) & set(group[50:])
 
 
-def test_files_that_do_not_belong_together_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_files_that_do_not_belong_together_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [{Situation.TITLE: {name: answers(10)}} for name in ("colour", "season")]
     with pytest.raises(ModelError, match="different attributes"):
         pool(files)

@@ -70,7 +70,7 @@ def cma_resnet_small(
     config = ByoModelCfg(blocks=blocks, stem_type="3x3", stem_pool="", stem_chs=32)
     # open_clip's adapter reads `default_cfg` to see whether features are maps (`pool_size`) or tokens.
     network = ByobNet(config, num_classes=num_classes, drop_path_rate=drop_path_rate)
-    network.default_cfg = {"pool_size": (5, 4)}
+    network.default_cfg = {"pool_size": (5, 4)}  # type: ignore[assignment]
     return network
 
 
@@ -121,7 +121,8 @@ class VitTower(ImageTower):
 
     def forward(self, images: Tensor) -> Tensor:
         visual = self.visual
-        return visual.ln_post(visual.transformer(visual._embeds(images)))  # [B, 1+N, d]
+        tokens: Tensor = visual.ln_post(visual.transformer(visual._embeds(images)))  # [B, 1+N, d]
+        return tokens
 
 
 class TimmTower(ImageTower):
@@ -216,6 +217,8 @@ def build_backbone(config: Mapping[str, Any], *, image_size: tuple[int, int], co
     config = copy.deepcopy(dict(config))
     config["vision_cfg"]["image_size"] = list(image_size)
     config["text_cfg"]["context_length"] = context_length
+    if isinstance(config["vision_cfg"].get("layers"), list):
+        raise ConfigError("image tower ModifiedResNet is not supported; ViT and timm towers are")
     if "hf_model_name" in config["text_cfg"]:
         raise ConfigError("Hugging Face text towers are not supported; open_clip's own text Transformer is")
     wanted = {key: config[key] for key in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu") if key in config}
@@ -237,12 +240,13 @@ def pretrained_backbone(name: str, weights: str) -> Backbone:
     return _from_clip(clip)
 
 
-def _from_clip(clip: nn.Module) -> Backbone:
-    visual = clip.visual
+def _from_clip(clip: CustomTextCLIP) -> Backbone:
+    visual: nn.Module = clip.visual
+    text: nn.Module = clip.text
     if isinstance(visual, VisionTransformer):
         image: ImageTower = VitTower(visual)
     elif isinstance(visual, TimmModel):
         image = TimmTower(visual)
     else:
         raise ConfigError(f"image tower {type(visual).__name__} is not supported; ViT and timm towers are")
-    return Backbone(image, TextTower(clip.text))
+    return Backbone(image, TextTower(text))

@@ -7,32 +7,20 @@ for labelling. Nothing is dropped silently: every row ends as a listing or in th
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
-import math
-import os
 import string
-import struct
 import sys
 import tomllib
-import zipfile
-import zlib
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
-from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any
 
 from model.errors import CatalogueError, ConfigError
-
-_MAX_RECORD_LINES = 100
-"""A CSV record may span this many lines; a quote that stays open longer is taken for a stray one."""
-
-_COLUMN_SAMPLE = 1000
-"""JSON Lines has no header: its columns are the keys of this many first objects."""
+from model.image_store import Images, open_images
+from model.tables import SUFFIXES, Row, read_rows
 
 _LINES_SHOWN = 5
 
@@ -122,6 +110,8 @@ class CatalogueConfig:
         return cls(path=path, **values)
 
     def __post_init__(self) -> None:
+        if self.table.suffix.lower() not in SUFFIXES:
+            raise ConfigError(f"'table' must end in {', '.join(SUFFIXES)}, not in {self.table.suffix!r}")
         count = self.min_label_count
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise ConfigError(f"'min_label_count' must be a whole number of at least 1, not {count!r}")
@@ -288,7 +278,7 @@ class Catalogue:
         Raises `ConfigError` for a mistake in the TOML file, `CatalogueError` for an unusable table or images.
         """
         config = CatalogueConfig.load(toml)
-        images = open_images(config)
+        images = open_images(config.images)
         report = ReadReport(config.table.name)
         listings: dict[str, Listing] = {}
         for line, item in _read_items(config, images, report):
@@ -325,15 +315,13 @@ def iter_listings(config: CatalogueConfig, images: Images, report: ReadReport) -
         yield item
 
 
-def _read_items(
-    config: CatalogueConfig, images: Images, report: ReadReport
-) -> Iterator[tuple[int, Listing | BadRow]]:
-    for row in _read_rows(config):
+def _read_items(config: CatalogueConfig, images: Images, report: ReadReport) -> Iterator[tuple[int, Listing | BadRow]]:
+    for row in read_rows(config.table, config.columns, title=config.title):
         report.add_row(row.line, repaired=row.repaired)
         yield row.line, _listing_of(row, config, images)
 
 
-def _listing_of(row: _Row, config: CatalogueConfig, images: Images) -> Listing | BadRow:
+def _listing_of(row: Row, config: CatalogueConfig, images: Images) -> Listing | BadRow:
     values = row.values
     name = values.get(config.id, "")
 
@@ -373,313 +361,3 @@ def _split_key(values: Mapping[str, str], config: CatalogueConfig) -> str:
 def _stays_inside(name: str) -> bool:
     path = PurePosixPath(name)
     return not path.is_absolute() and ".." not in path.parts and "\0" not in name
-
-
-# --- tables ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """One row as text: a stripped value (empty where missing) for each column wanted, or an error."""
-
-    line: int
-    values: Mapping[str, str]
-    repaired: bool = False
-    error: str | None = None
-
-
-def _read_rows(config: CatalogueConfig) -> Iterator[_Row]:
-    suffix = config.table.suffix.lower()
-    readers = {
-        ".csv": _csv_rows,
-        ".jsonl": _json_rows,
-        ".ndjson": _json_rows,
-        ".parquet": _parquet_rows,
-        ".pq": _parquet_rows,
-    }
-    if suffix not in readers:
-        raise ConfigError(f"{config.path}: 'table' must end in {', '.join(readers)}, not {suffix!r}")
-    try:
-        yield from readers[suffix](config)
-    except OSError as error:
-        raise CatalogueError(f"cannot read {config.table}: {error.strerror or error}") from error
-
-
-def _check_columns(config: CatalogueConfig, present: Iterable[str]) -> None:
-    present = list(present)
-    for column in config.columns:
-        if column not in present:
-            raise CatalogueError(
-                f"{config.table} has no column {column!r}, which {config.path.name} names; it has: "
-                + ", ".join(present)
-            )
-
-
-def _make_row(
-    line: int, record: Mapping[str, Any], columns: Sequence[str], *, repaired: bool = False
-) -> _Row:
-    values = {}
-    error = None
-    for column in columns:
-        try:
-            values[column] = _to_text(record.get(column))
-        except ValueError as problem:
-            values[column] = ""
-            error = error or f"column {column!r} {problem}"
-    return _Row(line, values, repaired, error)
-
-
-def _to_text(value: Any) -> str:
-    """Return a cell as stripped text, empty for a missing one; `ValueError` for a list and the like."""
-    match value:
-        case None:
-            return ""
-        case str():
-            text = value.strip()
-        case bool():
-            text = str(value).lower()
-        case int():
-            text = str(value)
-        case float():  # a column of ids or years with gaps comes as floats
-            if math.isnan(value):
-                return ""
-            text = str(int(value)) if value.is_integer() else str(value)
-        case _:
-            raise ValueError(f"holds a {type(value).__name__}")
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise ValueError("is not valid UTF-8") from None
-    return text
-
-
-def _text_lines(path: Path) -> Iterator[str]:
-    # Bytes that are not UTF-8 become lone surrogates, which _to_text refuses: only that row is left out.
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        yield from file
-
-
-def _csv_rows(config: CatalogueConfig) -> Iterator[_Row]:
-    lines = _text_lines(config.table)
-    header = [name.strip() for name in _parse_csv([next(lines, "")])[0]]
-    if twice := [name for name, count in Counter(header).items() if count > 1]:
-        raise CatalogueError(f"{config.table} has two columns called {twice[0]!r}")
-    _check_columns(config, header)
-    for line, cells, repaired in _csv_records(lines, width=len(header)):
-        joined = cells
-        if len(cells) > len(header) and header[-1] == config.title:
-            # Titles with commas that nobody quoted, the last column of the row.
-            joined = [*cells[: len(header) - 1], ",".join(cells[len(header) - 1 :])]
-        row = _make_row(
-            line,
-            dict(zip(header, joined, strict=False)),
-            config.columns,
-            repaired=repaired or joined is not cells,
-        )
-        if len(joined) != len(header):
-            trouble = "too few fields" if len(joined) < len(header) else "too many fields"
-            row = replace(row, repaired=False, error=trouble)
-        yield row
-
-
-def _csv_records(lines: Iterator[str], *, width: int) -> Iterator[tuple[int, list[str], bool]]:
-    """Yield (first line's number, cells, repaired) of each record after the header line.
-
-    A quote that never closes would swallow the rest of the file: where the record that it makes has not
-    `width` cells or too many lines, the quote is taken literally.
-    """
-    pending: deque[str] = deque()
-    number = 1
-    while line := pending.popleft() if pending else next(lines, ""):
-        number += 1
-        record = [line]
-        cells, is_open = _parse_csv(record)
-        while is_open and len(record) < _MAX_RECORD_LINES:
-            following = pending.popleft() if pending else next(lines, "")
-            if not following:
-                break
-            record.append(following)
-            cells, is_open = _parse_csv(record)
-        stray = is_open or (len(record) > 1 and len(cells) != width)
-        if stray:
-            pending.extendleft(reversed(record[1:]))
-            del record[1:]
-            cells = line.rstrip("\r\n").split(",")
-        if any(cells):  # a blank line is no row
-            yield number, cells, stray
-        number += len(record) - 1
-
-
-def _parse_csv(record: list[str]) -> tuple[list[str], bool]:
-    """Return the cells of the record and whether a quote is still open at its end."""
-    try:
-        # The empty line is a row of its own unless a quote is open. Over several lines only faultless quoting
-        # counts: two stray quotes, lines apart, would else make one row of all between them.
-        rows = list(csv.reader([*record, ""], strict=len(record) > 1))
-    except csv.Error:
-        return [], True
-    return (rows[0] if rows else []), len(rows) < 2
-
-
-def _json_rows(config: CatalogueConfig) -> Iterator[_Row]:
-    records = _json_records(_text_lines(config.table))
-    sample = list(islice(records, _COLUMN_SAMPLE))
-    _check_columns(config, dict.fromkeys(key for _, record in sample if record for key in record))
-    for part in (sample, records):
-        for line, record in part:
-            if record is None:
-                yield _Row(line, {}, error="not a JSON object")
-            else:
-                yield _make_row(line, record, config.columns)
-
-
-def _json_records(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any] | None]]:
-    for number, line in enumerate(lines, 1):
-        if line.isspace():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            record = None
-        yield number, record if isinstance(record, dict) else None
-
-
-def _parquet_rows(config: CatalogueConfig) -> Iterator[_Row]:
-    try:
-        import pyarrow  # noqa: PLC0415  # only Parquet needs it
-        import pyarrow.parquet  # noqa: PLC0415
-    except ImportError as error:
-        raise ConfigError("Parquet needs pyarrow: pip install 'cma-clip[train]'") from error
-    try:
-        with pyarrow.parquet.ParquetFile(config.table) as file:
-            _check_columns(config, file.schema_arrow.names)
-            number = 0
-            for batch in file.iter_batches(batch_size=4096, columns=list(config.columns)):
-                for record in batch.to_pylist():
-                    number += 1
-                    yield _make_row(number, record, config.columns)
-    except pyarrow.ArrowException as error:
-        raise CatalogueError(f"{config.table} is not a readable Parquet file: {error}") from error
-
-
-# --- images ------------------------------------------------------------------------------------------------
-
-
-class Images(Protocol):
-    """The images of a catalogue by name; without an open file, so threads, forks and pickles are harmless."""
-
-    def __contains__(self, name: str) -> bool:
-        """Say whether there is such a picture."""
-        ...
-
-    def read(self, name: str) -> bytes:
-        """Return the bytes of a picture; raises `CatalogueError` where that fails."""
-        ...
-
-
-def open_images(config: CatalogueConfig) -> Images:
-    """Return the images `config` describes; raises `CatalogueError` unless they are a folder or a zip."""
-    if config.images is None:
-        return NoImages()
-    if config.images.is_dir():
-        return FolderImages(config.images)
-    if not config.images.is_file():
-        raise CatalogueError(f"{config.images}: no such folder or zip file ('images' of {config.path.name})")
-    return ZipImages.open(config.images)
-
-
-@dataclass(frozen=True)
-class NoImages:
-    """The images of a catalogue that is titles alone."""
-
-    def __contains__(self, name: str) -> bool:
-        return False
-
-    def read(self, name: str) -> bytes:
-        """Raise `CatalogueError`."""
-        raise CatalogueError(f"the catalogue has no images, so none called {name}")
-
-
-@dataclass(frozen=True)
-class FolderImages:
-    """Images in a folder."""
-
-    folder: Path
-
-    def __contains__(self, name: str) -> bool:
-        return os.path.isfile(os.path.join(self.folder, name))  # Path is 5 times slower
-
-    def read(self, name: str) -> bytes:
-        """Return the file's bytes."""
-        try:
-            return (self.folder / name).read_bytes()
-        except (OSError, ValueError) as error:
-            raise CatalogueError(f"cannot read image {name} of {self.folder}: {error}") from error
-
-
-@dataclass(frozen=True, slots=True)
-class _Member:
-    offset: int
-    size: int
-    deflated: bool
-    crc: int
-
-
-@dataclass(frozen=True)
-class ZipImages:
-    """Images in a zip file, read in place.
-
-    `zipfile.ZipFile` shares one file position, which forked workers would move under each other's feet. So
-    only the directory is read with it, once; a read then opens the file, which costs microseconds.
-    """
-
-    path: Path
-    members: Mapping[str, _Member] = field(repr=False)
-
-    @classmethod
-    def open(cls, path: Path) -> ZipImages:
-        """Read the directory of the zip file at `path`."""
-        try:
-            with zipfile.ZipFile(path) as archive:
-                infos = [info for info in archive.infolist() if not info.is_dir()]
-        except (zipfile.BadZipFile, OSError) as error:
-            raise CatalogueError(f"{path} is not a readable zip file: {error}") from error
-        for info in infos:
-            if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise CatalogueError(f"{path}: {info.filename} is encrypted or not stored or deflated")
-        return cls(
-            path,
-            {
-                info.filename: _Member(
-                    info.header_offset,
-                    info.compress_size,
-                    info.compress_type == zipfile.ZIP_DEFLATED,
-                    info.CRC,
-                )
-                for info in infos
-            },
-        )
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.members
-
-    def read(self, name: str) -> bytes:
-        """Return the member's bytes, checked against its CRC."""
-        if name not in self.members:
-            raise CatalogueError(f"{self.path} holds no image {name}")
-        member = self.members[name]
-        try:
-            with self.path.open("rb") as file:
-                file.seek(member.offset)
-                # The data follow the local header's name and extra field; the directory's may differ in size.
-                name_size, extra_size = struct.unpack("<26xHH", file.read(30))
-                file.seek(name_size + extra_size, os.SEEK_CUR)
-                data = file.read(member.size)
-            if member.deflated:
-                data = zlib.decompress(data, wbits=-zlib.MAX_WBITS)
-        except (OSError, struct.error, zlib.error) as error:
-            raise CatalogueError(f"cannot read image {name} of {self.path}: {error}") from error
-        if zlib.crc32(data) != member.crc:
-            raise CatalogueError(f"image {name} of {self.path} is damaged: its checksum is wrong")
-        return data

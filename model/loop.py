@@ -67,8 +67,9 @@ class Loop:
     def run(self) -> float:
         """Train to the end, resuming where an earlier run in the folder stopped; return the best score."""
         # Convolutions are about twice as fast with the channels last.
-        self.network.to(self.device, memory_format=torch.channels_last)
-        self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(self.ema_decay), use_buffers=True)
+        self.network.to(self.device).to(memory_format=torch.channels_last)
+        average = get_ema_multi_avg_fn(self.ema_decay)  # type: ignore[no-untyped-call]
+        self.average = AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
         self.adamw = torch.optim.AdamW(parameter_groups(self.network, self.optimiser), fused=True)
         self._resume()
         self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step)
@@ -111,7 +112,7 @@ class Loop:
                 f"(step {self.step}); nothing was updated. A smaller learning rate may help."
             )
         self.adamw.zero_grad(set_to_none=True)
-        losses["total"].backward()
+        losses["total"].backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.optimiser.clip_norm)
         if not torch.isfinite(norm):
             raise TrainingError(f"the gradient is not finite at step {self.step}; nothing was updated")

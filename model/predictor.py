@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL.Image import Image
+from PIL import Image
 from torch import Tensor
 
 from model.calibration import Calibration, softmax
@@ -85,33 +85,28 @@ class Verdicts:
     thresholds: Mapping[str, Mapping[float, float | None]]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """One listing's answer: immutable, off the device. See `model.readings.Prediction`."""
+    """One listing's answer: immutable, off the device. See `model.readings.Prediction`.
 
-    def __init__(
-        self,
-        situation: Situation,
-        tasks: Mapping[str, Task],
-        confidences: Mapping[str, NDArray[np.float64]],
-        attention: Mapping[str, tuple[float, float]],
-        thresholds: Mapping[str, Mapping[float, float | None]],
-        explanations: Mapping[str, Explanation] | None,
-    ) -> None:
-        self.situation = situation
-        self._tasks = tasks
-        self._confidences = confidences
-        self._attention = attention
-        self._thresholds = thresholds
-        self._explanations = explanations
+    By attribute: confidences `[C_t]`, modality attention (image, text), thresholds by target precision.
+    """
+
+    situation: Situation
+    tasks: Mapping[str, Task]
+    confidences: Mapping[str, NDArray[np.float64]]
+    attention: Mapping[str, tuple[float, float]]
+    thresholds: Mapping[str, Mapping[float, float | None]]
+    explanations: Mapping[str, Explanation] | None
 
     def read(self, attribute: str, *, target_precision: float, top_k: int) -> AttributeReading:
         """Return the answer for `attribute`, judged by the thresholds of this listing's own situation."""
-        confidences, labels = self._confidences[attribute], self._tasks[attribute].labels
+        confidences, labels = self.confidences[attribute], self.tasks[attribute].labels
         # Stable, so that equal confidences are listed in the order of the labels.
         order = np.argsort(-confidences, kind="stable")[: max(1, top_k)]
         candidates = tuple(Candidate(labels[index], float(confidences[index])) for index in order)
-        best, threshold = candidates[0], self._thresholds[attribute].get(target_precision)
-        image, text = self._attention[attribute]
+        best, threshold = candidates[0], self.thresholds[attribute].get(target_precision)
+        image, text = self.attention[attribute]
         return AttributeReading(
             label=best.label,
             confidence=best.confidence,
@@ -120,7 +115,7 @@ class Prediction:
             target_precision=target_precision,
             candidates=candidates[:top_k],
             modality_attention={"image": image, "text": text},
-            explanation=self._explanations[attribute] if self._explanations else None,
+            explanation=self.explanations[attribute] if self.explanations else None,
         )
 
 
@@ -131,7 +126,7 @@ class Predictor:
         self.checkpoint = checkpoint
         self.tasks = checkpoint.tasks
         self.device, self.dtype = device, dtype
-        self.network = network.to(device, memory_format=torch.channels_last).eval()
+        self.network = network.to(device).to(memory_format=torch.channels_last).eval()
         self.transform = ImageTransform(checkpoint.config.preprocess)
         self.tokenise = TitleTokeniser(checkpoint.config.preprocess)
         self._by_name = {task.name: task for task in self.tasks}
@@ -169,7 +164,7 @@ class Predictor:
         """Return the threshold of each situation and target precision, None where none could be certified."""
         return {situation: verdicts.thresholds[attribute] for situation, verdicts in self._verdicts.items()}
 
-    def prepare(self, title: str | None, image: Image | None, *, explain: bool = False) -> Prepared:
+    def prepare(self, title: str | None, image: Image.Image | None, *, explain: bool = False) -> Prepared:
         """Turn a title and an RGB image of any size into model input; on the CPU, in any thread.
 
         A title of white space counts as none. Raises `ValueError` when nothing is left to read.
@@ -233,8 +228,14 @@ class Predictor:
             task.name: (float(raw.attention[row, t, 0]), float(raw.attention[row, t, 1]))
             for t, task in enumerate(self.tasks)
         }
-        explanations = self._explain(item, raw, row, batch) if item.explain else None
-        return Prediction(situation, self._by_name, confidences, attention, verdicts.thresholds, explanations)
+        return Prediction(
+            situation=situation,
+            tasks=self._by_name,
+            confidences=confidences,
+            attention=attention,
+            thresholds=verdicts.thresholds,
+            explanations=self._explain(item, raw, row, batch) if item.explain else None,
+        )
 
     def _explain(self, item: Prepared, raw: RawOutputs, row: int, batch: Batch) -> dict[str, Explanation]:
         """Weigh what the aggregated image and text tokens attended to by each attribute's modality attention."""
@@ -259,16 +260,15 @@ class Predictor:
     def warm_up(self, max_batch_size: int) -> dict[str, float]:
         """Run every padded shape, alone and at `max_batch_size`; return the seconds of each."""
         seconds = {}
-        size = (self.info.image_size[1], self.info.image_size[0])
-        from PIL import Image as images  # noqa: PLC0415
-
-        blank = images.new("RGB", size, "white")
+        blank = Image.new("RGB", (self.info.image_size[1], self.info.image_size[0]), "white")
         for length in range(PADDING_STEP, self.tokenise.context_length + PADDING_STEP, PADDING_STEP):
             item = self.prepare("a " * min(length - 2, self.tokenise.context_length - 2), blank, explain=True)
-            for batch_size in {1, max_batch_size}:
+            for batch_size in sorted({1, max_batch_size}):
                 began = time.perf_counter()
                 self.predict(self.collate([item] * batch_size))
-                seconds[f"title {len(item.title.tokens)} x {batch_size}"] = time.perf_counter() - began
+                seconds[f"{batch_size} x {min(length, self.tokenise.context_length)} tokens"] = (
+                    time.perf_counter() - began
+                )
         return seconds
 
 

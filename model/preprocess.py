@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from open_clip.tokenizer import SimpleTokenizer
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from model.config import AugmentConfig, PreprocessConfig
@@ -39,6 +39,8 @@ def decode_image(data: bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data)) as image:
             return to_rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError:  # whose message is an address in memory
+        raise ModelError("the image cannot be decoded: it is in no known format") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ModelError(f"the image cannot be decoded: {error}") from error
 

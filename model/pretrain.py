@@ -28,7 +28,6 @@ from model.errors import CatalogueError
 from model.loop import Loop
 from model.preprocess import ImageTransform
 
-EMA_DECAY = 0.995
 MAX_LOGIT_SCALE = math.log(100)  # as CLIP: larger ones make training unstable
 
 
@@ -123,7 +122,7 @@ def pretrain(
         validate=_Validation(ListingDataset(catalogue, held_out, (), model.preprocess), loss, optimiser.batch_size),
         save_best=save,
         fingerprint={"model": to_json(model), **training},
-        ema_decay=EMA_DECAY,
+        ema_decay=0.0,  # a few hundred steps are too few to average over
         console=console,
     ).run()
     return out / "checkpoint"

@@ -15,7 +15,11 @@ from typing import Annotated, Any
 import typer
 
 from model.errors import ConfigError, ModelError
+from service import model_commands
 from service.settings import PREFIX, Settings, load_settings
+
+TRAINING_MODULES = ("matplotlib", "pyarrow", "tensorboard")
+"""What serving does not need and the extra `train` installs."""
 
 app = typer.Typer(
     name="cma-clip",
@@ -25,6 +29,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+for _command in (
+    model_commands.pretrain,
+    model_commands.train,
+    model_commands.calibrate,
+    model_commands.evaluate,
+    model_commands.label,
+):
+    app.command()(_command)
+
 
 def main() -> None:
     """Run the command line."""
@@ -32,6 +45,11 @@ def main() -> None:
         app()
     except ModelError as error:
         print(f"cma-clip: {error}", file=sys.stderr)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        if error.name not in TRAINING_MODULES:
+            raise
+        print(f"cma-clip: this needs {error.name}; install the extra: pip install 'cma-clip[train]'", file=sys.stderr)
         sys.exit(2)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,33 +101,25 @@ def test_title_baseline(catalogue: Path, tmp_path: Path) -> None:
     out = tmp_path / "title.json"
     result = CliRunner().invoke(app, ["title", "--catalogue", str(catalogue), "--out", str(out)])
     assert result.exit_code == 0, result.output
-    scores = json.loads(out.read_text())
-    assert scores["test_without_input"] == 1
-    colour = scores["attributes"]["colour"]
-    assert colour["rows"] == scores["test_listings"]
-    # Whoever has a title is read right, whoever has none gets the majority.
-    assert colour["accuracy"] >= 1 - scores["test_without_input"] / scores["test_listings"]
-    assert "colour" in result.output
+    check_all_with_input_are_read_right(json.loads(out.read_text()))
 
 
-def test_image_baseline(catalogue: Path, tmp_path: Path) -> None:
+def test_image_baseline(catalogue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.baselines.WIDTHS", (8, 8, 8, 8))
     out = tmp_path / "image.json"
-    arguments = [
-        "image",
-        "--catalogue",
-        str(catalogue),
-        "--out",
-        str(out),
-        "--epochs",
-        "2",
-        "--batch-size",
-        "8",
-    ]
+    arguments = ["image", "--catalogue", str(catalogue), "--out", str(out), "--epochs", "10", "--batch-size", "16"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "0.png: the image cannot be decoded" in result.output
-    scores = json.loads(out.read_text())
-    assert scores["attributes"]["colour"]["accuracy"] >= 1 - scores["test_without_input"] / scores["test_listings"]
+    check_all_with_input_are_read_right(json.loads(out.read_text()))
+
+
+def check_all_with_input_are_read_right(result: dict[str, Any]) -> None:
+    assert result["test_without_input"] == 1
+    colour = result["attributes"]["colour"]
+    assert colour["rows"] == result["test_listings"] > 5
+    # Whoever lacks the input gets the majority label, right or wrong.
+    assert round((1 - colour["accuracy"]) * colour["rows"]) <= 1
 
 
 def test_a_mistake_is_one_line(tmp_path: Path) -> None:

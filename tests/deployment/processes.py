@@ -18,7 +18,8 @@ from typing import Any
 
 import httpx
 
-ROOT = Path(__file__).parents[2]
+from tests.deployment.tools import ROOT
+
 START_SECONDS = 90.0
 """Loading torch twice on two busy cores is slow; everything else is there within a second."""
 

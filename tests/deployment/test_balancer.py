@@ -68,9 +68,7 @@ def test_a_killed_replica_costs_no_request(balancer: Balancer, replicas: tuple[R
     assert any(", " in line["replicas"] for line in balancer.served())
 
 
-def test_a_rolling_restart_under_load_loses_no_request(
-    balancer: Balancer, replicas: tuple[Replica, Replica]
-) -> None:
+def test_a_rolling_restart_under_load_loses_no_request(balancer: Balancer, replicas: tuple[Replica, Replica]) -> None:
     with Load(balancer.url, seconds=120, pause=0.01) as load:
         for restarted in replicas:
             load.wait_for(50)
@@ -112,9 +110,7 @@ def test_when_all_are_overloaded_the_refusal_reaches_the_caller(folder: Path) ->
         assert {line["replica_statuses"] for line in refused} == {"503, 503"}
 
 
-def test_a_replica_that_is_not_ready_gets_nothing(
-    balancer: Balancer, replicas: tuple[Replica, Replica]
-) -> None:
+def test_a_replica_that_is_not_ready_gets_nothing(balancer: Balancer, replicas: tuple[Replica, Replica]) -> None:
     unready, other = replicas
     # Stopped in its tracks: it still accepts connections, and answers nothing.
     unready.signal(signal.SIGSTOP)

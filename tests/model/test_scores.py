@@ -55,9 +55,7 @@ def test_recall_at_precision_equals_brute_force(rows: list[tuple[float, bool]], 
 
 
 @given(ROWS, TARGETS)
-def test_the_oracle_point_is_what_its_threshold_measures(
-    rows: list[tuple[float, bool]], target: float
-) -> None:
+def test_the_oracle_point_is_what_its_threshold_measures(rows: list[tuple[float, bool]], target: float) -> None:
     confidence, correct = columns(rows)
     point = scores.oracle_point(confidence, correct, target)
     if point is None:
@@ -91,9 +89,15 @@ def test_calibration_error_vanishes_for_calibrated_confidences_and_is_nan_for_no
     assert math.isnan(scores.expected_calibration_error(np.array([]), np.array([], dtype=np.bool_)))
 
 
-def test_bootstrap_interval_agrees_with_the_normal_one_and_repeats() -> None:
-    right = np.arange(1000) < 900
-    interval = scores.bootstrap_interval(lambda rows: float(right[rows].mean()), len(right))
+@pytest.mark.parametrize("listings_of_a_title", [1, 4])
+def test_bootstrap_interval_is_the_normal_one_of_as_many_titles(listings_of_a_title: int) -> None:
+    title_is_right = np.arange(1000) < 900
+    group = np.repeat(np.arange(1000), listings_of_a_title)
+
+    def share(rows: scores.Ints) -> float:
+        return float(title_is_right[group][rows].mean())
+
+    interval = scores.bootstrap_interval(share, group)
     half_width = 1.96 * math.sqrt(0.9 * 0.1 / 1000)
     assert interval == pytest.approx((0.9 - half_width, 0.9 + half_width), abs=0.005)
-    assert interval == scores.bootstrap_interval(lambda rows: float(right[rows].mean()), len(right))
+    assert interval == scores.bootstrap_interval(share, group)

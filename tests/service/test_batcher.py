@@ -361,7 +361,7 @@ async def test_closing_answers_whoever_waits_and_ends_the_threads() -> None:
 
 
 async def test_under_random_faults_everyone_gets_exactly_the_right_answer() -> None:
-    chance = random.Random(7)  # noqa: S311 - reproducible, not secret
+    chance = random.Random(7)
 
     def trouble(item: int) -> None:
         if item % 17 == 0:

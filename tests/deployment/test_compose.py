@@ -1,8 +1,7 @@
-"""The files of the deployment, read by the tools that would reject them."""
+"""The Dockerfile and the compose files, read by the tools that would reject them."""
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,15 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[2]
-SHIPPED_SETTINGS = {"CMA_CLIP_HOST", "CMA_CLIP_PORT", "CMA_CLIP_CHECKPOINT"}
+from service.settings import Settings
+from tests.deployment.tools import run
 
-
-def run(*command: str | Path) -> str:
-    """Run `command` in the repository's root and return its output; fail with what it printed otherwise."""
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)  # noqa: S603
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
+SET_BY_THE_IMAGE = {"CMA_CLIP_HOST", "CMA_CLIP_PORT", "CMA_CLIP_CHECKPOINT"}
 
 
 def compose(*overrides: str) -> dict[str, Any]:
@@ -52,16 +46,15 @@ def test_compose_limits_and_hardens_every_service(name: str) -> None:
 
 def test_compose_lets_a_drain_end_before_it_kills() -> None:
     replica = compose()["replica-a"]
-    assert (
-        int(replica["stop_grace_period"].rstrip("s"))
-        >= int(replica["environment"]["CMA_CLIP_DRAIN_SECONDS"]) + 5
-    )
+    assert int(replica["stop_grace_period"].rstrip("s")) >= int(replica["environment"]["CMA_CLIP_DRAIN_SECONDS"]) + 5
 
 
 def test_compose_gives_each_replica_its_own_gpu() -> None:
     services = compose("docker-compose.gpu.yml")
-    devices = [
-        services[name]["deploy"]["resources"]["reservations"]["devices"]
-        for name in ("replica-a", "replica-b")
-    ]
+    devices = [services[name]["deploy"]["resources"]["reservations"]["devices"] for name in ("replica-a", "replica-b")]
     assert [device["device_ids"] for (device,) in devices] == [["0"], ["1"]]
+
+
+def test_compose_passes_on_every_setting() -> None:
+    known = {f"CMA_CLIP_{name.upper()}" for name in Settings.model_fields}
+    assert set(compose()["replica-a"]["environment"]) - {"OMP_NUM_THREADS"} == known - SET_BY_THE_IMAGE

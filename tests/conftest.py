@@ -1,0 +1,106 @@
+"""A small catalogue of coloured shapes and a tiny network: real files, made in a second, for every test."""
+
+from __future__ import annotations
+
+import csv
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from model.catalogue import Catalogue
+from model.checkpoint import save_checkpoint
+from model.cma_clip import CMAClip, build_cma_clip
+from model.config import AugmentConfig, FusionConfig, ModelConfig, OptimiserConfig, PreprocessConfig, TrainConfig
+from model.tasks import Task
+
+COLOURS = ("Black", "Blue", "Green", "Red")
+SHAPES = ("Circle", "Square")
+
+TINY_BACKBONE = {
+    "embed_dim": 16,
+    "vision_cfg": {"layers": 1, "width": 32, "head_width": 16, "patch_size": 8, "image_size": [24, 16]},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+
+
+def draw(colour: str, shape: str, seed: int = 0) -> Image.Image:
+    """A product picture, 18 x 24: one shape on white, somewhere."""
+    rng = random.Random(seed)
+    image = Image.new("RGB", (18, 24), "white")
+    left, upper = rng.randint(1, 4), rng.randint(1, 8)
+    box = (left, upper, left + 12, upper + 12)
+    pen = ImageDraw.Draw(image)
+    (pen.ellipse if shape == "Circle" else pen.rectangle)(box, fill=colour.lower())
+    return image
+
+
+def write_catalogue(folder: Path, rows: int) -> Path:
+    """Write a catalogue of `rows` listings with every combination in turn, and return its TOML file."""
+    (folder / "images").mkdir(parents=True)
+    with (folder / "table.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "colour", "shape", "title"])
+        for row in range(rows):
+            colour, shape = COLOURS[row % 4], SHAPES[row // 4 % 2]
+            writer.writerow([f"sku-{row}", colour, shape, f"Plain {colour} {shape} number {row}"])
+            draw(colour, shape, row).save(folder / "images" / f"sku-{row}.png")
+    toml = folder / "catalogue.toml"
+    toml.write_text(
+        '[catalogue]\ntable = "table.csv"\nimages = "images"\nimage = "{id}.png"\nid = "id"\ntitle = "title"\n'
+        'attributes = ["colour", "shape"]\nmin_label_count = 2\n'
+    )
+    return toml
+
+
+@pytest.fixture(scope="session")
+def catalogue_toml(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_catalogue(tmp_path_factory.mktemp("catalogue"), 240)
+
+
+@pytest.fixture(scope="session")
+def catalogue(catalogue_toml: Path) -> Catalogue:
+    return Catalogue.open(catalogue_toml)
+
+
+@pytest.fixture(scope="session")
+def tasks() -> tuple[Task, ...]:
+    return (Task(name="colour", labels=COLOURS), Task(name="shape", labels=SHAPES))
+
+
+@pytest.fixture(scope="session")
+def model_config() -> ModelConfig:
+    return ModelConfig(
+        backbone_name="tiny",
+        backbone=TINY_BACKBONE,
+        preprocess=PreprocessConfig(image_size=(24, 16), context_length=16),
+        fusion=FusionConfig(width=32, depth=2, heads=2, dropout=0.0),
+    )
+
+
+@pytest.fixture(scope="session")
+def train_config() -> TrainConfig:
+    return TrainConfig(
+        optimiser=OptimiserConfig(epochs=2, batch_size=16, learning_rate=3e-3, workers=0),
+        augment=AugmentConfig(crop=0.9),
+        ema_decay=0.5,
+    )
+
+
+@pytest.fixture
+def network(model_config: ModelConfig, tasks: tuple[Task, ...]) -> CMAClip:
+    """The tiny network in evaluation mode, its modality attention away from its even start."""
+    torch.manual_seed(0)
+    network = build_cma_clip(model_config, tasks).eval()
+    assert network.modality_attention.weight is not None
+    torch.nn.init.normal_(network.modality_attention.weight, std=0.3)
+    return network
+
+
+@pytest.fixture
+def checkpoint_folder(tmp_path: Path, network: CMAClip, model_config: ModelConfig, tasks: tuple[Task, ...]) -> Path:
+    folder = tmp_path / "checkpoint"
+    save_checkpoint(folder, network, name="tiny", config=model_config, tasks=tasks, training={})
+    return folder

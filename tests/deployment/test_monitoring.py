@@ -1,0 +1,149 @@
+"""Real Prometheus scrapes a real replica; every query of the dashboard is put to it and must return data."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from PIL import Image
+
+from tests.deployment.load import LISTING
+from tests.deployment.processes import Process, Replica, free_port, running
+from tests.deployment.tools import ROOT
+
+DASHBOARD = json.loads((ROOT / "deploy/grafana/dashboards/cma-clip.json").read_text())
+VARIABLES = {"$__rate_interval": "30s", "$attribute": ".*", "$instance": ".*"}
+"""What Grafana would fill in; ".*" is the dashboard's own value of "All"."""
+ANSWERS = 1088
+"""Over the thousand below which nothing is said of drift."""
+
+
+class Prometheus(Process):
+    """Prometheus with the shipped configuration and rules, looking every second, at one replica."""
+
+    def __init__(self, folder: Path, replica: Replica) -> None:
+        self.url = f"http://127.0.0.1:{free_port()}"
+        configuration = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
+        configuration["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+        (job,) = (job for job in configuration["scrape_configs"] if job["job_name"] == "cma-clip")
+        del job["dns_sd_configs"]
+        job["static_configs"] = [{"targets": [replica.address]}]
+        configuration["scrape_configs"] = [job]
+        (folder / "prometheus.yml").write_text(yaml.safe_dump(configuration))
+        (folder / "rules").mkdir()
+        for path in (ROOT / "deploy/prometheus/rules").glob("*.yml"):
+            rules = yaml.safe_load(path.read_text())
+            for group in rules["groups"]:
+                group["interval"] = "1s"
+            (folder / "rules" / path.name).write_text(yaml.safe_dump(rules))
+        super().__init__(
+            [
+                "prometheus",
+                f"--config.file={folder / 'prometheus.yml'}",
+                f"--storage.tsdb.path={folder / 'data'}",
+                f"--web.listen-address={self.url.removeprefix('http://')}",
+            ],
+            up=f"{self.url}/-/ready",
+            log=folder / "prometheus.log",
+        )
+
+    def ask(self, path: str, **parameters: str) -> Any:
+        reply = httpx.get(f"{self.url}/api/v1/{path}", params=parameters, timeout=10).json()
+        assert reply["status"] == "success", reply
+        return reply["data"]
+
+    def values(self, expression: str) -> list[float]:
+        """Return the numbers of an instant query that are numbers."""
+        found = [float(sample["value"][1]) for sample in self.ask("query", query=expression)["result"]]
+        return [value for value in found if not math.isnan(value)]
+
+
+@pytest.fixture(scope="module")
+def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    """Prometheus that has seen traffic of every kind, and has put it through every rule."""
+    folder = tmp_path_factory.mktemp("monitoring")
+    replica = Replica(folder)
+    with running(replica):
+        prometheus = Prometheus(folder, replica)
+        with running(prometheus):
+            send_traffic(f"http://{replica.address}")
+            wait_for_drift(prometheus)
+            yield prometheus
+
+
+def send_traffic(url: str) -> None:
+    """Classify listings with image and title, single and in batches, and send a bad one."""
+    with httpx.Client(base_url=url, timeout=60) as client:
+        for number in range(ANSWERS // 64):
+            batch = {"listings": [listing(64 * number + offset) for offset in range(64)]}
+            client.post("/v1/classify/batch", json=batch).raise_for_status()
+        client.post("/v1/classify", json=LISTING).raise_for_status()
+        assert client.post("/v1/classify", json={"id": "neither"}).status_code == 422
+        for _ in range(3):
+            client.get("/readyz").raise_for_status()
+            time.sleep(1)
+
+
+def listing(number: int) -> dict[str, Any]:
+    picture = io.BytesIO()
+    Image.new("RGB", (60, 80), (number % 256, 80, 160)).save(picture, "JPEG")
+    return {**LISTING, "id": str(number), "image": {"base64": base64.b64encode(picture.getvalue()).decode()}}
+
+
+def wait_for_drift(prometheus: Prometheus) -> None:
+    """Wait for the last rule of the longest chain."""
+    deadline = time.monotonic() + 60
+    while not prometheus.values("cma_clip:label_mix_distance:1h"):
+        assert time.monotonic() < deadline, "no drift was computed"
+        time.sleep(0.5)
+
+
+def queries() -> Iterator[tuple[str, str]]:
+    for panel in DASHBOARD["panels"]:
+        for target in panel.get("targets", ()):
+            yield panel["title"], target["expr"]
+    for variable in DASHBOARD["templating"]["list"]:
+        if variable["type"] == "query":
+            metric, label = variable["query"]["query"].removeprefix("label_values(").removesuffix(")").split(", ")
+            yield f"variable {variable['name']}", f"count by ({label}) ({metric})"
+    for annotation in DASHBOARD["annotations"]["list"]:
+        # A restart is no sight of every day: that the query has a metric to look at is enough.
+        yield annotation["name"], annotation["expr"].removesuffix(" > 0")
+
+
+@pytest.mark.parametrize(("title", "expression"), queries())
+def test_every_query_of_the_dashboard_returns_data(prometheus: Prometheus, title: str, expression: str) -> None:
+    for variable, value in VARIABLES.items():
+        expression = expression.replace(variable, value)
+    assert "$" not in expression, "a variable that this test does not know"
+    assert prometheus.values(expression), title
+
+
+def test_the_replica_is_scraped_as_the_job_that_the_rules_name(prometheus: Prometheus) -> None:
+    (target,) = prometheus.ask("targets")["activeTargets"]
+    assert (target["labels"]["job"], target["health"]) == ("cma-clip", "up"), target["lastError"]
+
+
+def test_every_rule_is_evaluated_without_a_complaint(prometheus: Prometheus) -> None:
+    rules = [rule for group in prometheus.ask("rules")["groups"] for rule in group["rules"]]
+    assert {rule["health"] for rule in rules} == {"ok"}
+
+
+def test_a_replica_at_work_raises_no_alert(prometheus: Prometheus) -> None:
+    alerts = prometheus.ask("alerts")["alerts"]
+    assert not [alert for alert in alerts if alert["state"] == "firing"]
+
+
+def test_what_is_recorded_is_what_was_sent(prometheus: Prometheus) -> None:
+    assert prometheus.values("cma_clip:ready_replicas") == [1]
+    assert prometheus.values("sum(cma_clip_batch_size_sum)") == [ANSWERS + 1]
+    assert prometheus.values('cma_clip_rejected_total{reason="invalid_request"}') == [1]

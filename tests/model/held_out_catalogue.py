@@ -1,0 +1,123 @@
+"""A catalogue of coloured squares in memory, and a predictor that reads it: what measuring is tested on."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from model.catalogue import Catalogue, CatalogueConfig, Listing, Part, ReadReport
+from model.readings import ModelInfo
+from model.tasks import Task
+
+COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
+TASKS = (
+    Task(name="colour", labels=tuple(COLOURS)),
+    Task(name="season", labels=("summer", "winter")),
+)
+BROKEN = "broken.png"
+
+
+@dataclass(frozen=True)
+class Squares:
+    """One square for each colour, and a file that is no picture."""
+
+    def __contains__(self, name: str) -> bool:
+        return name == BROKEN or name in COLOURS
+
+    def read(self, name: str) -> bytes:
+        if name == BROKEN:
+            return b"no picture"
+        buffer = io.BytesIO()
+        Image.new("RGB", (4, 4), COLOURS[name]).save(buffer, "PNG")
+        return buffer.getvalue()
+
+
+def catalogue(*listings: Listing) -> Catalogue:
+    config = CatalogueConfig(
+        path=Path("squares.toml"),
+        table=Path("squares.csv"),
+        id="id",
+        title="title",
+        group=(),
+        images=None,
+        image=None,
+    )
+    return Catalogue(config, listings, ReadReport("squares.csv"), Squares())
+
+
+def noisy_listings(
+    part: Part, n: int, *, title_right: float = 0.97, image_right: float = 0.7, seed: int = 0
+) -> list[Listing]:
+    """Listings whose title and picture each show the labelled colour only that often, independently."""
+    generator = np.random.default_rng(seed)
+
+    def shown(label: str, right: float) -> str:
+        return label if generator.random() < right else str(generator.choice(list(COLOURS)))
+
+    listings = []
+    for number in range(n):
+        label = str(generator.choice(list(COLOURS)))
+        listings.append(
+            Listing(
+                id=f"{part}-{number}",
+                title=f"{shown(label, title_right)} shirt no {number}",
+                image=shown(label, image_right),
+                labels={"colour": label},
+                part=part,
+            )
+        )
+    return listings
+
+
+@dataclass(frozen=True)
+class Outputs:
+    logits: tuple[NDArray[np.float32], ...]
+    attention: NDArray[np.float32]
+
+
+@dataclass
+class ColourReader:
+    """Reads the colour off the title (surely) and the picture (less so); knows nothing of seasons."""
+
+    tasks: tuple[Task, ...] = TASKS
+    info: ModelInfo = field(
+        default_factory=lambda: ModelInfo(
+            name="squares",
+            version="0123456789ab",
+            backbone="none",
+            parameters=0,
+            device="cpu",
+            dtype="float32",
+            image_size=(4, 4),
+            target_precisions=(),
+        )
+    )
+    batches: list[int] = field(default_factory=list)
+
+    def prepare(self, title: str | None, image: Any) -> tuple[str | None, Any]:
+        if title is None and image is None:
+            raise ValueError("nothing to read")
+        return title, image
+
+    def collate(self, items: Sequence[tuple[str | None, Any]]) -> Sequence[tuple[str | None, Any]]:
+        self.batches.append(len(items))
+        return items
+
+    def logits(self, batch: Sequence[tuple[str | None, Any]]) -> Outputs:
+        colour = np.zeros((len(batch), 3), np.float32)
+        attention = np.zeros((len(batch), 2, 2), np.float32)
+        for row, (title, image) in enumerate(batch):
+            if title is not None:
+                colour[row] += [6.0 * (name in title.split()) for name in COLOURS]
+            if image is not None:
+                colour[row] += [1.5 * (image.getpixel((0, 0)) == rgb) for rgb in COLOURS.values()]
+            weights = np.array([image is not None, title is not None], np.float32)
+            attention[row] = weights / weights.sum()
+        return Outputs((colour, np.zeros((len(batch), 2), np.float32)), attention)

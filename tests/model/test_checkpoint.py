@@ -1,0 +1,183 @@
+"""The folder: what is saved is what is loaded, and a part that does not belong is named."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from model import checkpoint as folder_of
+from model.checkpoint import (
+    CALIBRATION,
+    CONFIG,
+    METRICS,
+    WEIGHTS,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+    weights_version,
+    write_part,
+)
+from model.cma_clip import CMAClip, build_cma_clip
+from model.config import ModelConfig, TrainConfig, from_json, override, small_training, to_json
+from model.errors import CheckpointError, ConfigError
+from model.tasks import Task
+from tests.model.test_network import encode
+
+
+@torch.inference_mode()
+def test_save_then_load_gives_the_same_outputs_bit_for_bit(
+    tmp_path: Path, network: CMAClip, model_config: ModelConfig, tasks: tuple[Task, ...]
+) -> None:
+    version = save_checkpoint(tmp_path / "c", network, name="n", config=model_config, tasks=tasks, training={"a": 1})
+    before = network(*encode(network))
+    loaded = load_checkpoint(tmp_path / "c")
+    assert (loaded.name, loaded.version, loaded.config, loaded.tasks) == ("n", version, model_config, tasks)
+    assert loaded.training == {"a": 1}
+    assert (loaded.calibration, loaded.metrics) == (None, None)
+    other = build_cma_clip(loaded.config, loaded.tasks).eval()
+    load_weights(other, loaded)
+    after = other(*encode(other))
+    assert all(torch.equal(a, b) for a, b in zip(before.logits, after.logits, strict=True))
+    assert torch.equal(before.modality_attention, after.modality_attention)
+    again = save_checkpoint(tmp_path / "d", other, name="n", config=model_config, tasks=tasks, training={"a": 1})
+    assert again == version
+
+
+def test_the_version_is_the_hash_of_the_weights(checkpoint_folder: Path) -> None:
+    assert load_checkpoint(checkpoint_folder).version == weights_version(checkpoint_folder / WEIGHTS)
+    assert len(weights_version(checkpoint_folder / WEIGHTS)) == 12
+
+
+def test_no_part_is_pickled(checkpoint_folder: Path) -> None:
+    assert {path.name for path in checkpoint_folder.iterdir()} == {CONFIG, WEIGHTS}
+
+
+@pytest.mark.parametrize("part", [CONFIG, CALIBRATION, METRICS])
+def test_a_part_of_other_weights_is_named(checkpoint_folder: Path, part: str) -> None:
+    path = checkpoint_folder / part
+    content = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(content | {"version": "000000000000"}))
+    with pytest.raises(CheckpointError, match=rf"{part} belongs to weights 000000000000"):
+        load_checkpoint(checkpoint_folder)
+
+
+@pytest.mark.parametrize("part", [CONFIG, WEIGHTS])
+def test_a_missing_part_is_named(checkpoint_folder: Path, part: str) -> None:
+    (checkpoint_folder / part).unlink()
+    with pytest.raises(CheckpointError, match=re.escape(f"{part} is missing")):
+        load_checkpoint(checkpoint_folder)
+
+
+def test_no_folder_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="there is no checkpoint folder"):
+        load_checkpoint(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("part", [CONFIG, METRICS])
+@pytest.mark.parametrize("text", ["", "{", "[]", "nul\0l", '"\ud800"'])
+def test_a_damaged_part_is_named(checkpoint_folder: Path, part: str, text: str) -> None:
+    (checkpoint_folder / part).write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(CheckpointError, match=part):
+        load_checkpoint(checkpoint_folder)
+
+
+def test_damaged_weights_are_named(
+    checkpoint_folder: Path, network: CMAClip, model_config: ModelConfig, tasks: tuple[Task, ...]
+) -> None:
+    path = checkpoint_folder / WEIGHTS
+    path.write_bytes(path.read_bytes()[:-100])
+    config = json.loads((checkpoint_folder / CONFIG).read_text())
+    (checkpoint_folder / CONFIG).write_text(json.dumps(config | {"version": weights_version(path)}))
+    with pytest.raises(CheckpointError, match=re.escape(f"{WEIGHTS} is damaged")):
+        load_weights(network, load_checkpoint(checkpoint_folder))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"attributes": [{"name": "colour", "labels": ["only"]}]}, "at least two labels"),
+        ({"attributes": [{"labels": ["a", "b"]}]}, "name"),
+        ({"preprocess": {"image_size": [24]}}, "image_size"),
+        ({"fusion": {"width": 30, "heads": 4}}, "cannot be split into 4 heads"),
+        ({"fusion": {"wdith": 32}}, "wdith"),
+        ({"format": 99}, "format must be 1"),
+        ({"extra": 1}, "extra"),
+    ],
+)
+def test_a_wrong_configuration_is_named(checkpoint_folder: Path, change: dict[str, object], message: str) -> None:
+    path = checkpoint_folder / CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(checkpoint_folder)
+
+
+def test_weights_of_another_network_are_refused(checkpoint_folder: Path, tasks: tuple[Task, ...]) -> None:
+    checkpoint = load_checkpoint(checkpoint_folder)
+    with pytest.raises(CheckpointError, match=r"does not belong to config\.json"):
+        load_weights(build_cma_clip(checkpoint.config, tasks[:1]), checkpoint)
+
+
+def test_an_interrupted_save_leaves_the_old_checkpoint(
+    checkpoint_folder: Path,
+    network: CMAClip,
+    model_config: ModelConfig,
+    tasks: tuple[Task, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = load_checkpoint(checkpoint_folder)
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(folder_of, "write_json", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_checkpoint(checkpoint_folder, network, name="new", config=model_config, tasks=tasks, training={})
+    assert load_checkpoint(checkpoint_folder) == before
+    assert os.listdir(checkpoint_folder.parent) == [checkpoint_folder.name]
+
+
+def test_a_new_checkpoint_drops_the_parts_of_the_old(
+    checkpoint_folder: Path, network: CMAClip, model_config: ModelConfig, tasks: tuple[Task, ...]
+) -> None:
+    write_part(load_checkpoint(checkpoint_folder), METRICS, {"accuracy": 1})
+    assert load_checkpoint(checkpoint_folder).metrics is not None
+    torch.nn.init.ones_(network.modality_attention.weight)  # type: ignore[arg-type]
+    save_checkpoint(checkpoint_folder, network, name="new", config=model_config, tasks=tasks, training={})
+    assert load_checkpoint(checkpoint_folder).metrics is None
+    assert os.listdir(checkpoint_folder.parent) == [checkpoint_folder.name]
+
+
+def test_weights_that_half_precision_cannot_hold_are_not_saved(
+    tmp_path: Path, network: CMAClip, model_config: ModelConfig, tasks: tuple[Task, ...]
+) -> None:
+    torch.nn.init.constant_(network.heads[0][0].weight, 1e6)  # type: ignore[index]
+    with pytest.raises(CheckpointError, match=r"heads\.0\.0\.weight is not finite"):
+        save_checkpoint(tmp_path / "c", network, name="n", config=model_config, tasks=tasks, training={})
+
+
+def test_configurations_survive_json_and_can_be_overridden() -> None:
+    config = small_training()
+    assert from_json(TrainConfig, to_json(config)) == config
+    changed = override(config, {"optimiser.epochs": "3", "augment.flip": "false", "ema_decay": "0.5"})
+    assert (changed.optimiser.epochs, changed.augment.flip, changed.ema_decay) == (3, False, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"optimizer.epochs": "3"}, "unknown setting"),
+        ({"optimiser.epochs": "three"}, "cannot be 'three'"),
+        ({"optimiser.epochs": "2.5"}, "cannot be '2.5'"),
+        ({"optimiser.epochs": "0"}, "epochs must be positive"),
+        ({"ema_decay.x": "1"}, "has no fields"),
+        ({"augment.flip": "1"}, "cannot be '1'"),
+    ],
+)
+def test_wrong_overrides_are_named(setting: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        override(small_training(), setting)

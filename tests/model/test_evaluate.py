@@ -1,0 +1,146 @@
+"""Calibrating and evaluating, from a catalogue to metrics, tables and plots."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from model.calibrate import calibrate, calibration_table
+from model.calibration import Calibration
+from model.catalogue import Catalogue, Listing, Part
+from model.errors import ConfigError
+from model.evaluate import Evaluation, evaluate, evaluation_tables, model_card_tables
+from model.plots import save_plots
+from model.readings import Situation
+from tests.model.held_out_catalogue import ColourReader, catalogue, noisy_listings
+
+CONSOLE = Console(file=io.StringIO())
+UNKNOWN = Listing(id="mauve", title="blue shirt", image="blue", labels={"colour": "mauve"}, part=Part.TEST)
+
+
+@pytest.fixture(scope="module")
+def squares() -> Catalogue:
+    return catalogue(
+        *noisy_listings(Part.TRAIN, 3, seed=1),
+        *noisy_listings(Part.VALIDATION, 300, seed=2),
+        *noisy_listings(Part.CALIBRATION, 400, seed=3),
+        *noisy_listings(Part.TEST, 200, seed=4),
+        UNKNOWN,
+    )
+
+
+@pytest.fixture(scope="module")
+def calibration(squares: Catalogue) -> Calibration:
+    return calibrate(ColourReader(), squares, console=CONSOLE)
+
+
+@pytest.fixture(scope="module")
+def evaluation(squares: Catalogue, calibration: Calibration) -> Evaluation:
+    return evaluate(ColourReader(), calibration, squares, console=CONSOLE)
+
+
+def test_what_can_be_certified_is_and_the_rest_abstains(calibration: Calibration) -> None:
+    title = calibration.situations[Situation.TITLE]["colour"].thresholds
+    assert title[0.9] is not None
+    assert title[0.9].support == 400
+    assert title[0.99] is None  # titles are right 98 times of 100
+    assert set(calibration.situations[Situation.IMAGE]["colour"].thresholds.values()) == {None}
+    assert set(calibration.situations[Situation.BOTH]["season"].thresholds.values()) == {None}  # no labels
+
+
+def test_the_temperature_makes_the_confidence_the_accuracy(calibration: Calibration) -> None:
+    # The image alone is right in 0.7 + 0.3 / 3 = 0.8 of all cases, and says so with a logit of 1.5.
+    temperature = calibration.situations[Situation.IMAGE]["colour"].temperature
+    confidence = np.exp(1.5 / temperature) / (np.exp(1.5 / temperature) + 2)
+    assert confidence == pytest.approx(0.8, abs=0.05)
+    assert calibration.situations[Situation.IMAGE]["season"].temperature == 1.0
+
+
+def test_a_calibration_carries_its_weights_version_and_survives_json(calibration: Calibration) -> None:
+    assert calibration.version == "0123456789ab"
+    assert calibration.target_precisions == (0.9, 0.95, 0.99)
+    assert Calibration.from_json(json.loads(json.dumps(calibration.to_json()))) == calibration
+
+
+def test_temperature_and_thresholds_come_from_their_own_parts(calibration: Calibration) -> None:
+    others = catalogue(
+        *noisy_listings(Part.VALIDATION, 300, seed=2),
+        *noisy_listings(Part.CALIBRATION, 400, seed=3, title_right=0.0, image_right=0.0),
+        *noisy_listings(Part.TEST, 10, title_right=0.0),
+    )
+    changed = calibrate(ColourReader(), others, console=CONSOLE)
+    for situation in Situation:
+        before, after = calibration.situations[situation]["colour"], changed.situations[situation]["colour"]
+        assert after.temperature == before.temperature
+        assert set(after.thresholds.values()) == {None}
+
+
+@pytest.mark.parametrize("wrong", [{"target_precisions": (0.9, 1.0)}, {"delta": 0.0}])
+def test_impossible_promises_are_refused(squares: Catalogue, wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="between 0 and 1"):
+        calibrate(ColourReader(), squares, console=CONSOLE, **wrong)  # type: ignore[arg-type]
+
+
+def test_metrics_equal_a_count_by_hand(squares: Catalogue, evaluation: Evaluation) -> None:
+    listings = squares.part(Part.TEST)
+    right = sum(str(listing.title).split()[0] == listing.labels["colour"] for listing in listings)
+    figures = evaluation.metrics["situations"][Situation.TITLE]["attributes"]["colour"]
+    assert figures["support"] == 201
+    assert figures["out_of_vocabulary"] == 1
+    assert figures["accuracy"] == right / 201
+    assert figures["accuracy_interval"][0] < right / 201 < figures["accuracy_interval"][1]
+    assert figures["accepted"]["0.9"]["coverage"] == 1.0
+    assert figures["accepted"]["0.9"]["precision"] == right / 201
+    assert figures["recall_at_precision"]["0.9"]["recall"] == right / 201
+    assert figures["modality_attention"] == {"image": 0.0, "text": 1.0}
+    assert figures["calibration_error"]["after"] < 0.05
+    words = Counter(str(listing.title).split()[0] for listing in listings)
+    assert {label: share for label, share in figures["answered"].items() if share} == {
+        word: count / 201 for word, count in words.items()
+    }
+
+
+def test_metrics_are_json_without_nan_and_say_what_they_are_of(evaluation: Evaluation) -> None:
+    metrics = json.loads(json.dumps(evaluation.metrics, allow_nan=False))
+    assert metrics["version"] == "0123456789ab"
+    assert metrics["data"]["name"] == "squares"
+    assert metrics["data"]["listings"] == {"train": 3, "validation": 300, "calibration": 400, "test": 201}
+    season = metrics["situations"]["image"]["attributes"]["season"]
+    assert season["support"] == 0
+    assert season["accuracy"] is None
+    assert season["macro_f1"] is None
+    assert season["recall_at_precision"]["0.95"] == {"recall": None, "interval": None}
+    assert season["accepted"] == {"0.9": None, "0.95": None, "0.99": None}
+
+
+def test_tables_show_every_attribute_in_every_situation(evaluation: Evaluation) -> None:
+    output = io.StringIO()
+    Console(file=output, width=200).print(
+        *evaluation_tables(evaluation.metrics), calibration_table(evaluation.calibration)
+    )
+    for expected in ("Image alone: 201 test listings", "accepted at 99", "season", "abstains"):
+        assert expected in output.getvalue()
+
+
+def test_the_model_card_can_be_made_from_the_file(evaluation: Evaluation) -> None:
+    text = model_card_tables(json.loads(json.dumps(evaluation.metrics)))
+    assert text == model_card_tables(evaluation.metrics)
+    rows = [line for line in text.splitlines() if line.startswith("| colour")]
+    assert len(rows) == 3
+    widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
+    assert len(widths) == 1
+
+
+def test_plots_are_written(evaluation: Evaluation, tmp_path: Path) -> None:
+    paths = save_plots(evaluation, tmp_path / "plots")
+    assert [path.name for path in paths] == ["coverage_precision.png", "reliability.png"]
+    for path in paths:
+        with Image.open(path) as image:
+            assert image.size[0] > 1000

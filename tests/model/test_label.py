@@ -1,0 +1,412 @@
+"""Bulk labelling: a row for every listing, in order; the same file however often it was interrupted."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import json
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageStat
+
+import model.label
+from model.catalogue import iter_listings
+from model.errors import CatalogueError, ConfigError, ModelError
+from model.label import CsvFormat, Labelling, OutputRow, label_catalogue
+from model.readings import AttributeReading, Candidate, ModelInfo, Situation
+from model.tasks import Task
+
+TASKS = (Task(name="colour", labels=("Blue", "Red")), Task(name="size", labels=("L", "S")))
+THRESHOLDS = {0.9: 0.5, 0.95: 0.8, 0.99: None}
+
+
+class FakePrediction:
+    def __init__(self, title: str | None, red: float | None) -> None:
+        self.title, self.red = title, red
+        self.situation = Situation.BOTH if title and red is not None else Situation.TITLE if title else Situation.IMAGE
+
+    def read(self, attribute: str, *, target_precision: float, top_k: int) -> AttributeReading:
+        """Red where the title or the picture is; long titles are size L and sure of it."""
+        if attribute == "colour":
+            is_red = "red" in (self.title or "").lower() or (self.red or 0) > 128
+            label, confidence = ("Red" if is_red else "Blue"), 0.75
+        else:
+            length = len(self.title or "")
+            label, confidence = ("L" if length > 10 else "S"), min(1.0, 0.5 + length / 30)
+        threshold = THRESHOLDS[target_precision]
+        weight = {Situation.BOTH: 0.25, Situation.IMAGE: 1.0, Situation.TITLE: 0.0}[self.situation]
+        return AttributeReading(
+            label=label,
+            confidence=confidence,
+            accepted=threshold is not None and confidence >= threshold,
+            threshold=threshold,
+            target_precision=target_precision,
+            candidates=(Candidate(label, confidence),),
+            modality_attention={"image": weight, "text": 1 - weight},
+            explanation=None,
+        )
+
+
+class FakePredictor:
+    """Reads colours off titles and pixels; `dies_after` listings it is interrupted, like a run by Ctrl-C."""
+
+    def __init__(self, *, dies_after: int | None = None, version: str = "3f0c3f0c3f0c") -> None:
+        self.dies_after = dies_after
+        self.batches: list[int] = []
+        self.prepared_in: set[str] = set()
+        self.info = ModelInfo(
+            name="fake",
+            version=version,
+            backbone="none",
+            parameters=0,
+            device="cpu",
+            dtype="float32",
+            image_size=(8, 8),
+            target_precisions=tuple(THRESHOLDS),
+        )
+        self.tasks = TASKS
+
+    def thresholds(self, attribute: str) -> Mapping[Situation, Mapping[float, float | None]]:
+        return dict.fromkeys(Situation, THRESHOLDS)
+
+    def prepare(self, title: str | None, image: Image.Image | None, *, explain: bool = False) -> Any:
+        self.prepared_in.add(threading.current_thread().name)
+        if title == "breaks the tokeniser":
+            raise RecursionError("too odd")
+        red = None if image is None else ImageStat.Stat(image).mean[0]
+        return FakePrediction(title, red)
+
+    def collate(self, items: Sequence[Any]) -> Any:
+        return items
+
+    def predict(self, batch: Any) -> Sequence[FakePrediction]:
+        self.batches.append(len(batch))
+        if self.dies_after is not None and sum(self.batches) > self.dies_after:
+            raise KeyboardInterrupt
+        return list(batch)
+
+    def warm_up(self, max_batch_size: int) -> dict[str, float]:
+        return {}
+
+
+def picture(colour: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model.label, "SHARD_ROWS", 4)
+    monkeypatch.setattr(model.label, "MERGED_SHARDS", 2)
+
+
+@pytest.fixture
+def toml(tmp_path: Path) -> Path:
+    return write_catalogue(
+        tmp_path,
+        "id,title\n"
+        "1,A red shirt\n"
+        "2,Plain\n"
+        "3,\n"  # a picture alone
+        "4,Torn picture\n"
+        ",No id\n"
+        "6,\n"  # neither title nor picture
+        "7\n"
+        "8,breaks the tokeniser\n"
+        "1,Plain\n",  # an id again: every row counts
+        {"2": picture("red"), "3": picture("blue"), "4": b"torn"},
+    )
+
+
+def write_catalogue(folder: Path, table: str, pictures: Mapping[str, bytes]) -> Path:
+    (folder / "photos").mkdir(exist_ok=True)
+    for name, data in pictures.items():
+        (folder / "photos" / f"{name}.png").write_bytes(data)
+    (folder / "table.csv").write_bytes(table.encode())
+    toml = folder / "catalogue.toml"
+    toml.write_text(
+        '[catalogue]\ntable = "table.csv"\nimages = "photos"\nimage = "{id}.png"\nid = "id"\ntitle = "title"\n'
+    )
+    return toml
+
+
+def label(toml: Path, out: Path, predictor: FakePredictor | None = None, **options: Any) -> Labelling:
+    arguments: dict[str, Any] = {"target_precision": 0.9, "batch_size": 3, "progress": False, **options}
+    return label_catalogue(predictor or FakePredictor(), toml, out, **arguments)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+# --- what comes out ----------------------------------------------------------------------------------------
+
+
+def test_a_row_for_each_listing_in_order(toml: Path, tmp_path: Path) -> None:
+    result = label(toml, tmp_path / "out.csv")
+    rows = read_csv(tmp_path / "out.csv")
+    assert [row["id"] for row in rows] == ["1", "2", "3", "4", "", "6", "7", "8", "1"]
+    assert list(rows[0]) == [
+        "id",
+        "colour",
+        "colour_confidence",
+        "colour_accepted",
+        "colour_image_weight",
+        "size",
+        "size_confidence",
+        "size_accepted",
+        "size_image_weight",
+        "error",
+    ]
+    assert list(rows[0].values()) == ["1", "Red", "0.75", "true", "0.0", "L", "0.866667", "true", "0.0", ""]
+    assert (rows[1]["colour"], rows[1]["colour_image_weight"]) == ("Red", "0.25")
+    assert (rows[2]["colour"], rows[2]["colour_image_weight"]) == ("Blue", "1.0")
+    assert (result.rows, result.failed, result.resumed) == (9, 5, 0)
+    assert result.report.left_out.total() == 3
+
+
+def test_what_fails_has_an_error_and_no_labels(toml: Path, tmp_path: Path) -> None:
+    label(toml, tmp_path / "out.csv")
+    failed = {row["id"]: row for row in read_csv(tmp_path / "out.csv") if row["error"]}
+    assert "cannot be decoded" in failed["4"]["error"]
+    assert failed[""]["error"] == "line 6: empty id"
+    assert failed["6"]["error"] == "line 7: neither title nor image"
+    assert failed["7"]["error"] == "line 8: too few fields"
+    assert failed["8"]["error"] == "RecursionError: too odd"
+    assert all(not value for row in failed.values() for key, value in row.items() if key not in ("id", "error"))
+
+
+def test_parquet_says_the_same_as_csv(toml: Path, tmp_path: Path) -> None:
+    label(toml, tmp_path / "out.csv")
+    label(toml, tmp_path / "out.parquet")
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert [str(field.type) for field in table.schema][:5] == ["string", "string", "double", "bool", "double"]
+    rows = [{key: model.label._csv_cell(value) for key, value in row.items()} for row in table.to_pylist()]
+    as_text = [{key: "" if value is None else str(value) for key, value in row.items()} for row in rows]
+    assert as_text == read_csv(tmp_path / "out.csv")
+    assert pq.ParquetFile(tmp_path / "out.parquet").num_row_groups == 2  # 9 rows, 8 to a row group
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_an_empty_table_gives_an_empty_output(tmp_path: Path, suffix: str) -> None:
+    toml = write_catalogue(tmp_path, "id,title\n", {})
+    out = (tmp_path / "out").with_suffix(suffix)
+    assert label(toml, out).rows == 0
+    assert (read_csv(out) if suffix == ".csv" else pq.read_table(out).to_pylist()) == []
+
+
+def test_chosen_attributes_and_a_target_nothing_is_certified_at(toml: Path, tmp_path: Path) -> None:
+    label(toml, tmp_path / "out.csv", attributes=["size"], target_precision=0.99)
+    rows = read_csv(tmp_path / "out.csv")
+    assert list(rows[0]) == ["id", "size", "size_confidence", "size_accepted", "size_image_weight", "error"]
+    assert {row["size_accepted"] for row in rows} == {"false", ""}
+
+
+def test_batches_are_full_and_decoded_off_the_main_thread(tmp_path: Path) -> None:
+    toml = write_catalogue(tmp_path, "id,title\n" + "".join(f"{n},T\n" for n in range(10)), {})
+    predictor = FakePredictor()
+    label(toml, tmp_path / "out.csv", predictor, batch_size=4)
+    assert predictor.batches == [4, 4, 2]
+    assert all(name.startswith("decode") for name in predictor.prepared_in)
+
+
+def test_no_more_than_two_batches_are_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toml = write_catalogue(tmp_path, "id,title\n" + "".join(f"{n},T\n" for n in range(100)), {})
+    predictor, read = FakePredictor(), 0
+    original = iter_listings
+
+    def counted(*arguments: Any) -> Iterator[Any]:
+        nonlocal read
+        for item in original(*arguments):
+            read += 1
+            assert read - sum(predictor.batches) <= 2 * 5
+            yield item
+
+    monkeypatch.setattr(model.label, "iter_listings", counted)
+    label(toml, tmp_path / "out.csv", predictor, batch_size=5)
+    assert read == 100
+
+
+# --- interruption ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cuts=st.lists(st.integers(0, 14), max_size=3), batch_sizes=st.lists(st.integers(1, 7), min_size=4, max_size=4))
+def test_wherever_it_was_cut_the_file_is_the_same(
+    tmp_path_factory: pytest.TempPathFactory, suffix: str, cuts: list[int], batch_sizes: list[int]
+) -> None:
+    folder = tmp_path_factory.mktemp("cut")
+    rows = (f"{n},{'' if n % 7 == 3 else f'Title {n}'}\n" for n in range(14))
+    toml = write_catalogue(folder, "id,title\n" + "".join(rows), {})
+    whole, cut = folder / f"whole{suffix}", folder / f"cut{suffix}"
+    label(toml, whole)
+    for dies_after, batch_size in zip(cuts, batch_sizes, strict=False):
+        try:
+            label(toml, cut, FakePredictor(dies_after=dies_after), batch_size=batch_size)
+        except KeyboardInterrupt:
+            assert not cut.exists()
+        else:
+            break  # nothing was left to interrupt
+    if not cut.exists():
+        label(toml, cut, batch_size=batch_sizes[-1])
+    assert cut.read_bytes() == whole.read_bytes()
+    assert not cut.with_name(cut.name + ".partial").exists()
+
+
+def interrupt(toml: Path, out: Path, dies_after: int, **options: Any) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        label(toml, out, FakePredictor(dies_after=dies_after), **options)
+
+
+@pytest.fixture
+def long_toml(tmp_path: Path) -> Path:
+    return write_catalogue(tmp_path, "id,title\n" + "".join(f"{n},Title {n}\n" for n in range(12)), {})
+
+
+def test_what_was_finished_is_not_computed_again(long_toml: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.csv"
+    interrupt(long_toml, out, 9)
+    predictor = FakePredictor()
+    result = label(long_toml, out, predictor)
+    assert (result.resumed, result.rows, sum(predictor.batches)) == (8, 12, 4)
+    assert result.report.rows == 12
+
+
+def test_a_half_written_shard_is_written_again(long_toml: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.csv"
+    interrupt(long_toml, out, 9)
+    (tmp_path / "out.csv.partial" / "half-written.csv").write_text("8,Blu")
+    label(long_toml, out)
+    assert [row["id"] for row in read_csv(out)] == [str(n) for n in range(12)]
+
+
+def test_an_interrupted_merge_is_done_again(long_toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out.csv"
+
+    def torn(self: object, shards: Sequence[Path], path: Path) -> None:
+        path.write_text("id,colo")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CsvFormat, "merge", torn)
+        with pytest.raises(KeyboardInterrupt):
+            label(long_toml, out)
+    predictor = FakePredictor()
+    assert label(long_toml, out, predictor).resumed == 12
+    assert predictor.batches == []
+    assert len(read_csv(out)) == 12
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"target_precision": 0.95}, "target precision"),
+        ({"attributes": ["size", "colour"]}, "attributes"),
+        ({"predictor": FakePredictor(version="000000000000")}, "checkpoint"),
+    ],
+)
+def test_other_settings_are_refused(long_toml: Path, tmp_path: Path, change: dict[str, Any], named: str) -> None:
+    out = tmp_path / "out.csv"
+    interrupt(long_toml, out, 9)
+    with pytest.raises(ConfigError, match=rf"out\.csv\.partial was begun with another {named}; delete it"):
+        label(long_toml, out, **change)
+
+
+def test_another_table_and_other_thresholds_are_refused(
+    long_toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.csv"
+    interrupt(long_toml, out, 9)
+    with monkeypatch.context() as patch:
+        patch.setitem(THRESHOLDS, 0.9, 0.6)
+        with pytest.raises(ConfigError, match="another calibration"):
+            label(long_toml, out)
+    (tmp_path / "table.csv").write_text("id,title\n1,Other\n")
+    with pytest.raises(ConfigError, match="another table"):
+        label(long_toml, out)
+
+
+def test_another_batch_size_is_fine(long_toml: Path, tmp_path: Path) -> None:
+    interrupt(long_toml, tmp_path / "out.csv", 9)
+    assert label(long_toml, tmp_path / "out.csv", batch_size=1).resumed == 8
+
+
+def test_a_lost_shard_is_noticed(long_toml: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.csv"
+    interrupt(long_toml, out, 9)
+    (tmp_path / "out.csv.partial" / "00000000-4-0.csv").unlink()
+    with pytest.raises(ConfigError, match=r"lacks rows before 00000001-4-0\.csv"):
+        label(long_toml, out)
+
+
+# --- mistakes ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("out", "options", "message"),
+    [
+        ("out.xlsx", {}, r"\.csv or \.parquet"),
+        ("table.csv", {}, "exists already"),
+        ("nowhere/out.csv", {}, "cannot write to the folder"),
+        ("out.csv", {"attributes": ["shape"]}, "unknown attribute 'shape'; the checkpoint reads colour, size"),
+        ("out.csv", {"attributes": ["size", "size"]}, "two columns called 'size'"),
+        ("out.csv", {"target_precision": 0.8}, r"0\.8 was not calibrated; there are 0\.9, 0\.95, 0\.99"),
+        ("out.csv", {"batch_size": 0}, "batch size"),
+    ],
+)
+def test_mistakes_cost_nothing(toml: Path, tmp_path: Path, out: str, options: dict[str, Any], message: str) -> None:
+    predictor = FakePredictor()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ConfigError, match=message):
+        label(toml, tmp_path / out, predictor, **options)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert predictor.batches == []
+
+
+def test_an_unusable_table_leaves_nothing_behind(tmp_path: Path) -> None:
+    toml = write_catalogue(tmp_path, "sku,title\n1,T\n", {})
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(CatalogueError, match="no column 'id'"):
+        label(toml, tmp_path / "out.csv")
+    (tmp_path / "table.csv").unlink()
+    with pytest.raises(CatalogueError, match="cannot read"):
+        label(toml, tmp_path / "out.csv")
+    assert {*before} - {*tmp_path.rglob("*")} == {tmp_path / "table.csv"}
+
+
+def test_a_full_disk_is_one_line_and_costs_a_shard(
+    long_toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = CsvFormat.write
+
+    def fill_up(self: CsvFormat, path: Path, rows: Sequence[OutputRow]) -> None:
+        if rows[0][0] == "8":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, path, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CsvFormat, "write", fill_up)
+        with pytest.raises(ModelError, match=r"cannot write .*out\.csv: No space left on device"):
+            label(long_toml, tmp_path / "out.csv")
+    assert label(long_toml, tmp_path / "out.csv").resumed == 8
+
+
+def test_the_settings_are_kept_readable(long_toml: Path, tmp_path: Path) -> None:
+    interrupt(long_toml, tmp_path / "out.csv", 9)
+    kept = json.loads((tmp_path / "out.csv.partial" / "settings.json").read_text())
+    assert (kept["checkpoint"], kept["target precision"], kept["attributes"]) == (
+        "3f0c3f0c3f0c",
+        0.9,
+        ["colour", "size"],
+    )

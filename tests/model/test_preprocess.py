@@ -1,0 +1,161 @@
+"""Pictures and titles become tensors in one way only, and hostile ones cost no more than others."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import random
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from model.config import AugmentConfig, PreprocessConfig
+from model.errors import ConfigError, ModelError
+from model.preprocess import (
+    MAX_WORD_CHARACTERS,
+    ImageTransform,
+    TitleTokeniser,
+    decode_image,
+    drop_words,
+    pad_tokens,
+    random_box,
+)
+
+CONFIG = PreprocessConfig(image_size=(24, 16), context_length=16)
+TOKENISE = TitleTokeniser(CONFIG)
+
+
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (24, 16, 3), dtype=np.uint8))
+
+
+def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("resize", ["longest", "shortest", "squash"])
+@pytest.mark.parametrize("size", [(16, 24), (160, 240), (1, 1), (500, 2), (3, 900)])
+def test_any_size_becomes_the_input_size(resize: str, size: tuple[int, int]) -> None:
+    config = dataclasses.replace(CONFIG, resize=resize)
+    pixels = ImageTransform(config)(Image.new("RGB", size, (200, 30, 60)))
+    assert (pixels.shape, pixels.dtype) == ((3, 24, 16), np.uint8)
+    assert (pixels == np.array([200, 30, 60])[:, None, None]).all(axis=0).any()
+
+
+def test_a_picture_of_the_input_size_is_not_resampled() -> None:
+    assert (ImageTransform(CONFIG)(NOISE) == np.asarray(NOISE).transpose(2, 0, 1)).all()
+
+
+def test_longest_pads_with_white_and_shortest_crops_the_centre() -> None:
+    wide = Image.new("RGB", (32, 8), "black")
+    pixels = ImageTransform(CONFIG)(wide)
+    assert (pixels[:, 0] == 255).all()
+    assert (pixels[:, 12] == 0).all()
+    wide.paste("red", (0, 0, 8, 8))
+    cropped = ImageTransform(dataclasses.replace(CONFIG, resize="shortest"))(wide)
+    assert (cropped == 0).all()
+
+
+def test_normalise_has_clips_mean_and_deviation() -> None:
+    pixels = torch.full((2, 3, 24, 16), 255, dtype=torch.uint8)
+    normalised = ImageTransform(CONFIG).normalise(pixels)
+    expected = (1 - torch.tensor(CONFIG.mean)) / torch.tensor(CONFIG.std)
+    torch.testing.assert_close(normalised[1, :, 3, 5], expected)
+
+
+def test_transparency_becomes_white_and_rotation_is_undone() -> None:
+    clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
+    assert decode_image(encoded(clear)).getpixel((1, 1)) == (255, 255, 255)
+    palette = Image.new("P", (4, 4))
+    assert decode_image(encoded(palette, "GIF")).mode == "RGB"
+    turned = Image.new("RGB", (4, 8))
+    exif = turned.getexif()
+    exif[0x0112] = 6  # rotate by 90 degrees
+    buffer = io.BytesIO()
+    turned.save(buffer, "JPEG", exif=exif)
+    assert decode_image(buffer.getvalue()).size == (8, 4)
+
+
+@pytest.mark.parametrize("data", [b"", b"no picture", encoded(NOISE, "JPEG")[:700]])
+def test_what_is_no_picture_is_said_so(data: bytes) -> None:
+    with pytest.raises(ModelError, match="cannot be decoded"):
+        decode_image(data)
+
+
+@pytest.mark.parametrize(
+    "title",
+    [
+        "Turtle Check Men Navy Blue Shirt",
+        "Nike Women's T-Shirt, 2-pack (M/L) 100% cotton!",
+        "Crème brûlée — Ärmel & Söhne 🧥 ٣٤",
+        "a b c d e f g h i j k l m n o p q r s t",
+        "x",
+    ],
+)
+def test_tokens_are_open_clips(title: str) -> None:
+    expected = open_clip.SimpleTokenizer(context_length=16)(title)[0]
+    tokens = TOKENISE(title).tokens
+    assert pad_tokens([tokens], 16)[0].tolist() == expected.tolist()
+
+
+@given(st.text(max_size=300))
+def test_any_title_gives_start_words_end(title: str) -> None:
+    tokenised = TOKENISE(title)
+    tokens = tokenised.tokens.tolist()
+    assert (tokens[0], tokens[-1]) == (49406, 49407)
+    assert 2 <= len(tokens) <= 16
+    assert max(tokens[1:-1], default=0) < 49406
+    assert len(tokenised.word_of_token) == len(tokens) - 2
+    assert list(tokenised.word_of_token) == sorted(tokenised.word_of_token)
+    assert tokenised.words == tuple(title.split())
+
+
+def test_special_tokens_in_a_title_are_only_text() -> None:
+    tokens = TOKENISE("blue <end_of_text> shirt <|endoftext|> <start_of_text>").tokens.tolist()
+    assert tokens.count(49407) == tokens.count(49406) == 1
+
+
+def test_a_long_word_is_read_by_its_beginning() -> None:
+    word = "abcde" * 800
+    assert TOKENISE(word).tokens.tolist() == TOKENISE(word[:MAX_WORD_CHARACTERS]).tokens.tolist()
+
+
+def test_what_is_remembered_of_words_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.preprocess.MAX_CACHED_WORDS", 50)
+    tokenise = TitleTokeniser(CONFIG)
+    before = tokenise("navy blue shirt").tokens.tolist()
+    for number in range(500):
+        tokenise(f"word{number}")
+        assert len(tokenise._known) <= 50
+        assert len(tokenise._bpe.cache) <= 500
+    assert tokenise("navy blue shirt").tokens.tolist() == before
+
+
+@given(st.integers(1, 2000), st.integers(1, 2000), st.integers())
+def test_crops_stay_inside_and_keep_their_share(width: int, height: int, seed: int) -> None:
+    left, upper, right, lower = random_box((width, height), AugmentConfig(crop=0.6), random.Random(seed))
+    assert 0 <= left < right <= width + 1e-6
+    assert 0 <= upper < lower <= height + 1e-6
+    if min(width, height) > 10:
+        assert (right - left) * (lower - upper) >= 0.5 * width * height
+
+
+def test_words_are_dropped_but_never_all() -> None:
+    config = AugmentConfig(title_dropout=0.99, word_dropout=0.99)
+    rng = random.Random(0)
+    results = {drop_words("one two three", config, rng) for _ in range(200)}
+    assert results >= {"one", "two", "three"}
+    assert "" not in results
+    assert drop_words("single", config, rng) == "single"
+
+
+@pytest.mark.parametrize("fields", [{"image_size": (0, 4)}, {"context_length": 2}, {"image_size": (4, -1)}])
+def test_impossible_configurations_are_refused(fields: dict[str, object]) -> None:
+    with pytest.raises(ConfigError):
+        dataclasses.replace(CONFIG, **fields)  # type: ignore[arg-type]

@@ -1,0 +1,256 @@
+"""The loop on a real (small) catalogue: it learns, guards, resumes exactly, and keeps the best."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+from model.catalogue import Catalogue, Part
+from model.checkpoint import WEIGHTS, load_checkpoint, read_tensors
+from model.cma_clip import CMAClip, build_cma_clip, multi_task_loss
+from model.config import ModelConfig, OptimiserConfig, PretrainConfig, SituationWeights, TrainConfig
+from model.dataset import Collate, ListingDataset, TrainingBatch, TrainingBatches
+from model.errors import ConfigError, TrainingError
+from model.loop import Loop, parameter_groups, rate_factor
+from model.preprocess import ImageTransform
+from model.pretrain import pretrain
+from model.tasks import OUT_OF_VOCABULARY, UNLABELLED, Task
+from model.train import TrainingLoss, Validation, drop_modalities, initial_model, initial_network, train
+
+
+@pytest.fixture
+def console() -> Console:
+    return Console(file=io.StringIO(), width=200)
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return read_tensors(folder / WEIGHTS)
+
+
+def test_training_learns_the_shapes(
+    catalogue: Catalogue, tmp_path: Path, model_config: ModelConfig, train_config: TrainConfig, console: Console
+) -> None:
+    longer = dataclasses.replace(
+        train_config, optimiser=dataclasses.replace(train_config.optimiser, epochs=6, learning_rate=1e-2)
+    )
+    folder = train(catalogue, tmp_path, name="tiny", model=model_config, config=longer, console=console)
+    checkpoint = load_checkpoint(folder)
+    assert [task.name for task in checkpoint.tasks] == ["colour", "shape"]
+    assert checkpoint.training["validation"]["title"] > 0.9
+    assert checkpoint.training["validation"]["both"] > 0.9
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(
+    catalogue: Catalogue,
+    tmp_path: Path,
+    model_config: ModelConfig,
+    train_config: TrainConfig,
+    console: Console,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arguments: dict[str, Any] = {"name": "t", "model": model_config, "config": train_config, "console": console}
+    whole = train(catalogue, tmp_path / "whole", **arguments)
+
+    update, steps = Loop._update, 0
+
+    def interrupted_update(loop: Loop, batch: TrainingBatch, epoch: int) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == 5:
+            loop._save()
+            raise KeyboardInterrupt
+        return update(loop, batch, epoch)
+
+    monkeypatch.setattr(Loop, "_update", interrupted_update)
+    with pytest.raises(KeyboardInterrupt):
+        train(catalogue, tmp_path / "parts", **arguments)
+    resumed = train(catalogue, tmp_path / "parts", **arguments)
+    expected, actual = tensors(whole), tensors(resumed)
+    assert expected.keys() == actual.keys()
+    assert all(torch.equal(expected[key], actual[key]) for key in expected)
+
+
+def test_a_run_of_other_arguments_is_not_resumed(
+    catalogue: Catalogue, tmp_path: Path, model_config: ModelConfig, train_config: TrainConfig, console: Console
+) -> None:
+    arguments: dict[str, Any] = {"name": "t", "model": model_config, "console": console}
+    train(catalogue, tmp_path, config=train_config, **arguments)
+    other = dataclasses.replace(train_config, label_smoothing=0.2)
+    with pytest.raises(TrainingError, match="another catalogue or configuration"):
+        train(catalogue, tmp_path, config=other, **arguments)
+
+
+def test_a_non_finite_loss_stops_before_the_update(
+    catalogue: Catalogue,
+    tasks: tuple[Task, ...],
+    tmp_path: Path,
+    model_config: ModelConfig,
+    train_config: TrainConfig,
+    console: Console,
+) -> None:
+    network = build_cma_clip(model_config, tasks)
+    dataset = ListingDataset(catalogue, catalogue.part(Part.TRAIN), tasks, model_config.preprocess)
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def poisoned(module: nn.Module, batch: TrainingBatch) -> dict[str, torch.Tensor]:
+        seen.append({key: value.clone() for key, value in module.state_dict().items()})
+        loss = TrainingLoss(train_config, dataset.transform)(module, batch)
+        return loss | {"total": loss["total"] * (float("nan") if len(seen) == 3 else 1.0)}
+
+    loop = Loop(
+        network=network,
+        loss=poisoned,
+        batches=TrainingBatches(dataset, batch_size=16, workers=0, seed=0),
+        optimiser=train_config.optimiser,
+        folder=tmp_path,
+        device=torch.device("cpu"),
+        validate=lambda _: {"score": 0.0},
+        save_best=lambda _network, _scores: None,
+        fingerprint={},
+        ema_decay=0.9,
+        console=console,
+    )
+    with pytest.raises(TrainingError, match=r"epoch 1, batch 2 \(step 2\)"):
+        loop.run()
+    after = network.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in seen[-1].items())
+
+
+def test_pretrained_towers_are_taken_over(
+    catalogue: Catalogue, tmp_path: Path, model_config: ModelConfig, tasks: tuple[Task, ...], console: Console
+) -> None:
+    config = PretrainConfig(
+        optimiser=OptimiserConfig(epochs=1, batch_size=16, learning_rate=1e-3, workers=0), embed_dim=16
+    )
+    folder = pretrain(catalogue, tmp_path, name="towers", model=model_config, config=config, console=console)
+    assert load_checkpoint(folder).tasks == ()
+    network = initial_network(initial_model("unused", str(folder), fusion=model_config.fusion), tasks, str(folder))
+    stored = tensors(folder)
+    actual = network.state_dict()
+    assert stored
+    assert all(torch.equal(actual[key], value.float()) for key, value in stored.items())
+
+
+def test_a_start_from_a_trained_checkpoint_keeps_towers_and_fusion(checkpoint_folder: Path) -> None:
+    other = (Task(name="sleeve", labels=("long", "short", "none")),)
+    network = initial_network(initial_model("unused", str(checkpoint_folder)), other, str(checkpoint_folder))
+    stored, actual = tensors(checkpoint_folder), network.state_dict()
+    kept = [key for key in stored if key.startswith(("backbone.", "sequence_attention."))]
+    assert kept
+    assert all(torch.equal(actual[key], stored[key].float()) for key in kept)
+    assert network.heads[0][-1].out_features == 3
+
+
+def test_an_unknown_start_is_refused(model_config: ModelConfig, tasks: tuple[Task, ...]) -> None:
+    model = dataclasses.replace(model_config, backbone_name="ViT-B-32")
+    with pytest.raises(ConfigError, match="neither a file nor a pretrained tag"):
+        initial_network(model, tasks, "no-such-tag")
+
+
+def test_every_parameter_gets_a_gradient(
+    catalogue: Catalogue, tasks: tuple[Task, ...], model_config: ModelConfig, train_config: TrainConfig
+) -> None:
+    network = build_cma_clip(model_config, tasks).train()
+    dataset = ListingDataset(catalogue, catalogue.listings[:16], tasks, model_config.preprocess)
+    # Two steps: the modality attention starts at zero, and what stands before it must learn through it too.
+    loss = TrainingLoss(train_config, dataset.transform)(network, Collate(dataset)([dataset[i] for i in range(16)]))
+    loss["total"].backward()
+    without = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+    assert without == []
+
+
+def test_the_loss_of_a_batch_is_the_sum_over_attributes_of_means_over_labelled_rows() -> None:
+    logits = (torch.randn(3, 4), torch.randn(3, 2))
+    labels = torch.tensor([[1, 0], [UNLABELLED, 1], [OUT_OF_VOCABULARY, 1]])
+    expected = -logits[0].log_softmax(1)[0, 1] - logits[1].log_softmax(1)[torch.arange(3), labels[:, 1]].mean()
+    assert torch.allclose(multi_task_loss(logits, labels), expected)
+    none = torch.full((3, 2), UNLABELLED)
+    assert multi_task_loss(logits, none).item() == 0.0
+
+
+def test_rows_without_a_modality_do_not_spoil_the_unimodal_losses(
+    network: CMAClip, train_config: TrainConfig, model_config: ModelConfig
+) -> None:
+    batch = TrainingBatch(
+        pixels=torch.randint(0, 255, (3, 3, 24, 16), dtype=torch.uint8),
+        tokens=torch.tensor([[49406, 320, 49407], [0, 0, 0], [49406, 321, 49407]]),
+        labels=torch.tensor([[0, 1], [1, 0], [2, 1]]),
+        has_image=torch.tensor([True, True, False]),
+        has_title=torch.tensor([True, False, True]),
+    )
+    losses = TrainingLoss(train_config, ImageTransform(model_config.preprocess))(network, batch)
+    losses["total"].backward()
+    assert all(torch.isfinite(value) for value in losses.values())
+    assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
+
+
+def test_modalities_are_dropped_one_at_a_time_and_never_the_only_one() -> None:
+    torch.manual_seed(0)
+    image = torch.tensor([True, True, False]).repeat(2000)
+    title = torch.tensor([True, False, True]).repeat(2000)
+    kept_image, kept_title = drop_modalities(image, title, 0.4)
+    assert (kept_image | kept_title).all()
+    assert not (kept_image & ~image).any()
+    both = image & title
+    assert (~kept_image[both]).float().mean().item() == pytest.approx(0.2, abs=0.03)
+    assert (~kept_title[both]).float().mean().item() == pytest.approx(0.2, abs=0.03)
+
+
+def test_the_backbone_learns_at_its_own_rate_and_vectors_do_not_decay(network: CMAClip) -> None:
+    config = OptimiserConfig(epochs=1, batch_size=1, learning_rate=1.0, backbone_rate=0.1)
+    groups = parameter_groups(network, config)
+    by_identity = {id(p): group for group in groups for p in group["params"]}
+    assert len(by_identity) == len(list(network.parameters()))
+    for name, parameter in network.named_parameters():
+        group = by_identity[id(parameter)]
+        assert group["peak"] == (0.1 if name.startswith("backbone.") else 1.0)
+        assert (group["weight_decay"] == 0) == (parameter.ndim < 2 or "embedding" in name)
+
+
+def test_the_rate_warms_up_and_falls_to_zero() -> None:
+    factors = [rate_factor(step, 100, warmup=10) for step in range(100)]
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[9] == factors[10] == 1.0
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert 0 < factors[99] < 0.001
+
+
+def test_a_situation_without_weight_is_not_computed(
+    network: CMAClip,
+    catalogue: Catalogue,
+    tasks: tuple[Task, ...],
+    model_config: ModelConfig,
+    train_config: TrainConfig,
+) -> None:
+    dataset = ListingDataset(catalogue, catalogue.listings[:8], tasks, model_config.preprocess)
+    batch = Collate(dataset)([dataset[i] for i in range(8)])
+    alone = dataclasses.replace(train_config, weights=SituationWeights(both=0, image=1, title=0))
+    losses = TrainingLoss(alone, dataset.transform)(network, batch)
+    assert losses.keys() == {"image", "total"}
+    losses["total"].backward()
+    assert all(p.grad is None for p in network.backbone.text.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in network.backbone.image.parameters())
+
+
+def test_validation_scores_what_is_trained(
+    network: CMAClip, catalogue: Catalogue, tasks: tuple[Task, ...], model_config: ModelConfig
+) -> None:
+    dataset = ListingDataset(catalogue, catalogue.listings[:40], tasks, model_config.preprocess)
+    weights = SituationWeights(both=0, image=1, title=1)
+    scores = Validation(dataset, weights, device=torch.device("cpu"), workers=0)(network)
+    assert scores.keys() == {"both", "image", "title", "score"}
+    assert scores["score"] == pytest.approx((scores["image"] + scores["title"]) / 2)
+
+
+@pytest.mark.parametrize("weights", [{"both": 0, "image": 0, "title": 0}, {"image": -1}])
+def test_impossible_situation_weights_are_refused(weights: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="one at least must be positive"):
+        SituationWeights(**weights)

@@ -102,7 +102,8 @@ async def on_port(
                 await until(lambda: is_ready(client))
             yield client
     finally:
-        predictor.free.set()
+        if isinstance(predictor, FakePredictor):
+            predictor.free.set()
         server.should_exit = True
         await serving
 

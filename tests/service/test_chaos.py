@@ -27,7 +27,7 @@ class Unreliable(FakePredictor):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.chance = random.Random(11)  # noqa: S311 - reproducible, not secret
+        self.chance = random.Random(11)
         self.trouble = self.cause_trouble
 
     def cause_trouble(self, title: str | None) -> None:
@@ -53,7 +53,7 @@ class Crowd:
 
     def __init__(self, client: Client) -> None:
         self.client = client
-        self.chance = random.Random(5)  # noqa: S311
+        self.chance = random.Random(5)
         self.sent = 0
         self.gave_up = 0
         self.told: Counter[int] = Counter()
@@ -167,7 +167,7 @@ async def test_every_request_gets_exactly_one_answer_when_the_thread_dies_under_
 async def test_whoever_is_answered_at_all_is_answered_as_alone(seed: int) -> None:
     """Answers of the fake depend on the listing alone, so that one that went to another caller would show."""
     async with on_port(Unreliable(seconds=0.001), max_batch_size=8) as client:
-        chance = random.Random(seed)  # noqa: S311
+        chance = random.Random(seed)
         titles = [f"{chance.choice(('good', 'unlucky', 'slow'))} {n}" for n in range(150)]
         together = await asyncio.gather(*(client.classify(title=title) for title in titles))
         client.predictor.trouble = lambda title: None

@@ -138,20 +138,21 @@ def serve(*flags: str) -> subprocess.Popen[str]:
         [sys.executable, "-c", MAIN, "serve", *flags],
         cwd=ROOT,
         env={"PATH": os.environ["PATH"], "CMA_CLIP_API_KEYS": "SECRET1,SECRET2"},
-        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
     )
 
 
 def test_serve_prints_what_it_uses_and_no_keys() -> None:
     process = serve("--port", "0", "--max-batch-size", "7")
-    assert process.stderr is not None
+    assert process.stdout is not None
     lines = []
-    while "ready" not in (line := process.stderr.readline()):
+    while "ready" not in (line := process.stdout.readline()):
         assert line, lines
         lines.append(line)
     process.send_signal(signal.SIGTERM)
-    text = "".join(lines) + process.communicate(timeout=30)[1]
+    text = "".join(lines) + process.communicate(timeout=30)[0]
     assert process.returncode == 0
     assert ["CMA_CLIP_MAX_BATCH_SIZE", "7"] in [line.split() for line in lines]
     assert "2 configured" in text
@@ -164,7 +165,7 @@ def test_serve_prints_what_it_uses_and_no_keys() -> None:
 )
 def test_a_start_that_fails_says_why_and_ends(flags: list[str], named: str) -> None:
     process = serve("--port", "0", *flags)
-    _, text = process.communicate(timeout=60)
+    text, _ = process.communicate(timeout=60)
     assert process.returncode == 2
     last = text.splitlines()[-1]
     assert last.startswith("cma-clip: ")
@@ -175,7 +176,7 @@ def test_a_start_that_fails_says_why_and_ends(flags: list[str], named: str) -> N
 def test_a_port_that_is_taken_says_so() -> None:
     with replica(0.0) as server:
         process = serve("--port", str(server.port))
-        _, text = process.communicate(timeout=60)
+        text, _ = process.communicate(timeout=60)
         assert process.returncode == 2
         assert (
             text.splitlines()[-1] == f"cma-clip: cannot listen on 127.0.0.1 port {server.port}: Address already in use"

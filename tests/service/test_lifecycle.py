@@ -188,7 +188,8 @@ class Replica:
             [sys.executable, "-W", "error", "-c", SERVE, str(seconds)],
             cwd=ROOT,
             env={"PATH": "/usr/bin:/bin", "CMA_CLIP_PORT": str(self.port), **environment},
-            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
         )
         self.url = f"http://127.0.0.1:{self.port}"
@@ -199,13 +200,13 @@ class Replica:
             with contextlib.suppress(httpx.TransportError):
                 if httpx.get(f"{self.url}/readyz").status_code == 200:
                     return
-            assert self.process.poll() is None, self.process.stderr and self.process.stderr.read()
+            assert self.process.poll() is None, self.process.stdout and self.process.stdout.read()
             time.sleep(0.05)
         raise AssertionError("the replica is not ready after 60 s")
 
     def end(self) -> tuple[int, str]:
-        """Wait for the end; return the exit status and the log."""
-        _, log = self.process.communicate(timeout=30)
+        """Wait for the end; return the exit status and what was printed."""
+        log, _ = self.process.communicate(timeout=30)
         return self.process.returncode, log
 
 

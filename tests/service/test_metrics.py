@@ -182,7 +182,7 @@ def test_either_format_is_configured(capsys: pytest.CaptureFixture[str]) -> None
             configure(log_format)  # type: ignore[arg-type]
             logging.getLogger("test").info("hello", extra={"fields": {"a": 1}})
             logging.getLogger("httpx").info("GET http://example.com/SECRET")
-        json_line, text_line = capsys.readouterr().err.splitlines()
+        json_line, text_line = capsys.readouterr().out.splitlines()
         assert {"message": "hello", "a": 1}.items() <= json.loads(json_line).items()
         assert text_line.endswith("hello a=1")
     finally:

@@ -59,8 +59,9 @@ def create_app(settings: Settings | None = None, load: Load = load_predictor, *,
         redirect_slashes=False,
     )
     app.state.engine = engine
-    for router in (routes.json_routes, routes.form_routes, routes.model_routes, routes.open_routes):
-        app.include_router(router)
+    for router in (routes.json_routes, routes.form_routes, routes.model_routes):
+        app.include_router(router, dependencies=routes.KEYS if engine.settings.api_keys else [])
+    app.include_router(routes.open_routes)
     pages.add_to(app)
     for error_class in (ServiceError, RequestValidationError, HTTPException):
         app.add_exception_handler(error_class, _answer_with_problem)

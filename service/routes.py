@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import time
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, ClassVar
 
-from fastapi import APIRouter, Form, Request, Response
+from fastapi import APIRouter, Form, Request, Response, Security
 from fastapi.routing import APIRoute
+from fastapi.security import APIKeyHeader, HTTPBearer
 from pydantic import ValidationError
+from starlette.formparsers import MultiPartParser
+from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive
 
 from service.admission import TIMEOUT_HEADER, Deadline, Ticket, check_key
@@ -45,6 +49,9 @@ from service.schemas import (
     StatusReply,
     UploadForm,
 )
+
+# Bodies are held in memory, within bounds; moving an upload from there to a temporary file would gain nothing.
+MultiPartParser.spool_max_size = sys.maxsize
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -118,7 +125,7 @@ class BufferedRequest(Request):
     async def json(self) -> Any:
         if len(self._bytes) < 65_536:
             return _parse(self._bytes)
-        return await asyncio.to_thread(_parse, self._bytes)
+        return await engine_of(self).in_pool(_parse, self._bytes)
 
 
 def _parse(body: bytes) -> Any:
@@ -138,13 +145,16 @@ def _declared_length(request: Request, limit: int) -> int:
 async def _read_body(request: Request, ticket: Ticket, *, declared: int, limit: int) -> bytes:
     """Read the body, counting what really comes in; room for its declared length has been taken already."""
     body = bytearray()
-    async for chunk in request.stream():
-        if len(body) + len(chunk) > limit:
-            raise PayloadTooLarge(f"the body has more than {limit} bytes")
-        body += chunk
-        if len(body) > declared:
-            ticket.add_bytes(len(body) - declared)
-            declared = len(body)
+    try:
+        async for chunk in request.stream():
+            if len(body) + len(chunk) > limit:
+                raise PayloadTooLarge(f"the body has more than {limit} bytes")
+            body += chunk
+            if len(body) > declared:
+                ticket.add_bytes(len(body) - declared)
+                declared = len(body)
+    except ClientDisconnect:
+        raise ClientGone("the caller hung up") from None
     return bytes(body)
 
 
@@ -235,6 +245,9 @@ def _headers(status: int) -> dict[str, Any]:
     seconds = {"description": "seconds after which another try makes sense", "schema": {"type": "integer"}}
     return {"headers": {"Retry-After": seconds}} if status in {503, 504} else {}
 
+
+KEYS = [Security(HTTPBearer(auto_error=False)), Security(APIKeyHeader(name="X-API-Key", auto_error=False))]
+"""Declares the two ways of sending a key in the OpenAPI document; `check_key` is what looks at them."""
 
 TIMEOUT_PARAMETER = {
     "parameters": [

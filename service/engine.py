@@ -1,8 +1,7 @@
-"""Everything behind the routes: loads the model, keeps what a request passes through, and knows its own
-state.
+"""Everything behind the routes: loads the model, keeps what a request passes through, and knows its own state.
 
-    loading ──► ready ──► draining ──► stopped
-       └──► failed (the checkpoint cannot be used; `failure` says why)
+loading ──► ready ──► draining ──► stopped
+   └──► failed (the checkpoint cannot be used; `failure` says why)
 """
 
 from __future__ import annotations
@@ -101,9 +100,7 @@ class Engine:
     # ── state ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def start(self) -> None:
-        """Begin to load and warm up, in a thread of its own: the event loop answers health checks
-        meanwhile.
-        """
+        """Begin to load and warm up, in a thread of its own: the event loop answers health checks meanwhile."""
         self._loading = asyncio.create_task(self._start())
 
     async def _start(self) -> None:
@@ -203,9 +200,7 @@ class Engine:
     # ── the steps of a request ──────────────────────────────────────────────────────────────────────────────
 
     def check_options(self, options: Options) -> Wanted:
-        """Fill in the defaults. Raises `UnknownAttribute`, or `InvalidRequest` for an uncalibrated
-        precision.
-        """
+        """Fill in the defaults. Raises `UnknownAttribute`, or `InvalidRequest` for an uncalibrated precision."""
         known = tuple(task.name for task in self.predictor.tasks)
         if unknown := [name for name in options.attributes or () if name not in known]:
             raise UnknownAttribute(f"unknown attribute {unknown[0][:64]!r}; known are {', '.join(known)}")

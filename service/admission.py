@@ -22,9 +22,7 @@ TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 
 
 def check_key(headers: Headers, keys: Iterable[SecretStr]) -> None:
-    """Raise `Unauthorized` unless a configured key was sent (`Authorization: Bearer` or `X-API-Key`), or none
-    is.
-    """
+    """Raise `Unauthorized` unless a configured key was sent (`Authorization: Bearer` or `X-API-Key`), or none is."""
     accepted = [key.get_secret_value().encode() for key in keys]
     if not accepted:
         return
@@ -146,9 +144,7 @@ class Admission:
         raise Overloaded(full, retry_after=self._expected_seconds(self.listings))
 
     def check_deadline(self, deadline: Deadline, *, listings: int) -> None:
-        """Raise `DeadlineExceeded` if so many listings cannot be answered in time, those before them
-        included.
-        """
+        """Raise `DeadlineExceeded` if so many listings cannot be answered in time, those before them included."""
         if not self.listings and self._estimate_age() > 1.0:
             # Nobody is inside and the estimate is old: let this one try. Were it refused too, a device that
             # was slow once would be thought slow for ever.

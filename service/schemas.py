@@ -187,9 +187,7 @@ class AttributeReply(Reply):
 
     @classmethod
     def of(cls, reading: readings.AttributeReading) -> Self:
-        """Put a reading into words; the explanation is left unset, and so out of the reply, where there is
-        none.
-        """
+        """Put a reading into words; the explanation is left unset, and so out of the reply, where there is none."""
         fields: dict[str, Any] = {
             "label": reading.label,
             "confidence": reading.confidence,

@@ -429,4 +429,4 @@ async def test_the_predicted_wait_counts_batches_and_what_is_left_of_the_present
         assert 4.9 < batcher.expected_seconds(5) < 4.99
         device.free.set()
         await outcomes(task)
-        assert batcher.computing_for == 0
+        await until(lambda: batcher.computing_for == 0)

@@ -242,7 +242,7 @@ async def test_sigterm_refuses_the_new_finishes_the_old_and_ends() -> None:
 
 
 async def test_the_drain_is_bounded_and_whoever_still_waits_is_told() -> None:
-    with replica(3.0, drain_seconds=0.5, max_batch_size=1) as server:
+    with replica(30.0, drain_seconds=0.5, max_batch_size=1, request_timeout_ms=100_000) as server:
         async with httpx.AsyncClient(timeout=30) as client:
             inside = [asyncio.create_task(post(server, client)) for _ in range(3)]
             await asyncio.sleep(0.4)
@@ -250,7 +250,7 @@ async def test_the_drain_is_bounded_and_whoever_still_waits_is_told() -> None:
             server.process.send_signal(signal.SIGTERM)
             assert await asyncio.gather(*inside) == [503] * 3
             assert server.end()[0] == 0
-            assert time.monotonic() - began < 2.9  # the batch that computes is not waited for
+            assert time.monotonic() - began < 20  # the batch that computes is not waited for
 
 
 async def test_a_second_sigterm_ends_the_process_at_once() -> None:
@@ -288,3 +288,5 @@ async def test_places_come_back_after_a_client_that_hung_up_in_the_middle_of_its
         writer.close()
         await until(lambda: client.engine.admission.listings == 0)
         assert client.engine.admission.nbytes == 0
+        counted = {"method": "POST", "route": "/v1/classify", "status": "499"}
+        assert await client.metric("cma_clip_http_requests_total", **counted) == 1

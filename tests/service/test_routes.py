@@ -356,6 +356,15 @@ async def test_any_configured_key_opens_and_no_other() -> None:
             assert (await client.get(path)).status_code == 200
 
 
+async def test_keys_are_declared_in_the_openapi_document_where_they_are_needed() -> None:
+    async with in_process(api_keys="key") as client:
+        document = (await client.get("/openapi.json")).json()
+        assert len(document["paths"]["/v1/classify"]["post"]["security"]) == 2
+        assert "security" not in document["paths"]["/healthz"]["get"]
+    async with in_process() as client:
+        assert "security" not in (await client.get("/openapi.json")).text
+
+
 async def test_a_sane_request_id_is_kept_and_another_replaced(client: Client) -> None:
     for given in ("abc-123", "a" * 128, "A.b_c~d:e/f+g=h@i"):
         response = await client.get("/healthz", headers={"X-Request-ID": given})

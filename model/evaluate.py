@@ -20,7 +20,7 @@ from model.binomial import clopper_pearson, design_effects
 from model.calibrate import CalibratedPredictor
 from model.calibration import AttributeCalibration, Calibration
 from model.catalogue import Catalogue, Part
-from model.heldout import Answers, HeldOut, collect
+from model.heldout import Answers, HeldOut, collect, joined
 from model.readings import Situation
 from model.tasks import OUT_OF_VOCABULARY, Task
 
@@ -81,6 +81,29 @@ def evaluate(
     return Evaluation(metrics=metrics, answers=answers, calibration=calibration)
 
 
+def held_out_scores(
+    predictor: CalibratedPredictor, evaluation: Evaluation, catalogue: Catalogue, *, console: Console
+) -> dict[Situation, dict[str, Answers]]:
+    """Return the answers on the calibration part and the test part together, calibrated.
+
+    As many listings as can be had that neither training nor the temperatures have seen: for experiments that split
+    them at random (`benchmarks/certificates.py`).
+    """
+    scores: dict[Situation, dict[str, Answers]] = {}
+    for situation, calibrated in evaluation.calibration.situations.items():
+        held_out = collect(predictor, catalogue, Part.CALIBRATION, situation, console=console)
+        scores[situation] = {
+            task.name: joined(
+                [
+                    held_out.answers(task, calibrated[task.name].temperature),
+                    evaluation.answers[situation][task.name],
+                ]
+            )
+            for task in predictor.tasks
+        }
+    return scores
+
+
 def _measure(task: Task, test: HeldOut, answers: Answers, calibrated: AttributeCalibration) -> dict[str, Any]:
     confidence, correct, group = answers.confidence, answers.correct, answers.group
     predicted, labels, n = answers.predicted, answers.labels, len(answers.labels)
@@ -96,9 +119,7 @@ def _measure(task: Task, test: HeldOut, answers: Answers, calibrated: AttributeC
         "macro_f1_interval": _interval(lambda rows: scores.macro_f1(predicted[rows], labels[rows]), group),
         "recall_at_precision": {str(target): _recall(answers, target) for target in calibrated.thresholds},
         "accepted": {
-            str(target): _accepted(answers, certificate.threshold)
-            if certificate is not None and n > 0
-            else None
+            str(target): _accepted(answers, certificate.threshold) if certificate is not None and n > 0 else None
             for target, certificate in calibrated.thresholds.items()
         },
         "calibration_error": {

@@ -40,9 +40,7 @@ def test_interval_equals_scipy_and_is_everything_without_trials() -> None:
     assert clopper_pearson(0, 0) == (0.0, 1.0)
 
 
-ROWS = st.lists(
-    st.tuples(st.sampled_from([0.3, 0.6, 0.9]), st.booleans(), st.integers(0, 5)), min_size=1, max_size=30
-)
+ROWS = st.lists(st.tuples(st.sampled_from([0.3, 0.6, 0.9]), st.booleans(), st.integers(0, 5)), min_size=1, max_size=30)
 
 
 def columns(rows: list[tuple[float, bool, int]]) -> tuple[Any, Any, Any]:

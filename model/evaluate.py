@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -130,7 +131,14 @@ def _measure(task: Task, test: HeldOut, answers: Answers, calibrated: AttributeC
             modality: _figure(weights[:, column].mean()) if len(weights) else None
             for column, modality in enumerate(("image", "text"))
         },
+        "answered": _answered(task, test),
     }
+
+
+def _answered(task: Task, test: HeldOut) -> dict[str, float]:
+    """Return the share of each label among the answers: monitoring compares a service's own with them."""
+    counts = np.bincount(test.logits_of(task).argmax(axis=1), minlength=len(task.labels))
+    return {label: float(count / max(1, counts.sum())) for label, count in zip(task.labels, counts, strict=True)}
 
 
 def _recall(answers: Answers, target: float) -> dict[str, Any]:

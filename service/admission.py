@@ -120,13 +120,17 @@ class Admission:
         self.nbytes = 0
 
     @contextmanager
-    def admit(self, deadline: Deadline, *, content_length: int = 0) -> Iterator[Ticket]:
-        """Take a place for one listing, given back at the end. Raises `Overloaded` or `DeadlineExceeded`."""
-        self.check_room(listings=1, nbytes=content_length)
-        self.check_deadline(deadline, listings=1)
+    def admit(self, deadline: Deadline, *, nbytes: int = 0) -> Iterator[Ticket]:
+        """Take a place for one listing of so many bytes, given back at the end.
+
+        Raises `Overloaded` or `DeadlineExceeded`.
+        """
         ticket = Ticket(self)
-        ticket.add_listings(1)
         try:
+            self.check_room(listings=1, nbytes=nbytes)  # first: another replica may have room, and time with it
+            self.check_deadline(deadline, listings=1)
+            ticket.add_listings(1)
+            ticket.add_bytes(nbytes)
             yield ticket
         finally:
             ticket.release()

@@ -107,8 +107,10 @@ class Engine:
         try:
             predictor, costs = await asyncio.to_thread(self._load_and_warm_up)
         except Exception as error:
-            expected = isinstance(error, ModelError)
-            log.error("cannot start: %s", error, exc_info=None if expected else error)
+            if isinstance(error, ModelError):
+                log.error("cannot start: %s", error)
+            else:
+                log.exception("cannot start")
             self.failure = error
             return
         batcher = MicroBatcher[Prepared, Any, Prediction](
@@ -227,7 +229,6 @@ class Engine:
         return prepared
 
     async def infer(self, prepared: Prepared, call: Call) -> Prediction:
-        call.ticket.add_bytes(prepared.nbytes)
         answer = await self.batcher.submit(prepared, deadline=call.deadline.at)
         self.stage("queue", answer.queue_seconds, call)
         self.stage("inference", answer.inference_seconds, call)

@@ -83,9 +83,9 @@ class AdmittedRoute(APIRoute):
             engine.check_ready()
             self._check_media_type(request)
             length = _declared_length(request, engine.settings.max_body_bytes)
-            with engine.admission.admit(deadline, content_length=length) as ticket:
+            with engine.admission.admit(deadline, nbytes=length) as ticket:
                 async with deadline.enforced():
-                    body = await _read_body(request, engine.settings.max_body_bytes, ticket)
+                    body = await _read_body(request, ticket, declared=length, limit=engine.settings.max_body_bytes)
                 request.state.call = Call(deadline, ticket, record_of(request))
                 return await _unless_gone(handle(BufferedRequest(request, body)), request.receive)
 
@@ -123,7 +123,7 @@ class BufferedRequest(Request):
 
 def _parse(body: bytes) -> Any:
     if body.count(b",") + body.count(b"[") + body.count(b"{") > MAX_JSON_ELEMENTS:
-        raise InvalidRequest(f"the body has more than {MAX_JSON_ELEMENTS} JSON elements")
+        raise PayloadTooLarge(f"the body has more than {MAX_JSON_ELEMENTS} JSON elements")
     return json.loads(body)
 
 
@@ -135,14 +135,16 @@ def _declared_length(request: Request, limit: int) -> int:
     return length
 
 
-async def _read_body(request: Request, limit: int, ticket: Ticket) -> bytes:
-    """Read the body, counting what really comes in, whatever its header said."""
+async def _read_body(request: Request, ticket: Ticket, *, declared: int, limit: int) -> bytes:
+    """Read the body, counting what really comes in; room for its declared length has been taken already."""
     body = bytearray()
     async for chunk in request.stream():
         if len(body) + len(chunk) > limit:
             raise PayloadTooLarge(f"the body has more than {limit} bytes")
-        ticket.add_bytes(len(chunk))
         body += chunk
+        if len(body) > declared:
+            ticket.add_bytes(len(body) - declared)
+            declared = len(body)
     return bytes(body)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,10 @@ def test_metrics_equal_a_count_by_hand(squares: Catalogue, evaluation: Evaluatio
     assert figures["recall_at_precision"]["0.9"]["recall"] == right / 201
     assert figures["modality_attention"] == {"image": 0.0, "text": 1.0}
     assert figures["calibration_error"]["after"] < 0.05
+    words = Counter(str(listing.title).split()[0] for listing in listings)
+    assert {label: share for label, share in figures["answered"].items() if share} == {
+        word: count / 201 for word, count in words.items()
+    }
 
 
 def test_metrics_are_json_without_nan_and_say_what_they_are_of(evaluation: Evaluation) -> None:

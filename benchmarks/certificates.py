@@ -1,8 +1,8 @@
 """Do the certified thresholds keep their promise? Repeated calibration over random splits of held-out scores.
 
-    python -m benchmarks.certificates scores.npz [more.npz …] [--splits 500] [--json FILE]
+    python -m benchmarks.certificates scores.npz [--splits 500] [--json FILE]
 
-The files are those of `cma-clip evaluate --scores FILE`: answers on listings that the model has never seen.
+The scores are those of `cma-clip evaluate --scores FILE`: answers on listings that the model has never seen.
 Each split puts half of the titles on one side and half on the other (listings that share a title stay
 together, as in a catalogue's own parts), certifies on the one and measures on the other.
 """
@@ -122,28 +122,6 @@ def _outcome(
     )
 
 
-def pool(files: Sequence[ScoresBySituation]) -> ScoresBySituation:
-    """Return the rows of several files (of different parts, which share no title) together."""
-    layout = {(situation, attribute) for situation, attributes in files[0].items() for attribute in attributes}
-    for file in files:
-        if layout != {(situation, attribute) for situation, attributes in file.items() for attribute in attributes}:
-            raise ModelError("the files are of different attributes or situations")
-    return {
-        situation: {attribute: _joined([file[situation][attribute] for file in files]) for attribute in attributes}
-        for situation, attributes in files[0].items()
-    }
-
-
-def _joined(parts: Sequence[Answers]) -> Answers:
-    first_group = np.cumsum([0, *(part.group.max(initial=-1) + 1 for part in parts)])
-    return Answers(
-        confidence=np.concatenate([part.confidence for part in parts]),
-        predicted=np.concatenate([part.predicted for part in parts]),
-        labels=np.concatenate([part.labels for part in parts]),
-        group=np.concatenate([part.group + first for part, first in zip(parts, first_group, strict=False)]),
-    )
-
-
 def table(results: Sequence[Trial], splits: int) -> Table:
     """Return the trials as a table for the terminal, in %."""
     shown = Table(title=f"{splits} random halves: splits that break the promise (at most {100 * DELTA:g} %)")
@@ -187,14 +165,14 @@ def summary(results: Sequence[Trial]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the experiment and print it; exit status 2 on a file that holds no scores."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("scores", nargs="+", type=Path, help=".npz files of held-out scores")
+    parser.add_argument("scores", type=Path, help=".npz file of held-out scores")
     parser.add_argument("--splits", type=int, default=500, help="random splits per attribute and situation")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="also write the trials here")
     options = parser.parse_args(arguments)
     console = Console()
     try:
-        scores = pool([load_scores(path) for path in options.scores])
+        scores = load_scores(options.scores)
     except ModelError as error:
         console.print(f"error: {error}", style="red", markup=False)
         return 2

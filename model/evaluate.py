@@ -21,7 +21,7 @@ from model.binomial import clopper_pearson, design_effects
 from model.calibrate import CalibratedPredictor
 from model.calibration import AttributeCalibration, Calibration
 from model.catalogue import Catalogue, Part
-from model.heldout import Answers, HeldOut, collect
+from model.heldout import Answers, HeldOut, collect, joined
 from model.readings import Situation
 from model.tasks import OUT_OF_VOCABULARY, Task
 
@@ -80,6 +80,29 @@ def evaluate(
         "situations": situations,
     }
     return Evaluation(metrics=metrics, answers=answers, calibration=calibration)
+
+
+def held_out_scores(
+    predictor: CalibratedPredictor, evaluation: Evaluation, catalogue: Catalogue, *, console: Console
+) -> dict[Situation, dict[str, Answers]]:
+    """Return the answers on the calibration part and the test part together, calibrated.
+
+    As many listings as can be had that neither training nor the temperatures have seen: for experiments that split
+    them at random (`benchmarks/certificates.py`).
+    """
+    scores: dict[Situation, dict[str, Answers]] = {}
+    for situation, calibrated in evaluation.calibration.situations.items():
+        held_out = collect(predictor, catalogue, Part.CALIBRATION, situation, console=console)
+        scores[situation] = {
+            task.name: joined(
+                [
+                    held_out.answers(task, calibrated[task.name].temperature),
+                    evaluation.answers[situation][task.name],
+                ]
+            )
+            for task in predictor.tasks
+        }
+    return scores
 
 
 def _measure(task: Task, test: HeldOut, answers: Answers, calibrated: AttributeCalibration) -> dict[str, Any]:

@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.certificates import main, pool, summary, trials
-from model.errors import ModelError
+from benchmarks.certificates import main, summary, trials
 from model.heldout import Answers, save_scores
 from model.readings import Situation
 
@@ -37,7 +36,7 @@ def test_certified_thresholds_keep_the_promise_and_naive_ones_do_not() -> None:
 def test_listings_of_one_title_stay_on_one_side(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def certify(confidence: np.ndarray, *_: object) -> dict[float, None]:
+    def certify(confidence: np.ndarray, *_: object, **__: object) -> dict[float, None]:
         seen.append(set(confidence.tolist()))
         return dict.fromkeys((0.9, 0.95, 0.99))
 
@@ -50,27 +49,17 @@ def test_listings_of_one_title_stay_on_one_side(monkeypatch: pytest.MonkeyPatch)
         assert not set(grouped.group[inside]) & set(grouped.group[~inside])
 
 
-def test_the_command_pools_files_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    paths = [tmp_path / "calibration.npz", tmp_path / "test.npz"]
-    for seed, path in enumerate(paths):
-        save_scores(path, {Situation.TITLE: {"colour": answers(300, groups=100, seed=seed)}})
-    assert main([*map(str, paths), "--splits", "3", "--json", str(tmp_path / "out.json")]) == 0
+def test_the_command_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "scores.npz"
+    save_scores(path, {Situation.TITLE: {"colour": answers(600, groups=200)}})
+    assert main([str(path), "--splits", "3", "--json", str(tmp_path / "out.json")]) == 0
     document = json.loads((tmp_path / "out.json").read_text())
     assert [trial["target"] for trial in document["trials"]] == [0.9, 0.95, 0.99]
     assert document["trials"][0]["listings"] == 600
     assert "naive thresholds" in capsys.readouterr().out
 
 
-def test_pooled_files_share_no_group() -> None:
-    pooled = pool([{Situation.TITLE: {"colour": answers(50, groups=20, seed=seed)}} for seed in (0, 1)])
-    group = pooled[Situation.TITLE]["colour"].group
-    assert not set(group[:50]) & set(group[50:])
-
-
-def test_files_that_do_not_belong_together_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    files = [{Situation.TITLE: {name: answers(10)}} for name in ("colour", "season")]
-    with pytest.raises(ModelError, match="different attributes"):
-        pool(files)
+def test_a_file_without_scores_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "no.npz").write_bytes(b"")
     assert main([str(tmp_path / "no.npz")]) == 2
     assert "holds no held-out scores" in capsys.readouterr().out

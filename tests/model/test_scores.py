@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics
 
@@ -31,6 +31,7 @@ def test_accuracy_counts_an_unknown_label_as_an_error() -> None:
     assert math.isnan(scores.accuracy(np.array([], dtype=int), np.array([], dtype=int)))
 
 
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(-1, 4)), min_size=1, max_size=40))
 def test_macro_f1_equals_sklearn_over_the_occurring_labels(pairs: list[tuple[int, int]]) -> None:
     predicted, labels = np.array(pairs).T

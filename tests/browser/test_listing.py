@@ -126,6 +126,7 @@ def test_an_address_must_look_like_one(playground: Playground) -> None:
 def test_everything_by_keyboard(playground: Playground) -> None:
     """Tab to an example, read it, walk through the answers, pin one, copy the request."""
     page = playground.page
+    page.evaluate("file.addEventListener('click', (event) => { file.dataset.opened = event.type })")
 
     def tab_to(selector: str) -> None:
         for _ in range(30):
@@ -136,12 +137,12 @@ def test_everything_by_keyboard(playground: Playground) -> None:
 
     page.keyboard.press("Tab")
     expect(page.get_by_text("Skip to the listing")).to_be_focused()
-    tab_to("#choose")
-    with page.expect_file_chooser():
-        page.keyboard.press("Enter")
     tab_to("#examples button >> nth=1")
     page.keyboard.press("Enter")
     playground.expect_answer()
+    tab_to("#replace")
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.getElementById('file').dataset.opened")
     tab_to(".reading .head >> nth=0")
     expect(playground["#shown"]).to_have_class(re.compile("heated"))
     expect(playground["#words"]).to_have_class(re.compile("weighted"))
@@ -234,10 +235,7 @@ def test_the_copied_request_runs(playground: Playground, tmp_path: Path, form: s
     shown = json.loads(playground["#code-text"].inner_text())
     playground[f"#tab-{form}"].click()
     code = playground["#code-text"].inner_text()
-    if form == "curl":
-        command = ["/bin/sh", "-c", code]
-    else:
-        command = [sys.executable, "-c", f"{code}print(response.text)"]
+    command = ["/bin/sh", "-c", code] if form == "curl" else [sys.executable, "-c", f"{code}print(response.text)"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=True, timeout=20)  # noqa: S603 - our own
     assert json.loads(done.stdout.splitlines()[-1])["attributes"] == shown["attributes"]
 

@@ -19,7 +19,7 @@ export const useKey = (key) => {
 const MEANING = {
   unauthorized: ["An API key is needed", "Enter one at the top of the page."],
   payload_too_large: ["Too large for this service", "Use a smaller picture; one megapixel is plenty."],
-  unsupported_media_type: ["Not a picture that can be read", "JPEG, PNG, WebP, GIF, AVIF and BMP can."],
+  unsupported_media_type: ["Not a picture that can be read", "Save it in one of these formats, JPEG for instance, and try again."],
   invalid_request: ["The request is not in order", "What is said above names the part that is not."],
   undecodable_image: ["The picture is damaged", "Open it in a picture program and save it anew."],
   unknown_attribute: ["This model does not read that attribute", "The model may have changed: load the page again."],

@@ -15,8 +15,8 @@ const EXAMPLES = [
   ["brown-watch.jpg", "Men Brown Leather Strap Watch"],
 ];
 
-const listing = { picture: null, address: "" }; // the title stands in its field
-const answer = { attributes: null, request: null, reply: null, rows: new Map(), pinned: null };
+const listing = { picture: null, address: "", visible: true }; // the title stands in its field
+const answer = { attributes: null, request: null, reply: null, rows: new Map(), pinned: null, shown: null };
 const model = { inputSize: [1, 1] };
 let precision = null;
 let current = null; // aborts the request that is under way
@@ -53,6 +53,7 @@ export const setListing = ({ picture, address, title }) => {
 const takePicture = (file) => {
   if (listing.picture) URL.revokeObjectURL(listing.picture.address);
   listing.picture = file && { file, address: URL.createObjectURL(file) };
+  listing.visible = true;
   answer.attributes = null; // the heat of another picture has no place on this one
   drawPicture();
 };
@@ -63,22 +64,25 @@ const drawPicture = () => {
   $("shown").hidden = !given;
   $("choose").hidden = given;
   $("picture-actions").hidden = !given;
-  image.hidden = !listing.picture;
-  $("blind").hidden = !listing.address;
-  if (listing.picture) image.src = listing.picture.address;
-  else image.removeAttribute("src");
+  image.hidden = !listing.picture || !listing.visible;
+  $("blind").hidden = !given || !image.hidden;
+  $("blind").textContent = listing.address
+    ? "The service fetches this picture itself; this page loads nothing from elsewhere."
+    : "The browser cannot show this picture.";
+  if (!listing.picture) image.removeAttribute("src");
+  else if (image.src !== listing.picture.address) image.src = listing.picture.address;
   fit();
 };
 
 /** Give the picture as much of the frame as its shape allows, so that the heat lies on it and nothing else. */
 const fit = () => {
   const image = $("picture");
-  const [height, width] = listing.picture ? [image.naturalHeight, image.naturalWidth] : model.inputSize;
+  const [height, width] = image.hidden ? model.inputSize : [image.naturalHeight, image.naturalWidth];
   const ratio = width && height ? width / height : 1;
   const frame = $("frame");
   const wide = ratio > frame.clientWidth / frame.clientHeight;
   Object.assign($("shown").style, { aspectRatio: String(ratio), width: wide ? "100%" : "auto", height: wide ? "auto" : "100%" });
-  showEvidence(answer.pinned);
+  showEvidence(answer.shown);
 };
 
 const checkAddress = () => {
@@ -217,10 +221,11 @@ const pin = (name) => {
 
 const pictureWindow = () => {
   const { naturalWidth: width, naturalHeight: height } = $("picture");
-  return listing.picture && width ? windowOf(width, height, model.inputSize) : WHOLE;
+  return listing.picture && listing.visible && width ? windowOf(width, height, model.inputSize) : WHOLE;
 };
 
 const showEvidence = (name) => {
+  answer.shown = name;
   const reading = name ? answer.attributes?.[name] : null;
   const grid = reading?.explanation?.image ?? null;
   drawHeat($("heat"), grid, pictureWindow());
@@ -237,7 +242,7 @@ const showEvidence = (name) => {
 const fillSlot = (name) => {
   const { slot } = answer.rows.get(name);
   const { explanation, modality_attention: share } = answer.attributes[name];
-  if (explanation?.image && listing.picture) {
+  if (explanation?.image && listing.picture && listing.visible) {
     const canvas = element("canvas");
     const image = element("img", { src: listing.picture.address, alt: "" });
     slot.append(element("div", { className: "shown" }, image, canvas));
@@ -318,6 +323,10 @@ const drawExamples = () => {
 export const start = () => {
   drawExamples();
   $("picture").addEventListener("load", fit);
+  $("picture").addEventListener("error", () => {
+    listing.visible = false;
+    drawPicture();
+  });
   new ResizeObserver(fit).observe($("frame"));
   for (const button of ["choose", "replace"]) $(button).addEventListener("click", () => $("file").click());
   $("file").addEventListener("change", () => {

@@ -71,7 +71,8 @@ def label_catalogue(
     `_image_weight`; `error`. A listing that fails, be it for its picture alone, has an error and no labels.
 
     Raises `ConfigError` for an unknown attribute, a target precision that was not calibrated, an output that
-    exists, or one that was begun with other settings; `CatalogueError` for an unusable catalogue.
+    exists, or one that was begun with other settings; `CatalogueError` for an unusable catalogue; `ModelError`
+    where the output cannot be written, a full disk for one.
     """
     if batch_size < 1:
         raise ConfigError(f"the batch size must be at least 1, not {batch_size}")
@@ -83,13 +84,16 @@ def label_catalogue(
     shards = Shards.open(out, output_format(out, names), _settings(predictor, config, names, target_precision))
     resumed = shards.rows
     listings = islice(iter_listings(config, images, report), resumed, None)
-    with _progress_bar(disable=not progress) as bar:
-        step = bar.add_task("labelling", total=max(estimate_rows(config.table), resumed), completed=resumed)
-        for item, answer in _answers(predictor, listings, images, batch_size):
-            shards.add(_output_row(item, answer, names, target_precision))
-            bar.advance(step)
-        shards.finish()
-        bar.update(step, total=shards.rows, completed=shards.rows)
+    try:
+        with _progress_bar(disable=not progress) as bar:
+            step = bar.add_task("labelling", total=max(estimate_rows(config.table), resumed), completed=resumed)
+            for item, answer in _answers(predictor, listings, images, batch_size):
+                shards.add(_output_row(item, answer, names, target_precision))
+                bar.advance(step)
+            shards.finish()
+            bar.update(step, total=shards.rows, completed=shards.rows)
+    except OSError as error:  # reading raises CatalogueError, so this is the disk that is written to
+        raise ModelError(f"cannot write {out}: {error.strerror or error}; what was finished is kept") from error
     return Labelling(rows=shards.rows, failed=shards.failed, resumed=resumed, report=report)
 
 

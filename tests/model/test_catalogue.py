@@ -315,10 +315,18 @@ def test_the_shares_are_kept() -> None:
         assert counts[part] / 20_000 == pytest.approx(share, abs=0.01)
 
 
-def test_rows_of_a_group_stay_together_whatever_case_and_spaces(tmp_path: Path) -> None:
-    table = HEADER + "".join(f"\n{n},Red,Set,{'Tie  Set' if n % 2 else 'TIE SET '}" for n in range(50))
-    parts = {x.part for x in Catalogue.open(write_catalogue(tmp_path, table, group="title")).listings}
-    assert len(parts) == 1
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(words=st.lists(st.text("abcXYZ019'&-", min_size=1, max_size=6), min_size=1, max_size=5), data=st.data())
+def test_rows_of_a_group_stay_together_whatever_case_and_spaces(
+    tmp_path: Path, words: list[str], data: st.DataObject
+) -> None:
+    space = st.sampled_from([" ", "  ", "\t", "\u00a0"])
+    case = st.sampled_from([str.upper, str.lower, str.title])
+    variants = [data.draw(space) + data.draw(case)(data.draw(space).join(words)) + data.draw(space) for _ in range(6)]
+    table = HEADER + "".join(f"\n{n},Red,Set,{variant}" for n, variant in enumerate(variants))
+    listings = Catalogue.open(write_catalogue(tmp_path, table, group="title")).listings
+    assert len(listings) == 6
+    assert len({listing.part for listing in listings}) == 1
 
 
 def test_a_group_of_columns_and_an_empty_group_value(tmp_path: Path) -> None:

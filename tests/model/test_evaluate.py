@@ -16,7 +16,7 @@ from model.calibrate import calibrate, calibration_table
 from model.calibration import Calibration
 from model.catalogue import Catalogue, Listing, Part
 from model.errors import ConfigError
-from model.evaluate import Evaluation, evaluate, evaluation_tables, model_card_tables
+from model.evaluate import Evaluation, evaluate, evaluation_tables, held_out_scores, model_card_tables
 from model.plots import save_plots
 from model.readings import Situation
 from tests.model.held_out_catalogue import ColourReader, catalogue, noisy_listings
@@ -136,6 +136,14 @@ def test_the_model_card_can_be_made_from_the_file(evaluation: Evaluation) -> Non
     assert len(rows) == 3
     widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
     assert len(widths) == 1
+
+
+def test_held_out_scores_are_of_the_calibration_and_test_parts(squares: Catalogue, evaluation: Evaluation) -> None:
+    scores = held_out_scores(ColourReader(), evaluation, squares, console=CONSOLE)[Situation.TITLE]["colour"]
+    test = evaluation.answers[Situation.TITLE]["colour"]
+    assert len(scores.labels) == 400 + 201
+    np.testing.assert_array_equal(scores.confidence[400:], test.confidence)
+    assert not set(scores.group[:400]) & set(scores.group[400:])
 
 
 def test_plots_are_written(evaluation: Evaluation, tmp_path: Path) -> None:

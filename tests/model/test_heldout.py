@@ -45,9 +45,7 @@ LISTINGS = (
 def test_each_situation_has_its_listings_and_withholds_the_rest(
     situation: Situation, ids: list[str], unreadable: int, colours: list[str], attention: list[float]
 ) -> None:
-    held_out = collect(
-        ColourReader(), catalogue(*LISTINGS), Part.TEST, situation, console=CONSOLE, batch_size=2
-    )
+    held_out = collect(ColourReader(), catalogue(*LISTINGS), Part.TEST, situation, console=CONSOLE, batch_size=2)
     expected = [*ids, "3"] if situation is Situation.TITLE else ids
     assert sorted(answered.id for answered in held_out.listings) == sorted(expected)
     assert held_out.unreadable == unreadable
@@ -63,9 +61,7 @@ def test_each_situation_has_its_listings_and_withholds_the_rest(
 def test_batches_are_full_and_rows_stay_with_their_listings() -> None:
     listings = noisy_listings(Part.TEST, 70)
     predictor = ColourReader()
-    held_out = collect(
-        predictor, catalogue(*listings), Part.TEST, Situation.TITLE, console=CONSOLE, batch_size=32
-    )
+    held_out = collect(predictor, catalogue(*listings), Part.TEST, Situation.TITLE, console=CONSOLE, batch_size=32)
     assert predictor.batches == [32, 32, 6]
     assert held_out.listings == tuple(listings)
     read = [COLOUR.labels[i] for i in held_out.logits_of(COLOUR).argmax(axis=1)]

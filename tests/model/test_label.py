@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import threading
@@ -18,8 +19,8 @@ from PIL import Image, ImageStat
 
 import model.label
 from model.catalogue import iter_listings
-from model.errors import CatalogueError, ConfigError
-from model.label import Labelling, label_catalogue
+from model.errors import CatalogueError, ConfigError, ModelError
+from model.label import CsvFormat, Labelling, OutputRow, label_catalogue
 from model.readings import AttributeReading, Candidate, ModelInfo, Situation
 from model.tasks import Task
 
@@ -298,7 +299,7 @@ def test_an_interrupted_merge_is_done_again(long_toml: Path, tmp_path: Path, mon
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(model.label.CsvFormat, "merge", torn)
+        patch.setattr(CsvFormat, "merge", torn)
         with pytest.raises(KeyboardInterrupt):
             label(long_toml, out)
     predictor = FakePredictor()
@@ -382,6 +383,23 @@ def test_an_unusable_table_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(CatalogueError, match="cannot read"):
         label(toml, tmp_path / "out.csv")
     assert {*before} - {*tmp_path.rglob("*")} == {tmp_path / "table.csv"}
+
+
+def test_a_full_disk_is_one_line_and_costs_a_shard(
+    long_toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = CsvFormat.write
+
+    def fill_up(self: CsvFormat, path: Path, rows: Sequence[OutputRow]) -> None:
+        if rows[0][0] == "8":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, path, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CsvFormat, "write", fill_up)
+        with pytest.raises(ModelError, match=r"cannot write .*out\.csv: No space left on device"):
+            label(long_toml, tmp_path / "out.csv")
+    assert label(long_toml, tmp_path / "out.csv").resumed == 8
 
 
 def test_the_settings_are_kept_readable(long_toml: Path, tmp_path: Path) -> None:

@@ -1,0 +1,195 @@
+"""The predictor: the same answer in any company, exact absent modalities, verdicts by the listing's own situation."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model.calibration import AttributeCalibration, Calibration, Certificate
+from model.checkpoint import CALIBRATION, load_checkpoint, save_checkpoint, write_part
+from model.errors import CheckpointError, ConfigError
+from model.predictor import Predictor, Prepared
+from model.readings import Situation
+from tests.conftest import draw
+
+TARGETS = (0.5, 0.9)
+
+
+@pytest.fixture
+def predictor(checkpoint_folder: Path) -> Predictor:
+    """The tiny network with a threshold of its own for each situation and target."""
+    checkpoint = load_checkpoint(checkpoint_folder)
+    thresholds = {Situation.BOTH: (0.1, None), Situation.IMAGE: (0.2, 0.9), Situation.TITLE: (None, None)}
+    situations = {
+        situation: {
+            task.name: AttributeCalibration(
+                temperature=1.5,
+                thresholds={
+                    target: None if t is None else Certificate(threshold=t, coverage=1.0, support=100, bound=target)
+                    for target, t in zip(TARGETS, pair, strict=True)
+                },
+            )
+            for task in checkpoint.tasks
+        }
+        for situation, pair in thresholds.items()
+    }
+    calibration = Calibration(
+        version=checkpoint.version,
+        method="made up",
+        confidence_level=0.95,
+        target_precisions=TARGETS,
+        situations=situations,
+    )
+    write_part(checkpoint, CALIBRATION, calibration.to_json())
+    return Predictor.load(checkpoint_folder)
+
+
+def listings(predictor: Predictor, *, explain: bool = False) -> list[Prepared]:
+    titles = ["Plain Red Circle", "x", "a much longer title about a green square and many more words", None, "Blue"]
+    images = [draw("Red", "Circle"), None, draw("Green", "Square", 3), draw("Black", "Circle", 5), None]
+    return [predictor.prepare(t, i, explain=explain) for t, i in zip(titles, images, strict=True)]
+
+
+def confidences(predictor: Predictor, items: list[Prepared]) -> list[dict[str, float]]:
+    return [
+        {
+            f"{task.name}={candidate.label}": candidate.confidence
+            for task in predictor.tasks
+            for candidate in answer.read(task.name, target_precision=0.5, top_k=10).candidates
+        }
+        for answer in predictor.predict(predictor.collate(items))
+    ]
+
+
+def test_a_listing_is_answered_the_same_in_any_company(predictor: Predictor) -> None:
+    items = listings(predictor)
+    together = confidences(predictor, items)
+    for item, expected in zip(items, together, strict=True):
+        assert confidences(predictor, [item])[0] == pytest.approx(expected, abs=1e-6)
+    for shift in range(1, 5):
+        rolled = confidences(predictor, items[shift:] + items[:shift] + items)
+        assert rolled[-5:] == [pytest.approx(each, abs=1e-6) for each in together]
+
+
+def test_explaining_changes_no_answer(predictor: Predictor) -> None:
+    plain = confidences(predictor, listings(predictor))
+    explained = confidences(predictor, listings(predictor, explain=True))
+    assert explained == [pytest.approx(each, abs=1e-6) for each in plain]
+
+
+def test_each_answer_is_judged_by_its_own_situation(predictor: Predictor) -> None:
+    both, title, _, image, _ = predictor.predict(predictor.collate(listings(predictor)))
+    assert (both.situation, title.situation, image.situation) == (Situation.BOTH, Situation.TITLE, Situation.IMAGE)
+    read = [each.read("colour", target_precision=0.5, top_k=2) for each in (both, image, title)]
+    assert [(r.threshold, r.accepted) for r in read] == [(0.1, True), (0.2, True), (None, False)]
+    assert image.read("colour", target_precision=0.9, top_k=1).accepted is False
+    assert predictor.thresholds("colour")[Situation.IMAGE] == {0.5: 0.2, 0.9: 0.9}
+
+
+def test_readings_are_complete(predictor: Predictor) -> None:
+    for answer in predictor.predict(predictor.collate(listings(predictor))):
+        reading = answer.read("colour", target_precision=0.9, top_k=10)
+        assert sum(candidate.confidence for candidate in reading.candidates) == pytest.approx(1)
+        assert [c.confidence for c in reading.candidates] == sorted(c.confidence for c in reading.candidates)[::-1]
+        assert (reading.label, reading.confidence) == dataclasses.astuple(reading.candidates[0])
+        assert sum(reading.modality_attention.values()) == pytest.approx(1)
+        assert reading.explanation is None
+        assert answer.read("colour", target_precision=0.9, top_k=1).candidates == reading.candidates[:1]
+
+
+def test_an_absent_modality_weighs_exactly_nothing(predictor: Predictor) -> None:
+    answers = predictor.predict(predictor.collate(listings(predictor)))
+    assert answers[1].read("shape", target_precision=0.5, top_k=1).modality_attention == {"image": 0.0, "text": 1.0}
+    assert answers[3].read("shape", target_precision=0.5, top_k=1).modality_attention == {"image": 1.0, "text": 0.0}
+
+
+def test_explanations_cover_patches_and_the_callers_words(predictor: Predictor) -> None:
+    answers = predictor.predict(predictor.collate(listings(predictor, explain=True)))
+    explanation = answers[0].read("colour", target_precision=0.5, top_k=1).explanation
+    assert explanation is not None
+    assert explanation.image is not None
+    assert (explanation.image.rows, explanation.image.columns) == (3, 2)
+    assert np.shape(explanation.image.weights) == (3, 2)
+    assert np.sum(explanation.image.weights) == pytest.approx(1)
+    assert explanation.text is not None
+    assert [part.token for part in explanation.text] == ["Plain", "Red", "Circle"]
+    assert sum(part.weight for part in explanation.text) == pytest.approx(1)
+    assert min(part.weight for part in explanation.text) >= 0
+    title_alone = answers[1].read("colour", target_precision=0.5, top_k=1).explanation
+    image_alone = answers[3].read("colour", target_precision=0.5, top_k=1).explanation
+    assert title_alone is not None
+    assert title_alone.image is None
+    assert image_alone is not None
+    assert image_alone.text is None
+
+
+def test_a_batch_of_one_modality_alone(predictor: Predictor) -> None:
+    items = listings(predictor)
+    for group in ([items[1], items[4]], [items[3], items[3]]):
+        batch = predictor.collate(group)
+        assert (batch.pixels is None) != (batch.tokens is None)
+        assert len(predictor.predict(batch)) == 2
+
+
+@pytest.mark.parametrize(("words", "length"), [(1, 8), (6, 8), (7, 16), (14, 16), (60, 16)])
+def test_titles_are_padded_to_few_sizes(predictor: Predictor, words: int, length: int) -> None:
+    tokens = predictor.collate([predictor.prepare("x " * words, None)]).tokens
+    assert tokens is not None
+    assert tokens.shape == (1, length)
+
+
+def test_nothing_to_read_is_refused(predictor: Predictor) -> None:
+    for title in (None, "", " \t\n"):
+        with pytest.raises(ValueError, match="needs a title or an image"):
+            predictor.prepare(title, None)
+    assert predictor.prepare("  ", draw("Red", "Circle")).situation is Situation.IMAGE
+
+
+def test_memory_of_a_waiting_listing_is_counted(predictor: Predictor) -> None:
+    items = listings(predictor)
+    assert items[0].nbytes >= 3 * 24 * 16
+    assert items[1].nbytes < 100
+
+
+def test_info_says_what_is_loaded(predictor: Predictor) -> None:
+    info = predictor.info
+    assert (info.name, info.backbone, info.device, info.dtype) == ("tiny", "tiny", "cpu", "float32")
+    assert (info.image_size, info.target_precisions) == ((24, 16), TARGETS)
+    assert info.parameters == sum(p.numel() for p in predictor.network.parameters())
+
+
+def test_warm_up_runs_every_padded_shape(predictor: Predictor) -> None:
+    assert set(predictor.warm_up(4)) == {"1 x 8 tokens", "4 x 8 tokens", "1 x 16 tokens", "4 x 16 tokens"}
+
+
+def test_an_uncalibrated_checkpoint_accepts_nothing(checkpoint_folder: Path) -> None:
+    predictor = Predictor.load(checkpoint_folder)
+    answer = predictor.predict(predictor.collate([predictor.prepare("Red", None)]))[0]
+    reading = answer.read("colour", target_precision=0.95, top_k=3)
+    assert (reading.accepted, reading.threshold, predictor.info.target_precisions) == (False, None, ())
+
+
+def test_half_precision_gives_nearly_the_same(checkpoint_folder: Path, predictor: Predictor) -> None:
+    half = Predictor.load(checkpoint_folder, dtype="bfloat16")
+    for a, b in zip(confidences(predictor, listings(predictor)), confidences(half, listings(half)), strict=True):
+        assert b == pytest.approx(a, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype"), [("tpu", "auto"), ("cuda:7", "auto"), ("cpu", "float8"), ("meta", "auto")]
+)
+def test_impossible_devices_and_dtypes_are_named(checkpoint_folder: Path, device: str, dtype: str) -> None:
+    with pytest.raises(ConfigError, match=f"{device}|{dtype}"):
+        Predictor.load(checkpoint_folder, device=device, dtype=dtype)
+
+
+def test_towers_without_attributes_cannot_be_served(
+    tmp_path: Path, checkpoint_folder: Path, predictor: Predictor
+) -> None:
+    config = load_checkpoint(checkpoint_folder).config
+    save_checkpoint(tmp_path / "towers", predictor.network, name="towers", config=config, tasks=(), training={})
+    with pytest.raises(CheckpointError, match="without attributes"):
+        Predictor.load(tmp_path / "towers")

@@ -1,0 +1,122 @@
+"""The whole way by the console script's own commands: pretrain, train, calibrate, evaluate, predict, label."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from service.cli import main
+from tests.conftest import draw, write_catalogue
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr("sys.argv", ["cma-clip", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    return int(stopped.value.code or 0)
+
+
+def test_from_catalogue_to_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toml = write_catalogue(tmp_path / "shop", 300)
+    small = ("--set", "optimiser.batch_size=32", "--set", "optimiser.workers=0")
+    assert run(monkeypatch, "pretrain", toml, "--out", tmp_path / "towers", "--epochs", 1, *small) == 0
+    start = tmp_path / "towers" / "checkpoint"
+    assert capsys.readouterr().out.strip() == str(start)
+    trained = tmp_path / "run" / "checkpoint"
+    faster = (*small, "--set", "ema_decay=0.5", "--set", "optimiser.learning_rate=3e-3", "--set", "fusion.depth=2")
+    assert (
+        run(
+            monkeypatch,
+            "train",
+            toml,
+            "--out",
+            tmp_path / "run",
+            "--name",
+            "shop",
+            "--init",
+            start,
+            "--epochs",
+            4,
+            *faster,
+        )
+        == 0
+    )
+    assert json.loads((trained / "config.json").read_text())["training"]["initial"]["name"] == "pretrained"
+
+    assert run(monkeypatch, "evaluate", trained, toml) == 2
+    assert "not calibrated yet" in capsys.readouterr().err
+    assert run(monkeypatch, "calibrate", trained, toml, "--target-precision", 0.5, "--target-precision", 0.8) == 0
+    scores, plots = tmp_path / "scores.npz", tmp_path / "plots"
+    assert run(monkeypatch, "evaluate", trained, toml, "--scores", scores, "--plots", plots) == 0
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert metrics["situations"]["title"]["attributes"]["colour"]["accuracy"] > 0.9
+    assert "| colour |" in (trained / "README.md").read_text()
+    assert scores.is_file()
+    assert list(plots.glob("*.png"))
+    capsys.readouterr()
+
+    picture = tmp_path / "photo.png"
+    draw("Red", "Circle").save(picture)
+    asked = ("--title", "Plain Red Circle", "--checkpoint", trained, "--target-precision", 0.5)
+    assert run(monkeypatch, "predict", picture, *asked, "--json") == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["attributes"]["colour"]["label"] == "Red"
+    assert run(monkeypatch, "predict", picture, *asked) == 0
+    assert "Red" in capsys.readouterr().out
+
+    out = tmp_path / "labels.csv"
+    assert run(monkeypatch, "label", toml, "--out", out, "--checkpoint", trained, "--target-precision", 0.5) == 0
+    rows = list(csv.DictReader(out.open()))
+    assert [row["id"] for row in rows] == [f"sku-{number}" for number in range(300)]
+    assert list(rows[0])[:5] == ["id", "colour", "colour_confidence", "colour_accepted", "colour_image_weight"]
+    assert not any(row["error"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "nowhere.toml", "--out", "run"), "nowhere.toml"),
+        (("train", "shop.toml", "--out", "run", "--set", "epochs"), "--set takes name=value"),
+        (("train", "shop.toml", "--out", "run", "--set", "epochs=1"), "unknown setting 'epochs'"),
+        (("train", "shop.toml", "--out", "run", "--backbone", "nope"), "unknown backbone 'nope'"),
+        (("calibrate", "nowhere", "shop.toml"), "there is no checkpoint folder"),
+        (("predict", "--checkpoint", "nowhere", "--title", "x"), "there is no checkpoint folder"),
+        (("label", "shop.toml", "--out", "x.csv", "--checkpoint", "nowhere"), "there is no checkpoint folder"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_catalogue(tmp_path / "shop", 2)
+    (tmp_path / "shop.toml").write_text((tmp_path / "shop" / "catalogue.toml").read_text())
+    (tmp_path / "table.csv").write_text((tmp_path / "shop" / "table.csv").read_text())
+    (tmp_path / "images").symlink_to(tmp_path / "shop" / "images")
+    assert run(monkeypatch, *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("cma-clip: ")
+    assert error.count("\n") == 1
+
+
+def test_a_missing_extra_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def missing(*_: object) -> None:
+        raise ModuleNotFoundError("No module named 'tensorboard'", name="tensorboard")
+
+    monkeypatch.setattr("model.catalogue.Catalogue.open", missing)
+    assert run(monkeypatch, "train", tmp_path / "shop.toml", "--out", tmp_path / "run") == 2
+    assert (
+        capsys.readouterr().err
+        == "cma-clip: this needs tensorboard; install the extra: pip install 'cma-clip[train]'\n"
+    )

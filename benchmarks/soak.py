@@ -169,7 +169,12 @@ def main(
         table.add_row(f"memory, {name}", f"{value:.1f} MiB")
     Console().print(table)
     if out is not None:
-        figures = {"answers": {str(key): count for key, count in soak.answers.items()}, "memory_mib": memory}
+        began = soak.samples[0][0]
+        figures = {
+            "answers": {str(answer): count for answer, count in soak.answers.items()},
+            "memory_mib": memory,
+            "samples": [(round(at - began, 1), round(mib, 1)) for at, mib in soak.samples],
+        }
         out.write_text(json.dumps(figures, indent=2) + "\n")
     lost = set(soak.answers) - ANSWERS - {"hung up"}
     if lost or not answered_after or (assert_mib is not None and memory["growth"] > assert_mib):

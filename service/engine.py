@@ -15,8 +15,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 from PIL import Image
 
@@ -41,8 +40,6 @@ from service.middleware import RequestRecord
 from service.schemas import Given, Options
 from service.settings import Settings
 
-P = ParamSpec("P")
-T = TypeVar("T")
 Load = Callable[[Settings], Predictor]
 
 log = logging.getLogger(__name__)
@@ -193,10 +190,6 @@ class Engine:
             raise NotReady("the model is being loaded", retry_after=5)
         return self._predictor
 
-    async def in_pool(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do work that takes the processor's time off the event loop; cancelling drops it if it has not begun."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(work, *args, **kwargs))
-
     # ── the steps of a request ──────────────────────────────────────────────────────────────────────────────
 
     def check_options(self, options: Options) -> Wanted:
@@ -224,7 +217,9 @@ class Engine:
 
     async def prepare(self, given: Given, fetched: bytes | None, wanted: Wanted, call: Call) -> Prepared:
         """Decode and tokenise in the pool, so that a bad input fails alone and the event loop stays free."""
-        prepared, seconds = await self.in_pool(self._prepare, given, fetched, wanted)
+        prepared, seconds = await asyncio.get_running_loop().run_in_executor(
+            self._pool, self._prepare, given, fetched, wanted
+        )
         self.stage("decode", seconds, call)
         return prepared
 

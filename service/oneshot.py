@@ -16,7 +16,9 @@ from service.errors import ServiceError
 from service.schemas import ClassifyReply
 from service.settings import Settings
 
-BAR = 20
+BAR = 10
+WIDE = 110
+"""Columns of a terminal from which the other candidates are shown too."""
 
 
 def read_one(settings: Settings, *, image: Path | None, title: str | None, top_k: int) -> ClassifyReply:
@@ -46,23 +48,25 @@ def _open(path: Path, settings: Settings, target: tuple[int, int]) -> Image.Imag
 
 
 def draw(reply: ClassifyReply) -> None:
-    """Print a table: label, confidence as a bar, verdict, and how much image and text weighed."""
+    """Print a table: label, confidence as a bar, verdict, how much image and text weighed; if wide enough, the rest."""
+    console = Console()
     table = Table(title=f"{reply.model.name} {reply.model.version}", title_justify="left")
-    for heading in ("attribute", "label", "confidence", "", "image ◂▸ text", "otherwise"):
-        table.add_column(heading)
+    headings = ["attribute", "label", "confidence", "verdict", "image : text"]
+    for heading in [*headings, "otherwise"] if console.width >= WIDE else headings:
+        table.add_column(heading, no_wrap=heading != "label")
     for name, attribute in reply.attributes.items():
-        verdict = Text("accepted", "green") if attribute.accepted else Text("abstained", "yellow")
+        colour = "green" if attribute.accepted else "yellow"
         others = ", ".join(f"{other.label} {other.confidence:.0%}" for other in attribute.candidates[1:])
-        table.add_row(
-            name,
+        cells = [
+            Text(name),
             Text(attribute.label, "bold" if attribute.accepted else "dim"),
-            Text(_bar(attribute.confidence), "green" if attribute.accepted else "yellow")
-            + f" {attribute.confidence:.1%}",
-            verdict,
+            Text(_bar(attribute.confidence), colour) + f" {attribute.confidence:.1%}",
+            Text("accepted" if attribute.accepted else "abstained", colour),
             _balance(attribute.modality_attention.image),
             Text(others, "dim"),
-        )
-    Console().print(table)
+        ]
+        table.add_row(*cells[: len(table.columns)])
+    console.print(table)
 
 
 def _bar(share: float) -> str:
@@ -72,5 +76,5 @@ def _bar(share: float) -> str:
 
 def _balance(image: float) -> Text:
     """A bar of two parts: what the image weighed, then what the text did."""
-    left = round(image * BAR)
-    return Text("█" * left, "cyan") + Text("█" * (BAR - left), "magenta") + f" {image:.0%} / {1 - image:.0%}"
+    left, percent = round(image * BAR), round(100 * image)
+    return Text("█" * left, "cyan") + Text("█" * (BAR - left), "magenta") + f" {percent}:{100 - percent}"

@@ -165,27 +165,35 @@ async def test_after_draining_begins_nobody_new_is_taken_in_and_the_rest_is_fini
 
 SERVE = textwrap.dedent("""
     import sys
+    import time
     from service import logs, server
     from service.settings import load_settings
     from tests.service.fake_predictor import FakePredictor
 
     settings = load_settings()
     logs.configure(settings.log_format)
-    failure = server.serve(settings, lambda _: FakePredictor(seconds=float(sys.argv[1])))
+
+
+    def load(settings):
+        time.sleep(float(sys.argv[2]))
+        return FakePredictor(seconds=float(sys.argv[1]))
+
+
+    failure = server.serve(settings, load)
     sys.exit(3 if failure else 0)
 """)
 
 
 class Replica:
-    """A server process with the fake model, whose every batch takes `seconds`."""
+    """A server process with the fake model, whose every batch takes `seconds`, and loading it `loading`."""
 
-    def __init__(self, seconds: float, **settings: object) -> None:
+    def __init__(self, seconds: float, *, loading: float = 0.0, **settings: object) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
         environment = {f"CMA_CLIP_{name.upper()}": str(value) for name, value in settings.items()}
         self.process = subprocess.Popen(  # noqa: S603 - our own program
-            [sys.executable, "-W", "error", "-c", SERVE, str(seconds)],
+            [sys.executable, "-W", "error", "-c", SERVE, str(seconds), str(loading)],
             cwd=ROOT,
             env={"PATH": "/usr/bin:/bin", "CMA_CLIP_PORT": str(self.port), **environment},
             stdout=subprocess.PIPE,
@@ -251,6 +259,18 @@ async def test_the_drain_is_bounded_and_whoever_still_waits_is_told() -> None:
             assert await asyncio.gather(*inside) == [503] * 3
             assert server.end()[0] == 0
             assert time.monotonic() - began < 20  # the batch that computes is not waited for
+
+
+def test_a_load_that_hangs_does_not_keep_the_process() -> None:
+    server = Replica(0.0, loading=60, drain_seconds=0.2)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"{server.url}/healthz").status_code == 200:
+                break
+        time.sleep(0.05)
+    server.process.send_signal(signal.SIGTERM)
+    assert server.end()[0] == 1
 
 
 async def test_a_second_sigterm_ends_the_process_at_once() -> None:

@@ -23,7 +23,7 @@ import random
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -72,7 +72,7 @@ class Retry:
             raise RequestFailedError(_said(outcome))
         if attempt >= self.attempts or asked > self.longest_wait:
             raise RequestFailedError(f"given up after attempt {attempt}: {_said(outcome)}")
-        doubled = min(self.longest_wait, self.first_wait * 2 ** (attempt - 1))
+        doubled = min(self.longest_wait, self.first_wait * 2.0 ** (attempt - 1))
         # At random, so that callers who were refused together do not come back together.
         return max(asked, doubled) * random.uniform(1.0, 1.25)  # noqa: S311 - no secret
 
@@ -220,7 +220,7 @@ def send(client: httpx.Client, request: httpx.Request, retry: Retry) -> Any:
 
 async def classify_async(
     client: httpx.AsyncClient, listings: Iterable[Listing], options: Options
-) -> AsyncIterator[Row]:
+) -> AsyncGenerator[Row, None]:
     """Yield a row for each listing, in order, as the batches are answered. Raises `RequestFailedError`."""
     under_way: deque[asyncio.Task[list[Row]]] = deque()
     try:

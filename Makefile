@@ -21,7 +21,7 @@ export CMA_CLIP_CHECKPOINT ?= weights/fashion
 quietly = log=$$(mktemp); if ! { $(1); } >"$$log" 2>&1; then cat "$$log" >&2; rm -f "$$log"; exit 1; fi; rm -f "$$log"
 install = $(call quietly,$(BIN)/python -m pip install --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.$(1)')
 
-.PHONY: help serve test lint format types test-deployment rules constraints clean
+.PHONY: help serve test lint format types test-deployment test-image test-browser rules constraints clean
 
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -44,8 +44,16 @@ types: $(VENV)/.test ## Check the types, strictly
 	@$(BIN)/mypy
 
 test-deployment: $(VENV)/.deployment ## Run nginx, Prometheus and the other tools against deploy/ (apt-get installs them)
-	@tests/deployment/install-tools
+	@tests/deployment/install-tools curl nginx promtool docker-compose
 	@$(BIN)/python -m pytest tests/deployment $(ARGS)
+
+test-image: $(VENV)/.deployment ## Build the image with buildah and classify a listing in it (minutes, 20 GB of disk)
+	@tests/deployment/install-tools buildah debootstrap
+	@$(BIN)/python -m pytest tests/deployment/image $(ARGS)
+
+test-browser: $(VENV)/.browser ## Click through the playground in a real Chromium (apt-get installs it)
+	@tests/browser/install-chromium
+	@$(BIN)/python -m pytest tests/browser $(ARGS)
 
 rules: ## Write the alerts' expectations of the shipped checkpoint, and all rules once more for Kubernetes
 	@$(PYTHON) deploy/prometheus/expected.py weights/fashion >deploy/prometheus/rules/expected.yml
@@ -53,7 +61,7 @@ rules: ## Write the alerts' expectations of the shipped checkpoint, and all rule
 
 constraints: ## Write deploy/constraints.txt anew, from the newest versions that pyproject.toml allows
 	@rm -rf $(VENV)
-	@$(MAKE) --no-print-directory $(VENV)/.deployment CONSTRAINTS=/dev/null
+	@$(MAKE) --no-print-directory $(VENV)/.deployment $(VENV)/.browser CONSTRAINTS=/dev/null
 	@sed -i '/^#/!d' deploy/constraints.txt
 	@$(BIN)/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools \
 		| grep -vE '^(nvidia|cuda|triton)' >>deploy/constraints.txt
@@ -81,4 +89,9 @@ $(VENV)/.test: pyproject.toml $(CONSTRAINTS) | $(VENV)/.created
 $(VENV)/.deployment: pyproject.toml $(CONSTRAINTS) | $(VENV)/.created
 	@echo "Installing what the deployment's tests need"
 	@$(call install,[deployment])
+	@touch $@ $(VENV)/.test $(VENV)/.serve
+
+$(VENV)/.browser: pyproject.toml $(CONSTRAINTS) | $(VENV)/.created
+	@echo "Installing what the playground's tests need"
+	@$(call install,[browser])
 	@touch $@ $(VENV)/.test $(VENV)/.serve

@@ -106,3 +106,17 @@ def test_a_mistake_is_one_line_and_status_2(
     assert message in error
     assert error.startswith("cma-clip: ")
     assert error.count("\n") == 1
+
+
+def test_a_missing_extra_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def missing(*_: object) -> None:
+        raise ModuleNotFoundError("No module named 'tensorboard'", name="tensorboard")
+
+    monkeypatch.setattr("model.catalogue.Catalogue.open", missing)
+    assert run(monkeypatch, "train", tmp_path / "shop.toml", "--out", tmp_path / "run") == 2
+    assert (
+        capsys.readouterr().err
+        == "cma-clip: this needs tensorboard; install the extra: pip install 'cma-clip[train]'\n"
+    )

@@ -1,0 +1,100 @@
+// What an answer looked at: heat over the picture, words tinted by weight.
+
+import { element, percent } from "./dom.js";
+
+const STRONGEST = 0.8; // opacity of the heaviest patch
+
+/**
+ * Which part of the model's input a picture fills, as shares of it.
+ *
+ * The service fits the whole picture inside the input and pads the rest with white (`longest` in
+ * model/preprocess.py, with the same rounding), and the grid of weights covers the padded input.
+ */
+export const windowOf = (width, height, [inputHeight, inputWidth]) => {
+  const scale = Math.min(inputWidth / width, inputHeight / height);
+  const inner = [Math.max(1, Math.round(width * scale)), Math.max(1, Math.round(height * scale))];
+  return {
+    left: Math.floor((inputWidth - inner[0]) / 2) / inputWidth,
+    top: Math.floor((inputHeight - inner[1]) / 2) / inputHeight,
+    width: inner[0] / inputWidth,
+    height: inner[1] / inputHeight,
+  };
+};
+
+export const WHOLE = { left: 0, top: 0, width: 1, height: 1 };
+
+/** Draw the part of the grid that lies over the picture; null takes the heat away. */
+export const drawHeat = (canvas, grid, part) => {
+  const scale = window.devicePixelRatio || 1;
+  canvas.width = Math.max(1, Math.round(canvas.clientWidth * scale));
+  canvas.height = Math.max(1, Math.round(canvas.clientHeight * scale));
+  canvas.parentElement.classList.toggle("heated", Boolean(grid));
+  if (!grid) return;
+  const pen = canvas.getContext("2d");
+  pen.imageSmoothingQuality = "high";
+  const cell = { width: grid.columns * part.width, height: grid.rows * part.height };
+  pen.drawImage(
+    patches(grid, getComputedStyle(canvas).getPropertyValue("--accent")),
+    grid.columns * part.left, grid.rows * part.top, cell.width, cell.height,
+    0, 0, canvas.width, canvas.height,
+  );
+};
+
+/** One pixel a patch; the browser blends them as it scales them up. */
+const patches = (grid, colour) => {
+  const small = element("canvas", { width: grid.columns, height: grid.rows });
+  const pen = small.getContext("2d");
+  const greatest = Math.max(...grid.weights.flat());
+  pen.fillStyle = colour;
+  grid.weights.forEach((row, y) =>
+    row.forEach((weight, x) => {
+      pen.globalAlpha = greatest > 0 ? (STRONGEST * weight) / greatest : 0;
+      pen.fillRect(x, y, 1, 1);
+    }),
+  );
+  return small;
+};
+
+/** Show the title's words, each with its share of the weight; without weights, the words alone. */
+export const drawWords = (container, words, weighted) => {
+  const greatest = weighted ? Math.max(...words.map(({ weight }) => weight)) : 0;
+  container.classList.toggle("weighted", Boolean(weighted));
+  container.replaceChildren(
+    ...words.flatMap(({ token, weight }) => {
+      const word = element("span", { className: "word" }, element("span", { textContent: token }));
+      if (weighted) {
+        word.style.setProperty("--weight", greatest > 0 ? weight / greatest : 0);
+        word.append(element("small", { textContent: percent(weight, 0) }));
+      }
+      return [word, " "];
+    }),
+  );
+};
+
+const NINTHS = [
+  ["upper left", "top", "upper right"],
+  ["left", "middle", "right"],
+  ["lower left", "bottom", "lower right"],
+];
+
+/** Say in words what the heat shows. */
+export const describe = ({ explanation, modality_attention: share }, part) => {
+  const parts = [];
+  if (explanation?.image && share.image > 0) {
+    parts.push(`${percent(share.image, 0)} from the picture, most of it at the ${place(explanation.image, part)}`);
+  }
+  if (explanation?.text?.length && share.text > 0) {
+    const [best] = [...explanation.text].sort((one, other) => other.weight - one.weight);
+    parts.push(`${percent(share.text, 0)} from the title, most of it from “${best.token}”`);
+  }
+  return parts.length ? `${parts.join("; ")}.` : "";
+};
+
+const place = ({ rows, columns, weights }, part) => {
+  const flat = weights.flat();
+  const at = flat.indexOf(Math.max(...flat));
+  const third = (centre, start, size) => Math.min(2, Math.max(0, Math.floor((3 * (centre - start)) / size)));
+  const row = third((Math.floor(at / columns) + 0.5) / rows, part.top, part.height);
+  const column = third(((at % columns) + 0.5) / columns, part.left, part.width);
+  return NINTHS[row][column];
+};

@@ -1,0 +1,89 @@
+// Sends listings in batches that the service can take, and waits when it says so.
+
+import { Problem, call, pause } from "./api.js";
+
+const MOST_LISTINGS = 32;
+const MOST_BYTES = 8 * 2 ** 20; // of pictures, before base64 makes them a third larger
+const TRIES = 5; // of one listing that fails inside a batch for reasons of the service's own
+
+const asBase64 = (file) =>
+  new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result.slice(reader.result.indexOf(",") + 1));
+    reader.onerror = () => reject(reader.error);
+    reader.readAsDataURL(file);
+  });
+
+const bodyOf = async ({ id, title, picture, address }) => ({
+  id,
+  ...(title && { title }),
+  ...(picture && { image: { base64: await asBase64(picture) } }),
+  ...(address && { image: { url: address } }),
+});
+
+/** Take from the front of `waiting` as many as fit, one at least. */
+const take = (waiting, limit) => {
+  let bytes = 0;
+  let count = 0;
+  while (count < Math.min(limit, waiting.length)) {
+    bytes += waiting[count].listing.picture?.size ?? 0;
+    if (count && bytes > MOST_BYTES) break;
+    count += 1;
+  }
+  return waiting.splice(0, count);
+};
+
+/**
+ * Send all `jobs` (`{ listing, tries }`), and settle each with `onDone(job, result)`: a reply, or `{ error }`.
+ *
+ * A batch that is too large is halved; one that the service has no room for waits as long as `Retry-After` says, for as
+ * often as it takes (`onWait(problem, seconds)` each second). What was not settled when this throws is in `jobs` again.
+ *
+ * Throws `Problem` for what no waiting mends, and the signal's AbortError.
+ */
+export const sendAll = async (jobs, options, { signal, onDone, onWait }) => {
+  let limit = MOST_LISTINGS;
+  let attempt = 0;
+  while (jobs.length) {
+    const batch = take(jobs, limit);
+    try {
+      const listings = await Promise.all(batch.map(({ listing }) => bodyOf(listing)));
+      const { reply } = await call("v1/classify/batch", { json: { listings, ...options }, signal });
+      const late = settle(batch, reply.results, onDone);
+      jobs.unshift(...late);
+      attempt = late.length ? attempt + 1 : 0;
+      if (late.length) await pause(Math.min(15, 2 ** attempt), signal, (seconds) => onWait(null, seconds));
+    } catch (error) {
+      if (signal.aborted || !(error instanceof Problem)) {
+        jobs.unshift(...batch.filter((job) => !job.settled));
+        throw error;
+      }
+      const smaller = ["payload_too_large", "deadline_exceeded"].includes(error.code) && batch.length > 1;
+      if (error.code === "payload_too_large" && batch.length === 1) {
+        finish(batch[0], { error }, onDone);
+        continue;
+      }
+      jobs.unshift(...batch);
+      if (smaller) limit = Math.ceil(batch.length / 2);
+      if (error.code === "payload_too_large") continue;
+      if (!error.transient) throw error;
+      attempt += 1;
+      await pause(error.wait(attempt), signal, (seconds) => onWait(error, seconds));
+    }
+  }
+};
+
+/** Settle what was answered; returns the jobs that deserve another try. */
+const settle = (batch, results, onDone) =>
+  batch.filter((job, at) => {
+    const result = results[at];
+    job.tries += 1;
+    if (result.error && [503, 504].includes(result.error.status) && job.tries < TRIES) return true;
+    finish(job, result, onDone);
+    return false;
+  });
+
+const finish = (job, result, onDone) => {
+  job.settled = true;
+  onDone(job, result);
+};

@@ -1,0 +1,266 @@
+"""One listing: every way in, the answer, what it looked at, and the request as code."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import expect
+
+from model.config import PreprocessConfig
+from model.preprocess import ImageTransform
+from tests.browser.conftest import OpenPlayground, Playground, Site, picture
+
+HOSTILE = '<img src=x onerror="document.title=1"> & {{7*7}}'
+
+
+def test_an_example_is_read_by_one_click(playground: Playground) -> None:
+    playground.page.get_by_role("button", name="Turtle Check Men Navy Blue Shirt").click()
+    playground.expect_answer()
+    expect(playground["#picture"]).to_be_visible()
+    expect(playground["#title"]).to_have_value("Turtle Check Men Navy Blue Shirt")
+    expect(playground["#readings-title"]).to_have_text(re.compile(r"^[012] of 2 attributes accepted at 95 % precision"))
+    expect(playground["#state"]).to_have_text("Ready")
+    expect(playground["#model"]).to_contain_text("fake 0123456789ab")
+
+
+def test_the_page_shows_what_the_service_says(playground: Playground, site: Site) -> None:
+    with playground.page.expect_response("**/v1/classify") as response:
+        playground["#title"].fill("Red Winter Coat")
+    playground.expect_answer()
+    for name, found in response.value.json()["attributes"].items():
+        row = playground[f"[data-attribute={name}]"]
+        expect(row.locator(".label")).to_have_text(found["label"])
+        expect(row.locator(".verdict")).to_have_text("Accepted" if found["accepted"] else "Abstained")
+        expect(row.locator(".why")).to_contain_text(f"{100 * found['confidence']:.1f} %")
+        expect(row.locator(".mark")).to_have_attribute("style", re.compile(rf"{100 * found['threshold']:g}%"))
+        expect(row.locator(".shares")).to_have_text("Image 0 %Title 100 %")
+        expect(row.locator(".other")).to_have_count(len(found["candidates"]) - 1)
+
+
+def test_title_and_picture_are_sent_as_they_are(playground: Playground, site: Site) -> None:
+    playground["#title"].fill(f"  {HOSTILE}  ")
+    playground.choose(picture())
+    playground.expect_answer()
+    assert site.predictor.batches[-1] == [HOSTILE]
+    expect(playground["#words .word > span"].first).to_have_text("<img")
+    assert playground.page.title().startswith("Playground")
+    assert playground["#words img"].count() == 0
+
+
+def test_only_the_latest_request_is_shown(playground: Playground, site: Site) -> None:
+    """The first answer is held back; a second listing, typed meanwhile, must not be overwritten by it."""
+    held: list[Any] = []
+    playground.page.route("**/v1/classify", lambda route: held.append(route) if not held else route.continue_())
+    with playground.page.expect_request("**/v1/classify"):
+        playground["#title"].fill("the first")
+    with playground.page.expect_response("**/v1/classify"):
+        playground["#title"].fill("the second")
+    playground.expect_answer()
+    playground["#tab-curl"].click()
+    expect(playground["#code-text"]).to_contain_text("the second")
+    expect(playground["#words"]).to_contain_text("second")
+
+
+def test_typing_is_one_request(playground: Playground) -> None:
+    playground["#title"].press_sequentially("Red Coat", delay=20)
+    playground.expect_answer()
+    assert sum(url.endswith("/v1/classify") for url in playground.requests) == 1
+
+
+def test_a_picture_is_dropped(playground: Playground) -> None:
+    transfer = playground.page.evaluate_handle(
+        """async (address) => {
+            const transfer = new DataTransfer();
+            const bytes = await (await fetch(address)).blob();
+            transfer.items.add(new File([bytes], "dropped.jpg", { type: "image/jpeg" }));
+            return transfer;
+        }""",
+        "static/examples/red-dress.jpg",
+    )
+    playground.page.dispatch_event("body", "dragenter", {"dataTransfer": transfer})
+    expect(playground["#dropping"]).to_be_visible()
+    playground.page.dispatch_event("body", "drop", {"dataTransfer": transfer})
+    expect(playground["#dropping"]).to_be_hidden()
+    playground.expect_answer()
+    expect(playground["#code-text"]).to_contain_text("dropped.jpg")
+
+
+def test_a_picture_is_pasted(open_playground: OpenPlayground, site: Site) -> None:
+    playground = open_playground(site, permissions=["clipboard-read", "clipboard-write"])
+    playground.page.evaluate(
+        """async () => {
+            const canvas = new OffscreenCanvas(40, 60);
+            canvas.getContext("2d").fillRect(0, 0, 40, 60);
+            await navigator.clipboard.write([new ClipboardItem({ "image/png": canvas.convertToBlob() })]);
+        }"""
+    )
+    playground.page.keyboard.press("Control+V")
+    playground.expect_answer()
+    expect(playground["#picture"]).to_be_visible()
+
+
+def test_a_pasted_address_is_an_address(open_playground: OpenPlayground, site: Site) -> None:
+    playground = open_playground(site, permissions=["clipboard-read", "clipboard-write"])
+    playground.expected = ("Failed to load resource",)
+    playground.page.evaluate("navigator.clipboard.writeText('http://127.0.0.1/shirt.jpg')")
+    playground.page.keyboard.press("Control+V")
+    expect(playground["#url"]).to_have_value("http://127.0.0.1/shirt.jpg")
+    playground.expect_problem("image_url_forbidden")
+    expect(playground["#blind"]).to_be_visible()
+
+
+def test_an_address_must_look_like_one(playground: Playground) -> None:
+    playground["#url"].fill("www.example.com/shirt.jpg")
+    expect(playground["#url-hint"]).to_contain_text("begins with https://")
+    expect(playground["#url"]).to_have_attribute("aria-invalid", "true")
+    playground["#url"].fill("")
+    expect(playground["#url-hint"]).to_be_empty()
+
+
+def test_everything_by_keyboard(playground: Playground) -> None:
+    """Tab to an example, read it, walk through the answers, pin one, copy the request."""
+    page = playground.page
+    page.evaluate("file.addEventListener('click', (event) => { file.dataset.opened = event.type })")
+
+    def tab_to(selector: str) -> None:
+        for _ in range(30):
+            if playground[selector].evaluate("node => node === document.activeElement"):
+                return
+            page.keyboard.press("Tab")
+        raise AssertionError(f"{selector} is not reached by Tab")
+
+    page.keyboard.press("Tab")
+    expect(page.get_by_text("Skip to the listing")).to_be_focused()
+    tab_to("#examples button >> nth=1")
+    page.keyboard.press("Enter")
+    playground.expect_answer()
+    tab_to("#replace")
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.getElementById('file').dataset.opened")
+    tab_to(".reading .head >> nth=0")
+    expect(playground["#shown"]).to_have_class(re.compile("heated"))
+    expect(playground["#words"]).to_have_class(re.compile("weighted"))
+    page.keyboard.press("Enter")
+    expect(playground[".head >> nth=0"]).to_have_attribute("aria-pressed", "true")
+    page.keyboard.press("Escape")
+    expect(playground[".head >> nth=0"]).to_have_attribute("aria-pressed", "false")
+    tab_to("#tab-curl")
+    page.keyboard.press("ArrowRight")
+    expect(playground["#tab-python"]).to_be_focused()
+    expect(playground["#code-text"]).to_contain_text("import httpx")
+    page.keyboard.press("End")
+    expect(playground["#code-text"]).to_contain_text('"modality_attention"')
+
+
+def test_the_focus_stays_while_answers_change(playground: Playground) -> None:
+    playground.page.get_by_role("button", name="Femella").click()
+    playground.expect_answer()
+    playground[".head >> nth=1"].focus()
+    playground.page.evaluate("document.querySelector('#precisions input').click()")
+    expect(playground["#readings-title"]).to_contain_text("90 %")
+    expect(playground[".head >> nth=1"]).to_be_focused()
+
+
+def test_a_precision_that_nothing_is_certified_for(playground: Playground) -> None:
+    playground["#title"].fill("Red Coat")
+    playground.page.get_by_text("99 %", exact=True).click()
+    expect(playground["#readings-title"]).to_have_text("0 of 2 attributes accepted at 99 % precision")
+    expect(playground[".why >> nth=0"]).to_contain_text("nothing could be certified at 99 %")
+    assert playground[".mark"].count() == 0
+
+
+def test_the_evidence_is_shown_and_said(playground: Playground) -> None:
+    playground.page.get_by_role("button", name="Men Black Sports Shoes").click()
+    playground.expect_answer()
+    playground[".reading >> nth=0"].hover()
+    expect(playground["#looked"]).to_contain_text(re.compile("from the picture, most of it at the (upper )?left"))
+    expect(playground["#looked"]).to_contain_text("“Shoes”")
+    assert alpha(playground, 0.1, 0.25) > 150
+    assert alpha(playground, 0.9, 0.9) < 50
+    playground["h1 >> nth=0"].hover()
+    assert alpha(playground, 0.1, 0.25) == 0
+    described = playground[".head >> nth=0"].get_attribute("aria-describedby")
+    expect(playground[f"#{described}"]).to_contain_text("“Shoes”")
+
+
+def alpha(playground: Playground, x: float, y: float) -> int:
+    """The heat at a point of the picture, given as shares of its width and height, from 0 to 255."""
+    value: int = playground["#heat"].evaluate(
+        "(canvas, [x, y]) => canvas.getContext('2d').getImageData(canvas.width * x, canvas.height * y, 1, 1).data[3]",
+        [x, y],
+    )
+    return value
+
+
+@pytest.mark.parametrize("size", [(60, 80), (300, 100), (90, 333), (1, 500), (641, 479)])
+def test_the_heat_lies_where_the_model_saw_the_picture(playground: Playground, size: tuple[int, int]) -> None:
+    """The window that the page computes is where `ImageTransform` really puts a picture."""
+    from PIL import Image  # noqa: PLC0415
+
+    height, width = 80, 64
+    transform = ImageTransform(PreprocessConfig(image_size=(height, width), context_length=8))
+    dark = transform(Image.new("RGB", size, "black"))[0] < 128
+    rows, columns = dark.any(axis=1).nonzero()[0], dark.any(axis=0).nonzero()[0]
+    part = playground.page.evaluate(
+        "async ([size, input]) => (await import('/static/playground/evidence.js')).windowOf(...size, input)",
+        [size, [height, width]],
+    )
+    assert part == {
+        "left": columns[0] / width,
+        "top": rows[0] / height,
+        "width": len(columns) / width,
+        "height": len(rows) / height,
+    }
+
+
+@pytest.mark.parametrize("with_picture", [True, False])
+@pytest.mark.parametrize("form", ["curl", "python"])
+def test_the_copied_request_runs(playground: Playground, tmp_path: Path, form: str, with_picture: bool) -> None:
+    """What a shell or Python makes of the text is the request that was sent, however hostile title and name are."""
+    title = '@it\'s "quoted" $HOME `id` \\ 50% <b>'
+    if with_picture:
+        name = "a \"b\" 'c';$d.png"
+        playground.choose(picture(name))
+        (tmp_path / name).write_bytes(picture()["buffer"])
+    playground["#title"].fill(title)
+    playground.expect_answer()
+    expect(playground["#words"]).to_contain_text("50%")
+    playground["#tab-json"].click()
+    shown = json.loads(playground["#code-text"].inner_text())
+    playground[f"#tab-{form}"].click()
+    code = playground["#code-text"].inner_text()
+    command = ["/bin/sh", "-c", code] if form == "curl" else [sys.executable, "-c", f"{code}print(response.text)"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=True, timeout=20)  # noqa: S603 - our own
+    assert json.loads(done.stdout.splitlines()[-1])["attributes"] == shown["attributes"]
+
+
+def test_copying(open_playground: OpenPlayground, site: Site) -> None:
+    playground = open_playground(site, permissions=["clipboard-read", "clipboard-write"])
+    playground["#title"].fill("Red Coat")
+    playground["#copy"].click()
+    expect(playground["#copied"]).to_have_text("Copied.")
+    assert playground.page.evaluate("navigator.clipboard.readText()") == playground["#code-text"].text_content()
+
+
+def test_copying_without_a_clipboard_selects(playground: Playground) -> None:
+    playground.page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    playground["#title"].fill("Red Coat")
+    playground["#copy"].click()
+    expect(playground["#copied"]).to_contain_text("the text is selected")
+    assert playground.page.evaluate("getSelection().toString()").startswith("curl")
+
+
+def test_removing_the_picture_leaves_the_title(playground: Playground) -> None:
+    playground.page.get_by_role("button", name="Femella").click()
+    playground.expect_answer()
+    playground["#remove"].click()
+    expect(playground[".shares >> nth=0"]).to_have_text("Image 0 %Title 100 %")
+    playground["#title"].fill("")
+    expect(playground.readings).to_have_count(0)
+    expect(playground["#readings-hint"]).to_be_visible()

@@ -1,0 +1,93 @@
+"""For everyone: axe finds nothing to object to, on any screen, in light and dark, and nothing sticks out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import expect
+
+from tests.browser.conftest import OpenPlayground, Playground, Site, picture, serving
+
+SCREENS: dict[str, dict[str, Any]] = {
+    "desktop": {"viewport": {"width": 1280, "height": 900}},
+    "phone": {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True},
+}
+
+
+@pytest.fixture(params=["light", "dark"])
+def scheme(request: pytest.FixtureRequest) -> str:
+    chosen: str = request.param
+    return chosen
+
+
+@pytest.fixture(params=SCREENS)
+def visit(request: pytest.FixtureRequest, open_playground: OpenPlayground, site: Site, scheme: str) -> Playground:
+    return open_playground(site, color_scheme=scheme, reduced_motion="reduce", **SCREENS[request.param])
+
+
+def check(playground: Playground) -> None:
+    results = Axe().run(playground.page)
+    assert not results.violations_count, results.generate_report()
+    overhang = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert playground.page.evaluate(overhang) <= 0
+
+
+def test_before_anything_is_given(visit: Playground) -> None:
+    expect(visit["#precision"]).to_be_visible()
+    check(visit)
+
+
+def test_with_an_answer_and_its_evidence(visit: Playground) -> None:
+    visit.page.get_by_role("button", name="Turtle Check").click()
+    visit.expect_answer()
+    visit[".head >> nth=0"].click()
+    expect(visit[".head >> nth=0"]).to_have_attribute("aria-pressed", "true")
+    check(visit)
+
+
+def test_with_a_problem(visit: Playground) -> None:
+    visit.expected = ("Failed to load resource",)
+    visit.choose(picture("notes.png") | {"buffer": b"hello"})
+    visit.expect_problem("unsupported_media_type")
+    check(visit)
+
+
+def test_with_a_table(visit: Playground, tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text("id,title\n" + "".join(f"{number},Coat number {number}\n" for number in range(40)) + "x,\n")
+    visit["#tab-many"].click()
+    visit["#files"].set_input_files(table)
+    expect(visit["#progress-text"]).to_have_text("41 of 41 listings read.")
+    check(visit)
+
+
+def test_with_a_key_asked_for(open_playground: OpenPlayground, scheme: str) -> None:
+    with serving(api_keys=("right",)) as site:
+        playground = open_playground(site, color_scheme=scheme)
+        playground.expected = ("Failed to load resource",)
+        expect(playground["#locked"]).to_be_visible()
+        check(playground)
+
+
+def test_a_tap_shows_the_evidence_beside_the_answer(open_playground: OpenPlayground, site: Site) -> None:
+    playground = open_playground(site, **SCREENS["phone"])
+    playground.page.get_by_role("button", name="Turtle Check").tap()
+    playground.expect_answer()
+    playground[".head >> nth=1"].tap()
+    slot = playground[".reading >> nth=1"].locator(".slot")
+    expect(slot.locator("canvas")).to_be_visible()
+    expect(slot.locator(".word").last).to_contain_text("Shirt")
+    playground[".head >> nth=1"].tap()
+    expect(slot).to_be_hidden()
+
+
+def test_words_are_large_enough_to_read_and_targets_to_press(open_playground: OpenPlayground, site: Site) -> None:
+    playground = open_playground(site, **SCREENS["phone"])
+    playground.page.get_by_role("button", name="Turtle Check").tap()
+    playground.expect_answer()
+    boxes = [button.bounding_box() for button in playground.page.get_by_role("button").all() if button.is_visible()]
+    assert boxes
+    assert all(box is not None and min(box["width"], box["height"]) >= 24 for box in boxes)

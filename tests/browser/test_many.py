@@ -1,0 +1,218 @@
+"""Many listings: folders and tables in, answers out, whatever the service says meanwhile."""
+
+from __future__ import annotations
+
+import csv
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import expect
+
+from tests.browser.conftest import OpenPlayground, Playground, PointedPredictor, Site, serving
+from tests.service.conftest import encoded
+
+REFUSED = ("Failed to load resource",)
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[Site]:
+    """A service that takes few listings at a time, and fails on one."""
+
+    def trouble(title: str | None) -> None:
+        if title == "poison":
+            raise ValueError("boom")
+
+    with serving(PointedPredictor(trouble=trouble), max_listings=5) as site:
+        yield site
+
+
+def numbered(folder: Path, count: int) -> Path:
+    """A table of so many coats."""
+    return write(folder, "id,title", *(f"{number},Coat {number}" for number in range(count))) / "styles.csv"
+
+
+def write(folder: Path, header: str, *rows: str, pictures: tuple[str, ...] = ()) -> Path:
+    folder.mkdir()
+    (folder / "styles.csv").write_text("\n".join([header, *rows]))
+    for position, name in enumerate(pictures):
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / name).write_bytes(encoded((20 * position, 80, 120)))
+    return folder
+
+
+def read_many(playground: Playground, *files: Path) -> None:
+    playground["#tab-many"].click()
+    if files[0].is_dir():
+        playground["#folder"].set_input_files(files[0])
+    else:
+        playground["#files"].set_input_files(files)
+
+
+def expect_done(playground: Playground, count: int) -> None:
+    expect(playground["#progress-text"]).to_contain_text(f"{count} of {count} listings read.")
+    expect(playground["#stop"]).to_be_hidden()
+
+
+def download(playground: Playground) -> list[dict[str, str]]:
+    with playground.page.expect_download() as found:
+        playground["#download"].click()
+    with Path(found.value.path()).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def asked(site: Site, **listing: Any) -> dict[str, Any]:
+    attributes: dict[str, Any] = httpx.post(f"{site.url}/v1/classify", json=listing).json()["attributes"]
+    return attributes
+
+
+def test_a_table_without_pictures(playground: Playground, site: Site, tmp_path: Path) -> None:
+    """The download has the columns of `cma-clip label`, and in them what the service says of each listing alone."""
+    rows = [f'{number},"Coat, number {number}"' for number in range(60)]
+    read_many(playground, write(tmp_path / "shop", "id,title", *rows) / "styles.csv")
+    expect_done(playground, 60)
+    expect(playground["tbody tr"]).to_have_count(25)
+    labels = download(playground)
+    assert [row["id"] for row in labels] == [str(number) for number in range(60)]
+    expected = asked(site, title="Coat, number 7")["baseColour"]
+    assert labels[7]["baseColour"] == expected["label"]
+    assert float(labels[7]["baseColour_confidence"]) == pytest.approx(expected["confidence"], abs=1e-6)
+    assert labels[7]["baseColour_accepted"] == str(expected["accepted"]).lower()
+    assert labels[7]["baseColour_image_weight"] == "0"
+    assert {row["error"] for row in labels} == {""}
+
+
+def test_a_folder_with_a_table(playground: Playground, tmp_path: Path) -> None:
+    folder = write(
+        tmp_path / "shop",
+        "id;gender;productDisplayName",
+        "1;Men;Navy Shirt",
+        "2;Men;Red; unquoted; Shirt",
+        "3;Men;No Picture",
+        "4;Men;",
+        pictures=("images/1.png", "images/2.png", "images/9.png"),
+    )
+    (folder / "notes.txt").write_text("hello")
+    read_many(playground, folder)
+    expect_done(playground, 4)
+    expect(playground["#notes"]).to_contain_text("1 file left out")
+    expect(playground["#notes"]).to_contain_text("1 row repaired")
+    expect(playground["#notes"]).to_contain_text("1 picture left out: no row names them")
+    expect(playground[".row-title"]).to_have_text(["Navy Shirt", "Red; unquoted; Shirt", "No Picture"])
+    expect(playground["td img"]).to_have_count(2)
+    playground.page.get_by_text("Failed 1").click()
+    expect(playground["tbody tr"]).to_contain_text(["neither a title nor a picture"])
+
+
+def test_a_folder_of_pictures(playground: Playground, tmp_path: Path) -> None:
+    folder = write(tmp_path / "shop", "", pictures=tuple(f"{number}.png" for number in range(3)))
+    (folder / "styles.csv").unlink()
+    read_many(playground, folder)
+    expect_done(playground, 3)
+    playground["tbody .link >> nth=1"].click()
+    playground.expect_answer()
+    expect(playground["#picture"]).to_be_visible()
+    expect(playground["#code-text"]).to_contain_text("1.png")
+
+
+def test_dropping_several_files_opens_the_table(playground: Playground) -> None:
+    transfer = playground.page.evaluate_handle(
+        """() => {
+            const transfer = new DataTransfer();
+            for (const name of ["a.csv", "b.txt"]) transfer.items.add(new File(["id,title\\n1,Red Coat\\n"], name));
+            return transfer;
+        }"""
+    )
+    playground.page.dispatch_event("body", "drop", {"dataTransfer": transfer})
+    expect(playground["#tab-many"]).to_have_attribute("aria-selected", "true")
+    expect(playground["#progress-text"]).to_have_text("1 of 1 listing read.")
+
+
+def test_filters(playground: Playground, tmp_path: Path) -> None:
+    read_many(playground, numbered(tmp_path / "shop", 20))
+    expect_done(playground, 20)
+    labels = download(playground)
+    for attribute, judged in {"": ("baseColour", "season"), "season": ("season",)}.items():
+        playground["#filter-attribute"].select_option(attribute)
+        abstained = [row["id"] for row in labels if any(row[f"{name}_accepted"] == "false" for name in judged)]
+        playground.page.get_by_text(f"Abstained {len(abstained)}").click()
+        expect(playground["tbody .link"]).to_have_text(abstained)
+        playground.page.get_by_text(f"Accepted {20 - len(abstained)}").click()
+        expect(playground["tbody tr"]).to_have_count(max(1, 20 - len(abstained)))
+
+
+def test_another_precision_reads_anew(playground: Playground, tmp_path: Path) -> None:
+    read_many(playground, write(tmp_path / "shop", "id,title", "1,Red Coat", "2,Blue Coat") / "styles.csv")
+    expect_done(playground, 2)
+    playground.page.get_by_text("99 %", exact=True).click()
+    expect(playground["#filters"]).to_contain_text("Abstained 2")
+    assert {row["season_accepted"] for row in download(playground)} == {"false"}
+
+
+def test_batches_are_halved_until_they_fit(open_playground: OpenPlayground, small: Site, tmp_path: Path) -> None:
+    playground = open_playground(small)
+    playground.expected = REFUSED
+    titles = [f"Coat {number}" for number in range(12)]
+    titles[4] = "poison"
+    rows = [f"{number},{title}" for number, title in enumerate(titles)]
+    read_many(playground, write(tmp_path / "shop", "id,title", *rows) / "styles.csv")
+    expect_done(playground, 12)
+    labels = download(playground)
+    assert [row["id"] for row in labels if row["error"]] == ["4"]
+    assert labels[4]["error"].startswith("inference_failed: ")
+
+
+def test_overload_is_waited_out(open_playground: OpenPlayground, tmp_path: Path) -> None:
+    """503 with Retry-After: the page waits that long, and nothing is lost or read twice."""
+    with serving(max_queue=4) as site:
+        playground = open_playground(site)
+        playground.expected = REFUSED
+        site.predictor.free.clear()
+        body = {"title": "the one inside"}
+        inside = threading.Thread(target=lambda: httpx.post(f"{site.url}/v1/classify", json=body, timeout=30))
+        inside.start()
+        assert site.predictor.started.acquire(timeout=10)
+        read_many(playground, numbered(tmp_path / "shop", 8))
+        expect(playground["#progress-text"]).to_contain_text("The service is busy: going on in 1 s.")
+        site.predictor.free.set()
+        inside.join()
+        expect_done(playground, 8)
+        sent = [title for batch in site.predictor.batches for title in batch if title != "the one inside"]
+        assert sent == [f"Coat {number}" for number in range(8)]
+
+
+def test_stopping_and_going_on(open_playground: OpenPlayground, tmp_path: Path) -> None:
+    with serving() as site:
+        playground = open_playground(site)
+        site.predictor.free.clear()
+        read_many(playground, numbered(tmp_path / "shop", 40))
+        assert site.predictor.started.acquire(timeout=10)
+        playground["#stop"].click()
+        expect(playground["#go-on"]).to_be_visible()
+        site.predictor.free.set()
+        playground["#go-on"].click()
+        expect_done(playground, 40)
+
+
+def test_a_table_that_says_nothing(playground: Playground, tmp_path: Path) -> None:
+    read_many(playground, write(tmp_path / "shop", "colour,size", "red,4") / "styles.csv")
+    expect(playground["#many-trouble"]).to_contain_text("no column named title or image; it has colour, size.")
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ('id,title\r\n1,"a ""b"", c\nd"\r\n', [["1", 'a "b", c\nd']]),
+        ("\ufeffid\ttitle\n1\tx,y\n\n2\tz", [["1", "x,y"], ["2", "z"]]),
+        ('id,title\n1,5" heel\n', [["1", '5" heel']]),
+        ("id,title\n1,a, b, c\n2\n", [["1", "a, b, c"], ["2"]]),
+    ],
+)
+def test_csv(playground: Playground, text: str, rows: list[list[str]]) -> None:
+    read = "async (text) => (await import('/static/playground/csv.js')).readCsv(text)"
+    found = playground.page.evaluate(read, text)
+    assert found["header"] == ["id", "title"]
+    assert found["rows"] == rows

@@ -1,0 +1,193 @@
+"""Everything that can go wrong is said, and what can mend itself does."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from playwright.sync_api import expect
+
+from service import errors
+from tests.browser.conftest import OpenPlayground, Playground, PointedPredictor, Site, picture, serving
+
+REFUSED = ("Failed to load resource",)  # what Chromium itself logs about every answer that is not 2xx
+
+
+@pytest.fixture
+def troubled(playground: Playground) -> Playground:
+    playground.expected = REFUSED
+    return playground
+
+
+@pytest.fixture(scope="module")
+def strict() -> Iterator[Site]:
+    """A service with small limits, which fetches from this machine."""
+
+    def trouble(title: str | None) -> None:
+        if title == "poison":
+            raise ValueError("boom")
+
+    predictor = PointedPredictor(trouble=trouble)
+    with serving(predictor, max_image_bytes=1000, allow_private_image_hosts=True, request_timeout_ms=600) as site:
+        yield site
+
+
+def test_not_a_picture(troubled: Playground) -> None:
+    troubled.choose({"name": "photo.heic", "mimeType": "image/heic", "buffer": b"not at all"})
+    expect(troubled.expect_problem("unsupported_media_type")).to_contain_text("JPEG, PNG, WebP, GIF, AVIF")
+
+
+def test_a_damaged_picture(troubled: Playground) -> None:
+    damaged = picture(size=(400, 400))
+    troubled.choose(damaged | {"buffer": damaged["buffer"][:60]})
+    problem = troubled.expect_problem("undecodable_image")
+    expect(problem).to_contain_text("damaged")
+    expect(problem).to_contain_text(re.compile("Request id [0-9a-f]{32}"))
+    troubled.choose(picture())
+    troubled.expect_answer()
+    expect(troubled.problem).to_have_count(0)
+
+
+def test_too_long_a_title(troubled: Playground) -> None:
+    troubled["#title"].fill("word " * 1000)
+    expect(troubled.expect_problem("invalid_request")).to_contain_text("4096")
+
+
+def test_too_large_a_picture(open_playground: OpenPlayground, strict: Site) -> None:
+    playground = open_playground(strict)
+    playground.expected = REFUSED
+    playground.choose(picture() | {"buffer": b"\x89PNG" + bytes(2000)})
+    expect(playground.expect_problem("payload_too_large")).to_contain_text("at most 1000")
+
+
+def test_an_address_nobody_answers_at(open_playground: OpenPlayground, strict: Site) -> None:
+    playground = open_playground(strict)
+    playground.expected = REFUSED
+    playground["#url"].fill("http://127.0.0.1:9/shirt.jpg")
+    expect(playground.expect_problem("image_fetch_failed")).to_contain_text("Check the address")
+
+
+def test_a_bug_of_the_service(open_playground: OpenPlayground, strict: Site) -> None:
+    playground = open_playground(strict)
+    playground.expected = REFUSED
+    playground["#title"].fill("poison")
+    expect(playground.expect_problem("inference_failed")).to_contain_text("report it")
+
+
+def test_too_slow_and_then_fast_enough(open_playground: OpenPlayground, strict: Site) -> None:
+    playground = open_playground(strict)
+    playground.expected = REFUSED
+    strict.predictor.free.clear()
+    playground["#title"].fill("slow")
+    expect(playground.expect_problem("deadline_exceeded")).to_contain_text("It is tried again in")
+    strict.predictor.free.set()
+    playground.expect_answer()
+
+
+@pytest.mark.parametrize("code", ["unknown_attribute", "internal_error", "not_found", "method_not_allowed", "draining"])
+def test_other_codes(troubled: Playground, code: str) -> None:
+    (failure,) = [found for found in all_errors(errors.ServiceError) if found.code == code]
+    body = errors.problem(failure("what happened"), "the-id")
+    troubled.page.route(
+        "**/v1/classify",
+        lambda route: route.fulfill(json=body, status=failure.status, content_type=errors.PROBLEM_TYPE),
+    )
+    troubled["#title"].fill("Red Coat")
+    problem = troubled.expect_problem(code)
+    expect(problem).to_contain_text("What happened.")
+    expect(problem).to_contain_text("the-id")
+
+
+def all_errors(root: type[errors.ServiceError]) -> list[type[errors.ServiceError]]:
+    return [root, *(found for child in root.__subclasses__() for found in all_errors(child))]
+
+
+def test_every_code_has_its_words() -> None:
+    source = (Path(errors.__file__).parent / "static/playground/api.js").read_text()
+    for failure in all_errors(errors.ServiceError):
+        if failure is not errors.ClientGone:  # which nobody sees
+            assert f"  {failure.code}: [" in source
+
+
+def test_somebody_else_answers(troubled: Playground) -> None:
+    troubled.page.route("**/v1/classify", lambda route: route.fulfill(status=502, body="<h1>Bad Gateway</h1>"))
+    troubled["#title"].fill("Red Coat")
+    expect(troubled.expect_problem("odd")).to_contain_text("502")
+    troubled.page.unroute("**/v1/classify")
+    troubled.page.get_by_role("button", name="Try now").click()
+    troubled.expect_answer()
+
+
+def test_overload_is_waited_out(open_playground: OpenPlayground) -> None:
+    with serving(max_queue=1) as site:
+        playground = open_playground(site)
+        playground.expected = REFUSED
+        site.predictor.free.clear()
+        body = {"title": "the one inside"}
+        inside = threading.Thread(target=lambda: httpx.post(f"{site.url}/v1/classify", json=body, timeout=30))
+        inside.start()
+        assert site.predictor.started.acquire(timeout=10)
+        playground["#title"].fill("Red Coat")
+        problem = playground.expect_problem("overloaded")
+        expect(problem).to_contain_text("It is tried again in 1 s.")
+        expect(playground["#state"]).to_have_text("Busy")
+        site.predictor.free.set()
+        inside.join()
+        playground.expect_answer()
+        expect(playground["#state"]).to_have_text("Ready")
+
+
+def test_the_service_goes_away_and_comes_back(open_playground: OpenPlayground) -> None:
+    with serving() as site:
+        playground = open_playground(site)
+        playground.expected = REFUSED
+        playground["#title"].fill("Red Coat")
+        playground.expect_answer()
+        site.stop()
+        playground["#title"].fill("Red Coats")
+        expect(playground.expect_problem("away")).to_contain_text("It is tried again in")
+        expect(playground["#state"]).to_have_text("Out of reach")
+    with serving(port=int(site.url.rpartition(":")[2])):
+        playground.page.get_by_role("button", name="Try now").click()
+        playground.expect_answer()
+
+
+def test_the_model_is_still_loading(open_playground: OpenPlayground) -> None:
+    loaded = threading.Event()
+    with serving(loaded=loaded) as site:
+        playground = open_playground(site)
+        playground.expected = REFUSED
+        playground["#title"].fill("Red Coat")
+        playground.expect_problem("not_ready")
+        expect(playground["#state"]).to_have_text("Not ready")
+        loaded.set()
+        time.sleep(0.3)
+        playground.page.get_by_role("button", name="Try now").click()
+        playground.expect_answer()
+        expect(playground["#precision"]).to_be_visible()
+
+
+def test_an_api_key_is_asked_for(open_playground: OpenPlayground) -> None:
+    with serving(api_keys=("right",)) as site:
+        playground = open_playground(site)
+        playground.expected = REFUSED
+        expect(playground["#locked"]).to_be_visible()
+        playground["#title"].fill("Red Coat")
+        playground.expect_problem("unauthorized")
+        playground["#key"].fill("wrong")
+        playground["#key"].press("Enter")
+        expect(playground["#key-hint"]).to_contain_text("did not take")
+        playground["#key"].fill("right")
+        playground.page.get_by_role("button", name="Use this key").click()
+        playground.expect_answer()
+        expect(playground["#locked"]).to_be_hidden()
+        expect(playground["#precision"]).to_be_visible()
+        expect(playground["#code-text"]).to_contain_text("Bearer $CMA_CLIP_KEY")
+        assert "right" not in playground["#code-text"].inner_text()
+        playground.page.reload()
+        expect(playground["#state"]).to_have_text("Ready")

@@ -162,8 +162,8 @@ def _kind(schema: Mapping[str, Any]) -> str:  # noqa: PLR0911 - one for each kin
             return _link(title)
         case {"anyOf": list(alternatives)}:
             return " or ".join(_kind(each) for each in alternatives)
-        case {"type": "array", "prefixItems": list(items)}:
-            return f"list of {len(items)}: {', '.join(_kind(item) for item in items)}"
+        case {"type": "array", "items": item, "minItems": least, "maxItems": most} if least == most:
+            return f"list of {most} {_several(item)}"
         case {"type": "array", "items": item}:
             return f"list of {_several(item)}" + (" (not empty)" if schema.get("minItems") else "")
         case {"type": "object", "additionalProperties": dict(values)}:

@@ -95,7 +95,8 @@ def draw(reply: ClassifyReply, console: Console | None = None) -> None:
         table.add_column("otherwise")
     for name, attribute in reply.attributes.items():
         label = Text.assemble((attribute.label, "bold" if attribute.accepted else ""))
-        others = Text(", ".join(f"{c.label} {c.confidence:.0%}" for c in attribute.candidates[1:]), "dim")
+        shares = [(c.label, f"{c.confidence:.0%}") for c in attribute.candidates[1:]]
+        others = Text(", ".join(f"{label} {share}" for label, share in shares if share != "0%"), "dim")
         table.add_row(
             Text(name),
             Text("\n").join([label, others]) if narrow and others else label,

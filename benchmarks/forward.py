@@ -52,6 +52,7 @@ def measure(predictor: Predictor, *, rounds: int) -> dict[str, float]:
 
 
 def main(
+    *,
     checkpoint: Annotated[Path, typer.Option(help="checkpoint folder")] = Path("weights/fashion"),
     device: str = "auto",
     dtype: str = "auto",

@@ -8,8 +8,9 @@ from typing import Protocol
 from rich.console import Console
 from rich.table import Table
 
-from model.calibration import METHOD, AttributeCalibration, Calibration, certify, fit_temperature
+from model.calibration import AttributeCalibration, Calibration, fit_temperature
 from model.catalogue import Catalogue, Part
+from model.certificates import METHOD, certify
 from model.errors import ConfigError
 from model.heldout import HeldOut, LogitPredictor, collect
 from model.readings import ModelInfo, Situation
@@ -36,7 +37,7 @@ def calibrate(
     """Calibrate every attribute in every situation on its own.
 
     The two parts are kept apart: were the temperature fitted on the calibration listings, their confidences
-    would depend on one another, and the certificate (`model.calibration.certify`) would not hold.
+    would depend on one another, and the certificate (`model.certificates.certify`) would not hold.
     Raises `ConfigError` for a target precision or a `delta` that is not between 0 and 1.
     """
     if not all(0 < share < 1 for share in (delta, *target_precisions)):
@@ -64,7 +65,8 @@ def _calibrate_attribute(
     temperature = fit_temperature(validation.logits_of(task), validation.labels(task))
     answers = calibration.answers(task, temperature)
     return AttributeCalibration(
-        temperature=temperature, thresholds=certify(answers.confidence, answers.correct, targets, delta)
+        temperature=temperature,
+        thresholds=certify(answers.confidence, answers.correct, targets, delta, group=answers.group),
     )
 
 

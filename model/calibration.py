@@ -1,48 +1,26 @@
-"""Temperatures and certified thresholds: the maths that fits them, and what calibration.json holds; no I/O.
+"""Temperature scaling, and what calibration.json holds; no I/O.
 
-Imports numpy alone: serving only reads thresholds, and needs nothing heavier to do so.
+Imports numpy alone: serving reads thresholds here; what certifies them is `model.certificates`.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model.binomial import binomial_tail, lower_bound
 from model.errors import CheckpointError
 from model.readings import Situation
 
 FORMAT = 1
-METHOD = "learn-then-test: exact binomial tails, fallback procedure over a fixed grid of confidences"
 
 _LOG_TEMPERATURE = math.log(20.0)
 """Temperatures are sought in [1/20, 20]: beyond lies a degenerate fit, not a calibration."""
-
-_GRID_TOP, _GRID_BOTTOM, _GRID_STEP = 6.9, -3.0, 0.05
-_GRID_LOGITS = np.arange(round((_GRID_TOP - _GRID_BOTTOM) / _GRID_STEP) + 1) * -_GRID_STEP + _GRID_TOP
-
-GRID: tuple[float, ...] = (*(round(1 / (1 + math.exp(-x)), 5) for x in _GRID_LOGITS), 0.0)
-"""The thresholds that may be certified, descending from 0.999 evenly in logits; the last accepts everything.
-
-Fixed once and for all: a grid that looked at the calibration listings would void the certificate.
-"""
-
-_START_WEIGHTS = {
-    round((_GRID_TOP - logit) / _GRID_STEP): weight
-    for logit, weight in ((6.9, 0.1), (4.6, 0.4), (2.95, 0.4), (2.2, 0.1))  # 0.999, 0.99, 0.95, 0.90
-}
-"""Where in the grid testing starts, and each start's share of the error budget.
-
-Most of it sits where a calibrated model already exceeds the target with many listings accepted; the rest
-covers an overconfident model (above) and one that is seldom sure (below).
-"""
 
 
 # --- temperature -------------------------------------------------------------------------------------------
@@ -79,7 +57,7 @@ def fit_temperature(logits: NDArray[np.floating[Any]], labels: NDArray[np.intege
     return math.exp((low + high) / 2)
 
 
-# --- certified thresholds ----------------------------------------------------------------------------------
+# --- calibration.json --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,83 +72,6 @@ class Certificate:
     """The number of calibration listings that it accepts."""
     bound: float
     """Clopper-Pearson lower bound, at the confidence level, of the precision at this one threshold."""
-
-
-def certify(
-    confidence: NDArray[np.floating[Any]],
-    correct: NDArray[np.bool_],
-    targets: Sequence[float],
-    delta: float = 0.05,
-) -> dict[float, Certificate | None]:
-    """Return, per target precision, the smallest threshold that can be certified, or None.
-
-    `confidence` [n] in [0, 1] and `correct` [n] are those of the labelled calibration listings, a label
-    outside the vocabulary counted as wrong. Raises `ValueError` when they differ in length or hold a NaN.
-
-    **The promise**, per target, for independent listings: with probability at least 1 - `delta`, the
-    precision of accepted labels is at least the target: surely the true precision, and, as far as a normal
-    approximation goes, also the one that will be measured on a fresh sample as large as this one. It is for
-    the latter that the test level is `alpha` < `delta` (0.01 for 0.05): the fresh sample's noise adds to
-    this sample's, so the margin must be sqrt(2) times as wide as the true precision alone would need.
-
-    **The method** is Learn-then-Test (Angelopoulos et al., arXiv:2110.01052). Per threshold of the fixed
-    `GRID` the hypothesis is "the precision here is below the target". Given how many listings are accepted,
-    the number of correct ones is binomial, so its exact tail at the target is a valid p-value.
-
-    The family-wise correction is the fallback procedure (Wiens and Dmitrienko, 2005), one of the graphical
-    procedures that the paper admits. Thresholds are tested from the highest down; each start adds its share
-    of `alpha` to the budget; a threshold whose p-value is within the budget is certified and hands the
-    budget on to the next one; one that fails loses it. This needs no monotone precision: let i be the first
-    threshold that is certified falsely. The false one before it was not certified, so the budget at i is at
-    most c_i, the shares of the starts between the two. The c_i are fixed beforehand and sum to at most
-    `alpha`, so P(any false certificate) ≤ Σ P(p_i ≤ c_i) ≤ Σ c_i ≤ `alpha`. Hence any certified threshold
-    may be picked, and the smallest covers most. (To pick the smallest threshold whose own p-value passes,
-    without the stop at a failure, would break the promise.)
-
-    **Thresholds grow with the target**: all targets have the same starts and shares, and p-values grow with
-    the target, so what is certified for one target is certified for every lower one.
-    """
-    if confidence.shape != correct.shape or np.isnan(confidence).any():
-        raise ValueError("confidence and correct must be of one length, and confidence must hold no NaN")
-    accepted, right = _counts_on_grid(confidence, correct)
-    alpha = 1 - NormalDist().cdf(math.sqrt(2) * NormalDist().inv_cdf(1 - delta))
-    certificates: dict[float, Certificate | None] = {}
-    for target in targets:
-        position = _smallest_certified(accepted, right, target, alpha)
-        certificates[target] = (
-            None
-            if position is None
-            else Certificate(
-                threshold=GRID[position],
-                coverage=accepted[position] / len(confidence),
-                support=accepted[position],
-                bound=lower_bound(right[position], accepted[position], delta),
-            )
-        )
-    return certificates
-
-
-def _counts_on_grid(confidence: NDArray[np.floating[Any]], correct: NDArray[np.bool_]) -> tuple[list[int], list[int]]:
-    """Return how many listings each threshold of the grid accepts, and how many of those are correct."""
-    order = np.argsort(-confidence)
-    right_of_first = np.concatenate([[0], np.cumsum(correct[order])])
-    accepted = np.searchsorted(-confidence[order], -np.asarray(GRID), side="right")
-    return accepted.tolist(), right_of_first[accepted].tolist()
-
-
-def _smallest_certified(accepted: Sequence[int], right: Sequence[int], target: float, alpha: float) -> int | None:
-    """Run the fallback procedure down the grid; return the last position certified."""
-    certified, budget = None, 0.0
-    for position, (n, k) in enumerate(zip(accepted, right, strict=True)):
-        budget += alpha * _START_WEIGHTS.get(position, 0.0)
-        if budget > 0 and binomial_tail(k, n, target) <= budget:
-            certified = position
-        else:
-            budget = 0.0
-    return certified
-
-
-# --- calibration.json --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)

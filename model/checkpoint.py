@@ -73,6 +73,7 @@ def save_checkpoint(
         temporary.chmod(0o755)
         tensors = {key: _stored(value).contiguous() for key, value in network.state_dict().items()}
         save_file(tensors, temporary / WEIGHTS)
+        (temporary / WEIGHTS).chmod(0o644)  # safetensors lets the owner alone read, and a container is another user
         version = weights_version(temporary / WEIGHTS)
         content = {
             "format": FORMAT,

@@ -120,19 +120,36 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SituationWeights:
+    """Weights of the losses of one batch read with both modalities, as image alone and as title alone.
+
+    The two unimodal readings feed each tower even where the other modality says it all, which is what keeps the
+    image tower from starving beside titles. A situation of weight 0 is not computed at all: `image` alone makes
+    a supervised start for the image tower at half the cost.
+    """
+
+    both: float = 1.0
+    image: float = 0.5
+    title: float = 0.5
+
+    def __post_init__(self) -> None:
+        if min(self.both, self.image, self.title) < 0 or not any((self.both, self.image, self.title)):
+            raise ConfigError("situation weights cannot be negative, and one at least must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Multi-task fine-tuning.
 
     modality_dropout: chance that a listing with both modalities loses one of them, either as likely, in the
-    main pass. unimodal_weight: weight of each of two further losses, the same encodings fused as image alone
-    and as title alone; they feed the image tower even where the title says it all. ema_decay: decay of the
-    exponential moving average of the weights, which is what is validated and saved.
+    reading of both. ema_decay: decay of the exponential moving average of the weights, which is what is
+    validated and saved.
     """
 
     optimiser: OptimiserConfig
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    weights: SituationWeights = field(default_factory=SituationWeights)
     modality_dropout: float = 0.1
-    unimodal_weight: float = 0.5
     label_smoothing: float = 0.05
     ema_decay: float = 0.998
 
@@ -140,8 +157,6 @@ class TrainConfig:
         for name in ("modality_dropout", "label_smoothing", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 0 and below 1")
-        if self.unimodal_weight < 0:
-            raise ConfigError("unimodal_weight cannot be negative")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,15 +12,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from model import scores
-from model.binomial import clopper_pearson
+from model.binomial import clopper_pearson, design_effects
 from model.calibrate import CalibratedPredictor
 from model.calibration import AttributeCalibration, Calibration
 from model.catalogue import Catalogue, Part
-from model.heldout import Answers, HeldOut, collect
+from model.heldout import Answers, HeldOut, collect, joined
 from model.readings import Situation
 from model.tasks import OUT_OF_VOCABULARY, Task
 
@@ -46,7 +47,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure every attribute in every situation on the test part.
 
-    A figure that has no rows to stand on is None; intervals are at 95 %.
+    A figure that has no rows to stand on is None. Intervals are at 95 %, and allow for listings that share
+    their title.
     """
     situations: dict[Situation, dict[str, Any]] = {}
     answers: dict[Situation, dict[str, Answers]] = {}
@@ -80,23 +82,45 @@ def evaluate(
     return Evaluation(metrics=metrics, answers=answers, calibration=calibration)
 
 
+def held_out_scores(
+    predictor: CalibratedPredictor, evaluation: Evaluation, catalogue: Catalogue, *, console: Console
+) -> dict[Situation, dict[str, Answers]]:
+    """Return the answers on the calibration part and the test part together, calibrated.
+
+    As many listings as can be had that neither training nor the temperatures have seen: for experiments that split
+    them at random (`benchmarks/certificates.py`).
+    """
+    scores: dict[Situation, dict[str, Answers]] = {}
+    for situation, calibrated in evaluation.calibration.situations.items():
+        held_out = collect(predictor, catalogue, Part.CALIBRATION, situation, console=console)
+        scores[situation] = {
+            task.name: joined(
+                [
+                    held_out.answers(task, calibrated[task.name].temperature),
+                    evaluation.answers[situation][task.name],
+                ]
+            )
+            for task in predictor.tasks
+        }
+    return scores
+
+
 def _measure(task: Task, test: HeldOut, answers: Answers, calibrated: AttributeCalibration) -> dict[str, Any]:
-    confidence, correct = answers.confidence, answers.correct
+    confidence, correct, group = answers.confidence, answers.correct, answers.group
     predicted, labels, n = answers.predicted, answers.labels, len(answers.labels)
     uncalibrated = test.answers(task, 1.0)
     weights = test.attention[:, test.tasks.index(task)]
+    everything = scores.operating_point(confidence, correct, 0.0)
     return {
         "support": n,
         "out_of_vocabulary": int((labels == OUT_OF_VOCABULARY).sum()),
-        "accuracy": _figure(scores.accuracy(predicted, labels)),
-        "accuracy_interval": list(clopper_pearson(int(correct.sum()), n)),
+        "accuracy": everything.precision,
+        "accuracy_interval": _precision_interval(answers, everything),
         "macro_f1": _figure(scores.macro_f1(predicted, labels)),
-        "macro_f1_interval": _interval(lambda rows: scores.macro_f1(predicted[rows], labels[rows]), n),
-        "recall_at_precision": {str(target): _recall(confidence, correct, target) for target in calibrated.thresholds},
+        "macro_f1_interval": _interval(lambda rows: scores.macro_f1(predicted[rows], labels[rows]), group),
+        "recall_at_precision": {str(target): _recall(answers, target) for target in calibrated.thresholds},
         "accepted": {
-            str(target): _accepted(scores.operating_point(confidence, correct, certificate.threshold))
-            if certificate is not None and n > 0
-            else None
+            str(target): _accepted(answers, certificate.threshold) if certificate is not None and n > 0 else None
             for target, certificate in calibrated.thresholds.items()
         },
         "calibration_error": {
@@ -107,32 +131,49 @@ def _measure(task: Task, test: HeldOut, answers: Answers, calibrated: AttributeC
             modality: _figure(weights[:, column].mean()) if len(weights) else None
             for column, modality in enumerate(("image", "text"))
         },
+        "answered": _answered(task, test),
     }
 
 
-def _recall(confidence: scores.Floats, correct: scores.Bools, target: float) -> dict[str, Any]:
+def _answered(task: Task, test: HeldOut) -> dict[str, float]:
+    """Return the share of each label among the answers: monitoring compares a service's own with them."""
+    counts = np.bincount(test.logits_of(task).argmax(axis=1), minlength=len(task.labels))
+    return {label: float(count / max(1, counts.sum())) for label, count in zip(task.labels, counts, strict=True)}
+
+
+def _recall(answers: Answers, target: float) -> dict[str, Any]:
+    confidence, correct = answers.confidence, answers.correct
     return {
         "recall": _figure(scores.recall_at_precision(confidence, correct, target)),
         "interval": _interval(
-            lambda rows: scores.recall_at_precision(confidence[rows], correct[rows], target), len(correct)
+            lambda rows: scores.recall_at_precision(confidence[rows], correct[rows], target), answers.group
         ),
     }
 
 
-def _accepted(point: scores.OperatingPoint) -> dict[str, Any]:
+def _accepted(answers: Answers, threshold: float) -> dict[str, Any]:
+    point = scores.operating_point(answers.confidence, answers.correct, threshold)
     return {
-        "threshold": point.threshold,
+        "threshold": threshold,
         "coverage": point.coverage,
         "precision": point.precision,
-        "precision_interval": list(clopper_pearson(point.right, point.accepted)),
+        "precision_interval": _precision_interval(answers, point),
         "accepted": point.accepted,
     }
 
 
-def _interval(measure: Callable[[scores.Ints], float], n: int) -> list[float] | None:
-    if n == 0:
+def _precision_interval(answers: Answers, point: scores.OperatingPoint) -> list[float] | None:
+    """Return the Clopper-Pearson interval of a point's precision, by the effective number of listings."""
+    if point.accepted == 0:
         return None
-    low, high = scores.bootstrap_interval(measure, n)
+    effect = design_effects(answers.confidence, answers.correct, answers.group, [point.threshold])[0]
+    return list(clopper_pearson(point.right / effect, point.accepted / effect))
+
+
+def _interval(measure: Callable[[scores.Ints], float], group: scores.Ints) -> list[float] | None:
+    if len(group) == 0:
+        return None
+    low, high = scores.bootstrap_interval(measure, group)
     return None if math.isnan(low + high) else [low, high]
 
 

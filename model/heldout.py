@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -193,6 +194,17 @@ def _progress(console: Console) -> Progress:
     return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
+def joined(parts: Sequence[Answers]) -> Answers:
+    """Return the answers on several parts, which share no title, as one."""
+    first_group = np.cumsum([0, *(part.group.max(initial=-1) + 1 for part in parts)])
+    return Answers(
+        confidence=np.concatenate([part.confidence for part in parts]),
+        predicted=np.concatenate([part.predicted for part in parts]),
+        labels=np.concatenate([part.labels for part in parts]),
+        group=np.concatenate([part.group + first for part, first in zip(parts, first_group, strict=False)]),
+    )
+
+
 # --- held-out scores on disk -------------------------------------------------------------------------------
 
 ScoresBySituation = Mapping[Situation, Mapping[str, Answers]]
@@ -206,7 +218,8 @@ def save_scores(path: Path, answers: ScoresBySituation) -> None:
         for attribute, scores in attributes.items()
         for column, values in vars(scores).items()
     }
-    np.savez_compressed(path, allow_pickle=False, **columns)
+    with path.open("wb") as file:  # numpy would change the name of a path that does not end in .npz
+        np.savez_compressed(file, allow_pickle=False, **columns)
 
 
 def load_scores(path: Path) -> dict[Situation, dict[str, Answers]]:
@@ -221,6 +234,6 @@ def load_scores(path: Path) -> dict[Situation, dict[str, Answers]]:
         answers: dict[Situation, dict[str, Answers]] = {}
         for (situation, attribute), values in columns.items():
             answers.setdefault(situation, {})[attribute] = Answers(**values)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, EOFError, BadZipFile, ValueError, TypeError) as error:
         raise ModelError(f"{path} holds no held-out scores: {error}") from error
     return answers

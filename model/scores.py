@@ -140,10 +140,23 @@ def expected_calibration_error(confidence: Floats, correct: Bools) -> float:
 
 
 def bootstrap_interval(
-    measure: Callable[[Ints], float], n: int, *, resamples: int = 200, confidence: float = 0.95, seed: int = 0
+    measure: Callable[[Ints], float],
+    group: Ints,
+    *,
+    resamples: int = 200,
+    confidence: float = 0.95,
+    seed: int = 0,
 ) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of `measure`, which maps row numbers [n] to a figure."""
+    """Return the percentile bootstrap interval of `measure`, which maps row numbers to a figure.
+
+    Whole groups are drawn, with replacement: rows of one `group` [n] are no independent evidence.
+    """
     generator = np.random.default_rng(seed)
-    figures = [measure(generator.integers(0, n, size=n)) for _ in range(resamples)]
+    number = np.unique(group, return_inverse=True)[1]
+    groups = int(number.max()) + 1
+    figures = []
+    for _ in range(resamples):
+        times_drawn = np.bincount(generator.integers(0, groups, size=groups), minlength=groups)
+        figures.append(measure(np.repeat(np.arange(len(group)), times_drawn[number])))
     low, high = np.quantile(figures, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)

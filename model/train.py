@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader
 from model.backbone import Backbone, backbone_config, pretrained_backbone
 from model.catalogue import Catalogue, Part
 from model.checkpoint import WEIGHTS, load_checkpoint, read_tensors, save_checkpoint
-from model.cma_clip import CMAClip, build_cma_clip, multi_task_loss
-from model.config import FusionConfig, ModelConfig, PreprocessConfig, TrainConfig, to_json
+from model.cma_clip import CMAClip, Output, build_cma_clip, multi_task_loss
+from model.config import FusionConfig, ModelConfig, PreprocessConfig, SituationWeights, TrainConfig, to_json
 from model.dataset import Collate, ListingDataset, TrainingBatch, TrainingBatches
 from model.device import pick_device
 from model.errors import CatalogueError, ConfigError
@@ -93,7 +93,12 @@ def train(
         optimiser=config.optimiser,
         folder=out,
         device=target,
-        validate=Validation(dataset(catalogue.part(Part.VALIDATION)), tasks, target, config.optimiser.workers),
+        validate=Validation(
+            dataset(catalogue.part(Part.VALIDATION)),
+            config.weights,
+            device=target,
+            workers=config.optimiser.workers,
+        ),
         save_best=save,
         fingerprint={"model": to_json(model), "tasks": [[t.name, *t.labels] for t in tasks], **training},
         ema_decay=config.ema_decay,
@@ -175,31 +180,41 @@ def _size(value: int | Sequence[int]) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class TrainingLoss:
-    """The multi-task loss of the main pass, and of the same encodings read as image alone and title alone."""
+    """The multi-task loss of a batch, encoded once and read in each situation that has a weight."""
 
     config: TrainConfig
     transform: ImageTransform
 
     def __call__(self, network: nn.Module, batch: TrainingBatch) -> dict[str, Tensor]:
-        """Return `both`, `image`, `title` and their weighted sum `total`; scalars, in nats summed over attributes."""
+        """Return `both`, `image`, `title` (where they weigh) and their weighted sum `total`: scalars, in nats
+        summed over attributes.
+        """
         assert isinstance(network, CMAClip)
-        image = network.backbone.encode_image(self.transform.normalise(batch.pixels)).keep(batch.has_image)
-        text = network.backbone.encode_text(batch.tokens).keep(batch.has_title)
-        keep_image, keep_title = drop_modalities(batch.has_image, batch.has_title, self.config.modality_dropout)
-        smoothing = self.config.label_smoothing
-        main = network(image.keep(keep_image), text.keep(keep_title))
-        losses = {"both": multi_task_loss(main.logits, batch.labels, label_smoothing=smoothing)}
-        total = losses["both"]
-        if self.config.unimodal_weight:
-            for situation, rows in (("image", batch.has_image), ("title", batch.has_title)):
-                if not rows.any():
-                    continue
-                alone = (image.select(rows), None) if situation == "image" else (None, text.select(rows))
-                losses[situation] = multi_task_loss(
-                    network(*alone).logits, batch.labels[rows], label_smoothing=smoothing
-                )
-                total = total + self.config.unimodal_weight * losses[situation]
+        weights = self.config.weights
+        image = text = None
+        if weights.both or weights.image:
+            image = network.backbone.encode_image(self.transform.normalise(batch.pixels)).keep(batch.has_image)
+        if weights.both or weights.title:
+            text = network.backbone.encode_text(batch.tokens).keep(batch.has_title)
+        losses: dict[str, Tensor] = {}
+        total = batch.pixels.new_zeros((), dtype=torch.float32)
+        if image and text and weights.both:
+            kept = drop_modalities(batch.has_image, batch.has_title, self.config.modality_dropout)
+            losses["both"] = self._loss(network(image.keep(kept[0]), text.keep(kept[1])), batch.labels)
+            total = total + weights.both * losses["both"]
+        # Alone, a modality is read on the rows that have it: elsewhere there is nothing to read.
+        if image and weights.image and batch.has_image.any():
+            rows = batch.has_image
+            losses["image"] = self._loss(network(image.select(rows), None), batch.labels[rows])
+            total = total + weights.image * losses["image"]
+        if text and weights.title and batch.has_title.any():
+            rows = batch.has_title
+            losses["title"] = self._loss(network(None, text.select(rows)), batch.labels[rows])
+            total = total + weights.title * losses["title"]
         return losses | {"total": total}
+
+    def _loss(self, output: Output, labels: Tensor) -> Tensor:
+        return multi_task_loss(output.logits, labels, label_smoothing=self.config.label_smoothing)
 
 
 def drop_modalities(has_image: Tensor, has_title: Tensor, chance: float) -> tuple[Tensor, Tensor]:
@@ -210,13 +225,17 @@ def drop_modalities(has_image: Tensor, has_title: Tensor, chance: float) -> tupl
 
 
 class Validation:
-    """Mean accuracy over attributes in each situation; `score`, the mean of the three, chooses the checkpoint.
+    """Mean accuracy over attributes in each situation; `score`, their mean over the situations that are trained,
+    chooses the checkpoint.
 
     Labels out of the vocabulary count as errors, as they do in every measure.
     """
 
-    def __init__(self, dataset: ListingDataset, tasks: Sequence[Task], device: torch.device, workers: int) -> None:
-        self.tasks, self.device = tasks, device
+    def __init__(
+        self, dataset: ListingDataset, weights: SituationWeights, *, device: torch.device, workers: int
+    ) -> None:
+        self.device = device
+        self.trained = [situation for situation, weight in vars(weights).items() if weight]
         self.transform = dataset.transform
         self.loader = DataLoader(
             dataset,
@@ -244,7 +263,11 @@ class Validation:
                 best = torch.stack([scores.argmax(dim=1) for scores in output.logits], dim=1)
                 predicted[situation].append(best.cpu().numpy())
                 present[situation].append(rows.cpu().numpy())
-        return _mean_accuracies(predicted, present, np.concatenate(labels))
+        scores = _mean_accuracies(predicted, present, np.concatenate(labels))
+        counted = [scores[situation] for situation in self.trained if situation in scores]
+        if not counted:
+            raise CatalogueError("the validation part holds no labelled listing; the catalogue is too small")
+        return scores | {"score": float(np.mean(counted))}
 
     def _batches(self) -> Iterator[TrainingBatch]:
         for batch in self.loader:
@@ -256,7 +279,7 @@ def _mean_accuracies(
     present: Mapping[str, Sequence[NDArray[np.bool_]]],
     labels: NDArray[np.int64],
 ) -> dict[str, float]:
-    """Accuracy per situation, the mean over attributes; `score`, the mean over situations that occur."""
+    """Accuracy per situation that occurs, the mean over attributes."""
     scores = {}
     for situation, batches in predicted.items():
         counted = (labels != UNLABELLED) & np.concatenate(present[situation])[:, None]  # [n, T]
@@ -264,9 +287,7 @@ def _mean_accuracies(
         occurring = counted.any(axis=0)
         if occurring.any():
             scores[situation] = float(np.mean(correct.sum(axis=0)[occurring] / counted.sum(axis=0)[occurring]))
-    if not scores:
-        raise CatalogueError("the validation part holds no labelled listing; the catalogue is too small")
-    return scores | {"score": float(np.mean(list(scores.values())))}
+    return scores
 
 
 def _report_tasks(tasks: Sequence[Task], rare: Mapping[str, Mapping[str, int]], console: Console) -> None:

@@ -22,9 +22,7 @@ TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 
 
 def check_key(headers: Headers, keys: Iterable[SecretStr]) -> None:
-    """Raise `Unauthorized` unless a configured key was sent (`Authorization: Bearer` or `X-API-Key`), or none
-    is.
-    """
+    """Raise `Unauthorized` unless a configured key was sent (`Authorization: Bearer` or `X-API-Key`), or none is."""
     accepted = [key.get_secret_value().encode() for key in keys]
     if not accepted:
         return
@@ -120,13 +118,17 @@ class Admission:
         self.nbytes = 0
 
     @contextmanager
-    def admit(self, deadline: Deadline, *, content_length: int = 0) -> Iterator[Ticket]:
-        """Take a place for one listing, given back at the end. Raises `Overloaded` or `DeadlineExceeded`."""
-        self.check_room(listings=1, nbytes=content_length)
-        self.check_deadline(deadline, listings=1)
+    def admit(self, deadline: Deadline, *, nbytes: int = 0) -> Iterator[Ticket]:
+        """Take a place for one listing of so many bytes, given back at the end.
+
+        Raises `Overloaded` or `DeadlineExceeded`.
+        """
         ticket = Ticket(self)
-        ticket.add_listings(1)
         try:
+            self.check_room(listings=1, nbytes=nbytes)  # first: another replica may have room, and time with it
+            self.check_deadline(deadline, listings=1)
+            ticket.add_listings(1)
+            ticket.add_bytes(nbytes)
             yield ticket
         finally:
             ticket.release()
@@ -142,9 +144,7 @@ class Admission:
         raise Overloaded(full, retry_after=self._expected_seconds(self.listings))
 
     def check_deadline(self, deadline: Deadline, *, listings: int) -> None:
-        """Raise `DeadlineExceeded` if so many listings cannot be answered in time, those before them
-        included.
-        """
+        """Raise `DeadlineExceeded` if so many listings cannot be answered in time, those before them included."""
         if not self.listings and self._estimate_age() > 1.0:
             # Nobody is inside and the estimate is old: let this one try. Were it refused too, a device that
             # was slow once would be thought slow for ever.

@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from model.readings import Predictor
-from service import pages, routes
+from service import openapi, pages, routes
 from service.engine import Engine, Load
 from service.errors import ServiceError, as_service_error, problem_response
 from service.fetch import Gate
@@ -24,9 +24,7 @@ DESCRIPTION = (
 
 
 def load_predictor(settings: Settings) -> Predictor:
-    """Load the configured checkpoint. Imported here, since torch takes seconds that tests and --help need not
-    wait.
-    """
+    """Load the configured checkpoint. Imported here, since torch takes seconds that tests and --help need not wait."""
     from model.predictor import Predictor as TorchPredictor  # noqa: PLC0415
 
     predictor: Predictor = TorchPredictor.load(settings.checkpoint, device=settings.device, dtype=settings.dtype)
@@ -34,8 +32,7 @@ def load_predictor(settings: Settings) -> Predictor:
 
 
 def create_app(settings: Settings | None = None, load: Load = load_predictor, *, gate: Gate | None = None) -> FastAPI:
-    """Build the application; `load` and `gate` (which addresses images may come from) are for tests to
-    replace.
+    """Build the application; `load` and `gate` (which addresses images may come from) are for tests to replace.
 
     The model is loaded once the event loop runs; until then `/healthz` says 200 and `/readyz` 503.
     """
@@ -59,8 +56,9 @@ def create_app(settings: Settings | None = None, load: Load = load_predictor, *,
         redirect_slashes=False,
     )
     app.state.engine = engine
-    for router in (routes.json_routes, routes.form_routes, routes.model_routes, routes.open_routes):
-        app.include_router(router)
+    for router in (routes.json_routes, routes.form_routes, routes.model_routes):
+        app.include_router(router, dependencies=openapi.KEYS if engine.settings.api_keys else [])
+    app.include_router(routes.open_routes)
     pages.add_to(app)
     for error_class in (ServiceError, RequestValidationError, HTTPException):
         app.add_exception_handler(error_class, _answer_with_problem)

@@ -107,9 +107,7 @@ class BatchCost:
 
 
 class MicroBatcher(Generic[Item, Batch, Result]):
-    """Collects listings into batches for one device. `submit` on the event loop; all else happens on two
-    threads.
-    """
+    """Collects listings into batches for one device. `submit` on the event loop; all else happens on two threads."""
 
     def __init__(
         self,
@@ -155,8 +153,7 @@ class MicroBatcher(Generic[Item, Batch, Result]):
             thread.start()
 
     async def submit(self, item: Item, *, deadline: float) -> Answer[Result]:
-        """Wait for `item`'s answer. Cancelling gives up its place; past `deadline` it is not computed any
-        more.
+        """Wait for `item`'s answer. Cancelling gives up its place; past `deadline` it is not computed any more.
 
         Raises `DeadlineExceeded`, `InferenceFailed` (it makes the model raise), `Overloaded` (out of memory,
         even alone), `NotReady` (a thread has died) or `Draining` (closed).
@@ -214,9 +211,7 @@ class MicroBatcher(Generic[Item, Batch, Result]):
     # ── on the threads ──────────────────────────────────────────────────────────────────────────────────────
 
     def _run(self, step: Callable[[], bool]) -> None:
-        """Repeat `step` until it says that there is no more; whatever kills the thread, nobody is left
-        waiting.
-        """
+        """Repeat `step` until it says that there is no more; whatever kills the thread, nobody is left waiting."""
         try:
             while step():
                 pass
@@ -256,9 +251,7 @@ class MicroBatcher(Generic[Item, Batch, Result]):
         return True
 
     def _may_seal(self) -> bool:
-        """Whether a batch leaves now: a full one as soon as the slot is free, a partial one for an idle
-        device.
-        """
+        """Whether a batch leaves now: a full one as soon as the slot is free, a partial one for an idle device."""
         if not self._waiting or self._sealed is not None:
             return False
         if len(self._waiting) >= self._max_batch_size:
@@ -266,9 +259,7 @@ class MicroBatcher(Generic[Item, Batch, Result]):
         return not self._computing and self._until_due() is None
 
     def _until_due(self) -> float | None:
-        """Seconds that the oldest waiter has yet to wait for company; None where there is nothing to wait
-        for.
-        """
+        """Seconds that the oldest waiter has yet to wait for company; None where there is nothing to wait for."""
         if not self._max_wait or not self._waiting or self._computing:
             return None
         left = self._waiting[0].arrived + self._max_wait - time.monotonic()

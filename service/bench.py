@@ -91,7 +91,8 @@ class Figures:
 def run(load: Load) -> Figures:
     """Send the load. Raises `ModelError` if nobody answers at the address."""
     figures = Figures(load.listings)
-    with Progress(transient=True) as progress:
+    screen = Console(stderr=True)
+    with Progress(console=screen, transient=True, disable=not screen.is_terminal) as progress:
         bar = progress.add_task("requests", total=load.requests)
         asyncio.run(_run(load, figures, lambda: progress.advance(bar)))
     return figures

@@ -18,6 +18,9 @@ from model.errors import ConfigError, ModelError
 from service import model_commands
 from service.settings import PREFIX, Settings, load_settings
 
+TRAINING_MODULES = ("matplotlib", "pyarrow", "tensorboard")
+"""What serving does not need and the extra `train` installs."""
+
 app = typer.Typer(
     name="cma-clip",
     help="Reads product attributes off images and titles, with certified precision.",
@@ -42,6 +45,11 @@ def main() -> None:
         app()
     except ModelError as error:
         print(f"cma-clip: {error}", file=sys.stderr)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        if error.name not in TRAINING_MODULES:
+            raise
+        print(f"cma-clip: this needs {error.name}; install the extra: pip install 'cma-clip[train]'", file=sys.stderr)
         sys.exit(2)
 
 

@@ -1,8 +1,7 @@
-"""Everything behind the routes: loads the model, keeps what a request passes through, and knows its own
-state.
+"""Everything behind the routes: loads the model, keeps what a request passes through, and knows its own state.
 
-    loading ──► ready ──► draining ──► stopped
-       └──► failed (the checkpoint cannot be used; `failure` says why)
+loading ──► ready ──► draining ──► stopped
+   └──► failed (the checkpoint cannot be used; `failure` says why)
 """
 
 from __future__ import annotations
@@ -16,7 +15,8 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
 
 from PIL import Image
 
@@ -41,6 +41,8 @@ from service.middleware import RequestRecord
 from service.schemas import Given, Options
 from service.settings import Settings
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Load = Callable[[Settings], Predictor]
 
 log = logging.getLogger(__name__)
@@ -98,17 +100,17 @@ class Engine:
     # ── state ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def start(self) -> None:
-        """Begin to load and warm up, in a thread of its own: the event loop answers health checks
-        meanwhile.
-        """
+        """Begin to load and warm up, in a thread of its own: the event loop answers health checks meanwhile."""
         self._loading = asyncio.create_task(self._start())
 
     async def _start(self) -> None:
         try:
             predictor, costs = await asyncio.to_thread(self._load_and_warm_up)
         except Exception as error:
-            expected = isinstance(error, ModelError)
-            log.error("cannot start: %s", error, exc_info=None if expected else error)
+            if isinstance(error, ModelError):
+                log.error("cannot start: %s", error)
+            else:
+                log.exception("cannot start")
             self.failure = error
             return
         batcher = MicroBatcher[Prepared, Any, Prediction](
@@ -191,12 +193,14 @@ class Engine:
             raise NotReady("the model is being loaded", retry_after=5)
         return self._predictor
 
+    async def in_pool(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do work that takes the processor's time off the event loop; cancelling drops it if it has not begun."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(work, *args, **kwargs))
+
     # ── the steps of a request ──────────────────────────────────────────────────────────────────────────────
 
     def check_options(self, options: Options) -> Wanted:
-        """Fill in the defaults. Raises `UnknownAttribute`, or `InvalidRequest` for an uncalibrated
-        precision.
-        """
+        """Fill in the defaults. Raises `UnknownAttribute`, or `InvalidRequest` for an uncalibrated precision."""
         known = tuple(task.name for task in self.predictor.tasks)
         if unknown := [name for name in options.attributes or () if name not in known]:
             raise UnknownAttribute(f"unknown attribute {unknown[0][:64]!r}; known are {', '.join(known)}")
@@ -220,14 +224,11 @@ class Engine:
 
     async def prepare(self, given: Given, fetched: bytes | None, wanted: Wanted, call: Call) -> Prepared:
         """Decode and tokenise in the pool, so that a bad input fails alone and the event loop stays free."""
-        prepared, seconds = await asyncio.get_running_loop().run_in_executor(
-            self._pool, self._prepare, given, fetched, wanted
-        )
+        prepared, seconds = await self.in_pool(self._prepare, given, fetched, wanted)
         self.stage("decode", seconds, call)
         return prepared
 
     async def infer(self, prepared: Prepared, call: Call) -> Prediction:
-        call.ticket.add_bytes(prepared.nbytes)
         answer = await self.batcher.submit(prepared, deadline=call.deadline.at)
         self.stage("queue", answer.queue_seconds, call)
         self.stage("inference", answer.inference_seconds, call)

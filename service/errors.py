@@ -125,11 +125,12 @@ def as_service_error(error: Exception) -> ServiceError:
             return error
         case RequestValidationError():
             return InvalidRequest(describe(error.errors()))
-        case HTTPException(status_code=404):
-            return NotFound("there is no such path; GET /docs lists those that exist")
-        case HTTPException(status_code=405):
-            return MethodNotAllowed("this path does not take that method")
-        case HTTPException(status_code=code) if code < 500:
+        case HTTPException(__cause__=ServiceError() as cause):
+            return cause  # ours, raised while FastAPI was reading the body, and wrapped by it
+        case HTTPException(status_code=404 | 405 as status):
+            missing = status == 404
+            return NotFound("there is no such path") if missing else MethodNotAllowed("not with that method")
+        case HTTPException(status_code=status) if status < 500:
             # The framework's own refusals of a body or form that it cannot parse.
             return InvalidRequest(error.detail)
         case _:

@@ -275,9 +275,7 @@ class Fetcher:
 
 
 class HostSlots:
-    """At most so many fetches from one host at a time, so that one slow host does not take every
-    connection.
-    """
+    """At most so many fetches from one host at a time, so that one slow host does not take every connection."""
 
     def __init__(self, per_host: int) -> None:
         self._per_host = per_host

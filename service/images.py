@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import struct
+import threading
 
 from PIL import AvifImagePlugin, Image
 
@@ -22,6 +23,10 @@ with thousands of them would keep a decoder busy for minutes."""
 DRAFT_MARGIN = 2
 """JPEGs are decoded at the smallest scale that is still this many times the model's input, so that the
 model's own resampling still has more pixels than it needs (Pillow's `reducing_gap` makes the same choice)."""
+
+LARGE_PIXELS = 4_000_000
+"""What still has more pixels than this after the draft takes hundreds of megabytes to decode and convert: such
+pictures are decoded two at a time, whatever the number of threads, and reduced before they are passed on."""
 
 ORIENTATION_TAG = 0x0112
 UPRIGHT = {
@@ -38,6 +43,7 @@ UPRIGHT = {
 # The limit on pixels is a setting, checked below for every format; Pillow's own, fixed one would only get in
 # its way.
 Image.MAX_IMAGE_PIXELS = None
+_large_pictures = threading.Semaphore(2)
 # The pool decodes several pictures at once; threads inside one decoder would compete with it.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
@@ -58,8 +64,10 @@ def decode(data: bytes, *, max_pixels: int, target: tuple[int, int]) -> Image.Im
             if file_format == "JPEG":
                 height, width = target
                 image.draft(None, (DRAFT_MARGIN * width, DRAFT_MARGIN * height))
-            image.load()
-            return _upright(_as_rgb(image), image)
+            if image.width * image.height <= LARGE_PIXELS:
+                return _upright(_as_rgb(image), image)
+            with _large_pictures:
+                return _upright(_reduced(_as_rgb(image), target), image)
     except ServiceError:
         raise
     except Exception as error:
@@ -122,16 +130,25 @@ def _webp_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
+    image.load()
     if image.mode.startswith("I"):
         # 16 bits a pixel, which Pillow would clip at 255 instead of scaling. A transparent grey value (rare)
         # is let be.
         image.info.pop("transparency", None)
         image = image.convert("I").point(lambda value: value / 256).convert("L")
     if image.has_transparency_data:
-        with_alpha = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, with_alpha).convert("RGB")
-    return image.convert("RGB")
+        with_alpha = image.convert("RGBA") if image.mode != "RGBA" else image
+        white = Image.new("RGB", image.size, "white")
+        white.paste(with_alpha, mask=with_alpha.getchannel("A"))
+        return white
+    return image.convert("RGB") if image.mode != "RGB" else image
+
+
+def _reduced(image: Image.Image, target: tuple[int, int]) -> Image.Image:
+    """Average whole blocks of pixels, down to no less than a JPEG's draft would leave."""
+    height, width = target
+    factor = min(image.width // (DRAFT_MARGIN * width), image.height // (DRAFT_MARGIN * height))
+    return image.reduce(factor) if factor > 1 else image
 
 
 def _upright(rgb: Image.Image, source: Image.Image) -> Image.Image:

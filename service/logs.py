@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -36,8 +37,8 @@ class TextFormatter(logging.Formatter):
 
 
 def configure(log_format: Literal["json", "text"]) -> None:
-    """Send every logger's lines to standard error in one format."""
-    handler = logging.StreamHandler()
+    """Send every logger's lines to standard output in one format; what is for people goes to standard error."""
+    handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.captureWarnings(True)

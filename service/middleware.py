@@ -43,9 +43,7 @@ def record_of(request: Request) -> RequestRecord:
 
 
 class Observed:
-    """Pure ASGI, outermost: whatever happens inside, there is one answer with an id, counted and logged
-    once.
-    """
+    """Pure ASGI, outermost: whatever happens inside, there is one answer with an id, counted and logged once."""
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
@@ -96,8 +94,6 @@ class Observed:
 
 
 def _request_id(scope: Scope) -> str:
-    """The caller's id if it is sane: it goes into logs and headers, where it must not be able to do
-    anything.
-    """
+    """The caller's id if it is sane: it goes into logs and headers, where it must not be able to do anything."""
     given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
     return given if SANE_ID.fullmatch(given) else uuid.uuid4().hex

@@ -132,7 +132,9 @@ def evaluate(
     catalogue: CatalogueFile,
     *,
     plots: Annotated[Path | None, typer.Option(help="folder for the plots", show_default=False)] = None,
-    scores: Annotated[Path | None, typer.Option(help="save held-out scores (.npz)", show_default=False)] = None,
+    scores: Annotated[
+        Path | None, typer.Option(help="save scores of the calibration and test parts (.npz)", show_default=False)
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Measure a calibrated checkpoint on the test part, in each situation.
@@ -143,7 +145,7 @@ def evaluate(
     from model.catalogue import Catalogue  # noqa: PLC0415
     from model.checkpoint import METRICS, write_part  # noqa: PLC0415
     from model.evaluate import evaluate as run  # noqa: PLC0415
-    from model.evaluate import evaluation_tables  # noqa: PLC0415
+    from model.evaluate import evaluation_tables, held_out_scores  # noqa: PLC0415
     from model.heldout import save_scores  # noqa: PLC0415
     from model.plots import save_plots  # noqa: PLC0415
     from model.predictor import Predictor  # noqa: PLC0415
@@ -152,7 +154,8 @@ def evaluate(
     calibration = predictor.checkpoint.calibration
     if calibration is None:
         raise ConfigError(f"{checkpoint} is not calibrated yet; run `cma-clip calibrate` on it first")
-    evaluation = run(predictor, calibration, Catalogue.open(catalogue), console=Console(stderr=True))
+    console, listings = Console(stderr=True), Catalogue.open(catalogue)
+    evaluation = run(predictor, calibration, listings, console=console)
     write_part(predictor.checkpoint, METRICS, evaluation.metrics)
     update_card(predictor.checkpoint, evaluation.metrics)
     for table in evaluation_tables(evaluation.metrics):
@@ -161,7 +164,7 @@ def evaluate(
         for path in save_plots(evaluation, plots):
             print(path)
     if scores:
-        save_scores(scores, evaluation.answers)
+        save_scores(scores, held_out_scores(predictor, evaluation, listings, console=console))
 
 
 def label(

@@ -1,6 +1,4 @@
-"""The pages: `/` and `/docs`. They load nothing from elsewhere, so they work offline and under a strict
-policy.
-"""
+"""The pages: `/` and `/docs`. They load nothing from elsewhere, so they work offline and under a strict policy."""
 
 from __future__ import annotations
 

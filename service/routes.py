@@ -7,29 +7,17 @@ and tokenised → batched and computed → read → reply
 from __future__ import annotations
 
 import asyncio
-import json
+import logging
 import time
-from collections.abc import Callable, Coroutine
-from typing import Annotated, Any, ClassVar
+from typing import Annotated
 
 from fastapi import APIRouter, Form, Request, Response
-from fastapi.routing import APIRoute
 from pydantic import ValidationError
-from starlette.types import Message, Receive
 
-from service.admission import TIMEOUT_HEADER, Deadline, Ticket, check_key
 from service.engine import Call, Engine, Wanted
-from service.errors import (
-    PROBLEM_TYPE,
-    ClientGone,
-    InvalidRequest,
-    PayloadTooLarge,
-    ServiceError,
-    UnsupportedMediaType,
-    describe,
-    problem,
-)
-from service.middleware import record_of
+from service.errors import InvalidRequest, PayloadTooLarge, ServiceError, as_service_error, describe, problem
+from service.intake import FormRoute, JsonRoute, KeyedRoute, call_of, engine_of
+from service.openapi import CLASSIFY, problems
 from service.schemas import (
     AttributeInfo,
     AttributesReply,
@@ -46,124 +34,7 @@ from service.schemas import (
     UploadForm,
 )
 
-Handler = Callable[[Request], Coroutine[Any, Any, Response]]
-
-MAX_JSON_ELEMENTS = 1_000_000
-"""Commas and brackets in a body: `{}` costs 3 bytes to send and 70 to hold, so bytes alone bound nothing."""
-
-
-# ── admission ───────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class KeyedRoute(APIRoute):
-    """A route that asks for an API key, where any is configured."""
-
-    def get_route_handler(self) -> Handler:
-        handle = super().get_route_handler()
-
-        async def keyed(request: Request) -> Response:
-            check_key(request.headers, engine_of(request).settings.api_keys)
-            return await handle(request)
-
-        return keyed
-
-
-class AdmittedRoute(APIRoute):
-    """A route whose requests are admitted before their bodies are read, let alone decoded."""
-
-    media_type: ClassVar[str]
-
-    def get_route_handler(self) -> Handler:
-        handle = super().get_route_handler()
-
-        async def admitted(request: Request) -> Response:
-            engine = engine_of(request)
-            check_key(request.headers, engine.settings.api_keys)
-            deadline = Deadline.of(request.headers.get(TIMEOUT_HEADER), cap_ms=engine.settings.request_timeout_ms)
-            engine.check_ready()
-            self._check_media_type(request)
-            length = _declared_length(request, engine.settings.max_body_bytes)
-            with engine.admission.admit(deadline, content_length=length) as ticket:
-                async with deadline.enforced():
-                    body = await _read_body(request, engine.settings.max_body_bytes, ticket)
-                request.state.call = Call(deadline, ticket, record_of(request))
-                return await _unless_gone(handle(BufferedRequest(request, body)), request.receive)
-
-        return admitted
-
-    def _check_media_type(self, request: Request) -> None:
-        sent = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-        if sent != self.media_type:
-            raise UnsupportedMediaType(f"this path takes Content-Type: {self.media_type}")
-
-
-class JsonRoute(AdmittedRoute):
-    media_type = "application/json"
-
-
-class FormRoute(AdmittedRoute):
-    media_type = "multipart/form-data"
-
-
-class BufferedRequest(Request):
-    """A request whose body has been read, and whose JSON is parsed off the event loop where it is large."""
-
-    def __init__(self, request: Request, body: bytes) -> None:
-        async def replay() -> Message:
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        super().__init__(request.scope, replay)
-        self._bytes = body
-
-    async def json(self) -> Any:
-        if len(self._bytes) < 65_536:
-            return _parse(self._bytes)
-        return await asyncio.to_thread(_parse, self._bytes)
-
-
-def _parse(body: bytes) -> Any:
-    if body.count(b",") + body.count(b"[") + body.count(b"{") > MAX_JSON_ELEMENTS:
-        raise InvalidRequest(f"the body has more than {MAX_JSON_ELEMENTS} JSON elements")
-    return json.loads(body)
-
-
-def _declared_length(request: Request, limit: int) -> int:
-    declared = request.headers.get("Content-Length", "0")
-    length = int(declared) if declared.isascii() and declared.isdigit() and len(declared) < 20 else 0
-    if length > limit:
-        raise PayloadTooLarge(f"the body has {length} bytes; at most {limit} are accepted")
-    return length
-
-
-async def _read_body(request: Request, limit: int, ticket: Ticket) -> bytes:
-    """Read the body, counting what really comes in, whatever its header said."""
-    body = bytearray()
-    async for chunk in request.stream():
-        if len(body) + len(chunk) > limit:
-            raise PayloadTooLarge(f"the body has more than {limit} bytes")
-        ticket.add_bytes(len(chunk))
-        body += chunk
-    return bytes(body)
-
-
-async def _unless_gone(work: Coroutine[Any, Any, Response], receive: Receive) -> Response:
-    """Do the work, but cancel it if the caller hangs up: nobody's answer is computed for nobody."""
-
-    async def hang_up() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-
-    answer, gone = asyncio.ensure_future(work), asyncio.ensure_future(hang_up())
-    try:
-        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not answer.done():
-            raise ClientGone("the caller hung up")
-        return answer.result()
-    finally:
-        answer.cancel()
-        gone.cancel()
-        await asyncio.gather(answer, gone, return_exceptions=True)
-
+log = logging.getLogger(__name__)
 
 # ── one listing ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -197,6 +68,9 @@ async def read_or_fail(
         return await read(engine, given, wanted, call)
     except ServiceError as error:
         return given.id, error
+    except Exception as error:
+        log.exception("a listing has failed", extra={"fields": {"request_id": call.record.id}})
+        return given.id, as_service_error(error)
 
 
 def _usable_id(listing: object) -> str | None:
@@ -209,48 +83,6 @@ def _usable_id(listing: object) -> str | None:
 
 # ── the routes ──────────────────────────────────────────────────────────────────────────────────────────────
 
-
-def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Declare refusals in the OpenAPI document."""
-    reasons = {
-        401: "no API key, or a wrong one",
-        413: "body, image bytes, pixels or number of listings over the limit",
-        415: "not an accepted image format or request type",
-        422: "the caller's mistake, named",
-        424: "the image's host failed, timed out or sent something else",
-        500: "a bug",
-        503: "overloaded, draining or not ready: try another replica, or again after Retry-After seconds",
-        504: "the deadline passed, or cannot be met",
-    }
-    schema = {"schema": {"$ref": "#/components/schemas/Problem"}}
-    return {
-        status: {"description": reasons[status], "content": {PROBLEM_TYPE: schema}, **_headers(status)}
-        for status in statuses
-    }
-
-
-def _headers(status: int) -> dict[str, Any]:
-    seconds = {"description": "seconds after which another try makes sense", "schema": {"type": "integer"}}
-    return {"headers": {"Retry-After": seconds}} if status in {503, 504} else {}
-
-
-TIMEOUT_PARAMETER = {
-    "parameters": [
-        {
-            "name": TIMEOUT_HEADER,
-            "in": "header",
-            "required": False,
-            "description": "the caller's deadline; a request that cannot meet it is refused at once",
-            "schema": {"type": "integer", "minimum": 1, "maximum": 999_999_999},
-        }
-    ]
-}
-CLASSIFY: dict[str, Any] = {
-    "responses": _problems(401, 413, 415, 422, 424, 500, 503, 504),
-    "openapi_extra": TIMEOUT_PARAMETER,
-    "response_model_exclude_unset": True,
-    "tags": ["classify"],
-}
 
 json_routes = APIRouter(route_class=JsonRoute)
 form_routes = APIRouter(route_class=FormRoute)
@@ -268,8 +100,7 @@ async def classify(listing: ClassifyRequest, request: Request) -> ClassifyReply:
 
 @json_routes.post("/v1/classify/batch", response_model=BatchReply, **CLASSIFY)
 async def classify_batch(batch: BatchRequest, request: Request) -> BatchReply:
-    """Read the attributes of many listings. One that fails has its error in its place; the others are
-    answered.
+    """Read the attributes of many listings. One that fails has its error in its place; the others are answered.
 
     The batch is admitted, or refused with 503, as a whole. If all its listings fail for reasons of the
     service's own, it fails as a whole too, so that a load balancer can try the next replica.
@@ -280,8 +111,8 @@ async def classify_batch(batch: BatchRequest, request: Request) -> BatchReply:
         raise PayloadTooLarge(f"the batch has {len(batch.listings)} listings; at most {limit} are accepted")
     wanted = engine.check_options(batch)
     more = len(batch.listings) - 1  # one has been admitted already
-    engine.admission.check_deadline(call.deadline, listings=more)
     call.ticket.add_listings(more)
+    engine.admission.check_deadline(call.deadline, listings=0)
     call.record.listings = len(batch.listings)
     outcomes = await asyncio.gather(*(read_or_fail(engine, listing, wanted, call) for listing in batch.listings))
     failures = [outcome[1] for outcome in outcomes if isinstance(outcome, tuple)]
@@ -314,7 +145,7 @@ async def classify_upload(
     return await read(engine, given, engine.check_options(form.options), call)
 
 
-@model_routes.get("/v1/attributes", response_model=AttributesReply, responses=_problems(401, 503))
+@model_routes.get("/v1/attributes", response_model=AttributesReply, responses=problems(401, 503))
 async def attributes(request: Request) -> AttributesReply:
     """The attributes, their labels, and their thresholds at every target precision."""
     predictor = engine_of(request).predictor
@@ -333,20 +164,20 @@ async def attributes(request: Request) -> AttributesReply:
     )
 
 
-@model_routes.get("/v1/model", response_model=ModelReply, responses=_problems(401, 503))
+@model_routes.get("/v1/model", response_model=ModelReply, responses=problems(401, 503))
 async def model(request: Request) -> ModelReply:
     """What is served: name, version, size, device, and what was measured on the checkpoint's test part."""
     return ModelReply.of(engine_of(request).predictor.info)
 
 
-@open_routes.get("/healthz", response_model=StatusReply, responses=_problems(503))
+@open_routes.get("/healthz", response_model=StatusReply, responses=problems(503))
 async def healthz(request: Request) -> StatusReply:
     """200 while the process can recover by itself; anything else asks for a restart."""
     engine_of(request).check_alive()
     return StatusReply(status="alive")
 
 
-@open_routes.get("/readyz", response_model=StatusReply, responses=_problems(503))
+@open_routes.get("/readyz", response_model=StatusReply, responses=problems(503))
 async def readyz(request: Request) -> StatusReply:
     """200 once warm; 503 while loading, when draining, and when the inference thread has died."""
     engine_of(request).check_ready()
@@ -362,13 +193,3 @@ async def metrics(request: Request) -> Response:
     """The Prometheus exposition."""
     content, content_type = engine_of(request).metrics.render(request.headers.get("Accept", ""))
     return Response(content, headers={"Content-Type": content_type})
-
-
-def engine_of(request: Request) -> Engine:
-    engine: Engine = request.app.state.engine
-    return engine
-
-
-def call_of(request: Request) -> Call:
-    call: Call = request.state.call
-    return call

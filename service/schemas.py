@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from fastapi import UploadFile
 from pydantic import BaseModel, ConfigDict, Field, SkipValidation, model_validator
@@ -51,10 +51,8 @@ class ImageSource(Request):
     base64: str | SkipJsonSchema[None] = Field(
         None, description="the encoded image file (JPEG, PNG, WebP, GIF, AVIF, BMP), in standard base64"
     )
-    url: str | SkipJsonSchema[None] = Field(
-        None,
-        max_length=MAX_URL_LENGTH,
-        description="where the service fetches it: http or https, public addresses",
+    url: Annotated[str, Field(max_length=MAX_URL_LENGTH)] | SkipJsonSchema[None] = Field(
+        None, description="where the service fetches it: http or https, public addresses"
     )
 
     @model_validator(mode="after")
@@ -189,9 +187,7 @@ class AttributeReply(Reply):
 
     @classmethod
     def of(cls, reading: readings.AttributeReading) -> Self:
-        """Put a reading into words; the explanation is left unset, and so out of the reply, where there is
-        none.
-        """
+        """Put a reading into words; the explanation is left unset, and so out of the reply, where there is none."""
         fields: dict[str, Any] = {
             "label": reading.label,
             "confidence": reading.confidence,
@@ -266,7 +262,9 @@ class ModelReply(Reply):
     parameters: int
     device: str
     dtype: str
-    image_size: tuple[int, int] = Field(description="height and width of the model's input, in pixels")
+    image_size: list[int] = Field(
+        min_length=2, max_length=2, description="height and width of the model's input, in pixels"
+    )
     target_precisions: list[float]
     metrics: dict[str, Any] = Field(description="measured on the checkpoint's test part")
 
@@ -279,7 +277,7 @@ class ModelReply(Reply):
             parameters=info.parameters,
             device=info.device,
             dtype=info.dtype,
-            image_size=info.image_size,
+            image_size=list(info.image_size),
             target_precisions=list(info.target_precisions),
             metrics=dict(info.metrics),
         )

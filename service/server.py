@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 import time
 from types import FrameType
 
@@ -24,6 +25,9 @@ from service.settings import Settings
 
 BALANCER_SECONDS = 2.0
 """How long a balancer may take to notice that the replica is not ready; at most a quarter of the drain."""
+
+LAST_RESORT_SECONDS = 3.0
+"""After the end of the drain, for answers to be written and threads to end."""
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +50,10 @@ class Server(uvicorn.Server):
         self._draining_since = time.monotonic()
         # Ctrl-C comes from a person, not from an orchestrator with a balancer.
         self._balancer_seconds = 0.0 if sig == signal.SIGINT else min(BALANCER_SECONDS, self._drain_seconds / 4)
+        # Whatever may still hang then (a device, a name server): the promise is to be gone.
+        last_resort = threading.Timer(self._drain_seconds + LAST_RESORT_SECONDS, os._exit, [1])
+        last_resort.daemon = True
+        last_resort.start()
         log.info("draining")
 
     async def on_tick(self, counter: int) -> bool:
@@ -88,4 +96,5 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror or error}") from None
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)  # a name has none
+        raise ConfigError(f"cannot listen on {host} port {port}: {reason}") from None

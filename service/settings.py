@@ -1,6 +1,4 @@
-"""The service's settings: flags, then environment variables (`CMA_CLIP_…`), then defaults; frozen once
-read.
-"""
+"""The service's settings: flags, then environment variables (`CMA_CLIP_…`), then defaults; frozen once read."""
 
 from __future__ import annotations
 

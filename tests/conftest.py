@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image, ImageDraw
 
 from model.catalogue import Catalogue
@@ -15,6 +16,10 @@ from model.checkpoint import save_checkpoint
 from model.cma_clip import CMAClip, build_cma_clip
 from model.config import AugmentConfig, FusionConfig, ModelConfig, OptimiserConfig, PreprocessConfig, TrainConfig
 from model.tasks import Task
+
+# A slow call on a busy machine is no bug.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 COLOURS = ("Black", "Blue", "Green", "Red")
 SHAPES = ("Circle", "Square")

@@ -71,7 +71,8 @@ def test_from_catalogue_to_labels(
 
     out = tmp_path / "labels.csv"
     assert run(monkeypatch, "label", toml, "--out", out, "--checkpoint", trained, "--target-precision", 0.5) == 0
-    rows = list(csv.DictReader(out.open()))
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
     assert [row["id"] for row in rows] == [f"sku-{number}" for number in range(300)]
     assert list(rows[0])[:5] == ["id", "colour", "colour_confidence", "colour_accepted", "colour_image_weight"]
     assert not any(row["error"] for row in rows)
@@ -106,3 +107,17 @@ def test_a_mistake_is_one_line_and_status_2(
     assert message in error
     assert error.startswith("cma-clip: ")
     assert error.count("\n") == 1
+
+
+def test_a_missing_extra_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def missing(*_: object) -> None:
+        raise ModuleNotFoundError("No module named 'tensorboard'", name="tensorboard")
+
+    monkeypatch.setattr("model.catalogue.Catalogue.open", missing)
+    assert run(monkeypatch, "train", tmp_path / "shop.toml", "--out", tmp_path / "run") == 2
+    assert (
+        capsys.readouterr().err
+        == "cma-clip: this needs tensorboard; install the extra: pip install 'cma-clip[train]'\n"
+    )

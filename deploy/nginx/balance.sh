@@ -33,8 +33,8 @@ ready() {
 # Writes the upstream of the addresses on its input.
 #
 # max_fails=0: a refusal sends the one request elsewhere, but must not take a busy replica away from the others, or two
-# busy ones would both be gone. Taking away is what this script does, by /readyz. The idle time is shorter than the
-# service's (5 s), so that no request is sent on a connection that is just being closed.
+# busy ones would both be gone. Taking away is what this script does, by /readyz. Idle connections are kept for less than
+# the service keeps them (75 s), so that no request is sent on one that is just being closed.
 write() {
     {
         echo "upstream replicas {"
@@ -42,7 +42,7 @@ write() {
         echo "    least_conn;"
         sed 's/.*/    server & max_fails=0;/'
         echo "    keepalive 64;"
-        echo "    keepalive_timeout 4s;"
+        echo "    keepalive_timeout 60s;"
         echo "}"
     } >"$upstream.new"
     mv "$upstream.new" "$upstream"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from model.calibrate import calibrate, calibration_table
 from model.calibration import Calibration
 from model.catalogue import Catalogue, Listing, Part
 from model.errors import ConfigError
-from model.evaluate import Evaluation, evaluate, evaluation_tables, model_card_tables
+from model.evaluate import Evaluation, evaluate, evaluation_tables, held_out_scores, model_card_tables
 from model.plots import save_plots
 from model.readings import Situation
 from tests.model.held_out_catalogue import ColourReader, catalogue, noisy_listings
@@ -100,6 +101,10 @@ def test_metrics_equal_a_count_by_hand(squares: Catalogue, evaluation: Evaluatio
     assert figures["recall_at_precision"]["0.9"]["recall"] == right / 201
     assert figures["modality_attention"] == {"image": 0.0, "text": 1.0}
     assert figures["calibration_error"]["after"] < 0.05
+    words = Counter(str(listing.title).split()[0] for listing in listings)
+    assert {label: share for label, share in figures["answered"].items() if share} == {
+        word: count / 201 for word, count in words.items()
+    }
 
 
 def test_metrics_are_json_without_nan_and_say_what_they_are_of(evaluation: Evaluation) -> None:
@@ -131,6 +136,14 @@ def test_the_model_card_can_be_made_from_the_file(evaluation: Evaluation) -> Non
     assert len(rows) == 3
     widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
     assert len(widths) == 1
+
+
+def test_held_out_scores_are_of_the_calibration_and_test_parts(squares: Catalogue, evaluation: Evaluation) -> None:
+    scores = held_out_scores(ColourReader(), evaluation, squares, console=CONSOLE)[Situation.TITLE]["colour"]
+    test = evaluation.answers[Situation.TITLE]["colour"]
+    assert len(scores.labels) == 400 + 201
+    np.testing.assert_array_equal(scores.confidence[400:], test.confidence)
+    assert not set(scores.group[:400]) & set(scores.group[400:])
 
 
 def test_plots_are_written(evaluation: Evaluation, tmp_path: Path) -> None:

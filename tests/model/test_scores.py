@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics
 
@@ -31,6 +31,7 @@ def test_accuracy_counts_an_unknown_label_as_an_error() -> None:
     assert math.isnan(scores.accuracy(np.array([], dtype=int), np.array([], dtype=int)))
 
 
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(-1, 4)), min_size=1, max_size=40))
 def test_macro_f1_equals_sklearn_over_the_occurring_labels(pairs: list[tuple[int, int]]) -> None:
     predicted, labels = np.array(pairs).T
@@ -89,9 +90,15 @@ def test_calibration_error_vanishes_for_calibrated_confidences_and_is_nan_for_no
     assert math.isnan(scores.expected_calibration_error(np.array([]), np.array([], dtype=np.bool_)))
 
 
-def test_bootstrap_interval_agrees_with_the_normal_one_and_repeats() -> None:
-    right = np.arange(1000) < 900
-    interval = scores.bootstrap_interval(lambda rows: float(right[rows].mean()), len(right))
+@pytest.mark.parametrize("listings_of_a_title", [1, 4])
+def test_bootstrap_interval_is_the_normal_one_of_as_many_titles(listings_of_a_title: int) -> None:
+    title_is_right = np.arange(1000) < 900
+    group = np.repeat(np.arange(1000), listings_of_a_title)
+
+    def share(rows: scores.Ints) -> float:
+        return float(title_is_right[group][rows].mean())
+
+    interval = scores.bootstrap_interval(share, group)
     half_width = 1.96 * math.sqrt(0.9 * 0.1 / 1000)
     assert interval == pytest.approx((0.9 - half_width, 0.9 + half_width), abs=0.005)
-    assert interval == scores.bootstrap_interval(lambda rows: float(right[rows].mean()), len(right))
+    assert interval == scores.bootstrap_interval(share, group)

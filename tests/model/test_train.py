@@ -15,14 +15,14 @@ from torch import nn
 from model.catalogue import Catalogue, Part
 from model.checkpoint import WEIGHTS, load_checkpoint, read_tensors
 from model.cma_clip import CMAClip, build_cma_clip, multi_task_loss
-from model.config import ModelConfig, OptimiserConfig, PretrainConfig, TrainConfig
+from model.config import ModelConfig, OptimiserConfig, PretrainConfig, SituationWeights, TrainConfig
 from model.dataset import Collate, ListingDataset, TrainingBatch, TrainingBatches
 from model.errors import ConfigError, TrainingError
 from model.loop import Loop, parameter_groups, rate_factor
 from model.preprocess import ImageTransform
 from model.pretrain import pretrain
 from model.tasks import OUT_OF_VOCABULARY, UNLABELLED, Task
-from model.train import TrainingLoss, drop_modalities, initial_model, initial_network, train
+from model.train import TrainingLoss, Validation, drop_modalities, initial_model, initial_network, train
 
 
 @pytest.fixture
@@ -221,3 +221,36 @@ def test_the_rate_warms_up_and_falls_to_zero() -> None:
     assert factors[9] == factors[10] == 1.0
     assert factors[10:] == sorted(factors[10:], reverse=True)
     assert 0 < factors[99] < 0.001
+
+
+def test_a_situation_without_weight_is_not_computed(
+    network: CMAClip,
+    catalogue: Catalogue,
+    tasks: tuple[Task, ...],
+    model_config: ModelConfig,
+    train_config: TrainConfig,
+) -> None:
+    dataset = ListingDataset(catalogue, catalogue.listings[:8], tasks, model_config.preprocess)
+    batch = Collate(dataset)([dataset[i] for i in range(8)])
+    alone = dataclasses.replace(train_config, weights=SituationWeights(both=0, image=1, title=0))
+    losses = TrainingLoss(alone, dataset.transform)(network, batch)
+    assert losses.keys() == {"image", "total"}
+    losses["total"].backward()
+    assert all(p.grad is None for p in network.backbone.text.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in network.backbone.image.parameters())
+
+
+def test_validation_scores_what_is_trained(
+    network: CMAClip, catalogue: Catalogue, tasks: tuple[Task, ...], model_config: ModelConfig
+) -> None:
+    dataset = ListingDataset(catalogue, catalogue.listings[:40], tasks, model_config.preprocess)
+    weights = SituationWeights(both=0, image=1, title=1)
+    scores = Validation(dataset, weights, device=torch.device("cpu"), workers=0)(network)
+    assert scores.keys() == {"both", "image", "title", "score"}
+    assert scores["score"] == pytest.approx((scores["image"] + scores["title"]) / 2)
+
+
+@pytest.mark.parametrize("weights", [{"both": 0, "image": 0, "title": 0}, {"image": -1}])
+def test_impossible_situation_weights_are_refused(weights: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="one at least must be positive"):
+        SituationWeights(**weights)

@@ -77,8 +77,10 @@ async def in_process(
         client.app, client.predictor = app, predictor
         if ready:
             await until(lambda: is_ready(client))
-        yield client
-        predictor.free.set()
+        try:
+            yield client
+        finally:
+            predictor.free.set()
 
 
 @asynccontextmanager
@@ -93,14 +95,17 @@ async def on_port(
     await until(lambda: server.started)
     port = server.servers[0].sockets[0].getsockname()[1]
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
-    async with Client(base_url=f"http://127.0.0.1:{port}", limits=limits, timeout=30) as client:
-        client.app, client.predictor = app, predictor
-        if ready:
-            await until(lambda: is_ready(client))
-        yield client
-        predictor.free.set()
-    server.should_exit = True
-    await serving
+    try:
+        async with Client(base_url=f"http://127.0.0.1:{port}", limits=limits, timeout=30) as client:
+            client.app, client.predictor = app, predictor
+            if ready:
+                await until(lambda: is_ready(client))
+            yield client
+    finally:
+        if isinstance(predictor, FakePredictor):
+            predictor.free.set()
+        server.should_exit = True
+        await serving
 
 
 async def until(condition: Callable[[], object]) -> None:

@@ -80,8 +80,8 @@ class FakePrediction:
     def _explanation(self) -> Explanation:
         words = self.listing.title.split() if self.listing.title else None
         return Explanation(
-            image=self.listing.pixel and ImageExplanation(2, 2, [[0.25, 0.25], [0.25, 0.25]]),
-            text=words and tuple(TokenWeight(word, 1 / len(words)) for word in words),
+            image=None if self.listing.pixel is None else ImageExplanation(2, 2, [[0.25, 0.25], [0.25, 0.25]]),
+            text=None if words is None else tuple(TokenWeight(word, 1 / len(words)) for word in words),
         )
 
 
@@ -107,11 +107,8 @@ class FakePredictor:
 
     def __post_init__(self) -> None:
         self.batches: list[list[str | None]] = []
-        self.collated: list[float] = []
-        self.computed: list[tuple[float, float]] = []
         self.free = threading.Event()  # cleared: batches hang until it is set
         self.free.set()
-        self.started = threading.Semaphore(0)  # released at each batch's start
 
     @staticmethod
     def threshold(attribute: str, target_precision: float) -> float | None:
@@ -131,20 +128,15 @@ class FakePredictor:
         return FakePrepared(title, pixel, explain)
 
     def collate(self, items: Sequence[FakePrepared]) -> list[FakePrepared]:
-        self.collated.append(time.monotonic())
         return list(items)
 
     def predict(self, batch: list[FakePrepared]) -> list[FakePrediction]:
-        started = time.monotonic()
         if any(listing.title != WARM_UP for listing in batch):
             self.batches.append([listing.title for listing in batch])
-            self.started.release()
             assert self.free.wait(30)
+            time.sleep(self.seconds)
         for listing in batch:
             self.trouble(listing.title)
-        if self.seconds:
-            time.sleep(self.seconds)
-        self.computed.append((started, time.monotonic()))
         return [FakePrediction(listing) for listing in batch]
 
     def warm_up(self, max_batch_size: int) -> dict[str, float]:

@@ -1,28 +1,463 @@
-"""The shapes and statuses of section 7, on the real application."""
+"""The shapes and statuses of DESIGN.md section 7, on the real application."""
 
 from __future__ import annotations
 
-from tests.service.conftest import Client, as_base64, encoded
+import asyncio
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.service.conftest import Client, as_base64, encoded, in_process, until
+from tests.service.fake_predictor import FakePredictor
+
+PNG = {"base64": as_base64(encoded())}
 
 
-async def test_classify_answers_every_attribute_by_default(client: Client) -> None:
-    response = await client.classify(id="sku-1", title="Navy shirt", image={"base64": as_base64(encoded())})
+def check_problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    """Assert that a response is a whole problem document, and return it."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    body: dict[str, Any] = response.json()
+    assert set(body) == {"type", "title", "status", "detail", "code", "request_id"}
+    assert (body["status"], body["code"]) == (status, code)
+    assert body["request_id"] == response.headers["x-request-id"]
+    return body
+
+
+# ── what is answered ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_listing_is_answered_for_every_attribute_by_default(client: Client) -> None:
+    response = await client.classify(id="sku-1", title="Navy shirt", image=PNG)
     assert response.status_code == 200, response.text
+    assert response.headers["content-type"] == "application/json"
     body = response.json()
+    assert set(body) == {"id", "model", "attributes"}
     assert body["id"] == "sku-1"
     assert body["model"] == {"name": "fake", "version": "0123456789ab"}
     assert set(body["attributes"]) == {"baseColour", "season"}
     colour = body["attributes"]["baseColour"]
     assert set(colour) == {
-        "label",
-        "confidence",
-        "accepted",
-        "threshold",
-        "target_precision",
-        "candidates",
-        "modality_attention",
-    }
-    assert colour["label"] == colour["candidates"][0]["label"]
+        "label", "confidence", "accepted", "threshold", "target_precision", "candidates", "modality_attention",
+    }  # fmt: skip
+    assert colour["candidates"][0] == {"label": colour["label"], "confidence": colour["confidence"]}
     assert len(colour["candidates"]) == 3
+    assert colour["accepted"] == (colour["confidence"] >= colour["threshold"])
     assert colour["target_precision"] == 0.95
-    assert sum(colour["modality_attention"].values()) == 1
+    assert set(colour["modality_attention"]) == {"image", "text"}
+
+
+@pytest.mark.parametrize(
+    ("listing", "attention"),
+    [({"title": "Navy shirt"}, {"image": 0, "text": 1}), ({"image": PNG}, {"image": 1, "text": 0})],
+)
+async def test_one_modality_is_enough(client: Client, listing: dict[str, Any], attention: dict[str, int]) -> None:
+    body = (await client.classify(**listing)).json()
+    assert body["id"] is None
+    assert body["attributes"]["season"]["modality_attention"] == attention
+
+
+async def test_a_blank_title_beside_an_image_counts_as_none(client: Client) -> None:
+    blank, none = [(await client.classify(title=title, image=PNG)).json() for title in (" \n ", None)]
+    assert blank == none
+
+
+async def test_options_choose_what_is_answered(client: Client) -> None:
+    options = {"attributes": ["season", "season"], "target_precision": 0.99, "top_k": 1, "explain": True}
+    body = (await client.classify(title="Navy shirt", image=PNG, **options)).json()
+    assert list(body["attributes"]) == ["season"]
+    season = body["attributes"]["season"]
+    assert season["threshold"] is None
+    assert not season["accepted"]
+    assert season["target_precision"] == 0.99
+    assert len(season["candidates"]) == 1
+    assert season["explanation"]["image"] == {"rows": 2, "columns": 2, "weights": [[0.25, 0.25], [0.25, 0.25]]}
+    assert [token["token"] for token in season["explanation"]["text"]] == ["Navy", "shirt"]
+
+
+async def test_an_explanation_is_null_for_the_modality_that_is_missing(client: Client) -> None:
+    body = (await client.classify(title="Navy shirt", explain=True)).json()
+    assert body["attributes"]["season"]["explanation"]["image"] is None
+    body = (await client.classify(image=PNG, explain=True)).json()
+    assert body["attributes"]["season"]["explanation"]["text"] is None
+
+
+async def test_the_configured_target_precision_is_the_default() -> None:
+    async with in_process(target_precision=0.9) as client:
+        body = (await client.classify(title="Navy shirt")).json()
+        assert body["attributes"]["season"]["target_precision"] == 0.9
+
+
+async def test_base64_may_be_wrapped_in_lines(client: Client) -> None:
+    wrapped = "\n".join(PNG["base64"][start : start + 76] for start in range(0, len(PNG["base64"]), 76))
+    assert (await client.classify(image={"base64": wrapped})).json() == (await client.classify(image=PNG)).json()
+
+
+async def test_attributes_and_model_are_described(client: Client) -> None:
+    attributes = (await client.get("/v1/attributes")).json()
+    assert attributes["target_precisions"] == [0.9, 0.95, 0.99]
+    assert attributes["attributes"]["season"] == {
+        "labels": ["Summer", "Winter"],
+        "thresholds": {
+            situation: {"0.9": 0.4, "0.95": 0.5, "0.99": None} for situation in ("image_and_title", "image", "title")
+        },
+    }
+    assert (await client.get("/v1/model")).json() == {
+        "name": "fake", "version": "0123456789ab", "backbone": "none", "parameters": 1, "device": "cpu",
+        "dtype": "float32", "image_size": [80, 60], "target_precisions": [0.9, 0.95, 0.99], "metrics": {"rows": 1},
+    }  # fmt: skip
+
+
+# ── batches ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_batch_is_answered_in_order_and_as_each_listing_alone(client: Client) -> None:
+    listings = [{"id": f"sku-{n}", "title": f"shirt {n}", "image": PNG if n % 2 else None} for n in range(50)]
+    body = (await client.post("/v1/classify/batch", json={"listings": listings})).json()
+    alone = [(await client.classify(**listing)).json() for listing in listings]
+    assert body["results"] == alone
+
+
+async def test_a_bad_listing_fails_alone_in_its_place(client: Client) -> None:
+    listings = [
+        {"id": "good", "title": "shirt"},
+        {"id": "nothing"},
+        {"id": "base64", "image": {"base64": "?"}},
+        {"id": "nonsense", "image": {"base64": as_base64(b"nonsense" * 9)}},
+        {"id": "damaged", "image": {"base64": as_base64(encoded()[:60])}},
+        {"id": "both", "image": {"base64": "", "url": "http://x"}},
+        {"id": 7, "title": "an id that is no string"},
+        {"id": "i" * 257, "title": "an id that is too long"},
+        {"id": "long", "title": "t" * 4097},
+        {"id": "typo", "tilte": "shirt"},
+        "not even an object",
+        None,
+        {"title": "good too"},
+    ]
+    response = await client.post("/v1/classify/batch", json={"listings": listings})
+    assert response.status_code == 200
+    results = response.json()["results"]
+    codes = [result["error"]["code"] if "error" in result else None for result in results]
+    assert codes == [
+        None, "invalid_request", "invalid_request", "unsupported_media_type", "undecodable_image",
+        *["invalid_request"] * 7, None,
+    ]  # fmt: skip
+    assert [result["id"] for result in results] == [
+        "good", "nothing", "base64", "nonsense", "damaged", "both", None, None, "long", "typo", None, None, None,
+    ]  # fmt: skip
+    for result in results[1:-1]:
+        assert set(result) == {"id", "error"}
+        assert result["error"]["request_id"] == response.headers["x-request-id"]
+
+
+async def test_options_of_a_batch_hold_for_all_its_listings(client: Client) -> None:
+    body = {"listings": [{"title": "a"}, {"title": "b"}], "attributes": ["season"], "target_precision": 0.9}
+    results = (await client.post("/v1/classify/batch", json=body)).json()["results"]
+    assert [list(result["attributes"]) for result in results] == [["season"]] * 2
+    assert {result["attributes"]["season"]["target_precision"] for result in results} == {0.9}
+
+
+async def test_more_listings_than_the_limit_are_too_many() -> None:
+    async with in_process(max_listings=3) as client:
+        listings = [{"title": "shirt"}] * 4
+        check_problem(await client.post("/v1/classify/batch", json={"listings": listings}), 413, "payload_too_large")
+        assert (await client.post("/v1/classify/batch", json={"listings": listings[1:]})).status_code == 200
+
+
+async def test_a_million_listings_are_refused_before_each_is_looked_at(client: Client) -> None:
+    for body in (
+        '{"listings":[' + ",".join(["0"] * 900_000) + "]}",
+        '{"listings":[' + ",".join(["{}"] * 2_000_000) + "]}",
+    ):
+        response = await client.post("/v1/classify/batch", content=body, headers={"Content-Type": "application/json"})
+        check_problem(response, 413, "payload_too_large")
+
+
+@pytest.mark.parametrize("body", [{}, {"listings": []}, {"listings": {}}, {"listings": None}, [], "x", 1])
+async def test_a_batch_of_another_shape_is_refused_whole(client: Client, body: Any) -> None:
+    check_problem(await client.post("/v1/classify/batch", json=body), 422, "invalid_request")
+
+
+# ── uploads ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_an_upload_is_answered_as_the_same_listing_in_json(client: Client) -> None:
+    form = {"id": "sku-1", "title": "shirt", "attributes": "season, baseColour", "target_precision": "0.9"}
+    options = {"top_k": 2, "explain": True}
+    response = await client.post(
+        "/v1/classify/upload",
+        data={**form, **{name: str(value) for name, value in options.items()}},
+        files={"image": ("photo.png", encoded(), "image/png")},
+    )
+    assert response.status_code == 200, response.text
+    as_json = await client.classify(
+        **{**form, "attributes": ["season", "baseColour"], "target_precision": 0.9}, **options, image=PNG
+    )
+    assert response.json() == as_json.json()
+
+
+async def test_attributes_of_an_upload_may_be_repeated(client: Client) -> None:
+    response = await client.post(
+        "/v1/classify/upload",
+        data={"attributes": ["season", "baseColour"]},
+        files={"image": ("photo.png", encoded())},
+    )
+    assert list(response.json()["attributes"]) == ["season", "baseColour"]
+
+
+@pytest.mark.parametrize(
+    ("data", "image", "code"),
+    [
+        ({"id": "1"}, None, "invalid_request"),
+        ({"title": "t" * 4097}, encoded(), "invalid_request"),
+        ({"top_k": "many"}, encoded(), "invalid_request"),
+        ({"tilte": "shirt"}, encoded(), "invalid_request"),
+        ({"attributes": "colour"}, encoded(), "unknown_attribute"),
+        ({}, b"", "undecodable_image"),
+        ({}, encoded()[:50], "undecodable_image"),
+    ],
+)
+async def test_a_bad_upload_is_named(client: Client, data: dict[str, str], image: bytes | None, code: str) -> None:
+    files = {"image": ("photo.png", image)} if image is not None else {"other": ("", b"")}
+    check_problem(await client.post("/v1/classify/upload", data=data, files=files), 422, code)
+
+
+async def test_an_upload_of_another_type_is_unsupported(client: Client) -> None:
+    response = await client.post("/v1/classify/upload", data={"title": "as a plain form"})
+    check_problem(response, 415, "unsupported_media_type")
+
+
+async def test_a_broken_form_is_named(client: Client) -> None:
+    for content_type, body in [
+        ("multipart/form-data", b"x"),
+        ("multipart/form-data; boundary=b", b"nothing of the kind"),
+        ("multipart/form-data; boundary=b", b'--b\r\nContent-Disposition: form-data; name="image"'),
+        ("multipart/form-data; boundary=b", b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n--b--"),
+    ]:
+        headers = {"Content-Type": content_type}
+        response = await client.post("/v1/classify/upload", content=body, headers=headers)
+        check_problem(response, 422, "invalid_request")
+
+
+# ── what is refused ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("listing", "code", "named"),
+    [
+        ({}, "invalid_request", "title or an image"),
+        ({"title": ""}, "invalid_request", "title or an image"),
+        ({"title": "  "}, "invalid_request", "title or an image"),
+        ({"title": "t" * 4097}, "invalid_request", "title"),
+        ({"title": 7}, "invalid_request", "title"),
+        ({"title": "\ud800"}, "invalid_request", "title"),
+        ({"title": "a", "id": "i" * 257}, "invalid_request", "id"),
+        ({"title": "a", "tilte": "b"}, "invalid_request", "tilte"),
+        ({"title": "a", "top_k": 0}, "invalid_request", "top_k"),
+        ({"title": "a", "top_k": "3"}, "invalid_request", "top_k"),
+        ({"title": "a", "top_k": True}, "invalid_request", "top_k"),
+        ({"title": "a", "explain": 1}, "invalid_request", "explain"),
+        ({"title": "a", "attributes": []}, "invalid_request", "attributes"),
+        ({"title": "a", "attributes": ["colour"]}, "unknown_attribute", "baseColour, season"),
+        ({"title": "a", "target_precision": 0.5}, "invalid_request", "0.9, 0.95, 0.99"),
+        ({"title": "a", "target_precision": "0.9"}, "invalid_request", "target_precision"),
+        ({"image": {}}, "invalid_request", "exactly one"),
+        ({"image": {"base64": "", "url": "http://example.com"}}, "invalid_request", "exactly one"),
+        ({"image": {"base64": "not base64!"}}, "invalid_request", "base64"),
+        ({"image": {"base64": ""}}, "undecodable_image", "empty"),
+        ({"image": {"base64": as_base64(encoded()[:-40])}}, "undecodable_image", "PNG"),
+        ({"image": {"url": "http://" + "a" * 2048}}, "invalid_request", "url"),
+        ({"image": {"url": "ftp://example.com/a.jpg"}}, "image_url_forbidden", "http"),
+    ],
+)
+async def test_the_callers_mistake_is_named(client: Client, listing: dict[str, Any], code: str, named: str) -> None:
+    body = json.dumps(listing)
+    response = await client.post("/v1/classify", content=body, headers={"Content-Type": "application/json"})
+    assert named in check_problem(response, 422, code)["detail"]
+    assert client.predictor.batches == []
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"\xff", b"[" * 100_000, b'{"title": NaN}', b'{"top_k": ' + b"9" * 5000 + b"}", b"null", b"[]"]
+)
+async def test_a_body_that_is_no_listing_is_refused(client: Client, body: bytes) -> None:
+    response = await client.post("/v1/classify", content=body, headers={"Content-Type": "application/json"})
+    check_problem(response, 422, "invalid_request")
+
+
+async def test_details_repeat_nothing_of_the_request(client: Client) -> None:
+    response = await client.classify(title="secret words", top_k="secret", image={"base64": "secret!"})
+    assert "secret" not in response.text
+
+
+async def test_an_image_in_no_accepted_format_is_unsupported(client: Client) -> None:
+    for data in (b"%PDF-1.7 ...............", b"II*\x00" + bytes(100), b"<svg></svg>", b"\x00" * 64):
+        response = await client.classify(image={"base64": as_base64(data)})
+        check_problem(response, 415, "unsupported_media_type")
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
+async def test_a_request_of_another_type_is_unsupported(client: Client, content_type: str) -> None:
+    headers = {"Content-Type": content_type}
+    response = await client.post("/v1/classify", content=b'{"title": "shirt"}', headers=headers)
+    check_problem(response, 415, "unsupported_media_type")
+
+
+async def test_an_image_over_its_limits_is_too_large() -> None:
+    async with in_process(max_image_bytes=2000, max_image_pixels=10_000) as client:
+        for image in (bytes(2001), encoded(size=(200, 100))):
+            check_problem(await client.classify(image={"base64": as_base64(image)}), 413, "payload_too_large")
+            upload = await client.post("/v1/classify/upload", files={"image": ("a.png", image)})
+            check_problem(upload, 413, "payload_too_large")
+        assert (await client.classify(image={"base64": as_base64(encoded(size=(100, 100)))})).status_code == 200
+
+
+async def test_unknown_paths_and_methods_are_problems_too(client: Client) -> None:
+    check_problem(await client.get("/nowhere"), 404, "not_found")
+    check_problem(await client.get("/v1/classify/"), 404, "not_found")
+    response = await client.get("/v1/classify")
+    check_problem(response, 405, "method_not_allowed")
+    assert response.headers["allow"] == "POST"
+
+
+# ── keys, ids, headers ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_any_configured_key_opens_and_no_other() -> None:
+    async with in_process(api_keys="first, second") as client:
+        for path, method in [
+            ("/v1/classify", "POST"), ("/v1/classify/batch", "POST"), ("/v1/classify/upload", "POST"),
+            ("/v1/attributes", "GET"), ("/v1/model", "GET"),
+        ]:  # fmt: skip
+            for headers in (
+                {},
+                {"X-API-Key": "third"},
+                {"X-API-Key": ""},
+                {"X-API-Key": "firs"},
+                {"Authorization": "Bearer first,"},
+                {"Authorization": "Basic first"},
+                {"Authorization": "Bearer"},
+                {"X-API-Key": b"\xe9\xff"},
+            ):
+                response = await client.request(method, path, headers=headers)  # type: ignore[arg-type]
+                check_problem(response, 401, "unauthorized")
+                assert response.headers["www-authenticate"] == "Bearer"
+        for headers in (
+            {"X-API-Key": "first"},
+            {"X-API-Key": "second"},
+            {"Authorization": "Bearer first"},
+            {"Authorization": "bearer second"},
+        ):
+            assert (await client.post("/v1/classify", json={"title": "a"}, headers=headers)).status_code == 200
+            assert (await client.get("/v1/model", headers=headers)).status_code == 200
+        for path in ("/healthz", "/readyz", "/metrics", "/docs", "/", "/openapi.json"):
+            assert (await client.get(path)).status_code == 200
+
+
+async def test_keys_are_declared_in_the_openapi_document_where_they_are_needed() -> None:
+    async with in_process(api_keys="key") as client:
+        document = (await client.get("/openapi.json")).json()
+        assert len(document["paths"]["/v1/classify"]["post"]["security"]) == 2
+        assert "security" not in document["paths"]["/healthz"]["get"]
+    async with in_process() as client:
+        assert "security" not in (await client.get("/openapi.json")).text
+
+
+async def test_a_sane_request_id_is_kept_and_another_replaced(client: Client) -> None:
+    for given in ("abc-123", "a" * 128, "A.b_c~d:e/f+g=h@i"):
+        response = await client.get("/healthz", headers={"X-Request-ID": given})
+        assert response.headers["x-request-id"] == given
+    seen = set()
+    for given in ("", "a" * 129, "a b", 'a"b', "a\tb", "é", "{}", "<a>"):
+        response = await client.get("/healthz", headers={"X-Request-ID": given.encode()})  # type: ignore[dict-item]
+        assert response.headers["x-request-id"] != given
+        seen.add(response.headers["x-request-id"])
+    assert len(seen) == 8
+
+
+async def test_every_answer_carries_a_request_id(client: Client) -> None:
+    for path in ("/", "/docs", "/metrics", "/readyz", "/nowhere", "/v1/classify", "/v1/model", "/static/page.css"):
+        response = await client.get(path)
+        assert len(response.headers["x-request-id"]) == 32
+        assert response.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+async def test_pages_load_nothing_from_elsewhere(client: Client, path: str) -> None:
+    response = await client.get(path)
+    assert response.headers["content-type"].startswith("text/html")
+    policy = response.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert "frame-ancestors 'none'" in policy
+    assert not re.findall(r"""(?:src|href|srcset|action|data)\s*=\s*["']?(?:https?:)?//""", response.text)
+    assert "@import" not in response.text
+    for script in ("/static/docs.js", "/static/page.css"):
+        assert "http" not in (await client.get(script)).text
+
+
+# ── deadlines ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("value", ["", "0", "-5", "1.5", "soon", "1e3", "9" * 5000, "٣"])
+async def test_a_nonsensical_timeout_is_the_callers_mistake(client: Client, value: str) -> None:
+    headers = {"X-Request-Timeout-Ms": value.encode()}
+    response = await client.post("/v1/classify", json={"title": "a"}, headers=headers)  # type: ignore[arg-type]
+    check_problem(response, 422, "invalid_request")
+
+
+async def test_the_callers_deadline_is_kept_and_capped_by_the_servers() -> None:
+    async with in_process(request_timeout_ms=50) as client:
+        client.predictor.free.clear()
+        for headers in ({"X-Request-Timeout-Ms": "20"}, {"X-Request-Timeout-Ms": "999999999"}, {}):
+            response = await client.post("/v1/classify", json={"title": "a"}, headers=headers)
+            check_problem(response, 504, "deadline_exceeded")
+
+
+# ── what nobody foresaw ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_bug_is_a_bare_500_and_the_service_goes_on(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("at /some/path with a title")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FakePredictor, "prepare", broken)
+        body = check_problem(await client.classify(title="a"), 500, "internal_error")
+        assert "path" not in str(body)
+    assert (await client.classify(title="a")).status_code == 200
+    assert client.engine.admission.listings == client.engine.admission.nbytes == 0
+
+
+async def test_places_are_given_back_whatever_happens(client: Client) -> None:
+    await client.classify(title="a")
+    await client.classify(title=7)
+    await client.classify(image={"base64": "?"})
+    await client.post("/v1/classify/batch", json={"listings": [{"title": "a"}, {}, {"image": PNG}]})
+    await client.post("/v1/classify/batch", json={"listings": [{}] * 100})
+    admission = client.engine.admission
+    assert (admission.listings, admission.nbytes) == (0, 0)
+
+
+async def test_a_request_that_was_refused_costs_no_inference() -> None:
+    async with in_process(api_keys="key", max_body_bytes=5000) as client:
+        await client.classify(title="no key")
+        client.headers["X-API-Key"] = "key"
+        await client.classify(title="too long" * 1000)
+        await client.classify(title="bad", attributes=["none"])
+        await client.classify(title="bad", image={"base64": "?"})
+        client.engine.drain()
+        check_problem(await client.classify(title="draining"), 503, "draining")
+        assert client.predictor.batches == []
+
+
+async def test_requests_are_answered_while_others_wait_for_the_device(client: Client) -> None:
+    client.predictor.free.clear()
+    waiting = asyncio.create_task(client.classify(title="a"))
+    await until(lambda: client.predictor.batches)
+    assert (await client.get("/healthz")).status_code == 200
+    check_problem(await client.classify(title=7), 422, "invalid_request")
+    client.predictor.free.set()
+    assert (await waiting).status_code == 200

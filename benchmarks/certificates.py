@@ -1,0 +1,195 @@
+"""Do the certified thresholds keep their promise? Repeated calibration over random splits of held-out scores.
+
+    python -m benchmarks.certificates scores.npz [--splits 500] [--json FILE]
+
+The scores are those of `cma-clip evaluate --scores FILE`: answers on listings that the model has never seen.
+Each split puts half of the titles on one side and half on the other (listings that share a title stay
+together, as in a catalogue's own parts), certifies on the one and measures on the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from model.calibrate import TARGET_PRECISIONS
+from model.certificates import certify
+from model.errors import ModelError
+from model.heldout import Answers, ScoresBySituation, load_scores
+from model.scores import operating_point, oracle_point
+
+DELTA = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What one way of choosing a threshold came to, as shares of the splits or of the listings."""
+
+    certified: float
+    """Splits in which there was a threshold."""
+    broken: float
+    """Splits in which the precision on the test side was below the target: the promise is at most 0.05."""
+    coverage: float
+    """Mean coverage on the test side, 0 where there was no threshold."""
+    lost: float
+    """Mean coverage lost against the oracle threshold: the best there is for all the listings together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One attribute at one target in one situation: certified thresholds beside naive ones.
+
+    The naive threshold is the smallest whose empirical precision on the calibration side reaches the target.
+    """
+
+    situation: str
+    attribute: str
+    target: float
+    listings: int
+    certified: Outcome
+    naive: Outcome
+
+
+def trials(scores: ScoresBySituation, *, splits: int, seed: int = 0) -> Iterator[Trial]:
+    """Yield a trial per situation, attribute and target precision, each over `splits` random splits."""
+    for situation, attributes in scores.items():
+        for attribute, answers in attributes.items():
+            if not len(answers.labels):
+                continue
+            certified, naive = _outcomes(answers, splits=splits, seed=seed)
+            for target in TARGET_PRECISIONS:
+                yield Trial(
+                    situation=situation,
+                    attribute=attribute,
+                    target=target,
+                    listings=len(answers.labels),
+                    certified=certified[target],
+                    naive=naive[target],
+                )
+
+
+def _outcomes(answers: Answers, *, splits: int, seed: int) -> tuple[dict[float, Outcome], dict[float, Outcome]]:
+    generator = np.random.default_rng(seed)
+    confidence, correct = answers.confidence, answers.correct
+    certified: dict[float, list[float | None]] = {target: [] for target in TARGET_PRECISIONS}
+    naive: dict[float, list[float | None]] = {target: [] for target in TARGET_PRECISIONS}
+    sides = [_calibration_side(answers.group, generator) for _ in range(splits)]
+    for side in sides:
+        certificates = certify(confidence[side], correct[side], TARGET_PRECISIONS, DELTA, group=answers.group[side])
+        for target, certificate in certificates.items():
+            certified[target].append(None if certificate is None else certificate.threshold)
+            point = oracle_point(confidence[side], correct[side], target)
+            naive[target].append(None if point is None else point.threshold)
+    return (
+        {target: _outcome(answers, sides, certified[target], target) for target in TARGET_PRECISIONS},
+        {target: _outcome(answers, sides, naive[target], target) for target in TARGET_PRECISIONS},
+    )
+
+
+def _calibration_side(group: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.bool_]:
+    """Return the mask of the rows that calibrate: each group's with probability one half."""
+    return np.asarray((generator.random(group.max() + 1) < 0.5)[group])
+
+
+def _outcome(
+    answers: Answers, sides: Sequence[NDArray[np.bool_]], thresholds: Sequence[float | None], target: float
+) -> Outcome:
+    oracle = oracle_point(answers.confidence, answers.correct, target)
+    best = 0.0 if oracle is None else oracle.coverage
+    broken, coverages = 0, []
+    for side, threshold in zip(sides, thresholds, strict=True):
+        if threshold is None:
+            coverages.append(0.0)
+            continue
+        point = operating_point(answers.confidence[~side], answers.correct[~side], threshold)
+        broken += point.precision is not None and point.precision < target
+        coverages.append(point.coverage)
+    return Outcome(
+        certified=sum(threshold is not None for threshold in thresholds) / len(thresholds),
+        broken=broken / len(thresholds),
+        coverage=float(np.mean(coverages)),
+        lost=best - float(np.mean(coverages)),
+    )
+
+
+def table(results: Sequence[Trial], splits: int) -> Table:
+    """Return the trials as a table for the terminal, in %."""
+    shown = Table(title=f"{splits} random halves: splits that break the promise (at most {100 * DELTA:g} %)")
+    for heading in ("situation", "attribute", "target"):
+        shown.add_column(heading)
+    for heading in ("certified", "broken", "coverage", "lost", "naive: broken", "naive: lost"):
+        shown.add_column(heading, justify="right")
+    for trial in results:
+        certified, naive = trial.certified, trial.naive
+        figures = (
+            certified.certified,
+            certified.broken,
+            certified.coverage,
+            certified.lost,
+            naive.broken,
+            naive.lost,
+        )
+        cells = [f"{100 * figure:.1f}" for figure in figures]
+        if certified.broken > DELTA:
+            cells[1] = f"[red]{cells[1]}[/red]"
+        shown.add_row(trial.situation, trial.attribute, f"{100 * trial.target:g}", *cells)
+    return shown
+
+
+def summary(results: Sequence[Trial]) -> str:
+    """Return the verdict in a few lines: the promise, its price, and what naive thresholds do."""
+    lines = []
+    for target in sorted({trial.target for trial in results}):
+        chosen = [trial for trial in results if trial.target == target]
+        kept = sum(trial.certified.broken <= DELTA for trial in chosen)
+        naive = sum(trial.naive.broken <= DELTA for trial in chosen)
+        lost = 100 * np.mean([trial.certified.lost for trial in chosen])
+        worst = 100 * max(trial.certified.broken for trial in chosen)
+        lines.append(
+            f"at {100 * target:g} %: promise kept in {kept} of {len(chosen)} cases (worst: {worst:.1f} % of "
+            f"splits break it), by naive thresholds in {naive}; mean coverage lost {lost:.1f} points"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the experiment and print it; exit status 2 on a file that holds no scores."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("scores", type=Path, help=".npz file of held-out scores")
+    parser.add_argument("--splits", type=int, default=500, help="random splits per attribute and situation")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="also write the trials here")
+    options = parser.parse_args(arguments)
+    console = Console()
+    try:
+        scores = load_scores(options.scores)
+    except ModelError as error:
+        console.print(f"error: {error}", style="red", markup=False)
+        return 2
+    total = len(TARGET_PRECISIONS) * sum(map(len, scores.values()))
+    running = trials(scores, splits=options.splits, seed=options.seed)
+    results = list(track(running, "splitting", total=total, console=Console(stderr=True)))
+    console.print(table(results, options.splits))
+    console.print(summary(results), highlight=False)
+    if options.json:
+        document = {
+            "splits": options.splits,
+            "seed": options.seed,
+            "trials": [asdict(trial) for trial in results],
+        }
+        options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

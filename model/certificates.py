@@ -1,0 +1,122 @@
+"""Certified thresholds: from which confidence on labels are accepted, so that a target precision is kept.
+
+Pure maths; needs scipy (`model.binomial`), so it is for calibration only: serving reads `Certificate`s.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.binomial import binomial_tail, design_effects, lower_bound
+from model.calibration import Certificate
+
+METHOD = "learn-then-test: exact binomial tails, fallback procedure over a fixed grid of confidences"
+
+_GRID_TOP, _GRID_BOTTOM, _GRID_STEP = 6.9, -3.0, 0.05
+_GRID_LOGITS = np.arange(round((_GRID_TOP - _GRID_BOTTOM) / _GRID_STEP) + 1) * -_GRID_STEP + _GRID_TOP
+
+GRID: tuple[float, ...] = (*(round(1 / (1 + math.exp(-x)), 5) for x in _GRID_LOGITS), 0.0)
+"""The thresholds that may be certified, descending from 0.999 evenly in logits; the last accepts everything.
+
+Fixed once and for all: a grid that looked at the calibration listings would void the certificate.
+"""
+
+_START_SHARES = {
+    round((_GRID_TOP - logit) / _GRID_STEP): share
+    for logit, share in ((6.9, 0.1), (4.6, 0.4), (2.95, 0.4), (2.2, 0.1))  # 0.999, 0.99, 0.95, 0.90
+}
+"""Where in the grid testing starts, and each start's share of the error budget; together 1.
+
+Most of it sits where a calibrated model already exceeds the target with many listings accepted; the rest
+covers an overconfident model (above) and one that is seldom sure (below).
+"""
+
+
+def certify(
+    confidence: NDArray[np.floating[Any]],
+    correct: NDArray[np.bool_],
+    targets: Sequence[float],
+    delta: float = 0.05,
+    *,
+    group: NDArray[np.integer[Any]] | None = None,
+) -> dict[float, Certificate | None]:
+    """Return, per target precision, the smallest threshold that can be certified, or None.
+
+    `confidence` [n] in [0, 1] and `correct` [n] are those of the labelled calibration listings, a label
+    outside the vocabulary counted as wrong; listings of one `group` [n] are no independent evidence (left
+    out: all are independent). Raises `ValueError` when lengths differ or a confidence is NaN.
+
+    **The promise**, per target: with probability at least 1 - `delta`, the precision of accepted labels is at
+    least the target; both their true precision and the one measured on a fresh sample as large as this one.
+    The fresh sample's noise adds to this one's, so the margin must be sqrt(2) times as wide as the true
+    precision alone would need: tests are made at a level `alpha` < `delta` (0.01 for 0.05). For independent
+    listings the true precision's part of the promise is a theorem, at `alpha`; the measured one's rests on
+    a normal approximation.
+
+    **The method** is Learn-then-Test (Angelopoulos et al., arXiv:2110.01052). Per threshold of the fixed
+    `GRID` the hypothesis is "the precision here is below the target". Given how many listings are accepted,
+    the number of correct ones is binomial, so its exact tail at the target is a valid p-value. Where listings
+    come in groups, both counts are first divided by the design effect (`design_effects`; Korn and Graubard,
+    1998): no longer exact, but right listings that repeat a title no longer pass for evidence.
+
+    The family-wise correction is the fallback procedure (Wiens and Dmitrienko, 2005), one of the graphical
+    procedures that the paper admits. Thresholds are tested from the highest down; each start adds its share
+    of `alpha` to the budget; a threshold whose p-value is within the budget is certified and hands the
+    budget on to the next one; one that fails loses it. This needs no monotone precision: let i be the first
+    threshold that is certified falsely. The false one before it was not certified, so the budget at i is at
+    most c_i, the shares of the starts between the two. The c_i are fixed beforehand and sum to at most
+    `alpha`, so P(any false certificate) ≤ Σ P(p_i ≤ c_i) ≤ Σ c_i ≤ `alpha`. Hence any certified threshold
+    may be picked, and the smallest covers most. (To pick the smallest threshold whose own p-value passes,
+    without the stop at a failure, would break the promise.)
+
+    **Thresholds grow with the target**: all targets have the same starts and shares, and p-values grow with
+    the target, so what is certified for one target is certified for every lower one.
+    """
+    group = np.arange(len(confidence)) if group is None else group
+    if not confidence.shape == correct.shape == group.shape or np.isnan(confidence).any():
+        raise ValueError("confidence, correct and group must be of one length, and no confidence may be NaN")
+    accepted, right = _counts_on_grid(confidence, correct)
+    effect = design_effects(confidence, correct, group, GRID)
+    alpha = 1 - NormalDist().cdf(math.sqrt(2) * NormalDist().inv_cdf(1 - delta))
+    certificates: dict[float, Certificate | None] = {}
+    for target in targets:
+        best = _smallest_certified(binomial_tail(right / effect, accepted / effect, target), alpha)
+        certificates[target] = (
+            None
+            if best is None
+            else Certificate(
+                threshold=GRID[best],
+                coverage=float(accepted[best] / len(confidence)),
+                support=int(accepted[best]),
+                bound=lower_bound(right[best] / effect[best], accepted[best] / effect[best], delta),
+            )
+        )
+    return certificates
+
+
+def _counts_on_grid(
+    confidence: NDArray[np.floating[Any]], correct: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return how many listings each threshold of the grid accepts, and how many of those are correct."""
+    order = np.argsort(-confidence)
+    right_of_first = np.concatenate([[0], np.cumsum(correct[order])])
+    accepted = np.searchsorted(-confidence[order], -np.asarray(GRID), side="right")
+    return accepted, right_of_first[accepted]
+
+
+def _smallest_certified(p_values: NDArray[np.float64], alpha: float) -> int | None:
+    """Run the fallback procedure down the grid; return the last position certified."""
+    certified, budget = None, 0.0
+    for position, p_value in enumerate(p_values):
+        budget += alpha * _START_SHARES.get(position, 0.0)
+        if p_value <= budget and budget > 0:
+            certified = position
+        else:
+            budget = 0.0
+    return certified

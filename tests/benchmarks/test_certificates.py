@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.certificates import main, summary, trials
+from model.heldout import Answers, save_scores
+from model.readings import Situation
+
+
+def answers(n: int, *, groups: int | None = None, seed: int = 0) -> Answers:
+    """A calibrated model of confidence 1 - u³; with `groups`, a title's listings are right together."""
+    generator = np.random.default_rng(seed)
+    titles = groups or n
+    group = generator.integers(0, titles, n) if groups else np.arange(n)
+    doubt = generator.random(titles)[group] ** 3
+    wrong = generator.random(titles)[group] < doubt
+    return Answers(confidence=1 - doubt, predicted=np.zeros(n, np.int64), labels=wrong.astype(np.int64), group=group)
+
+
+def test_certified_thresholds_keep_the_promise_and_naive_ones_do_not() -> None:
+    scores = {Situation.TITLE: {"colour": answers(4_000)}}
+    trial = next(iter(trials(scores, splits=100)))
+    assert (trial.target, trial.listings) == (0.9, 4_000)
+    assert trial.certified.certified == 1.0
+    assert trial.certified.broken <= 0.05
+    assert trial.naive.broken > 0.2
+    assert 0 < trial.certified.lost < 0.1
+    assert abs(trial.naive.lost) < 0.02
+    assert "promise kept in 1 of 1 cases" in summary([trial]).splitlines()[0]
+
+
+def test_listings_of_one_title_stay_on_one_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def certify(confidence: np.ndarray, *_: object, **__: object) -> dict[float, None]:
+        seen.append(set(confidence.tolist()))
+        return dict.fromkeys((0.9, 0.95, 0.99))
+
+    monkeypatch.setattr("benchmarks.certificates.certify", certify)
+    grouped = answers(500, groups=50)
+    list(trials({Situation.TITLE: {"colour": grouped}}, splits=3))
+    for side in seen:
+        inside = np.isin(grouped.confidence, list(side))
+        assert 0 < inside.sum() < 500
+        assert not set(grouped.group[inside]) & set(grouped.group[~inside])
+
+
+def test_the_command_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "scores.npz"
+    save_scores(path, {Situation.TITLE: {"colour": answers(600, groups=200)}})
+    assert main([str(path), "--splits", "3", "--json", str(tmp_path / "out.json")]) == 0
+    document = json.loads((tmp_path / "out.json").read_text())
+    assert [trial["target"] for trial in document["trials"]] == [0.9, 0.95, 0.99]
+    assert document["trials"][0]["listings"] == 600
+    assert "naive thresholds" in capsys.readouterr().out
+
+
+def test_a_file_without_scores_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "no.npz").write_bytes(b"")
+    assert main([str(tmp_path / "no.npz")]) == 2
+    assert "holds no held-out scores" in capsys.readouterr().out

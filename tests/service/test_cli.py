@@ -1,0 +1,191 @@
+"""The commands: what they print, and that a mistake is one line and exit status 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from model.errors import CheckpointError
+from service import app as app_module
+from service import cli, oneshot
+from tests.service.conftest import encoded
+from tests.service.fake_predictor import FakePredictor
+from tests.service.test_lifecycle import ROOT, replica
+
+
+@pytest.fixture(autouse=True)
+def fake_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(oneshot, "load_predictor", lambda settings: FakePredictor())
+    monkeypatch.setenv("COLUMNS", "160")
+
+
+def run(*arguments: str) -> Any:
+    """Run a command in this process; its mistakes come out as exceptions, which `main` turns into one line."""
+    return CliRunner().invoke(cli.app, list(arguments), catch_exceptions=True)
+
+
+def failed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
+    """Run `main` on arguments that are a mistake; return the one line."""
+    monkeypatch.setattr(sys, "argv", ["cma-clip", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+@pytest.mark.parametrize("command", [[], ["serve"], ["predict"], ["bench"]])
+def test_help_is_printed(command: list[str]) -> None:
+    result = run(*command, "--help")
+    assert result.exit_code == 0
+    assert "Usage" in result.output
+
+
+def test_serve_has_a_flag_for_each_setting() -> None:
+    text = run("serve", "--help").output
+    for flag in ("--max-batch-size", "--image-hosts", "--allow-private-image-hosts", "--drain-seconds", "--api-keys"):
+        assert flag in text
+
+
+def test_predict_prints_a_table(tmp_path: Path) -> None:
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(encoded())
+    result = run("predict", str(photo), "--title", "Navy shirt")
+    assert result.exit_code == 0, result.exception
+    for expected in ("baseColour", "season", "█"):
+        assert expected in result.output
+
+
+def test_predict_prints_what_the_service_would_answer(tmp_path: Path) -> None:
+    result = run("predict", "--title", "Navy shirt", "--json", "--top-k", "1", "--target-precision", "0.9")
+    body = json.loads(result.output)
+    assert body["attributes"]["season"]["target_precision"] == 0.9
+    assert len(body["attributes"]["season"]["candidates"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["predict"], "--title"),
+        (["predict", "/no/such/photo.jpg"], "No such file"),
+        (["predict", __file__], "accepted formats"),
+        (["predict", "--title", "a", "--target-precision", "0.5"], "0.9, 0.95, 0.99"),
+        (["serve", "--port", "http"], "CMA_CLIP_PORT"),
+        (["serve", "--api-keys", "", "--max-queue", "0"], "CMA_CLIP_MAX_QUEUE"),
+        (["bench"], "--title"),
+        (["bench", "http://127.0.0.1:1", "--title", "a"], "nobody answers"),
+        (["bench", "nonsense", "--title", "a"], "nobody answers"),
+        (["bench", "http://127.0.0.1:1", "--image", "/no/such/photo.jpg"], "No such file"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert named in failed(capsys, monkeypatch, *arguments)
+
+
+def test_a_broken_checkpoint_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(settings: object) -> None:
+        raise CheckpointError("weights/x: config.json is missing")
+
+    monkeypatch.setattr(oneshot, "load_predictor", broken)
+    line = failed(capsys, monkeypatch, "predict", "--title", "a")
+    assert line == "cma-clip: weights/x: config.json is missing\n"
+
+
+def test_bench_puts_load_on_a_running_service() -> None:
+    with replica(0.001) as server:
+        result = run("bench", server.url, "--title", "a", "--requests", "100", "--concurrency", "8", "--json")
+        assert result.exit_code == 0, result.exception
+        figures = json.loads(result.stdout)
+        assert figures["requests"] == 100
+        assert figures["statuses"] == {"200": 100}
+        assert figures["latency_ms"]["p50"] <= figures["latency_ms"]["p99"] <= figures["latency_ms"]["max"]
+        batches = run("bench", server.url, "--title", "a", "--requests", "5", "--listings", "10")
+        assert "listings per second" in batches.output
+
+
+# ── the real process ─────────────────────────────────────────────────────────────────────────────────────────────
+
+MAIN = textwrap.dedent("""
+    from model.errors import CheckpointError
+    from service import app, cli
+    from tests.service.fake_predictor import FakePredictor
+
+    def load(settings):
+        if "broken" in str(settings.checkpoint):
+            raise CheckpointError(f"{settings.checkpoint}: model.safetensors is missing")
+        return FakePredictor()
+
+    app.load_predictor = load
+    cli.main()
+""")
+
+
+def serve(*flags: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(  # noqa: S603 - our own program
+        [sys.executable, "-c", MAIN, "serve", *flags],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], "CMA_CLIP_API_KEYS": "SECRET1,SECRET2"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_serve_prints_what_it_uses_and_no_keys() -> None:
+    process = serve("--port", "0", "--max-batch-size", "7")
+    assert process.stdout is not None
+    lines = []
+    while "ready" not in (line := process.stdout.readline()):
+        assert line, lines
+        lines.append(line)
+    process.send_signal(signal.SIGTERM)
+    text = "".join(lines) + process.communicate(timeout=30)[0]
+    assert process.returncode == 0
+    assert ["CMA_CLIP_MAX_BATCH_SIZE", "7"] in [line.split() for line in lines]
+    assert "2 configured" in text
+    assert "SECRET" not in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [(["--checkpoint", "broken"], "model.safetensors is missing"), (["--target-precision", "0.8"], "0.8")],
+)
+def test_a_start_that_fails_says_why_and_ends(flags: list[str], named: str) -> None:
+    process = serve("--port", "0", *flags)
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    last = text.splitlines()[-1]
+    assert last.startswith("cma-clip: ")
+    assert named in last
+    assert "Traceback" not in text
+
+
+def test_a_port_that_is_taken_says_so() -> None:
+    with replica(0.0) as server:
+        process = serve("--port", str(server.port))
+        text, _ = process.communicate(timeout=60)
+        assert process.returncode == 2
+        assert (
+            text.splitlines()[-1] == f"cma-clip: cannot listen on 127.0.0.1 port {server.port}: Address already in use"
+        )
+
+
+def test_the_real_loader_refuses_a_folder_that_is_no_checkpoint(tmp_path: Path) -> None:
+    pytest.importorskip("model.predictor")
+    from service.settings import load_settings  # noqa: PLC0415
+
+    with pytest.raises(CheckpointError):
+        app_module.load_predictor(load_settings(checkpoint=tmp_path, device="cpu"))

@@ -1,0 +1,292 @@
+"""Loading, readiness, death and draining: on the real application, and where signals matter on the real process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from model.errors import CheckpointError
+from service import engine as engine_module
+from service.app import create_app
+from service.engine import Engine
+from service.settings import Settings
+from tests.service.conftest import in_process, on_port, until
+from tests.service.fake_predictor import FakePredictor
+from tests.service.test_routes import check_problem
+
+ROOT = Path(__file__).parents[2]
+
+
+class SlowToLoad(FakePredictor):
+    """Warms up only when it is let."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.may_warm_up = threading.Event()
+        self.warmed_up: list[int] = []
+
+    def warm_up(self, max_batch_size: int) -> dict[str, float]:
+        assert self.may_warm_up.wait(10)
+        self.warmed_up.append(max_batch_size)
+        return {}
+
+
+async def test_while_the_model_loads_the_process_is_alive_and_not_ready() -> None:
+    predictor = SlowToLoad()
+    async with in_process(predictor, ready=False, max_batch_size=8) as client:
+        assert (await client.get("/healthz")).status_code == 200
+        for path in ("/readyz", "/v1/attributes", "/v1/model"):
+            assert int(check_problem_retry(await client.get(path))) >= 1
+        check_problem_retry(await client.classify(title="a"))
+        assert (await client.get("/metrics")).status_code == 200
+        predictor.may_warm_up.set()
+        await until(lambda: predictor.warmed_up)
+        await until(lambda: client.engine._batcher)
+        assert (await client.get("/readyz")).status_code == 200
+        assert (await client.classify(title="a")).status_code == 200
+        assert predictor.warmed_up == [8]
+        assert client.engine.batcher.cost.seconds(8) > 0  # predictions are possible from the first request on
+
+
+def check_problem_retry(response: httpx.Response) -> str:
+    check_problem(response, 503, "not_ready")
+    return response.headers["retry-after"]
+
+
+async def test_a_checkpoint_that_cannot_be_loaded_is_not_alive_either() -> None:
+    def load(settings: Settings) -> FakePredictor:
+        raise CheckpointError("weights/x: model.safetensors is missing")
+
+    app = create_app(Settings(), load)
+    engine: Engine = app.state.engine
+    async with app.router.lifespan_context(app):
+        await until(lambda: engine.failure)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            for path in ("/healthz", "/readyz"):
+                body = check_problem(await client.get(path), 503, "not_ready")
+                assert "weights" not in body["detail"]
+
+
+async def test_a_target_precision_that_is_not_calibrated_stops_the_start() -> None:
+    async with in_process(ready=False, target_precision=0.8) as client:
+        await until(lambda: client.engine.failure)
+        assert "0.8" in str(client.engine.failure)
+
+
+async def test_a_checkpoint_without_calibration_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace  # noqa: PLC0415
+
+    class Uncalibrated(FakePredictor):
+        info = replace(FakePredictor.info, target_precisions=())
+
+    async with in_process(Uncalibrated()) as client:
+        assert (await client.classify(title="a")).status_code == 200
+        check_problem(await client.classify(title="a", target_precision=0.9), 422, "invalid_request")
+
+
+async def test_when_the_inference_thread_dies_everybody_is_told() -> None:
+    def trouble(title: str | None) -> None:
+        if title == "die":
+            raise SystemExit
+
+    async with on_port(FakePredictor(trouble=trouble), max_batch_size=4) as client:
+        client.predictor.free.clear()
+        tasks = [asyncio.create_task(client.classify(title=title)) for title in ("a", "b", "die", "c", "d", "e")]
+        await until(lambda: client.engine.admission.listings == 6)
+        client.predictor.free.set()
+        answers = await asyncio.gather(*tasks)
+        assert {answer.status_code for answer in answers} <= {200, 503}
+        for answer in answers:
+            if answer.status_code == 503:
+                check_problem_retry(answer)
+        assert answers[2].status_code == 503
+        for path in ("/healthz", "/readyz"):
+            check_problem_retry(await client.get(path))
+        check_problem_retry(await client.classify(title="after"))
+
+
+async def test_a_batch_that_hangs_makes_the_process_unhealthy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "STALL_SECONDS", 0.05)
+    async with in_process(request_timeout_ms=100) as client:
+        client.predictor.free.clear()
+        check_problem(await client.classify(title="a"), 504, "deadline_exceeded")
+        await until(lambda: client.engine.batcher.computing_for > 0.05)
+        check_problem_retry(await client.get("/healthz"))
+        client.predictor.free.set()
+        await until(lambda: not client.engine.batcher.computing_for)
+        assert (await client.get("/healthz")).status_code == 200
+
+
+async def test_a_caller_who_hangs_up_is_not_computed_for() -> None:
+    async with on_port() as client:
+        client.predictor.free.clear()
+        first = asyncio.create_task(client.classify(title="first"))
+        await until(lambda: client.predictor.batches)
+        gone = asyncio.create_task(client.classify(title="gone"))
+        await until(lambda: client.engine.batcher.waiting == 1)
+        gone.cancel()
+        await until(lambda: client.engine.batcher.waiting == 0)
+        client.predictor.free.set()
+        assert (await first).status_code == 200
+        assert client.predictor.batches == [["first"]]
+        await until(lambda: client.engine.admission.listings == 0)
+        counted = {"method": "POST", "route": "/v1/classify", "status": "499"}
+        assert await client.metric("cma_clip_http_requests_total", **counted) == 1
+
+
+async def test_after_draining_begins_nobody_new_is_taken_in_and_the_rest_is_finished() -> None:
+    async with in_process() as client:
+        client.predictor.free.clear()
+        inside = asyncio.create_task(client.classify(title="inside"))
+        await until(lambda: client.predictor.batches)
+        client.engine.drain()
+        response = await client.get("/readyz")
+        check_problem(response, 503, "draining")
+        assert response.headers["retry-after"]
+        check_problem(await client.classify(title="late"), 503, "draining")
+        assert (await client.get("/healthz")).status_code == 200
+        client.predictor.free.set()
+        assert (await inside).status_code == 200
+
+
+# ── the real process ─────────────────────────────────────────────────────────────────────────────────────────────
+
+SERVE = textwrap.dedent("""
+    import sys
+    from service import logs, server
+    from service.settings import load_settings
+    from tests.service.fake_predictor import FakePredictor
+
+    settings = load_settings()
+    logs.configure(settings.log_format)
+    failure = server.serve(settings, lambda _: FakePredictor(seconds=float(sys.argv[1])))
+    sys.exit(3 if failure else 0)
+""")
+
+
+class Replica:
+    """A server process with the fake model, whose every batch takes `seconds`."""
+
+    def __init__(self, seconds: float, **settings: object) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
+        environment = {f"CMA_CLIP_{name.upper()}": str(value) for name, value in settings.items()}
+        self.process = subprocess.Popen(  # noqa: S603 - our own program
+            [sys.executable, "-W", "error", "-c", SERVE, str(seconds)],
+            cwd=ROOT,
+            env={"PATH": "/usr/bin:/bin", "CMA_CLIP_PORT": str(self.port), **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def wait_until_ready(self) -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{self.url}/readyz").status_code == 200:
+                    return
+            assert self.process.poll() is None, self.process.stdout and self.process.stdout.read()
+            time.sleep(0.05)
+        raise AssertionError("the replica is not ready after 60 s")
+
+    def end(self) -> tuple[int, str]:
+        """Wait for the end; return the exit status and what was printed."""
+        log, _ = self.process.communicate(timeout=30)
+        return self.process.returncode, log
+
+
+@contextlib.contextmanager
+def replica(seconds: float, **settings: object) -> Iterator[Replica]:
+    found = Replica(seconds, **settings)
+    try:
+        found.wait_until_ready()
+        yield found
+    finally:
+        found.process.kill()
+        found.process.communicate()
+
+
+async def post(server: Replica, client: httpx.AsyncClient, title: str = "a") -> int:
+    return (await client.post(f"{server.url}/v1/classify", json={"title": title})).status_code
+
+
+async def test_sigterm_refuses_the_new_finishes_the_old_and_ends() -> None:
+    with replica(1.0, drain_seconds=8) as server:
+        async with httpx.AsyncClient(timeout=30) as client:
+            inside = [asyncio.create_task(post(server, client)) for _ in range(8)]
+            await asyncio.sleep(0.4)
+            server.process.send_signal(signal.SIGTERM)
+            await asyncio.sleep(0.2)
+            for path in ("readyz", "v1/classify"):
+                method = "POST" if path == "v1/classify" else "GET"
+                refused = await client.request(method, f"{server.url}/{path}", json={"title": "late"})
+                check_problem(refused, 503, "draining")
+                assert refused.headers["retry-after"]
+            assert await asyncio.gather(*inside) == [200] * 8
+        assert server.end()[0] == 0
+
+
+async def test_the_drain_is_bounded_and_whoever_still_waits_is_told() -> None:
+    with replica(30.0, drain_seconds=0.5, max_batch_size=1, request_timeout_ms=100_000) as server:
+        async with httpx.AsyncClient(timeout=30) as client:
+            inside = [asyncio.create_task(post(server, client)) for _ in range(3)]
+            await asyncio.sleep(0.4)
+            began = time.monotonic()
+            server.process.send_signal(signal.SIGTERM)
+            assert await asyncio.gather(*inside) == [503] * 3
+            assert server.end()[0] == 0
+            assert time.monotonic() - began < 20  # the batch that computes is not waited for
+
+
+async def test_a_second_sigterm_ends_the_process_at_once() -> None:
+    with replica(20.0, drain_seconds=20) as server:
+        async with httpx.AsyncClient(timeout=30) as client:
+            inside = asyncio.create_task(post(server, client))
+            await asyncio.sleep(0.3)
+            server.process.send_signal(signal.SIGTERM)
+            await asyncio.sleep(0.3)
+            assert server.process.poll() is None
+            began = time.monotonic()
+            server.process.send_signal(signal.SIGTERM)
+            assert server.end()[0] == 128 + signal.SIGTERM
+            assert time.monotonic() - began < 5
+            with pytest.raises(httpx.TransportError):
+                await inside
+
+
+def test_an_idle_process_ends_soon_after_sigint() -> None:
+    with replica(0.0) as server:
+        began = time.monotonic()
+        server.process.send_signal(signal.SIGINT)
+        status, log = server.end()
+        assert status == 0
+        assert time.monotonic() - began < 5
+        assert "Traceback" not in log
+
+
+async def test_places_come_back_after_a_client_that_hung_up_in_the_middle_of_its_body() -> None:
+    async with on_port() as client:
+        _, writer = await asyncio.open_connection("127.0.0.1", client.base_url.port)
+        head = "POST /v1/classify HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
+        writer.write(head.encode() + b'{"title": ')
+        await until(lambda: client.engine.admission.listings == 1)
+        writer.close()
+        await until(lambda: client.engine.admission.listings == 0)
+        assert client.engine.admission.nbytes == 0
+        counted = {"method": "POST", "route": "/v1/classify", "status": "499"}
+        assert await client.metric("cma_clip_http_requests_total", **counted) == 1

@@ -1,0 +1,79 @@
+"""Settings: flags before environment before defaults, and one clear line for each mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from model.errors import ConfigError
+from service.settings import Settings, load_settings
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"CMA_CLIP_{name.upper()}", raising=False)
+
+
+def test_the_defaults_are_as_agreed() -> None:
+    settings = load_settings()
+    assert settings.model_dump() == {
+        "checkpoint": Path("weights/fashion"), "device": "auto", "dtype": "auto", "host": "127.0.0.1", "port": 8000,
+        "max_batch_size": 32, "max_queue": 512, "max_wait_ms": 0, "request_timeout_ms": 10_000,
+        "max_body_bytes": 32 * 2**20, "max_image_bytes": 10 * 2**20, "max_image_pixels": 50_000_000,
+        "max_listings": 64, "target_precision": 0.95, "api_keys": (), "image_hosts": (),
+        "allow_private_image_hosts": False, "drain_seconds": 20, "log_format": "json",
+    }  # fmt: skip
+
+
+def test_flags_go_before_the_environment_and_that_before_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CMA_CLIP_PORT", "9000")
+    monkeypatch.setenv("CMA_CLIP_HOST", "::1")
+    settings = load_settings(port="9001", host=None)
+    assert (settings.port, settings.host, settings.max_queue) == (9001, "::1", 512)
+
+
+def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As docker-compose passes on what its own environment lacks."""
+    for name in Settings.model_fields:
+        monkeypatch.setenv(f"CMA_CLIP_{name.upper()}", "")
+    assert load_settings().model_dump()["port"] == 8000
+
+
+def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CMA_CLIP_API_KEYS", "one, two ,,three")
+    monkeypatch.setenv("CMA_CLIP_IMAGE_HOSTS", "Images.Example.com, *.cdn.example.com, .other.test.")
+    settings = load_settings()
+    assert [key.get_secret_value() for key in settings.api_keys] == ["one", "two", "three"]
+    assert settings.image_hosts == ("images.example.com", ".cdn.example.com", ".other.test")
+    assert "two" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("port", "http"), ("port", "70000"), ("max_batch_size", "0"), ("max_queue", "-1"), ("max_wait_ms", "-1"),
+        ("request_timeout_ms", "0"), ("target_precision", "95"), ("log_format", "xml"), ("drain_seconds", "soon"),
+        ("allow_private_image_hosts", "maybe"), ("image_hosts", "http://example.com/"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_that_names_the_variable(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(f"CMA_CLIP_{name.upper()}", value)
+    with pytest.raises(ConfigError) as caught:
+        load_settings()
+    line = str(caught.value)
+    assert line.startswith(f"CMA_CLIP_{name.upper()}: ")
+    assert value in line
+    assert "\n" not in line
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValidationError):
+        load_settings().port = 1  # type: ignore[misc]
+
+
+def test_a_request_may_hold_no_more_listings_than_the_queue() -> None:
+    assert load_settings(max_queue="8").listings_limit == 8
+    assert load_settings().listings_limit == 64

@@ -1,7 +1,8 @@
-"""Draws the product pictures of `examples/images`: made for this repository, free to use."""
+"""Draws the product pictures of `examples/images` and the playground: made for this repository, free to use."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFilter
@@ -15,11 +16,11 @@ def _canvas() -> tuple[Image.Image, ImageDraw.ImageDraw]:
     return image, ImageDraw.Draw(image)
 
 
-def _scaled(points: list[Point]) -> list[Point]:
+def _scaled(points: Sequence[Point]) -> list[Point]:
     return [(x * SCALE, y * SCALE) for x, y in points]
 
 
-def _mirrored(points: list[Point]) -> list[Point]:
+def _mirrored(points: Sequence[Point]) -> list[Point]:
     return [(SIZE[0] - x, y) for x, y in points]
 
 
@@ -86,8 +87,8 @@ def watch(strap: str, case: str, face: str) -> Image.Image:
 
 def main() -> None:
     """Write every picture."""
-    folder = Path(__file__).parent / "images"
-    folder.mkdir(exist_ok=True)
+    root = Path(__file__).parents[1]
+    folders = (root / "examples/images", root / "service/static/examples")  # the service ships its own copies
     pictures = {
         "navy-shirt": shirt("#1f2f5c", "#18264c", "#31437a"),
         "red-dress": dress("#b3202c", "#8c1720"),
@@ -95,7 +96,9 @@ def main() -> None:
         "brown-watch": watch("#6b4226", "#c9ccd1", "#20242c"),
     }
     for name, picture in pictures.items():
-        picture.save(folder / f"{name}.jpg", quality=90)
+        for folder in folders:
+            folder.mkdir(exist_ok=True)
+            picture.save(folder / f"{name}.jpg", quality=90)
 
 
 if __name__ == "__main__":

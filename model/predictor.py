@@ -257,6 +257,10 @@ class Predictor:
             )
         return explanations
 
+    def frame(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
+        """Return the part of a picture of `size` that the network sees (`ImageTransform.frame`)."""
+        return self.transform.frame(size)
+
     def warm_up(self, max_batch_size: int) -> dict[str, float]:
         """Run every padded shape, alone and at `max_batch_size`; return the seconds of each."""
         seconds = {}

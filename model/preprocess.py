@@ -68,8 +68,7 @@ class ImageTransform:
         if self.config.resize == "squash":
             resized = image.resize((width, height), Image.Resampling.BICUBIC, (left, upper, right, lower))
         elif self.config.resize == "shortest":
-            scale = max(width / box_width, height / box_height)
-            margin_x, margin_y = (box_width - width / scale) / 2, (box_height - height / scale) / 2
+            margin_x, margin_y, *_ = self.frame((box_width, box_height))
             centre = (left + margin_x, upper + margin_y, right - margin_x, lower - margin_y)
             resized = image.resize((width, height), Image.Resampling.BICUBIC, centre)
         else:
@@ -79,6 +78,19 @@ class ImageTransform:
             resized = Image.new("RGB", (width, height), (self.config.fill,) * 3)
             resized.paste(inner, ((width - size[0]) // 2, (height - size[1]) // 2))
         return np.ascontiguousarray(np.asarray(resized, dtype=np.uint8).transpose(2, 0, 1))
+
+    def frame(self, size: tuple[float, float]) -> Box:
+        """Return the part of a picture of `size` (width, height) that the network sees, in the picture's pixels.
+
+        It goes beyond the picture's edges where that is padded.
+        """
+        height, width = self.config.image_size
+        if self.config.resize == "squash":
+            return 0.0, 0.0, *size
+        choose = max if self.config.resize == "shortest" else min
+        scale = choose(width / size[0], height / size[1])
+        margin_x, margin_y = (size[0] - width / scale) / 2, (size[1] - height / scale) / 2
+        return margin_x, margin_y, size[0] - margin_x, size[1] - margin_y
 
     def normalise(self, pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """uint8 `[B, 3, H, W]` -> floats of `dtype`, each channel with CLIP's mean and deviation, channels last."""

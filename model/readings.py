@@ -148,6 +148,13 @@ class Predictor(Protocol):
         """Answer a batch, in its order; one thread at a time."""
         ...
 
+    def frame(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
+        """Return the part of a picture of `size` (width, height) that an image explanation's grid covers.
+
+        As left, upper, right and lower in the picture's pixels; beyond its edges where the network pads it.
+        """
+        ...
+
     def warm_up(self, max_batch_size: int) -> dict[str, float]:
         """Run each padded shape once, so that no caller pays for it; return the seconds of each stage."""
         ...

@@ -112,13 +112,17 @@ def predict(  # noqa: PLR0917 - typer passes by name
     checkpoint: Annotated[Path | None, typer.Option(help="checkpoint folder", show_default=False)] = None,
     target_precision: Annotated[float | None, typer.Option(help="0.90, 0.95, …", show_default=False)] = None,
     top_k: Annotated[int, typer.Option(min=1, help="candidates per attribute")] = 3,
+    explain: Annotated[bool, typer.Option("--explain", help="tint the title's words by weight")] = False,
+    heat_map: Annotated[
+        Path | None, typer.Option(help="write a PNG of where on the image they looked", show_default=False)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print what the service would answer")] = False,
 ) -> None:
     """Read one listing: an image, a title, or both."""
     from service.oneshot import draw, read_one  # noqa: PLC0415
 
     settings = load_settings(checkpoint=checkpoint, target_precision=target_precision)
-    reply = read_one(settings, image=image, title=title, top_k=top_k)
+    reply = read_one(settings, image=image, title=title, top_k=top_k, explain=explain, heat_map_file=heat_map)
     if as_json:
         print(json.dumps(reply.model_dump(mode="json", exclude_unset=True), ensure_ascii=False, indent=2))
     else:

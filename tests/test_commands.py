@@ -71,7 +71,8 @@ def test_from_catalogue_to_labels(
 
     out = tmp_path / "labels.csv"
     assert run(monkeypatch, "label", toml, "--out", out, "--checkpoint", trained, "--target-precision", 0.5) == 0
-    rows = list(csv.DictReader(out.open()))
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
     assert [row["id"] for row in rows] == [f"sku-{number}" for number in range(300)]
     assert list(rows[0])[:5] == ["id", "colour", "colour_confidence", "colour_accepted", "colour_image_weight"]
     assert not any(row["error"] for row in rows)

@@ -20,7 +20,7 @@ from service.app import create_app
 from service.engine import Engine
 from service.settings import Settings
 from tests.service.conftest import encoded
-from tests.service.fake_predictor import FakePrediction, FakePredictor, FakePrepared
+from tests.service.fake_predictor import WARM_UP, FakePrediction, FakePredictor, FakePrepared
 
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = (
@@ -52,7 +52,15 @@ class PointedPrediction(FakePrediction):
 
 
 class PointedPredictor(FakePredictor):
+    """Says when a batch has come in."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.started = threading.Semaphore(0)  # released at each batch's start
+
     def predict(self, batch: list[FakePrepared]) -> list[FakePrediction]:
+        if any(listing.title != WARM_UP for listing in batch):
+            self.started.release()
         return [PointedPrediction(prediction.listing) for prediction in super().predict(batch)]
 
 
@@ -62,7 +70,7 @@ class Site:
 
     url: str
     app: FastAPI
-    predictor: FakePredictor
+    predictor: PointedPredictor
     stop: Callable[[], None]
 
     @property
@@ -73,12 +81,12 @@ class Site:
 
 @contextmanager
 def serving(
-    predictor: FakePredictor | None = None, *, loaded: threading.Event | None = None, port: int = 0, **settings: Any
+    predictor: PointedPredictor | None = None, *, loaded: threading.Event | None = None, port: int = 0, **settings: Any
 ) -> Iterator[Site]:
     """Serve in a thread. `loaded`: the model is loaded once this is set; None: at once."""
     predictor = predictor or PointedPredictor()
 
-    def load(_: Settings) -> FakePredictor:
+    def load(_: Settings) -> PointedPredictor:
         assert loaded is None or loaded.wait(30)
         return predictor
 

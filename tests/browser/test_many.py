@@ -103,7 +103,7 @@ def test_a_folder_with_a_table(playground: Playground, tmp_path: Path) -> None:
     expect(playground["#notes"]).to_contain_text("1 picture left out: no row names them")
     expect(playground[".row-title"]).to_have_text(["Navy Shirt", "Red; unquoted; Shirt", "No Picture"])
     expect(playground["td img"]).to_have_count(2)
-    playground.page.get_by_text("Failed 1").click()
+    playground.page.get_by_role("radio", name="Failed 1").check()
     expect(playground["tbody tr"]).to_contain_text(["neither a title nor a picture"])
 
 
@@ -138,16 +138,16 @@ def test_filters(playground: Playground, tmp_path: Path) -> None:
     for attribute, judged in {"": ("baseColour", "season"), "season": ("season",)}.items():
         playground["#filter-attribute"].select_option(attribute)
         abstained = [row["id"] for row in labels if any(row[f"{name}_accepted"] == "false" for name in judged)]
-        playground.page.get_by_text(f"Abstained {len(abstained)}").click()
+        playground.page.get_by_role("radio", name=f"Abstained {len(abstained)}").check()
         expect(playground["tbody .link"]).to_have_text(abstained)
-        playground.page.get_by_text(f"Accepted {20 - len(abstained)}").click()
+        playground.page.get_by_role("radio", name=f"Accepted {20 - len(abstained)}").check()
         expect(playground["tbody tr"]).to_have_count(max(1, 20 - len(abstained)))
 
 
 def test_another_precision_reads_anew(playground: Playground, tmp_path: Path) -> None:
     read_many(playground, write(tmp_path / "shop", "id,title", "1,Red Coat", "2,Blue Coat") / "styles.csv")
     expect_done(playground, 2)
-    playground.page.get_by_text("99 %", exact=True).click()
+    playground.page.get_by_role("radio", name="99 %").check()
     expect(playground["#filters"]).to_contain_text("Abstained 2")
     assert {row["season_accepted"] for row in download(playground)} == {"false"}
 

@@ -91,7 +91,7 @@ def test_too_slow_and_then_fast_enough(open_playground: OpenPlayground, strict: 
 
 @pytest.mark.parametrize("code", ["unknown_attribute", "internal_error", "not_found", "method_not_allowed", "draining"])
 def test_other_codes(troubled: Playground, code: str) -> None:
-    (failure,) = [found for found in all_errors(errors.ServiceError) if found.code == code]
+    failure = next(found for found in all_errors(errors.ServiceError) if found.code == code)
     body = errors.problem(failure("what happened"), "the-id")
     troubled.page.route(
         "**/v1/classify",

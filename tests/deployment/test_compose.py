@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.deployment.tools import run
 SET_BY_THE_IMAGE = {"CMA_CLIP_HOST", "CMA_CLIP_PORT", "CMA_CLIP_CHECKPOINT"}
 
 
+@cache
 def compose(*overrides: str) -> dict[str, Any]:
     """Return the services that docker-compose reads from its file and `overrides`."""
     files = [argument for name in ("docker-compose.yml", *overrides) for argument in ("-f", name)]

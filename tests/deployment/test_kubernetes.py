@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import shutil
+from functools import cache
 from typing import Any
 
 import kubernetes_validate
@@ -22,6 +23,7 @@ OPERATOR_KINDS = {"ServiceMonitor", "PrometheusRule"}
 pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl brings kustomize along")
 
 
+@cache
 def rendered(overlay: str) -> dict[str, dict[str, Any]]:
     """Return the objects of an overlay by kind."""
     documents = yaml.safe_load_all(run("kubectl", "kustomize", f"deploy/kubernetes/overlays/{overlay}"))

@@ -120,7 +120,7 @@ def queries() -> Iterator[tuple[str, str]]:
         yield annotation["name"], annotation["expr"].removesuffix(" > 0")
 
 
-@pytest.mark.parametrize(("title", "expression"), queries())
+@pytest.mark.parametrize(("title", "expression"), list(queries()))
 def test_every_query_of_the_dashboard_returns_data(prometheus: Prometheus, title: str, expression: str) -> None:
     for variable, value in VARIABLES.items():
         expression = expression.replace(variable, value)

@@ -62,6 +62,22 @@ def test_longest_pads_with_white_and_shortest_crops_the_centre() -> None:
     assert (cropped == 0).all()
 
 
+@pytest.mark.parametrize(
+    ("resize", "frame"),
+    [("longest", (0, -20, 32, 28)), ("shortest", (40 / 3, 0, 56 / 3, 8)), ("squash", (0, 0, 32, 8))],
+)
+def test_the_frame_is_what_the_network_sees(resize: str, frame: tuple[float, ...]) -> None:
+    picture = Image.linear_gradient("L").rotate(90).resize((32, 8)).convert("RGB")
+    transform = ImageTransform(dataclasses.replace(CONFIG, resize=resize))
+    assert transform.frame(picture.size) == pytest.approx(frame)
+    ground = Image.new("RGB", (72, 68), "white")
+    ground.paste(picture, (20, 30))
+    left, upper, right, lower = frame
+    seen = ground.resize((16, 24), Image.Resampling.BICUBIC, (left + 20, upper + 30, right + 20, lower + 30))
+    difference = np.abs(np.asarray(seen, dtype=int).transpose(2, 0, 1) - transform(picture))
+    assert np.median(difference) <= 2
+
+
 def test_normalise_has_clips_mean_and_deviation() -> None:
     pixels = torch.full((2, 3, 24, 16), 255, dtype=torch.uint8)
     normalised = ImageTransform(CONFIG).normalise(pixels)

@@ -139,5 +139,9 @@ class FakePredictor:
             self.trouble(listing.title)
         return [FakePrediction(listing) for listing in batch]
 
+    def frame(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
+        """As of a network that squashes pictures to its size."""
+        return 0.0, 0.0, float(size[0]), float(size[1])
+
     def warm_up(self, max_batch_size: int) -> dict[str, float]:
         return {"forward": 0.0}

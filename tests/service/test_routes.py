@@ -400,7 +400,8 @@ async def test_pages_load_nothing_from_elsewhere(client: Client, path: str) -> N
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
     assert "frame-ancestors 'none'" in policy
-    assert not re.search(r"""(src|href|action)=["']?(https?:)?//""", response.text)
+    assert not re.search(r"""(src|href|srcset|action|data)\s*=\s*["']?(https?:)?//""", response.text)
+    assert "@import" not in response.text
     for script in ("/static/docs.js", "/static/page.css"):
         assert "http" not in (await client.get(script)).text
 

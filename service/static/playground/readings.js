@@ -26,6 +26,7 @@ export const verdict = (accepted) =>
 /** Why a label was accepted or not, in one line. */
 export const reason = ({ confidence, accepted, threshold, target_precision: target }) => {
   if (threshold === null) return `No confidence is enough: nothing could be certified at ${shortPercent(target)}`;
+  if (threshold < 0.0005) return `${percent(confidence)} sure; any confidence is enough here`;
   return accepted
     ? `${percent(confidence)} sure; ${percent(threshold)} is enough`
     : `${percent(confidence)} sure; it takes ${percent(threshold)}`;

@@ -1,0 +1,189 @@
+"""Writes docs/api.md from the service's own OpenAPI document.
+
+python -m docs.generate
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from service.app import create_app
+from service.errors import ServiceError
+from service.settings import Settings, load_settings
+
+PAGE = Path(__file__).parent / "api.md"
+
+HEAD = """\
+<!-- Written by `python -m docs.generate` from the service's OpenAPI document. Don't edit it here. -->
+
+# API reference
+
+JSON in, JSON out. A running service has the same as an OpenAPI document at `/openapi.json`, and as a page at `/docs`.
+
+- **Keys.** Where API keys are configured, each request to a path under `/v1` carries one: `Authorization: Bearer KEY`
+  or `X-API-Key: KEY`.
+- **Request ids.** Each reply has the header `X-Request-ID`: the caller's own, if one was sent (up to 128 letters,
+  digits and `._~:/+=@-`), else a new one. The service's log has it too.
+- **Deadlines.** `X-Request-Timeout-Ms` says how long the caller waits. A request that cannot be answered by then is
+  refused on arrival. The service's own time-out caps it.
+"""
+
+ERRORS = """\
+## Errors
+
+Each error is a [Problem](#problem), `application/problem+json` (RFC 9457), with a `code` that stays the same; `detail`
+is for people. With a 503, and with a 504 on arrival, the header `Retry-After` says after how many seconds another try
+makes sense. A path that doesn't exist is a 404 `not_found`, a method that a path doesn't take a 405
+`method_not_allowed`.
+"""
+
+
+def main() -> None:
+    """Write the page."""
+    PAGE.write_text(render(openapi()), encoding="utf-8")
+    print(PAGE)
+
+
+def openapi() -> dict[str, Any]:
+    """Return the OpenAPI document of the application; no model is loaded for it."""
+
+    def no_model(_: Settings) -> Any:
+        raise AssertionError("the application is described, not started")
+
+    return create_app(load_settings(), no_model).openapi()
+
+
+def render(document: Mapping[str, Any]) -> str:
+    """Return the page, in Markdown."""
+    operations = [
+        (method.upper(), path, operation)
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    ]
+    lines = [HEAD, _row("", ""), _row("---", "---")]
+    for method, path, operation in operations:
+        summary = operation["description"].split(". ")[0].removesuffix(".")
+        lines.append(_row(f"[`{method} {path}`](#{_anchor(f'{method} {path}')})", _joined(summary)))
+    for method, path, operation in operations:
+        lines += ["", *_operation(method, path, operation)]
+    lines += ["", ERRORS, *_errors(operations), "", "## Types"]
+    for name, schema in sorted(document["components"]["schemas"].items()):
+        lines += ["", *_schema(name, schema)]
+    return "\n".join(lines) + "\n"
+
+
+def _anchor(heading: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    kept = "".join(letter for letter in heading.lower() if letter.isalnum() or letter in " -_")
+    return kept.replace(" ", "-")
+
+
+def _joined(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _operation(method: str, path: str, operation: Mapping[str, Any]) -> Iterator[str]:
+    yield f"## `{method} {path}`"
+    for paragraph in operation["description"].split("\n\n"):
+        yield from ("", _joined(paragraph))
+    yield ""
+    for parameter in operation.get("parameters", ()):
+        needed = "" if parameter["required"] else ", optional"
+        yield f"- Header `{parameter['name']}`{needed}: {_kind(parameter['schema'])}; {parameter['description']}."
+    for media_type, content in operation.get("requestBody", {}).get("content", {}).items():
+        yield f"- Takes `{media_type}`: {_kind(content['schema'])}."
+    for media_type, content in operation["responses"]["200"]["content"].items():
+        schema = content.get("schema")
+        yield f"- Answers 200 with `{media_type}`" + (f": {_kind(schema)}." if schema else ".")
+    if refusals := [status for status in operation["responses"] if status != "200"]:
+        yield f"- [Errors](#errors): {', '.join(refusals)}."
+
+
+def _errors(operations: list[tuple[str, str, Mapping[str, Any]]]) -> Iterator[str]:
+    """A row for each status that some path declares, with the codes of the error tree that have it."""
+    reasons = {
+        int(status): response["description"]
+        for _, _, operation in operations
+        for status, response in operation["responses"].items()
+        if status != "200"
+    }
+    codes: dict[int, list[str]] = {status: [] for status in reasons}
+    for error in _tree(ServiceError):
+        if error.status in codes and error.code not in codes[error.status]:
+            codes[error.status].append(error.code)
+    yield from (_row("status", "code", "when"), _row("---", "---", "---"))
+    for status, reason in sorted(reasons.items()):
+        named = ", ".join(f"`{code}`" for code in codes[status] if status == 500 or code != ServiceError.code)
+        yield _row(str(status), named, _joined(reason))
+
+
+def _tree(error: type[ServiceError]) -> Iterator[type[ServiceError]]:
+    yield error
+    for below in error.__subclasses__():
+        yield from _tree(below)
+
+
+def _schema(name: str, schema: Mapping[str, Any]) -> Iterator[str]:
+    yield f"### {name}"
+    if description := schema.get("description"):
+        yield from ("", _joined(description))
+    for word, choice in (("At least one", "anyOf"), ("Exactly one", "oneOf")):
+        if alternatives := [f"`{each['required'][0]}`" for each in schema.get(choice, ())]:
+            yield from ("", f"{word} of {' and '.join(alternatives)} is needed.")
+    # What comes in admits nothing else, and may leave things out; what goes out is always whole.
+    comes_in = "additionalProperties" in schema
+    headings = ("field", "type", "if left out", "") if comes_in else ("field", "type", "")
+    yield from ("", _row(*headings), _row(*["---"] * len(headings)))
+    for field, value in schema["properties"].items():
+        left_out = [_left_out(value, needed=field in schema.get("required", ()))] if comes_in else []
+        yield _row(f"`{field}`", _kind(value), *left_out, _joined(value.get("description", "")))
+
+
+def _left_out(value: Mapping[str, Any], *, needed: bool) -> str:
+    if needed:
+        return "refused"
+    return f"`{json.dumps(value['default'])}`" if value.get("default") is not None else ""
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _kind(schema: Mapping[str, Any]) -> str:  # noqa: PLR0911 - one for each kind
+    """Say what a value looks like."""
+    match schema:
+        case {"$ref": str(reference)}:
+            return _link(reference.rpartition("/")[2])
+        case {"properties": _, "title": str(title)}:  # a listing inside a batch is spelt out there once more
+            return _link(title)
+        case {"anyOf": list(alternatives)}:
+            return " or ".join(_kind(each) for each in alternatives)
+        case {"type": "array", "items": item, "minItems": least, "maxItems": most} if least == most:
+            return f"list of {most} {_several(item)}"
+        case {"type": "array", "items": item}:
+            return f"list of {_several(item)}" + (" (not empty)" if schema.get("minItems") else "")
+        case {"type": "object", "additionalProperties": dict(values)}:
+            return f"object of {_several(values)}"
+        case {"type": "string"} if schema.get("format") == "binary" or "contentMediaType" in schema:
+            return "file"
+        case {"type": "string", "maxLength": length}:
+            return f"string of at most {length:,} characters"
+        case {"minimum": low, "maximum": high}:
+            return f"{schema['type']} from {low:.0f} to {high:.0f}"
+    return str(schema["type"])
+
+
+def _several(schema: Mapping[str, Any]) -> str:
+    return re.sub(r"^(string|number|integer|list|object)\b", r"\1s", _kind(schema))
+
+
+def _link(name: str) -> str:
+    return f"[{name}](#{name.lower()})"
+
+
+if __name__ == "__main__":
+    main()

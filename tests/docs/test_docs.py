@@ -1,0 +1,150 @@
+"""What the documents say is so: commands, links, settings, the API reference, and the worked example."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from docs import generate
+from model.binomial import binomial_tail
+from service import cli
+from service.settings import PREFIX, Settings
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def test_the_api_reference_is_up_to_date() -> None:
+    written = generate.PAGE.read_text(encoding="utf-8")
+    assert written == generate.render(generate.openapi()), "run: python -m docs.generate"
+
+
+# ── commands ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """Each command of the `console` blocks, as words; comments and quoted line breaks taken care of."""
+    for block in re.findall(r"```console\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL):
+        for command in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            yield shlex.split(command, comments=True)
+
+
+def check(words: list[str]) -> None:
+    """Raise unless the command is one of ours that exists, with flags that exist, or a common one."""
+    program, *arguments = words
+    match program.removeprefix(".venv/bin/"):
+        case "cma-clip":
+            check_command_line(arguments)
+        case "make":
+            targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+            assert arguments[0] in targets, arguments
+            for flags in (argument.removeprefix("ARGS=") for argument in arguments[1:]):
+                check_command_line([*arguments[:1], *shlex.split(flags)])
+        case "python" if arguments[0] == "-m":
+            assert find_spec(arguments[1]) is not None, arguments
+        case "python":
+            assert (ROOT / arguments[0]).is_file(), arguments
+        case "curl" | "pip" | "tensorboard":
+            pass
+        case _:
+            raise AssertionError(f"unknown command: {words}")
+
+
+def check_command_line(arguments: list[str]) -> None:
+    """Raise unless `cma-clip` has the command, and the command the flags."""
+    name, *rest = arguments
+    known: dict[str, Any] = vars(typer.main.get_command(cli.app))["commands"]
+    assert name in known, name
+    flags = {flag for parameter in known[name].params for flag in parameter.opts}
+    for flag in rest:
+        assert not flag.startswith("-") or flag in flags, (name, flag)
+
+
+@each_page
+def test_commands_exist(page: Path) -> None:
+    for words in commands(page):
+        check(words)
+
+
+def test_every_command_is_shown_somewhere() -> None:
+    shown = {words[1] for page in PAGES for words in commands(page) if words[0].endswith("cma-clip")}
+    assert {"pretrain", "train", "calibrate", "evaluate", "label", "predict", "serve", "bench"} <= shown
+
+
+@pytest.mark.parametrize("line", ["cma-clip fly", "cma-clip train x.toml --out x --wings 2", "make coffee", "rm -r x"])
+def test_a_command_that_does_not_exist_is_found(line: str) -> None:
+    with pytest.raises(AssertionError):
+        check(shlex.split(line))
+
+
+# ── names ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@each_page
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    headings = {generate._anchor(heading) for heading in re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)}
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        path, _, anchor = target.partition("#")
+        if path.startswith("https://"):
+            continue
+        assert (page.parent / path).exists(), target
+        assert not anchor or path or anchor in headings, target
+
+
+@each_page
+def test_files_and_settings_that_are_named_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for name in re.findall(r"`((?:model|service|examples|docs|benchmarks)/[\w/.-]+)`", text):
+        assert (ROOT / name).exists(), name
+    settings = {f"{PREFIX}{field.upper()}" for field in Settings.model_fields}
+    assert set(re.findall(rf"\b{PREFIX}[A-Z_]+", text)) <= settings
+
+
+def imports(path: Path) -> set[str]:
+    """The modules that a file imports from `model/` and `service/`, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            package, _, module = node.module.partition(".")
+            names = [module] if module else [alias.name for alias in node.names]
+            found |= {f"{package}.{name}" for name in names if package in {"model", "service"}}
+    return found
+
+
+def test_modules_import_what_the_architecture_allows() -> None:
+    for path in (ROOT / "model").glob("*.py"):
+        assert not any(name.startswith("service") for name in imports(path)), path
+    allowed = {"model.readings", "model.tasks", "model.errors"}
+    more = {"app.py": {"model.predictor"}}
+    for path in (ROOT / "service").glob("*.py"):
+        if path.name != "model_commands.py":
+            used = {name for name in imports(path) if name.startswith("model")}
+            assert used <= allowed | more.get(path.name, set()), path
+
+
+# ── figures ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_worked_example_of_calibration_is_right() -> None:
+    text = (ROOT / "docs" / "calibration.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| 0\.\d\d \| ([\d,]+) \| ([\d,]+) \| ([\d.]+) % \| (under )?([\d.]+) % \|$", text, flags=re.M)
+    assert len(rows) == 5
+    for accepted, right, precision, under, chance in rows:
+        n, k = int(accepted.replace(",", "")), int(right.replace(",", ""))
+        assert f"{100 * k / n:.1f}" == precision
+        luck = 100 * binomial_tail(k, n, 0.95)
+        assert luck < float(chance) if under else f"{luck:.2f}" == chance
+    assert f"{100 * binomial_tail(242, 250, 0.95):.0f}" == "12"
+    assert f"{100 * (1 - binomial_tail(400 - 29, 400, 0.95)):.0f}" == "2"  # 30 wrong of 400, or more
+    for target, listings in ((0.90, 45), (0.95, 90), (0.99, 460)):
+        assert binomial_tail(listings, listings, target) <= 0.01

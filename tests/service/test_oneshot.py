@@ -1,0 +1,194 @@
+"""`cma-clip predict` on a fake predictor: the table, the tinted words and the heat map."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from model.readings import AttributeReading, Explanation, ImageExplanation, TokenWeight
+from service import heat_map, oneshot
+from service.cli import main
+from service.schemas import ClassifyReply
+from tests.service.conftest import encoded
+from tests.service.fake_predictor import FakePrediction, FakePredictor
+
+WEIGHTS = {"Turtle": 0.05, "Navy": 0.6, "Blue": 0.3, "Shirt": 0.05}
+TITLE = " ".join(WEIGHTS)
+CORNER = ImageExplanation(2, 2, [[0.0, 0.0], [0.0, 1.0]])
+
+
+class ExplainingPrediction(FakePrediction):
+    """Leans on the lower right corner, and on two words."""
+
+    def read(self, attribute: str, **options: Any) -> AttributeReading:
+        reading = super().read(attribute, **options)
+        if reading.explanation is None:
+            return reading
+        explanation = Explanation(
+            image=self.listing.pixel and CORNER,
+            text=self.listing.title and tuple(TokenWeight(word, weight) for word, weight in WEIGHTS.items()),
+        )
+        return replace(reading, confidence=0.7, threshold=0.5, accepted=True, explanation=explanation)
+
+
+class ExplainingPredictor(FakePredictor):
+    def predict(self, batch: Any) -> Any:
+        return [ExplainingPrediction(prediction.listing) for prediction in super().predict(batch)]
+
+
+@pytest.fixture(autouse=True)
+def predictor(monkeypatch: pytest.MonkeyPatch) -> FakePredictor:
+    predictor = ExplainingPredictor()
+    monkeypatch.setattr(oneshot, "load_predictor", lambda settings: predictor)
+    return predictor
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.png"
+    path.write_bytes(encoded((250, 250, 250), size=(60, 80)))
+    return path
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr("sys.argv", ["cma-clip", "predict", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    return int(stopped.value.code or 0)
+
+
+def reply_of(title: str | None = TITLE, *, image: bool = True, explain: bool = True) -> ClassifyReply:
+    predictor = ExplainingPredictor()
+    prepared = predictor.prepare(title, Image.new("RGB", (60, 80)) if image else None, explain=explain)
+    (prediction,) = predictor.predict(predictor.collate([prepared]))
+    readings = {task.name: prediction.read(task.name, target_precision=0.95, top_k=3) for task in predictor.tasks}
+    return ClassifyReply.of(None, predictor.info, readings)
+
+
+def drawn(reply: ClassifyReply, width: int = 140, **options: Any) -> str:
+    console = Console(width=width, **options)
+    with console.capture() as captured:
+        oneshot.draw(reply, console)
+    return captured.get()
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_figures_are_never_cut_and_alternatives_never_left_out(width: int) -> None:
+    reply = reply_of()
+    shown = drawn(reply, width)
+    for attribute in reply.attributes.values():
+        assert all(
+            candidate.label in " ".join(shown.split())
+            for candidate in attribute.candidates
+            if candidate.confidence >= 0.01
+        )
+    lines = shown.splitlines()
+    for name in ("baseColour", "season"):
+        (line,) = [line for line in lines if line.split()[:1] == [name] and "accepted" in line]
+        assert "70.0%" in line
+        assert line.count("%") >= 2
+        assert "…" not in line
+
+
+def test_the_threshold_is_marked_on_the_bar() -> None:
+    (line,) = [line for line in drawn(reply_of()).splitlines() if line.split()[:1] == ["season"] and "accepted" in line]
+    bar = next(part for part in line.split() if "┃" in part)
+    assert bar == "█" * 10 + "┃" + "█" * 3 + "░" * 6
+
+
+def test_words_are_tinted_by_weight_and_the_heaviest_are_named() -> None:
+    shown = drawn(reply_of(), force_terminal=True, color_system="standard", legacy_windows=False)
+    shown = shown.partition("leaned")[2]
+    styles = {word: shown.split(word)[0].rpartition("\x1b[")[2] for word in WEIGHTS}
+    assert styles == {"Turtle": "2m", "Navy": "1;37;45m", "Blue": "1;35m", "Shirt": "2m"}
+    plain = drawn(reply_of(), color_system=None)
+    assert plain.count(TITLE) == 2  # once per attribute
+    assert plain.count("Navy 60%, Blue 30%") == 2
+
+
+def test_nothing_is_said_of_words_unless_asked_for() -> None:
+    assert "leaned" not in drawn(reply_of(explain=False))
+    assert "leaned" not in drawn(reply_of(title=None))
+
+
+def test_explain_prints_what_the_service_would(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], picture: Path
+) -> None:
+    assert run(monkeypatch, picture, "--title", TITLE, "--json") == 0
+    assert "explanation" not in json.loads(capsys.readouterr().out)["attributes"]["season"]
+    assert run(monkeypatch, picture, "--title", TITLE, "--explain", "--json") == 0
+    explanation = json.loads(capsys.readouterr().out)["attributes"]["season"]["explanation"]
+    assert explanation["image"] == {"rows": 2, "columns": 2, "weights": [[0.0, 0.0], [0.0, 1.0]]}
+    assert explanation["text"][1] == {"token": "Navy", "weight": 0.6}
+
+
+def test_the_heat_map_is_a_png_with_a_panel_per_attribute(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], picture: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "heat.png"
+    assert run(monkeypatch, picture, "--heat-map", out) == 0
+    assert "baseColour" in capsys.readouterr().out
+    with Image.open(out) as sheet:
+        assert sheet.format == "PNG"
+        gap, width, height = heat_map.GAP, 240, 320  # of a picture of 60 x 80 in a panel of 320 x 320
+        assert sheet.size == (gap + 2 * (width + gap), gap + heat_map.CAPTION + height + gap)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--title", "x", "--heat-map", "heat.png"), "--heat-map needs an image"),
+        (("photo.png", "--heat-map", "nowhere/heat.png"), "cannot write nowhere/heat.png: No such file"),
+    ],
+)
+def test_a_heat_map_that_cannot_be(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    picture: Path,
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    monkeypatch.chdir(picture.parent)
+    assert run(monkeypatch, *arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+# ── where the heat lies ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def redness(sheet: Image.Image) -> np.ndarray[Any, Any]:
+    """How much redder than green each pixel of the first panel's picture is."""
+    left, upper = heat_map.GAP, heat_map.GAP + heat_map.CAPTION
+    pixels = np.asarray(sheet, dtype=int)[upper : upper + 320, left : left + 320]
+    return pixels[..., 0] - pixels[..., 1]
+
+
+def test_heat_lies_on_the_patch_that_weighed() -> None:
+    picture = Image.new("RGB", (100, 100), "grey")
+    red = redness(heat_map.draw(picture, (0, 0, 100, 100), reply_of()))
+    assert red[270, 270] > 100
+    assert abs(red[50, 50]) < 5
+
+
+def test_padding_is_part_of_what_was_seen_and_cropped_edges_are_not() -> None:
+    picture = Image.new("RGB", (100, 50), "black")
+    padded = np.asarray(heat_map.draw(picture, (0, -25, 100, 75), reply_of()))
+    first = padded[heat_map.GAP + heat_map.CAPTION :, heat_map.GAP :]
+    assert tuple(first[20, 20]) == (255, 255, 255)
+    assert tuple(first[160, 20]) == (0, 0, 0)
+    picture.paste("white", (0, 0, 25, 50))
+    cropped = np.asarray(heat_map.draw(picture, (25, 0, 75, 50), reply_of()))
+    assert tuple(cropped[heat_map.GAP + heat_map.CAPTION + 5, heat_map.GAP + 5]) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("frame", [(0, -30000, 60000, 30001), (30000, 0, 30001, 1)])
+def test_a_very_long_picture_costs_no_more(frame: tuple[float, float, float, float]) -> None:
+    sheet = heat_map.draw(Image.new("RGB", (60000, 1), "red"), frame, reply_of())
+    assert max(sheet.size) < 1000

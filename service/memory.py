@@ -3,6 +3,7 @@
 glibc keeps what large images and bodies leave behind for later use, in an arena per thread: under a mixed load some
 100 MiB of nothing within minutes, which looks like a leak and counts against a container's limit. Asking for it every
 half minute costs milliseconds, and makes the resident set say what is in use.
+"""
 
 from __future__ import annotations
 

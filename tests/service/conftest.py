@@ -90,7 +90,9 @@ async def on_port(
     """Run the application behind uvicorn on a free port of this machine."""
     predictor = predictor or FakePredictor()
     app = create_app(Settings(**settings), lambda _: predictor, gate=gate)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=2))
+    server = uvicorn.Server(
+        uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=2, timeout_keep_alive=75)
+    )
     serving = asyncio.create_task(server.serve())
     await until(lambda: server.started)
     port = server.servers[0].sockets[0].getsockname()[1]

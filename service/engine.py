@@ -35,6 +35,7 @@ from service.errors import (
     UnsupportedMediaType,
 )
 from service.fetch import Fetcher, FetchLimits, Gate
+from service.memory import trim_now_and_then
 from service.metrics import Metrics
 from service.middleware import RequestRecord
 from service.schemas import Given, Options
@@ -78,7 +79,7 @@ class Engine:
         self._load = load
         self._predictor: Predictor | None = None
         self._batcher: MicroBatcher[Prepared, Any, Prediction] | None = None
-        self._loading: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         # Decoding releases the interpreter's lock: one thread a core.
         self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="decode")
         self._fetcher = Fetcher(
@@ -98,7 +99,7 @@ class Engine:
 
     def start(self) -> None:
         """Begin to load and warm up, in a thread of its own: the event loop answers health checks meanwhile."""
-        self._loading = asyncio.create_task(self._start())
+        self._tasks = [asyncio.create_task(self._start()), asyncio.create_task(trim_now_and_then())]
 
     async def _start(self) -> None:
         try:
@@ -155,8 +156,8 @@ class Engine:
 
     async def stop(self) -> None:
         self.draining = True
-        if self._loading is not None:
-            self._loading.cancel()
+        for task in self._tasks:
+            task.cancel()
         self.give_up()
         self._pool.shutdown(wait=False, cancel_futures=True)
         await self._fetcher.aclose()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import random
 from pathlib import Path
 
@@ -20,6 +21,11 @@ from model.tasks import Task
 # A slow call on a busy machine is no bug.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+
+# A submission is judged by the same examples every time; at the desk, new ones are drawn at each run.
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 COLOURS = ("Black", "Blue", "Green", "Red")
 SHAPES = ("Circle", "Square")

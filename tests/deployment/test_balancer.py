@@ -134,6 +134,7 @@ def test_a_draining_replica_gets_nothing_new(balancer: Balancer, replicas: tuple
         balancer.wait_until_it_sends_to(other)
         load.wait_for(100)
     assert set(load.statuses) == {200}
+    draining.wait(30)
 
 
 def test_without_any_replica_the_balancer_says_so_as_the_service_would(

@@ -75,8 +75,10 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
     with running(replica):
         prometheus = Prometheus(folder, replica)
         with running(prometheus):
+            # The first look must come before the first answer: what is there then is no increase.
+            wait_for(prometheus, "cma_clip_predictions_total")
             send_traffic(f"http://{replica.address}")
-            wait_for_drift(prometheus)
+            wait_for(prometheus, "cma_clip:label_mix_distance:1h")  # the last rule of the longest chain
             yield prometheus
 
 
@@ -99,11 +101,10 @@ def listing(number: int) -> dict[str, Any]:
     return {**LISTING, "id": str(number), "image": {"base64": base64.b64encode(picture.getvalue()).decode()}}
 
 
-def wait_for_drift(prometheus: Prometheus) -> None:
-    """Wait for the last rule of the longest chain."""
+def wait_for(prometheus: Prometheus, expression: str) -> None:
     deadline = time.monotonic() + 60
-    while not prometheus.values("cma_clip:label_mix_distance:1h"):
-        assert time.monotonic() < deadline, "no drift was computed"
+    while not prometheus.values(expression):
+        assert time.monotonic() < deadline, f"there is still no {expression}"
         time.sleep(0.5)
 
 

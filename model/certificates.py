@@ -16,7 +16,10 @@ from numpy.typing import NDArray
 from model.binomial import binomial_tail, design_effects, lower_bound
 from model.calibration import Certificate
 
-METHOD = "learn-then-test: exact binomial tails, fallback procedure over a fixed grid of confidences"
+METHOD = (
+    "learn-then-test: binomial tails, counts divided by the design effect of repeated titles, "
+    "fallback procedure over a fixed grid of confidences"
+)
 
 _GRID_TOP, _GRID_BOTTOM, _GRID_STEP = 6.9, -3.0, 0.05
 _GRID_LOGITS = np.arange(round((_GRID_TOP - _GRID_BOTTOM) / _GRID_STEP) + 1) * -_GRID_STEP + _GRID_TOP

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.certificates import GRID, certify
+from model.certificates import GRID, START_SHARES, certify
 from model.scores import oracle_point
 
 TARGETS = (0.9, 0.95, 0.99)
@@ -61,6 +61,12 @@ def test_listings_that_share_a_title_keep_the_promise_only_as_groups() -> None:
             broken[name] += true_precision(certificate.threshold, 1.0) < 0.9
     assert broken["grouped"] <= 5
     assert broken["taken for independent"] > 5
+
+
+def test_the_error_budget_is_spent_once_and_on_the_grid() -> None:
+    assert sum(START_SHARES.values()) == pytest.approx(1.0)
+    assert all(0 <= position < len(GRID) for position in START_SHARES)
+    assert list(GRID) == sorted(set(GRID), reverse=True)
 
 
 def test_naive_thresholds_break_the_promise() -> None:

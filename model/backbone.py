@@ -50,7 +50,7 @@ class TokenSequence:
         return TokenSequence(self.embeddings, self.mask & rows[:, None], self.pooled)
 
     def select(self, rows: Tensor) -> TokenSequence:
-        """Return the listings where `rows` (`[B]` bool) is True, as a smaller batch."""
+        """Return the listings at `rows`: `[B]` bool where they are True, or int64 positions."""
         return TokenSequence(self.embeddings[rows], self.mask[rows], self.pooled[rows])
 
 
@@ -63,10 +63,24 @@ def cma_resnet_small(
     Plain 3 x 3 convolutions with widths in powers of two, since they reach the highest share of a CPU's peak; a
     convolutional tower learns from tens of thousands of pictures what a plain ViT of this size does not.
     """
+    return _resnet([(1, 64, 2), (2, 128, 2), (2, 256, 2)], pretrained, num_classes, drop_path_rate)
+
+
+@register_model
+def cma_resnet_medium(
+    pretrained: bool = False, *, num_classes: int = 0, drop_path_rate: float = 0.0, **_: Any
+) -> ByobNet:
+    """As `cma_resnet_small` with a fourth stage at half the picture's resolution: 20 patches, 4.9 M parameters."""
+    return _resnet([(1, 48, 1), (2, 96, 2), (2, 192, 2), (2, 320, 2)], pretrained, num_classes, drop_path_rate)
+
+
+def _resnet(stages: list[tuple[int, int, int]], pretrained: bool, num_classes: int, drop_path_rate: float) -> ByobNet:
+    """Build a residual convnet of `stages`: blocks, channels and stride of each."""
     if pretrained:
-        raise ConfigError("cma_resnet_small has no pretrained weights; start from a checkpoint instead")
-    stages = [(1, 64), (2, 128), (2, 256)]
-    blocks = tuple(ByoBlockCfg(type="basic", d=depth, c=width, s=2, gs=0, br=1.0) for depth, width in stages)
+        raise ConfigError("our own towers have no pretrained weights; start from a checkpoint instead")
+    blocks = tuple(
+        ByoBlockCfg(type="basic", d=depth, c=width, s=stride, gs=0, br=1.0) for depth, width, stride in stages
+    )
     config = ByoModelCfg(blocks=blocks, stem_type="3x3", stem_pool="", stem_chs=32)
     # open_clip's adapter reads `default_cfg` to see whether features are maps (`pool_size`) or tokens.
     network = ByobNet(config, num_classes=num_classes, drop_path_rate=drop_path_rate)
@@ -75,10 +89,10 @@ def cma_resnet_small(
 
 
 BACKBONES: Mapping[str, Mapping[str, Any]] = {
-    # The small configuration that `weights/fashion` ships: 13 M parameters, most of them word embeddings.
+    # The small configuration that `weights/fashion` ships: 16 M parameters, 9.5 M of them word embeddings.
     "cma-small": {
         "embed_dim": 256,
-        "vision_cfg": {"timm_model_name": "cma_resnet_small", "timm_proj": "none", "image_size": [80, 64]},
+        "vision_cfg": {"timm_model_name": "cma_resnet_medium", "timm_proj": "none", "image_size": [80, 64]},
         "text_cfg": {"context_length": 40, "vocab_size": 49408, "width": 192, "heads": 3, "layers": 3},
     },
 }

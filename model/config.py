@@ -99,22 +99,26 @@ class OptimiserConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Augmentation that respects colour: geometry of the picture, words of the title, and nothing of the hue.
+    """Augmentation that respects colour (`model/augment.py`).
 
     crop: smallest share of the picture's area that a random crop keeps. stretch: largest relative change of
-    its aspect ratio. title_dropout: share of titles that lose words; word_dropout: chance of each of theirs.
+    its aspect ratio. spoiled_images: share of pictures compressed, blurred, made noisy or partly covered.
+    title_dropout: share of titles that lose words; word_dropout: chance of each of theirs.
+    label_word_dropout: share of titles that lose the words that name the listing's own labels.
     """
 
     crop: float = 0.7
     stretch: float = 0.1
     flip: bool = True
+    spoiled_images: float = 0.1
     title_dropout: float = 0.5
     word_dropout: float = 0.2
+    label_word_dropout: float = 0.1
 
     def __post_init__(self) -> None:
         if not 0 < self.crop <= 1:
             raise ConfigError("crop must be above 0 and at most 1")
-        for name in ("stretch", "title_dropout", "word_dropout"):
+        for name in ("stretch", "spoiled_images", "title_dropout", "word_dropout", "label_word_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 0 and below 1")
 
@@ -129,7 +133,7 @@ class SituationWeights:
     """
 
     both: float = 1.0
-    image: float = 0.5
+    image: float = 1.0
     title: float = 0.5
 
     def __post_init__(self) -> None:
@@ -142,7 +146,9 @@ class TrainConfig:
     """Multi-task fine-tuning.
 
     modality_dropout: chance that a listing with both modalities loses one of them, either as likely, in the
-    reading of both. ema_decay: decay of the exponential moving average of the weights, which is what is
+    reading of both. foreign_titles, foreign_images: share of listings that are read, in the reading of both, with
+    the title or the picture of another one, so that the network learns to see when the two do not belong
+    together, and which to believe. ema_decay: decay of the exponential moving average of the weights, which is what is
     validated and saved.
     """
 
@@ -150,11 +156,13 @@ class TrainConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     weights: SituationWeights = field(default_factory=SituationWeights)
     modality_dropout: float = 0.1
-    label_smoothing: float = 0.05
+    foreign_titles: float = 0.06
+    foreign_images: float = 0.02
+    label_smoothing: float = 0.02
     ema_decay: float = 0.998
 
     def __post_init__(self) -> None:
-        for name in ("modality_dropout", "label_smoothing", "ema_decay"):
+        for name in ("modality_dropout", "foreign_titles", "foreign_images", "label_smoothing", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 0 and below 1")
 
@@ -170,7 +178,7 @@ class PretrainConfig:
 
 def small_training() -> TrainConfig:
     """What trains `weights/fashion`: a small backbone after a short contrastive pre-training of our own."""
-    return TrainConfig(optimiser=OptimiserConfig(epochs=6, batch_size=128, learning_rate=1.5e-3, backbone_rate=0.7))
+    return TrainConfig(optimiser=OptimiserConfig(epochs=12, batch_size=128, learning_rate=2e-3, backbone_rate=0.8))
 
 
 def clip_training() -> TrainConfig:

@@ -6,7 +6,7 @@ Shapes: B listings, L tokens of the longest title in the batch, T attributes, H 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from model.augment import random_box, vary_pixels, vary_title
 from model.catalogue import Catalogue, Listing
 from model.config import AugmentConfig, PreprocessConfig
-from model.preprocess import ImageTransform, TitleTokeniser, decode_image, drop_words, pad_tokens, random_box
+from model.preprocess import ImageTransform, TitleTokeniser, decode_image, pad_tokens
 from model.tasks import Task
 
 
@@ -82,19 +83,17 @@ class ListingDataset(Dataset[Example]):
         rng = random.Random(f"{self.seed}/{self.epoch}/{index}")  # noqa: S311 - augmentation, no secret
         labels = [task.encode(listing.labels.get(task.name)) for task in self.tasks]
         pixels = self._pixels(listing.image, rng) if listing.image else None
-        tokens = self._tokens(listing.title, rng) if listing.title else None
+        tokens = self._tokens(listing.title, listing.labels.values(), rng) if listing.title else None
         return Example(pixels, tokens, np.array(labels, dtype=np.int64))
 
     def _pixels(self, name: str, rng: random.Random) -> NDArray[np.uint8]:
         image = decode_image(self.catalogue.image_bytes(name))
         if self.augment is None:
             return self.transform(image)
-        pixels = self.transform(image, random_box(image.size, self.augment, rng))
-        flipped = self.augment.flip and rng.random() < 0.5
-        return np.ascontiguousarray(pixels[:, :, ::-1]) if flipped else pixels
+        return vary_pixels(self.transform(image, random_box(image.size, self.augment, rng)), self.augment, rng)
 
-    def _tokens(self, title: str, rng: random.Random) -> NDArray[np.int64]:
-        return self.tokenise(drop_words(title, self.augment, rng) if self.augment else title).tokens
+    def _tokens(self, title: str, labels: Iterable[str], rng: random.Random) -> NDArray[np.int64]:
+        return self.tokenise(vary_title(title, labels, self.augment, rng) if self.augment else title).tokens
 
 
 class ShuffledSampler(Sampler[int]):

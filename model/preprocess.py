@@ -6,8 +6,6 @@ May import Pillow, numpy, torch (to normalise on the device) and open_clip's tok
 from __future__ import annotations
 
 import io
-import math
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,7 +16,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from model.config import AugmentConfig, PreprocessConfig
+from model.config import PreprocessConfig
 from model.errors import ModelError
 
 MAX_WORD_CHARACTERS = 128
@@ -157,23 +155,3 @@ def pad_tokens(titles: Sequence[NDArray[np.int64] | None], length: int) -> Tenso
         if tokens is not None:
             row[: len(tokens)] = tokens
     return torch.from_numpy(padded)
-
-
-def random_box(size: tuple[int, int], config: AugmentConfig, rng: random.Random) -> Box:
-    """Draw a crop of a picture of `size` (width, height): a share of its area, slightly stretched, anywhere."""
-    width, height = size
-    share = rng.uniform(config.crop, 1.0)
-    stretch = math.exp(rng.uniform(-config.stretch, config.stretch))
-    box_width = min(width, max(1.0, width * math.sqrt(share * stretch)))
-    box_height = min(height, max(1.0, height * math.sqrt(share / stretch)))
-    left, upper = rng.uniform(0, width - box_width), rng.uniform(0, height - box_height)
-    return left, upper, left + box_width, upper + box_height
-
-
-def drop_words(title: str, config: AugmentConfig, rng: random.Random) -> str:
-    """Leave words out of some titles, never all of one."""
-    words = title.split()
-    if len(words) < 2 or rng.random() >= config.title_dropout:
-        return title
-    kept = [word for word in words if rng.random() >= config.word_dropout]
-    return " ".join(kept or [rng.choice(words)])

@@ -200,7 +200,9 @@ class TrainingLoss:
         total = batch.pixels.new_zeros((), dtype=torch.float32)
         if image and text and weights.both:
             kept = drop_modalities(batch.has_image, batch.has_title, self.config.modality_dropout)
-            losses["both"] = self._loss(network(image.keep(kept[0]), text.keep(kept[1])), batch.labels)
+            sources = exchange_modalities(*kept, self.config.foreign_images, self.config.foreign_titles)
+            output = network(image.keep(kept[0]).select(sources[0]), text.keep(kept[1]).select(sources[1]))
+            losses["both"] = self._loss(output, batch.labels)
             total = total + weights.both * losses["both"]
         # Alone, a modality is read on the rows that have it: elsewhere there is nothing to read.
         if image and weights.image and batch.has_image.any():
@@ -222,6 +224,22 @@ def drop_modalities(has_image: Tensor, has_title: Tensor, chance: float) -> tupl
     drawn = torch.rand(has_image.shape, device=has_image.device)
     both = has_image & has_title
     return has_image & ~(both & (drawn < chance / 2)), has_title & ~(both & (drawn > 1 - chance / 2))
+
+
+def exchange_modalities(
+    has_image: Tensor, has_title: Tensor, foreign_images: float, foreign_titles: float
+) -> tuple[Tensor, Tensor]:
+    """Give a share of the rows that have both modalities the image, or the title, of the row before, never both.
+
+    Returns the row that each row's image, and each row's title, is to be read from: `[B]` int64 both.
+    """
+    own = torch.arange(len(has_image), device=has_image.device)
+    neighbour = own.roll(1)
+    drawn = torch.rand(has_image.shape, device=has_image.device)
+    both = has_image & has_title
+    image = both & has_image[neighbour] & (drawn < foreign_images)
+    title = both & has_title[neighbour] & (drawn > 1 - foreign_titles)
+    return torch.where(image, neighbour, own), torch.where(title, neighbour, own)
 
 
 class Validation:

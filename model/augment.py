@@ -1,0 +1,121 @@
+"""Augmentation of training listings: pictures and titles as they might also have been, or as a poor feed spoils them.
+
+Respects colour: the geometry of a picture changes, and its sharpness, but never its hue. May import numpy and
+Pillow; every function draws from the generator it is given and from nothing else.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import random
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+from model.config import AugmentConfig
+
+Box = tuple[float, float, float, float]
+Pixels = NDArray[np.uint8]
+
+
+def random_box(size: tuple[int, int], config: AugmentConfig, rng: random.Random) -> Box:
+    """Draw a crop of a picture of `size` (width, height): a share of its area, slightly stretched, anywhere."""
+    width, height = size
+    share = rng.uniform(config.crop, 1.0)
+    stretch = math.exp(rng.uniform(-config.stretch, config.stretch))
+    box_width = min(width, max(1.0, width * math.sqrt(share * stretch)))
+    box_height = min(height, max(1.0, height * math.sqrt(share / stretch)))
+    left, upper = rng.uniform(0, width - box_width), rng.uniform(0, height - box_height)
+    return left, upper, left + box_width, upper + box_height
+
+
+# --- pictures, uint8 [3, H, W] -----------------------------------------------------------------------------
+
+
+def compress(pixels: Pixels, rng: random.Random) -> Pixels:
+    """Return what a coarse JPEG leaves of a picture."""
+    stream = io.BytesIO()
+    _picture(pixels).save(stream, "JPEG", quality=rng.randint(5, 40))
+    with Image.open(stream) as image:
+        return _pixels(image)
+
+
+def blur(pixels: Pixels, rng: random.Random) -> Pixels:
+    """Blur by a Gaussian of 0.5 to 2.5 pixels."""
+    return _pixels(_picture(pixels).filter(ImageFilter.GaussianBlur(rng.uniform(0.5, 2.5))))
+
+
+def add_noise(pixels: Pixels, rng: random.Random) -> Pixels:
+    """Add white noise with a deviation of 5 to 50 of 255."""
+    noise = np.random.default_rng(rng.getrandbits(32)).normal(0, rng.uniform(5, 50), pixels.shape)
+    return (pixels + noise).clip(0, 255).astype(np.uint8)
+
+
+def occlude(pixels: Pixels, rng: random.Random) -> Pixels:
+    """Paint one rectangle over a tenth to a half of the picture, in one colour."""
+    height, width = pixels.shape[1:]
+    share, stretch = rng.uniform(0.1, 0.5), math.exp(rng.uniform(-0.5, 0.5))
+    rows = min(height, round(height * math.sqrt(share * stretch)))
+    columns = min(width, round(width * math.sqrt(share / stretch)))
+    top, left = rng.randint(0, height - rows), rng.randint(0, width - columns)
+    covered = pixels.copy()
+    covered[:, top : top + rows, left : left + columns] = np.array([rng.randrange(256) for _ in range(3)])[
+        :, None, None
+    ]
+    return covered
+
+
+SPOILERS: Sequence[Callable[[Pixels, random.Random], Pixels]] = (compress, blur, add_noise, occlude)
+
+
+def vary_pixels(pixels: Pixels, config: AugmentConfig, rng: random.Random) -> Pixels:
+    """Mirror every other picture, and spoil a share `config.spoiled_images` in one of the ways of `SPOILERS`."""
+    if config.flip and rng.random() < 0.5:
+        pixels = np.ascontiguousarray(pixels[:, :, ::-1])
+    if rng.random() < config.spoiled_images:
+        pixels = rng.choice(SPOILERS)(pixels, rng)
+    return pixels
+
+
+def _picture(pixels: Pixels) -> Image.Image:
+    return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+
+
+def _pixels(image: Image.Image) -> Pixels:
+    return np.ascontiguousarray(np.asarray(image.convert("RGB"), dtype=np.uint8).transpose(2, 0, 1))
+
+
+# --- titles ------------------------------------------------------------------------------------------------
+
+
+def vary_title(title: str, labels: Iterable[str], config: AugmentConfig, rng: random.Random) -> str:
+    """Leave words out of a title, never all: those that name its own `labels`, or any, or none.
+
+    Without the words that name its labels, a listing teaches the network to use what else it shows.
+    """
+    if rng.random() < config.label_word_dropout:
+        title = without_label_words(title, labels) or title
+    words = title.split()
+    if len(words) < 2 or rng.random() >= config.title_dropout:
+        return title
+    kept = [word for word in words if rng.random() >= config.word_dropout]
+    return " ".join(kept or [rng.choice(words)])
+
+
+def without_label_words(title: str, labels: Iterable[str]) -> str:
+    """Return `title` without the words that name one of `labels`, in whatever case, number or hyphenation.
+
+    `Puma Men T-shirt Navy` of the labels Men, Tshirts and Navy Blue becomes `Puma`; it may become empty.
+    """
+    named = {stem(word) for label in labels for word in label.split()} - {""}
+    return " ".join(word for word in title.split() if stem(word) not in named)
+
+
+def stem(word: str) -> str:
+    """Reduce a word to what its spellings share: its letters and digits, in lower case, without a plural s."""
+    bare = re.sub(r"[^a-z0-9]", "", word.lower())
+    return bare[:-1] if len(bare) > 3 and bare.endswith("s") and not bare.endswith("ss") else bare

@@ -1,0 +1,96 @@
+"""Augmentation: inside its bounds, decided by its generator, and never a change of hue or a title without words."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.augment import SPOILERS, random_box, stem, vary_pixels, vary_title, without_label_words
+from model.config import AugmentConfig
+from model.errors import ConfigError
+
+PLAIN = AugmentConfig(flip=False, spoiled_images=0, title_dropout=0, label_word_dropout=0)
+LABELS = ("Men", "Apparel", "Tshirts", "Navy Blue")
+
+
+@pytest.fixture
+def pixels() -> np.ndarray:
+    pixels = np.full((3, 20, 16), 255, dtype=np.uint8)
+    pixels[:, 4:14, 4:12] = np.array([200, 30, 40])[:, None, None]
+    return pixels
+
+
+@given(st.integers(1, 2000), st.integers(1, 2000), st.integers())
+def test_crops_stay_inside_and_keep_their_share(width: int, height: int, seed: int) -> None:
+    left, upper, right, lower = random_box((width, height), AugmentConfig(crop=0.6), random.Random(seed))
+    assert 0 <= left < right <= width + 1e-6
+    assert 0 <= upper < lower <= height + 1e-6
+    if min(width, height) > 10:
+        assert (right - left) * (lower - upper) >= 0.5 * width * height
+
+
+@pytest.mark.parametrize("spoil", SPOILERS)
+def test_spoiling_changes_a_copy_and_is_decided_by_the_generator(spoil, pixels: np.ndarray) -> None:  # type: ignore[no-untyped-def]
+    before = pixels.copy()
+    first, again, other = (spoil(pixels, random.Random(seed)) for seed in (1, 1, 2))
+    assert (pixels == before).all()
+    assert first.shape == pixels.shape
+    assert first.dtype == np.uint8
+    assert first.flags.c_contiguous
+    assert (first == again).all()
+    assert (first != pixels).any()
+    assert (first != other).any()
+
+
+def test_pictures_are_mirrored_and_spoiled_in_the_shares_asked_for(pixels: np.ndarray) -> None:
+    assert (vary_pixels(pixels, PLAIN, random.Random(0)) == pixels).all()
+    left_heavy = np.concatenate([pixels[:, :, :8], np.full_like(pixels[:, :, :8], 255)], axis=2)
+    rng = random.Random(0)
+    mirrored = sum(
+        (vary_pixels(left_heavy, AugmentConfig(spoiled_images=0), rng) != left_heavy).any() for _ in range(400)
+    )
+    assert mirrored / 400 == pytest.approx(0.5, abs=0.1)
+    config = AugmentConfig(flip=False, spoiled_images=0.25)
+    spoiled = sum((vary_pixels(pixels, config, rng) != pixels).any() for _ in range(400))
+    assert spoiled / 400 == pytest.approx(0.25, abs=0.08)
+
+
+def test_words_are_dropped_but_never_all() -> None:
+    config = AugmentConfig(title_dropout=0.99, word_dropout=0.99, label_word_dropout=0)
+    rng = random.Random(0)
+    results = {vary_title("one two three", (), config, rng) for _ in range(200)}
+    assert results >= {"one", "two", "three"}
+    assert "" not in results
+    assert vary_title("single", (), config, rng) == "single"
+    assert vary_title("one two three", ("two",), PLAIN, rng) == "one two three"
+
+
+def test_the_words_that_name_a_label_are_left_out_in_every_spelling() -> None:
+    assert without_label_words("Puma Men's T-Shirt navy Fitted", LABELS) == "Puma Fitted"
+    assert without_label_words("Puma Mens Tshirt NAVY blue", LABELS) == "Puma"
+    assert without_label_words("Mentor Bluetooth", LABELS) == "Mentor Bluetooth"
+    assert without_label_words("Men", LABELS) == ""
+
+
+def test_a_title_of_label_words_alone_is_kept() -> None:
+    config = AugmentConfig(title_dropout=0, label_word_dropout=0.99)
+    rng = random.Random(0)
+    assert {vary_title("Men Navy", LABELS, config, rng) for _ in range(50)} == {"Men Navy"}
+    assert {vary_title("Puma Men Navy", LABELS, config, rng) for _ in range(200)} == {"Puma", "Puma Men Navy"}
+
+
+@pytest.mark.parametrize(
+    ("word", "stemmed"), [("T-Shirts", "tshirt"), ("Dress", "dress"), ("Watches", "watche"), ("bra", "bra"), ("!", "")]
+)
+def test_stems(word: str, stemmed: str) -> None:
+    assert stem(word) == stemmed
+
+
+@pytest.mark.parametrize("fields", [{"crop": 0.0}, {"spoiled_images": 1.5}, {"label_word_dropout": -0.1}])
+def test_impossible_configurations_are_refused(fields: dict[str, float]) -> None:
+    with pytest.raises(ConfigError):
+        AugmentConfig(**fields)  # type: ignore[arg-type]

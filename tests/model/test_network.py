@@ -136,13 +136,14 @@ def test_larger_vits_are_wrapped(name: str) -> None:
     assert (backbone.image.grid, backbone.image.width) == (((14, 14), 768) if name == "ViT-B-16" else ((16, 16), 1024))
 
 
-def test_the_shipped_towers_pool_their_patches() -> None:
-    model = initial_model("cma-small", None)
+@pytest.mark.parametrize(("name", "width"), [("cma-small", 320), ("cma-tiny", 256)])
+def test_our_towers_pool_their_patches(name: str, width: int) -> None:
+    model = initial_model(name, None)
     backbone = build_backbone(model.backbone, image_size=model.preprocess.image_size, context_length=40).eval()
     with torch.inference_mode():
         tokens = backbone.encode_image(torch.randn(2, 3, 80, 64)).embeddings
     assert backbone.image.grid == (5, 4)
-    assert tokens.shape == (2, 21, 256)
+    assert tokens.shape == (2, 21, width)
     torch.testing.assert_close(tokens[:, 0], tokens[:, 1:].mean(1))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Self
 
 from fastapi import UploadFile
@@ -145,12 +145,26 @@ class ModalityAttention(Reply):
     text: float
 
 
+class Frame(Reply):
+    """Which part of the picture the grid covers, its edges as shares of the picture's width and height.
+
+    From 0 to 1 is the picture as it was sent. Below 0 and above 1 the model saw padding; a frame within 0 and 1 is a
+    crop, and nothing outside it was seen.
+    """
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
 class ImageExplanation(Reply):
     """A weight for each patch of the image, row by row; they sum to 1."""
 
     rows: int
     columns: int
     weights: list[list[float]]
+    frame: Frame
 
 
 class TokenWeight(Reply):
@@ -168,9 +182,7 @@ class Explanation(Reply):
     def of(cls, found: readings.Explanation) -> Self:
         image, text = found.image, found.text
         return cls(
-            image=None
-            if image is None
-            else ImageExplanation(rows=image.rows, columns=image.columns, weights=image.weights),
+            image=None if image is None else ImageExplanation(**asdict(image)),
             text=None if text is None else [TokenWeight(token=t.token, weight=t.weight) for t in text],
         )
 

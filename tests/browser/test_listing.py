@@ -7,14 +7,15 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+from PIL import Image, ImageDraw
 from playwright.sync_api import expect
 
 from model.config import PreprocessConfig
 from model.preprocess import ImageTransform
-from tests.browser.conftest import OpenPlayground, Playground, Site, picture
+from tests.browser.conftest import COLUMNS, ROWS, OpenPlayground, Playground, Site, picture
 
 HOSTILE = '<img src=x onerror="document.title=1"> & {{7*7}}'
 
@@ -199,25 +200,51 @@ def alpha(playground: Playground, x: float, y: float) -> int:
     return value
 
 
-@pytest.mark.parametrize("size", [(60, 80), (300, 100), (90, 333), (1, 500), (641, 479)])
-def test_the_heat_lies_where_the_model_saw_the_picture(playground: Playground, size: tuple[int, int]) -> None:
-    """The window that the page computes is where `ImageTransform` really puts a picture."""
-    from PIL import Image  # noqa: PLC0415
-
-    height, width = 80, 64
-    transform = ImageTransform(PreprocessConfig(image_size=(height, width), context_length=8))
-    dark = transform(Image.new("RGB", size, "black"))[0] < 128
-    rows, columns = dark.any(axis=1).nonzero()[0], dark.any(axis=0).nonzero()[0]
-    part = playground.page.evaluate(
-        "async ([size, input]) => (await import('/static/playground/evidence.js')).windowOf(...size, input)",
-        [size, [height, width]],
+@pytest.mark.parametrize("resize", ["longest", "shortest", "squash"])
+@pytest.mark.parametrize("size", [(60, 80), (300, 100), (90, 333), (641, 479)])
+def test_the_heat_lies_where_the_model_saw_the_picture(
+    playground: Playground, size: tuple[int, int], resize: Literal["longest", "shortest", "squash"]
+) -> None:
+    """A black spot heats the patch that `ImageTransform` puts it in: the page must draw that heat on the spot."""
+    transform = ImageTransform(PreprocessConfig(image_size=(80, 64), context_length=8, resize=resize))
+    x, y = 0.45 * size[0], 0.55 * size[1]  # inside every crop
+    spotted = Image.new("RGB", size, "white")
+    ImageDraw.Draw(spotted).ellipse((x - 8, y - 8, x + 8, y + 8), fill="black")
+    darkness = 255.0 - transform(spotted)[0].reshape(ROWS, 16, COLUMNS, 16).mean(axis=(1, 3))
+    left, top, right, bottom = transform.frame(size)
+    frame = {"left": left / size[0], "top": top / size[1], "right": right / size[0], "bottom": bottom / size[1]}
+    grid = {"rows": ROWS, "columns": COLUMNS, "weights": darkness.tolist(), "frame": frame}
+    centre = playground.page.evaluate(
+        """async ([grid, size]) => {
+            const { drawHeat } = await import("/static/playground/evidence.js");
+            const canvas = document.createElement("canvas");
+            canvas.style = `width: ${size[0]}px; height: ${size[1]}px`;
+            document.querySelector("footer").append(canvas);
+            drawHeat(canvas, grid);
+            const { data, width, height } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+            let [x, y, total] = [0, 0, 0];
+            for (let at = 0; at < width * height; at += 1) {
+                const heat = data[4 * at + 3];
+                x += heat * (at % width + 0.5) / width;
+                y += heat * (Math.floor(at / width) + 0.5) / height;
+                total += heat;
+            }
+            return [x / total, y / total];
+        }""",
+        [grid, size],
     )
-    assert part == {
-        "left": columns[0] / width,
-        "top": rows[0] / height,
-        "width": len(columns) / width,
-        "height": len(rows) / height,
-    }
+    patch = (frame["right"] - left / size[0]) / COLUMNS, (frame["bottom"] - top / size[1]) / ROWS
+    assert abs(centre[0] - 0.45) < 0.6 * patch[0]
+    assert abs(centre[1] - 0.55) < 0.6 * patch[1]
+
+
+def test_a_crop_heats_nothing_beyond_its_edges(playground: Playground) -> None:
+    """`shortest`: the middle half of the picture was seen, and the heat of its left column begins at a quarter."""
+    window = playground.page.evaluate(
+        """async () => (await import("/static/playground/evidence.js"))
+            .windowOf({ left: 0.25, top: 0, right: 0.75, bottom: 1 })"""
+    )
+    assert window == {"left": -0.5, "top": 0, "width": 2, "height": 1}
 
 
 @pytest.mark.parametrize("with_picture", [True, False])

@@ -21,23 +21,26 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from model.catalogue import Catalogue, Listing, Part
+from model.catalogue import Catalogue, Part
 from model.errors import ModelError
 from model.explain import PictureVariants
 from model.predictor import Predictor, Prepared
 from model.preprocess import decode_image
+
+Returned = TypeVar("Returned")
 
 SHARES = (0.1, 0.25, 0.5)
 """Of the words or parts, how many are taken away: one at least, and never all."""
@@ -114,7 +117,7 @@ def left_out(question: Question) -> Weights:
     whole = question.confidences([question.item])
     losses: dict[str, NDArray[np.float64] | None] = {"parts": None, "words": None}
     for what, size in question.size.items():
-        if what == "parts" and size or size > 1:
+        if size > 1:
             fill = question.predictor.transform.config.fill
             without = [question.without(what, [at], fill) for at in range(size)]
             losses[what] = (whole - question.confidences(without)).T
@@ -154,15 +157,16 @@ def gradient_weighted_attention(question: Question) -> Weights:
 
 def gradient_times_input(question: Question) -> Weights:
     """Gradients at pixels and word embeddings, times their distance from nothing."""
-    return Run(question).along((1.0,))
+    return Run(question, (1.0,)).along()
 
 
 def integrated_gradients(question: Question) -> Weights:
     """The same, averaged over four steps on the way from nothing (Sundararajan et al., arXiv:1703.01365)."""
-    return Run(question).along((0.125, 0.375, 0.625, 0.875))
+    return Run(question, (0.125, 0.375, 0.625, 0.875)).along()
 
 
-METHODS: Mapping[str, Callable[[Question], Weights]] = {
+Method = Callable[[Question], Weights]
+METHODS: Mapping[str, Method] = {
     "served": served,
     "left out one by one": left_out,
     "integrated gradients": integrated_gradients,
@@ -174,7 +178,10 @@ METHODS: Mapping[str, Callable[[Question], Weights]] = {
 
 
 class Run:
-    """One listing through the network with gradients; nothing is white pixels and the average word."""
+    """One listing through the network with gradients, at `steps` between nothing (0) and all of it (1).
+
+    Nothing is a picture that is covered whole, and the average word in each place.
+    """
 
     def __init__(self, question: Question, steps: Sequence[float] = (1.0,)) -> None:
         self.question, self.network = question, question.predictor.network
@@ -230,14 +237,13 @@ class Run:
             odds = (scores[:, label] - others.logsumexp(dim=1)).sum()
             yield torch.autograd.grad(odds, of, retain_graph=True)
 
-    def along(self, steps: Sequence[float]) -> Weights:
+    def along(self) -> Weights:
         """Gradients averaged over the steps, times the whole distance."""
-        run = Run(self.question, steps)
         parts, words = [], []
-        for gradients in run.gradients(run.inputs):
+        for gradients in self.gradients(self.inputs):
             relevances = [
                 (gradient.mean(dim=0) * distance[0]).cpu().double().numpy()
-                for gradient, distance in zip(gradients, run.distances, strict=True)
+                for gradient, distance in zip(gradients, self.distances, strict=True)
             ]
             if (picture := self.question.picture) is not None:
                 pixels = relevances.pop(0)
@@ -283,72 +289,70 @@ Drops = dict[tuple[str, float, str], list[NDArray[np.float64]]]
 """By panel, share and method: for each listing what confidence loses, `[T]`."""
 
 
-def questions(
-    predictor: Predictor, catalogue: Catalogue, listings: Sequence[Listing]
-) -> Iterator[tuple[str, Question]]:
-    """Yield each listing with both modalities, by its title alone and by its image alone."""
-    for listing in listings:
-        assert listing.image is not None
-        try:
-            image = decode_image(catalogue.image_bytes(listing.image))
-        except ModelError:
-            continue
-        situations = {
-            "both": (listing.title, image),
-            "title alone": (listing.title, None),
-            "image alone": (None, image),
-        }
-        for situation, given in situations.items():
-            item = predictor.prepare(*given)
-            raw = predictor.logits(predictor.collate([item]))
-            yield situation, Question(predictor, item, tuple(int(scores[0].argmax()) for scores in raw.logits))
+def questions(predictor: Predictor, title: str, image: Image.Image) -> Iterator[tuple[str, Question]]:
+    """Yield a listing with both modalities, by its title alone and by its image alone."""
+    both = predictor.prepare(title, image)
+    alone = {"title alone": replace(both, pixels=None), "image alone": replace(both, title=None)}
+    for situation, item in {"both": both, **alone}.items():
+        raw = predictor.logits(predictor.collate([item]))
+        yield situation, Question(predictor, item, tuple(int(scores[0].argmax()) for scores in raw.logits))
 
 
-def delete(
-    situation: str, question: Question, drops: Drops, seconds: dict[str, list[float]], generator: np.random.Generator
-) -> None:
-    """Take away what each method gives the greatest weight, and random words and parts; note what confidence loses."""
-    said = {}
-    for name, method in METHODS.items():
-        began = time.perf_counter()
-        said[name] = method(question)
-        if situation == "both":
-            seconds[name].append(time.perf_counter() - began)
-    fill = question.predictor.transform.config.fill
-    for what, cover in (("words", fill), ("parts", fill), ("parts", GREY)):
-        size = question.size[what]
-        if size < 2:
-            continue
-        panel = f"{what}{', grey' if cover != fill else ''}, {situation}"
-        chosen = _choose(said, what, size, generator)
-        kinds = sorted({gone for _, _, _, gone in chosen})
-        left = question.confidences([question.without(what, gone, cover) for gone in kinds])
-        loss = dict(zip(kinds, question.confidences([question.item]) - left, strict=True))
-        found: dict[tuple[str, float, str], list[list[float]]] = defaultdict(lambda: [[] for _ in question.labels])
-        for share, method_name, t, gone in chosen:
-            found[panel, share, method_name][t].append(loss[gone][t])
-        for key, each in found.items():
-            drops[key].append(np.array([np.mean(values) for values in each]))
+@dataclass
+class DeletionTest:
+    """Takes away what each method gives the greatest weight, and random words and parts, listing by listing."""
+
+    methods: Mapping[str, Method]
+    generator: np.random.Generator
+    drops: Drops = field(default_factory=lambda: defaultdict(list))
+    seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    """Of each method, on listings with both modalities."""
+
+    def ask(self, situation: str, question: Question) -> None:
+        """Note what confidence loses, and how long the methods took."""
+        times = self.seconds if situation == "both" else defaultdict(list)
+        whole = _timed(times["plain answer"], question.confidences, [question.item])
+        said = {name: _timed(times[name], method, question) for name, method in self.methods.items()}
+        fill = question.predictor.transform.config.fill
+        for what, cover in dict.fromkeys((("words", fill), ("parts", fill), ("parts", GREY))):
+            if question.size[what] < 2:
+                continue
+            panel = f"{what}{'' if cover == fill else ', grey'}, {situation}"
+            chosen = self._choose(said, what, question.size[what])
+            kinds = sorted({gone for *_, gone in chosen})
+            left = question.confidences([question.without(what, gone, cover) for gone in kinds])
+            loss = dict(zip(kinds, whole - left, strict=True))
+            found: dict[tuple[float, str], list[list[float]]] = defaultdict(lambda: [[] for _ in question.labels])
+            for share, name, t, gone in chosen:
+                found[share, name][t].append(loss[gone][t])
+            for (share, name), each in found.items():
+                self.drops[panel, share, name].append(np.array([np.mean(values) for values in each]))
+
+    def _choose(
+        self, said: Mapping[str, Weights], what: str, size: int
+    ) -> list[tuple[float, str, int, tuple[int, ...]]]:
+        """Return for each share, method and attribute which words or parts to take away."""
+        chosen = []
+        for share in SHARES:
+            count = min(max(1, round(share * size)), size - 1)
+            for name, weights in said.items():
+                of_all = weights.parts if what == "parts" else weights.words
+                assert of_all is not None
+                for t, each in enumerate(of_all):
+                    # Equal weights, as of everything at or below zero, are taken in random order.
+                    order = np.lexsort((self.generator.random(size), -each.clip(min=0)))
+                    chosen.append((share, name, t, tuple(sorted(order[:count].tolist()))))
+            for _ in range(RANDOM_DRAWS):
+                gone = tuple(sorted(self.generator.permutation(size)[:count].tolist()))
+                chosen += [(share, "random", t, gone) for t in range(len(of_all))]
+        return chosen
 
 
-def _choose(
-    said: Mapping[str, Weights], what: str, size: int, generator: np.random.Generator
-) -> list[tuple[float, str, int, tuple[int, ...]]]:
-    """Return for each share, method and attribute which words or parts to take away."""
-    chosen = []
-    for share in SHARES:
-        count = min(max(1, round(share * size)), size - 1)
-        for name, weights in said.items():
-            of_all = weights.parts if what == "parts" else weights.words
-            assert of_all is not None
-            for t, each in enumerate(of_all):
-                # Equal weights, as of everything at or below zero, are taken in random order.
-                order = np.lexsort((generator.random(size), -each.clip(min=0)))
-                chosen.append((share, name, t, tuple(sorted(order[:count].tolist()))))
-        for _ in range(RANDOM_DRAWS):
-            gone = tuple(sorted(generator.permutation(size)[:count].tolist()))
-            chosen += [(share, "random", t, gone) for t in range(len(of_all))]
-    return chosen
+def _timed(seconds: list[float], call: Callable[..., Returned], *arguments: Any) -> Returned:
+    began = time.perf_counter()
+    returned = call(*arguments)
+    seconds.append(time.perf_counter() - began)
+    return returned
 
 
 @dataclass(frozen=True)
@@ -392,9 +396,8 @@ def tables(panels: Mapping[str, Any], milliseconds: Mapping[str, float]) -> Iter
             table.add_column(heading, justify="left" if heading == "taken away by" else "right")
         rows = found["methods"].items()
         for method, shares in sorted(rows, key=lambda row: -sum(each["drop"]["mean"] for each in row[1].values())):
-            cells = [
-                f"{e['drop']['mean']:.1f} ({e['drop']['low']:.1f} to {e['drop']['high']:.1f})" for e in shares.values()
-            ]
+            drops = [each["drop"] for each in shares.values()]
+            cells = [f"{drop['mean']:.1f} ± {drop['high'] - drop['mean']:.1f}" for drop in drops]
             table.add_row(method, *cells, f"{milliseconds[method]:.0f}" if method in milliseconds else "")
         yield table
 
@@ -407,15 +410,13 @@ def measure(
     generator = np.random.default_rng(seed)
     whole = [each for each in catalogue.part(Part.TEST) if each.title and each.image]
     chosen = [whole[at] for at in generator.permutation(len(whole))[:listings]]
-    drops: Drops = defaultdict(list)
-    seconds: dict[str, list[float]] = defaultdict(list)
-    asked = questions(predictor, catalogue, chosen)
-    for situation, question in track(asked, "deleting", total=3 * len(chosen), console=console):
-        if situation == "both":
-            began = time.perf_counter()
-            question.confidences([question.item])
-            seconds["plain answer"].append(time.perf_counter() - began)
-        delete(situation, question, drops, seconds, generator)
+    test = DeletionTest(METHODS, generator)
+    for listing in track(chosen, "deleting", console=console):
+        assert listing.title is not None
+        assert listing.image is not None
+        image = decode_image(catalogue.image_bytes(listing.image))
+        for situation, question in questions(predictor, listing.title, image):
+            test.ask(situation, question)
     return {
         "data": f"{catalogue.report.table}, test part",
         "model": {"name": predictor.info.name, "version": predictor.info.version},
@@ -423,8 +424,8 @@ def measure(
         "seed": seed,
         "random_draws": RANDOM_DRAWS,
         "unit": "points of calibrated confidence of the predicted label; intervals of 95 % over listings",
-        "milliseconds": {name: round(1000 * statistics.median(each), 1) for name, each in seconds.items()},
-        "panels": summary(drops, [task.name for task in predictor.tasks]),
+        "milliseconds": {name: round(1000 * statistics.median(each), 1) for name, each in test.seconds.items()},
+        "panels": summary(test.drops, [task.name for task in predictor.tasks]),
     }
 
 

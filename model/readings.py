@@ -68,7 +68,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class ImageExplanation:
-    """How much each patch of the image weighed: `weights[row][column]`, non-negative, summing to 1.
+    """How much each part of the image speaks for the label: `weights[row][column]`, non-negative, summing to 1.
 
     The grid covers `frame` evenly.
     """
@@ -81,7 +81,7 @@ class ImageExplanation:
 
 @dataclass(frozen=True, slots=True)
 class TokenWeight:
-    """How much one token of the title weighed; non-negative, summing to 1 over the title."""
+    """How much one word of the title speaks for the label; non-negative, summing to 1 over the title."""
 
     token: str
     weight: float
@@ -89,7 +89,7 @@ class TokenWeight:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What an attribute's answer looked at; a modality that the listing lacks is None."""
+    """What an attribute's label rests on; a modality that the listing lacks is None."""
 
     image: ImageExplanation | None
     text: tuple[TokenWeight, ...] | None

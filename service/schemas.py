@@ -89,7 +89,9 @@ class Options(Request):
         None, description="one of those that were calibrated (GET /v1/model); default: the configured one"
     )
     top_k: int = Field(3, ge=1, le=1000, description="candidates per attribute, at most")
-    explain: bool = Field(False, description="add which patches and words each attribute looked at")
+    explain: bool = Field(
+        False, description="add which parts of the image and words of the title each label rests on; slower"
+    )
 
 
 class ClassifyRequest(Listing, Options):
@@ -159,7 +161,10 @@ class Frame(Reply):
 
 
 class ImageExplanation(Reply):
-    """A weight for each patch of the image, row by row; they sum to 1."""
+    """How much each part of the image speaks for the label, row by row: what the label loses once that part is covered.
+
+    They sum to 1.
+    """
 
     rows: int
     columns: int
@@ -168,12 +173,14 @@ class ImageExplanation(Reply):
 
 
 class TokenWeight(Reply):
+    """A word of the title as it was written, and how much it speaks for the label: all the title's sum to 1."""
+
     token: str
     weight: float
 
 
 class Explanation(Reply):
-    """What was looked at; null for a modality that the listing lacks."""
+    """What the label rests on; null for a modality that the listing lacks."""
 
     image: ImageExplanation | None
     text: list[TokenWeight] | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -26,6 +27,12 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_api_reference_is_up_to_date() -> None:
     written = generate.PAGE.read_text(encoding="utf-8")
     assert written == generate.render(generate.openapi()), "run: python -m docs.generate"
+
+
+def test_the_figures_about_explanations_are_those_that_were_measured() -> None:
+    found = json.loads(generate.FAITHFULNESS.read_text(encoding="utf-8"))
+    text = generate.EXPLANATIONS.read_text(encoding="utf-8")
+    assert text == generate.with_figures(text, found), "run: python -m docs.generate"
 
 
 # ── commands ────────────────────────────────────────────────────────────────────────────────────────────────

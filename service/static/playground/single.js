@@ -237,7 +237,7 @@ const showEvidence = (name) => {
   if (words) drawWords($("words"), words, Boolean(reading));
   const summary = reading ? describe(reading) : "";
   $("looked").hidden = !any && !grid && !summary;
-  $("looked").textContent = summary || "Point at an attribute, or press it, to see what it looked at.";
+  $("looked").textContent = summary || "Point at an attribute, or press it, to see what it leaned on.";
 };
 
 /** On a narrow screen the picture is far away: show it once more, small, below the attribute. */

@@ -55,10 +55,10 @@ class TitleVariants:
         count = len(self.words)
         everything, nothing, without, alone = odds[0], odds[1], odds[2 : 2 + count], odds[2 + count :]
         weights = np.zeros(len(self.title.words))
-        weights[self.words] = (everything - without) + (alone - nothing)
-        return tuple(
-            TokenWeight(word, weight) for word, weight in zip(self.title.words, _shares(weights).tolist(), strict=True)
-        )
+        weights[self.words] = _shares((everything - without) + (alone - nothing))
+        if not count:  # not one of the words means anything to the tokeniser
+            weights[:] = 1 / len(weights)
+        return tuple(TokenWeight(word, weight) for word, weight in zip(self.title.words, weights.tolist(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -137,4 +137,4 @@ def _shares(weights: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return what speaks for the label as shares of 1; uniform where nothing does."""
     positive = weights.clip(min=0)
     total = positive.sum()
-    return np.asarray(positive / total if total > 0 else np.full(weights.shape, 1 / weights.size))
+    return np.asarray(positive / total if total > 0 else np.full(weights.shape, 1 / max(1, weights.size)))

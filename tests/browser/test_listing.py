@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +17,8 @@ from playwright.sync_api import expect
 
 from model.config import PreprocessConfig
 from model.preprocess import ImageTransform
-from tests.browser.conftest import COLUMNS, ROWS, OpenPlayground, Playground, Site, picture
+from service.pages import STATIC
+from tests.browser.conftest import COLUMNS, ROWS, OpenPlayground, Playground, Site, picture, serving
 
 HOSTILE = '<img src=x onerror="document.title=1"> & {{7*7}}'
 
@@ -114,6 +117,21 @@ def test_a_pasted_address_is_an_address(open_playground: OpenPlayground, site: S
     expect(playground["#url"]).to_have_value("http://127.0.0.1/shirt.jpg")
     playground.expect_problem("image_url_forbidden")
     expect(playground["#blind"]).to_be_visible()
+
+
+def test_a_picture_is_read_from_its_address(open_playground: OpenPlayground, tmp_path: Path) -> None:
+    """The service fetches it; the page loads nothing from elsewhere, and shows where the heat would lie."""
+    with serving(allow_private_image_hosts=True) as site:
+        playground = open_playground(site)
+        playground.expected = ("Canvas2D: Multiple readback",)  # by this test
+        playground["#url"].fill(f"{site.url}/static/examples/red-dress.jpg")
+        playground.expect_answer()
+        expect(playground[".shares >> nth=0"]).not_to_have_text("Image 0 %Title 100 %")
+        expect(playground["#blind"]).to_contain_text("The service fetches this picture itself")
+        playground[".reading >> nth=0"].hover()
+        assert alpha(playground, 0.1, 0.25) > 150
+        assert alpha(playground, 0.9, 0.9) < 50
+        run_copied(playground, "python", tmp_path)
 
 
 def test_an_address_must_look_like_one(playground: Playground) -> None:
@@ -259,12 +277,35 @@ def test_the_copied_request_runs(playground: Playground, tmp_path: Path, form: s
     playground["#title"].fill(title)
     playground.expect_answer()
     expect(playground["#words"]).to_contain_text("50%")
+    run_copied(playground, form, tmp_path)
+
+
+@pytest.mark.parametrize("form", ["curl", "python"])
+def test_the_copied_request_takes_the_key_from_the_environment(
+    open_playground: OpenPlayground, tmp_path: Path, form: str
+) -> None:
+    with serving(api_keys=("right",)) as site:
+        playground = open_playground(site)
+        playground.expected = ("Failed to load resource",)
+        playground["#key"].fill("right")
+        playground.page.get_by_role("button", name="Use this key").click()
+        playground.page.get_by_role("button", name="Femella").click()
+        playground.expect_answer()
+        shutil.copy(STATIC / "examples" / "red-dress.jpg", tmp_path)
+        run_copied(playground, form, tmp_path, CMA_CLIP_KEY="right")
+
+
+def run_copied(playground: Playground, form: str, folder: Path, **environment: str) -> None:
+    """Run the code that the page shows, and compare its answer with the one on the page."""
     playground["#tab-json"].click()
     shown = json.loads(playground["#code-text"].inner_text())
     playground[f"#tab-{form}"].click()
     code = playground["#code-text"].inner_text()
+    assert "right" not in code
     command = ["/bin/sh", "-c", code] if form == "curl" else [sys.executable, "-c", f"{code}print(response.text)"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=True, timeout=20)  # noqa: S603 - our own
+    done = subprocess.run(  # noqa: S603 - our own
+        command, cwd=folder, capture_output=True, check=True, timeout=20, env=os.environ | environment
+    )
     assert json.loads(done.stdout.splitlines()[-1])["attributes"] == shown["attributes"]
 
 

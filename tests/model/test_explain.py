@@ -61,11 +61,12 @@ def test_words_that_were_not_read_weigh_nothing(tokenise: TitleTokeniser) -> Non
     title = tokenise("x " * 20)
     variants = TitleVariants(title)
     assert len(variants.words) == 14  # of a context of 16, with start and end
-    found = variants.explain(np.arange(30.0)[::-1])
-    assert len(found) == 20
-    assert sum(word.weight for word in found) == pytest.approx(1)
-    assert {word.weight for word in found[14:]} == {0.0}
-    assert min(word.weight for word in found) == 0.0
+    for odds in (np.array([13.0, 0.0, *range(14), *[0.0] * 14]), np.zeros(30)):
+        weights = [word.weight for word in variants.explain(odds)]
+        assert len(weights) == 20
+        assert sum(weights) == pytest.approx(1)
+        assert weights[14:] == [0.0] * 6
+        assert weights[0] > 0
 
 
 @pytest.mark.parametrize("title", ["Red", "\u0301\u0301", "a" * 500])

@@ -418,7 +418,7 @@ def measure(
         for situation, question in questions(predictor, listing.title, image):
             test.ask(situation, question)
     return {
-        "data": f"{catalogue.report.table}, test part",
+        "data": f"the test part of {catalogue.report.table}",
         "model": {"name": predictor.info.name, "version": predictor.info.version},
         "listings": len(chosen),
         "seed": seed,

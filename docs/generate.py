@@ -217,7 +217,7 @@ def with_figures(text: str, found: Mapping[str, Any]) -> str:
         rows.append(_row(NAMES.get(method, method), *(f"{drop:.1f}" for drop in drops), time))
     listings = panels["parts, both"]["listings"]
     said = (
-        f"{listings:,} listings of the {found['data'].replace(', ', ', the ')}, model `{found['model']['version']}`. "
+        f"{listings:,} listings of {found['data']}, model `{found['model']['version']}`. "
         f"*time*: of one listing alone, in plain answers ({times['plain answer']:.0f} ms)."
     )
     return "".join([before, mark, "\n".join([*rows, "", said]), "\n", end, after])

@@ -38,6 +38,11 @@ class TitleVariants:
         return np.unique(np.array(self.title.word_of_token, dtype=np.int64))
 
     @property
+    def count(self) -> int:
+        """How many variants there are, 2 + 2W."""
+        return 2 + 2 * len(self.words)
+
+    @property
     def tokens(self) -> list[NDArray[np.int64]]:
         """Tokens with start and end of each variant."""
         start, *_, end = self.title.tokens

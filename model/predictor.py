@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +50,8 @@ class Prepared:
     frame: Frame | None
     title: TokenisedTitle | None
     explain: bool
+    work: int
+    """How many listings it is to the network: 1, and all of its variants where it is to be explained."""
 
     @property
     def situation(self) -> Situation:
@@ -178,11 +180,16 @@ class Predictor:
         A title of white space counts as none. Raises `ValueError` when nothing is left to read.
         """
         tokens = self.tokenise(title) if title and title.strip() else None
-        if image is None:
-            if tokens is None:
-                raise ValueError("a listing needs a title or an image")
-            return Prepared(None, None, tokens, explain)
-        return Prepared(self.transform(image), _shares(self.transform.frame(image.size), image.size), tokens, explain)
+        if image is None and tokens is None:
+            raise ValueError("a listing needs a title or an image")
+        pixels = frame = None
+        if image is not None:
+            pixels, frame = self.transform(image), _shares(self.transform.frame(image.size), image.size)
+        item = Prepared(pixels, frame, tokens, explain, work=1)
+        if not explain:
+            return item
+        picture, words = self._variants(item)
+        return replace(item, work=1 + (picture.count if picture else 0) + (words.count if words else 0))
 
     def collate(self, items: Sequence[Prepared]) -> Batch:
         """Put prepared listings together, titles padded to a fixed size, and move them to the device."""
@@ -254,11 +261,7 @@ class Predictor:
 
     def _explain(self, item: Prepared, raw: RawOutputs, row: int) -> dict[str, Explanation]:
         """Explain the label that each attribute was given in `row` of `raw`."""
-        picture = title = None
-        if item.pixels is not None:
-            picture = PictureVariants(item.pixels, self.network.backbone.image.grid, self.transform.config.fill)
-        if item.title is not None:
-            title = TitleVariants(item.title)
+        picture, title = self._variants(item)
         logits, pictures = self._variant_logits(picture, title), picture.count if picture else 0
         explanations = {}
         for task, scores, variants in zip(self.tasks, raw.logits, logits, strict=True):
@@ -268,6 +271,14 @@ class Predictor:
                 text=title.explain(odds[pictures:]) if title else None,
             )
         return explanations
+
+    def _variants(self, item: Prepared) -> tuple[PictureVariants | None, TitleVariants | None]:
+        """What of the listing is taken away to explain it."""
+        grid, fill = self.network.backbone.image.grid, self.transform.config.fill
+        return (
+            PictureVariants(item.pixels, grid, fill) if item.pixels is not None else None,
+            TitleVariants(item.title) if item.title is not None else None,
+        )
 
     @torch.inference_mode()
     def _variant_logits(

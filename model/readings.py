@@ -125,6 +125,11 @@ class Prepared(Protocol):
         """Memory that it holds while it waits, in bytes."""
         ...
 
+    @property
+    def work(self) -> int:
+        """How many listings it is to the network: 1, and more where it is to be explained."""
+        ...
+
 
 class Prediction(Protocol):
     """One listing's answer: immutable, off the device."""

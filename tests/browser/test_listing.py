@@ -199,7 +199,7 @@ def test_the_evidence_is_shown_and_said(playground: Playground) -> None:
     playground.page.get_by_role("button", name="Men Black Sports Shoes").click()
     playground.expect_answer()
     playground[".reading >> nth=0"].hover()
-    expect(playground["#looked"]).to_contain_text(re.compile("from the picture, most of it at the (upper )?left"))
+    expect(playground["#looked"]).to_contain_text(re.compile("from the picture, above all its (upper )?left"))
     expect(playground["#looked"]).to_contain_text("“Shoes”")
     assert alpha(playground, 0.1, 0.25) > 150
     assert alpha(playground, 0.9, 0.9) < 50
@@ -207,6 +207,30 @@ def test_the_evidence_is_shown_and_said(playground: Playground) -> None:
     assert alpha(playground, 0.1, 0.25) == 0
     described = playground[".head >> nth=0"].get_attribute("aria-describedby")
     expect(playground[f"#{described}"]).to_contain_text("“Shoes”")
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ([0.1, 0.9], "40 % from the picture; 60 % from the title, above all “Coat”."),
+        ([0.5, 0.5], "40 % from the picture; 60 % from the title."),
+        ([1.0], "40 % from the picture; 60 % from the title, above all “Red”."),
+    ],
+)
+def test_nothing_is_said_to_stand_out_where_all_weighs_alike(
+    playground: Playground, weights: list[float], said: str
+) -> None:
+    frame = {"left": 0, "top": 0, "right": 1, "bottom": 1}
+    words = [{"token": word, "weight": weight} for word, weight in zip(("Red", "Coat"), weights, strict=False)]
+    reading = {
+        "modality_attention": {"image": 0.4, "text": 0.6},
+        "explanation": {
+            "image": {"rows": 1, "columns": 2, "weights": [[0.5, 0.5]], "frame": frame},
+            "text": words,
+        },
+    }
+    describe = "async (reading) => (await import('/static/playground/evidence.js')).describe(reading)"
+    assert playground.page.evaluate(describe, reading) == said
 
 
 def alpha(playground: Playground, x: float, y: float) -> int:

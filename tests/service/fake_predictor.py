@@ -47,6 +47,10 @@ class FakePrepared:
     def nbytes(self) -> int:
         return 1000
 
+    @property
+    def work(self) -> int:
+        return 1
+
 
 @dataclass(frozen=True, slots=True)
 class FakePrediction:

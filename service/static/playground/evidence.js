@@ -68,18 +68,23 @@ const NINTHS = [
   ["lower left", "bottom", "lower right"],
 ];
 
-/** Say in words what the heat shows. */
+/** Say in words what the heat shows; where all weighs alike, nothing stands out. */
 export const describe = ({ explanation, modality_attention: share }) => {
   const parts = [];
   if (explanation?.image && share.image > 0) {
-    parts.push(`${percent(share.image, 0)} from the picture, most of it at the ${place(explanation.image)}`);
+    const best = stands(explanation.image.weights.flat()) ? `, above all its ${place(explanation.image)}` : "";
+    parts.push(`${percent(share.image, 0)} from the picture${best}`);
   }
   if (explanation?.text?.length && share.text > 0) {
     const [best] = [...explanation.text].sort((one, other) => other.weight - one.weight);
-    parts.push(`${percent(share.text, 0)} from the title, most of it from “${best.token}”`);
+    const named = stands(explanation.text.map(({ weight }) => weight)) ? `, above all “${best.token}”` : "";
+    parts.push(`${percent(share.text, 0)} from the title${named}`);
   }
   return parts.length ? `${parts.join("; ")}.` : "";
 };
+
+/** Whether one of the weights is greater than another, or there is but one. */
+const stands = (weights) => weights.length === 1 || Math.max(...weights) - Math.min(...weights) > 1e-6;
 
 const place = ({ rows, columns, weights, frame }) => {
   const part = windowOf(frame);

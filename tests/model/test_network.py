@@ -44,8 +44,8 @@ def test_shapes_and_weights(network: CMAClip) -> None:
     assert output.modality_attention.shape == (5, 2, 2)
     torch.testing.assert_close(output.modality_attention.sum(-1), torch.ones(5, 2))
     assert len(output.sequence_attention) == 2
-    assert output.sequence_attention[0].shape == (5, 12 + 1 + 6, 12 + 1 + 6)
-    torch.testing.assert_close(output.sequence_attention[-1].sum(-1), torch.ones(5, 19))
+    assert output.sequence_attention[0].shape == (5, 2, 12 + 1 + 6, 12 + 1 + 6)
+    torch.testing.assert_close(output.sequence_attention[-1].sum(-1), torch.ones(5, 2, 19))
 
 
 @torch.inference_mode()
@@ -126,7 +126,7 @@ def test_vit_b_32_is_wrapped_whole(tasks: tuple[Task, ...]) -> None:
             with_weights=True,
         )
     assert [scores.shape for scores in output.logits] == [(2, 4), (2, 2)]
-    assert output.sequence_attention[0].shape == (2, 12 + 50, 12 + 50)
+    assert output.sequence_attention[0].shape == (2, 4, 12 + 50, 12 + 50)
 
 
 @pytest.mark.parametrize("name", ["ViT-B-16", "ViT-L-14"])

@@ -9,7 +9,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from benchmarks.study.cells import write_cells
+from benchmarks.study.report import write_report
+from benchmarks.study.results import SHIPPED
+from benchmarks.study.results import Results as Figures
 from benchmarks.study.runs import EPOCHS
+from benchmarks.study.shipped import measure_shipped
 from benchmarks.study.study import Study, all_names
 from model.catalogue import Catalogue
 from model.device import pick_device
@@ -18,6 +23,7 @@ from model.errors import ModelError
 BENCHMARKS = Path(__file__).parents[1]
 FASHION = BENCHMARKS / "fashion.toml"
 RESULTS = BENCHMARKS / "results" / "study"
+PAGE = BENCHMARKS.parent / "docs" / "results.md"
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -48,6 +54,30 @@ def run(
         console=Console(stderr=True),
     )
     study.run(only.split(",") if only else all_names())
+
+
+@app.command()
+def shipped(
+    checkpoint: Annotated[Path, typer.Argument(help="a calibrated checkpoint folder", show_default=False)],
+    *,
+    catalogue: CatalogueFile = FASHION,
+    results: Results = RESULTS,
+    device: Device = "auto",
+) -> None:
+    """Measure a checkpoint's confidences and certified thresholds on spoilt listings."""
+    cells = measure_shipped(checkpoint, Catalogue.open(catalogue), pick_device(device))
+    write_cells(results / SHIPPED, cells)
+    print(results / SHIPPED)
+
+
+@app.command()
+def report(*, results: Results = RESULTS, out: Annotated[Path, typer.Option(help="the page to write")] = PAGE) -> None:
+    """Write the results page and its plots from the JSON alone, and say what is missing."""
+    found = Figures(results)
+    for path in write_report(found, out):
+        print(path)
+    if found.missing:
+        print(f"not run yet: {', '.join(found.missing)}", file=sys.stderr)
 
 
 def main() -> None:

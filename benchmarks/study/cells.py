@@ -46,7 +46,7 @@ def condition_cells(part: TestPart, rows: NDArray[np.int64], answers: Answers, *
     for row, name in enumerate(names):
         intervals = zip(MEASURES, values[row], low[row], high[row], strict=True)
         attributes[name] = {
-            measure: [_figure(x) for x in ((value, low, high) if full or name == "mean" else (value,))]
+            measure: [figure(x) for x in ((value, low, high) if full or name == "mean" else (value,))]
             for measure, value, low, high in intervals
         }
     for t in known:
@@ -55,7 +55,7 @@ def condition_cells(part: TestPart, rows: NDArray[np.int64], answers: Answers, *
     if full:
         cells["resamples"] = {
             measure: {
-                name: [_figure(x) for x in resamples[:, row, MEASURES.index(measure)]] for row, name in enumerate(names)
+                name: [figure(x) for x in resamples[:, row, MEASURES.index(measure)]] for row, name in enumerate(names)
             }
             for measure in COMPARED
         }
@@ -86,9 +86,9 @@ class _Attribute:
 def _extras(attribute: _Attribute, answers: Answers, t: int, *, weighs: bool) -> Cells:
     counted = attribute.counted
     error = scores.expected_calibration_error(attribute.confidence[counted], attribute.correct[counted])
-    extras: Cells = {"rows": int(counted.sum()), "calibration_error": _figure(error)}
+    extras: Cells = {"rows": int(counted.sum()), "calibration_error": figure(error)}
     if weighs:
-        extras["image_weight"] = _figure(answers.attention[:, t, 0].mean())
+        extras["image_weight"] = figure(answers.attention[:, t, 0].mean())
     return extras
 
 
@@ -108,7 +108,7 @@ def weight_cells(part: TestPart, answers: Mapping[str, Answers]) -> Cells:
         cells[task.name] = {}
         for situation, other in ((Situation.IMAGE, Situation.TITLE), (Situation.TITLE, Situation.IMAGE)):
             rows = counted & right[situation] & ~right[other]
-            mean = _figure(weight[rows].mean()) if rows.any() else None
+            mean = figure(weight[rows].mean()) if rows.any() else None
             cells[task.name][f"{situation}_alone_right"] = {"listings": int(rows.sum()), "image_weight": mean}
     return cells
 
@@ -127,7 +127,8 @@ def all_cells(
     return cells
 
 
-def _figure(value: float) -> float | None:
+def figure(value: float) -> float | None:
+    """Return a figure as it is written: five digits after the point, and null where it has no rows to stand on."""
     return None if math.isnan(value) else round(float(value), 5)
 
 

@@ -13,7 +13,7 @@ import random
 import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -194,8 +194,5 @@ IMAGES: tuple[Corruption[Picture], ...] = (
     Corruption(name="another's picture", axis=LISTINGS, strengths=SHARES, spoil=_exchange),
 )
 
-CORRUPTIONS: tuple[tuple[str, tuple[float, ...]], ...] = (
-    *((each.name, each.strengths) for each in TITLES),
-    *((each.name, each.strengths) for each in IMAGES),
-)
-"""All names, each with its strengths."""
+CORRUPTIONS: tuple[Corruption[Any], ...] = (*TITLES, *IMAGES)
+"""All of them, those of titles first."""

@@ -36,7 +36,7 @@ SUBSET = 1_200
 
 ANSWERS = "answers.npz"
 STRONGEST = tuple(
-    Condition(situation=Situation.BOTH, corruption=name, strength=strengths[-1]).key for name, strengths in CORRUPTIONS
+    Condition(situation=Situation.BOTH, corruption=each.name, strength=each.strengths[-1]).key for each in CORRUPTIONS
 )
 
 

@@ -15,20 +15,25 @@ from PIL import Image
 from rich.console import Console
 from torch import nn
 
-from benchmarks.study import runs, study
+from benchmarks.study import runs, shipped, study
+from benchmarks.study.__main__ import PAGE, RESULTS
 from benchmarks.study.answers import Answers, Reader, TestPart, load_answers, save_answers
-from benchmarks.study.cells import condition_cells, read_cells, weight_cells
+from benchmarks.study.cells import all_cells, condition_cells, read_cells, weight_cells, write_cells
 from benchmarks.study.conditions import clean, read_clean, read_spoilt
 from benchmarks.study.corruptions import CORRUPTIONS, IMAGES, TITLES, Corruption, another
 from benchmarks.study.networks import PooledClip, pooled_clip
+from benchmarks.study.reading import points
 from benchmarks.study.references import late_fusion, majority_answers, title_answers
+from benchmarks.study.report import render, write_report
+from benchmarks.study.results import Results
 from benchmarks.study.runs import RUNS
+from benchmarks.study.shipped import measure_shipped
 from benchmarks.study.study import Study, all_names
 from model import scores
 from model.backbone import Backbone, TokenSequence, build_backbone
-from model.calibration import softmax
+from model.calibration import AttributeCalibration, Calibration, Certificate, softmax
 from model.catalogue import Catalogue, Listing, Part
-from model.checkpoint import save_checkpoint
+from model.checkpoint import CALIBRATION, load_checkpoint, save_checkpoint, write_part
 from model.cma_clip import CMAClip
 from model.config import ModelConfig, TrainConfig
 from model.dataset import Collate, ListingDataset
@@ -194,7 +199,7 @@ def differing(corruption: Corruption[Any], given: Any, other: Any, strength: flo
     return total
 
 
-@pytest.mark.parametrize("corruption", [*TITLES, *IMAGES], ids=lambda corruption: corruption.name)
+@pytest.mark.parametrize("corruption", CORRUPTIONS, ids=lambda corruption: corruption.name)
 def test_stronger_corruptions_spoil_more(corruption: Corruption[Any]) -> None:
     is_title = corruption in TITLES
     given = TITLE if is_title else draw("Blue", "Square", 1)
@@ -262,7 +267,7 @@ def test_a_spoilt_modality_reaches_only_networks_that_read_it(
     both = dict(read_spoilt(reader, part, rows, reads=tuple(Situation)))
     assert set(both) == {
         "image_and_title/unspoilt/0",
-        *(f"image_and_title/{name}/{strength:g}" for name, strengths in CORRUPTIONS for strength in strengths),
+        *(f"image_and_title/{each.name}/{strength:g}" for each in CORRUPTIONS for strength in each.strengths),
     }
     title = dict(read_spoilt(reader, part, rows, reads=(Situation.BOTH, Situation.TITLE)))
     assert {key.split("/")[1] for key in title} == {"unspoilt", *(corruption.name for corruption in TITLES)}
@@ -458,3 +463,153 @@ def test_cells_are_plain_json(tiny_study: Study) -> None:
     text = (tiny_study.results / "majority.json").read_text()
     assert json.loads(text)["conditions"][clean(Situation.BOTH)]["attributes"]["mean"]["accuracy"]
     assert max(map(len, text.splitlines())) > 100  # one condition a line
+
+
+# --- the report --------------------------------------------------------------------------------------------
+
+
+SPOILT = ("label words removed/1", "another's title/1", "JPEG/5")
+
+
+def write_result(
+    part: TestPart, folder: Path, name: str, noise: float, *, spoilt: float = 0.0, epochs: int = 4
+) -> None:
+    """A finished run's figures, as noisy as asked for; image weights fall from 0.5 to 0.25 where it is spoilt."""
+    run = next((run for run in RUNS if run.name == name), None)
+    weighs = run is not None and run.weighs
+    answers = {clean(situation): noisy(part, noise) for situation in Situation}
+    answers["image_and_title/unspoilt/0"] = noisy(part, noise)
+    for key in SPOILT:
+        each = noisy(part, noise + spoilt)
+        answers[f"image_and_title/{key}"] = dataclasses.replace(each, attention=each.attention / 2)
+    everything = np.arange(len(part.listings))
+    cells: dict[str, Any] = {
+        "run": name,
+        "title": run.title if run else name,
+        "training_seconds": 90,
+        "date": "2026-01-01",
+        "machine": "a machine",
+        "budget": {
+            "epochs": epochs,
+            "steps": 10,
+            "batch_size": 16,
+            "train_listings": 180,
+            "seed": 0,
+            "towers": "0123456789ab",
+            "test_listings": len(everything),
+            "test": "abc",
+            "spoilt_listings": len(everything),
+            "corruption_seed": 0,
+        },
+    }
+    if weighs:
+        cells["weights"] = weight_cells(part, answers)
+    cells["conditions"] = all_cells(part, everything, answers, study.STRONGEST, weighs=weighs)
+    write_cells(folder / f"{name}.json", cells)
+
+
+def test_the_report_says_who_is_ahead_and_what_is_missing(part: TestPart, tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    write_result(part, folder, "cma-clip", 0.5)
+    write_result(part, folder, "clip-finetuned", 3.0, spoilt=5.0)
+    write_result(part, folder, "depth-2", 0.5)
+    results = Results(folder)
+    assert "clip-finetuned-same-recipe" in results.missing
+    assert "cma-clip" not in results.missing
+    written = write_report(results, tmp_path / "docs" / "results.md")
+    assert {path.name for path in written} == {"results.md", "curves_accuracy.png", "curves_recall.png", "weights.png"}
+    page = written[0].read_text()
+    for plot in written[1:]:
+        assert f"](study/{plot.name})" in page
+    difference = results.difference("cma-clip", "clip-finetuned", clean(Situation.BOTH), "accuracy")
+    assert difference is not None
+    assert difference.low > 0
+    assert f"CLIP fine-tuned: pooled embeddings, trained plainly: {points(difference)}, ahead" in page
+    assert "two fusion blocks: accuracy +0.0 points [+0.0, +0.0]" in page
+    assert "no difference can be told" in page
+    assert "`clip-finetuned-same-recipe`" in page.split("**Not run yet**")[1].splitlines()[0]
+    assert "met: with label words removed" in page
+    assert "met: with another listing's title" in page
+    assert "away from the spoilt picture in 1 of 1" in page
+    assert "away from the spoilt title in 0 of 2" in page  # the image weight fell there, too
+
+
+def test_the_report_says_so_where_cma_clip_loses(part: TestPart, tmp_path: Path) -> None:
+    write_result(part, tmp_path, "cma-clip", 3.0, spoilt=5.0)
+    write_result(part, tmp_path, "clip-finetuned", 0.5)
+    page = render(Results(tmp_path), ())
+    assert "**behind**" in page
+    assert "**missed**: with label words removed" in page
+    assert (
+        "**missed**: at least as accurate as the fine-tuned CLIP on clean listings for every attribute; below" in page
+    )
+
+
+def test_differences_are_those_of_the_resamples(part: TestPart, tmp_path: Path) -> None:
+    write_result(part, tmp_path, "cma-clip", 1.0)
+    write_result(part, tmp_path, "clip-finetuned", 2.0)
+    results, key = Results(tmp_path), clean(Situation.BOTH)
+    difference = results.difference("cma-clip", "clip-finetuned", key, "accuracy", "colour")
+    values = [results.value(name, key, "accuracy", "colour") for name in ("cma-clip", "clip-finetuned")]
+    assert difference is not None
+    assert difference.value == pytest.approx(values[0] - values[1])
+    assert difference.low <= difference.value <= difference.high
+    assert results.difference("cma-clip", "title-alone", key, "accuracy") is None
+    assert results.difference("cma-clip", "clip-finetuned", key, "macro_f1") is None  # whose resamples are not kept
+
+
+def test_budgets_are_not_mixed(part: TestPart, tmp_path: Path) -> None:
+    write_result(part, tmp_path, "cma-clip", 1.0)
+    write_result(part, tmp_path, "clip-finetuned", 2.0, epochs=5)
+    with pytest.raises(ConfigError, match="clip-finetuned and cma-clip are of different budgets"):
+        Results(tmp_path)
+
+
+def test_without_results_everything_is_missing(tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    assert results.missing == [*all_names(), "shipped.json", "certificates.json"]
+    page = render(results, [])
+    assert "Nothing has been run yet" in page
+    assert "`cma-clip`" in page
+
+
+def test_the_shipped_checkpoint_is_measured_and_shown(
+    catalogue: Catalogue,
+    checkpoint_folder: Path,
+    tasks: tuple[Task, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shipped, "SUBSET", 4)
+    with pytest.raises(ConfigError, match=r"not calibrated at 0\.95"):
+        measure_shipped(checkpoint_folder, catalogue, torch.device("cpu"))
+    checkpoint = load_checkpoint(checkpoint_folder)
+    certified = Certificate(threshold=0.0, coverage=1.0, support=100, bound=0.96)
+    attribute = AttributeCalibration(temperature=2.0, thresholds={0.95: certified})
+    calibration = Calibration(
+        version=checkpoint.version,
+        method="made up",
+        confidence_level=0.95,
+        target_precisions=(0.95,),
+        situations={situation: {task.name: attribute for task in tasks} for situation in Situation},
+    )
+    write_part(checkpoint, CALIBRATION, calibration.to_json())
+    cells = measure_shipped(checkpoint_folder, catalogue, torch.device("cpu"))
+    colour = cells["conditions"][clean(Situation.TITLE)]["attributes"]["colour"]
+    assert colour["coverage"] == 1.0
+    assert colour["precision"] == colour["accuracy"]
+    assert colour["error_before"] != colour["error_after"]
+    assert {"image/JPEG/5", "title/typos/1", "image_and_title/blur/0.1"} <= cells["conditions"].keys()
+    assert "title/JPEG/5" not in cells["conditions"]
+    write_cells(tmp_path / "shipped.json", cells)
+    written = write_report(Results(tmp_path), tmp_path / "docs" / "results.md")
+    page = written[0].read_text()
+    assert [path.name for path in written[1:]] == ["reliability.png", "reliability_spoilt.png"]
+    assert f"version `{checkpoint.version}`" in page
+    assert "Precision of what is accepted is under 95 % in" in page
+
+
+def test_the_page_in_the_repository_is_up_to_date() -> None:
+    plots = [path.name for path in (PAGE.parent / "study").glob("*.png")]
+    written = PAGE.read_text(encoding="utf-8")
+    assert written == render(Results(RESULTS), plots), "run: python -m benchmarks.study report"

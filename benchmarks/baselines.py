@@ -31,6 +31,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from model.catalogue import Catalogue, Listing, Part
+from model.device import training_precision
 from model.errors import ModelError
 from model.preprocess import decode_image
 from model.tasks import UNLABELLED, Task, build_tasks
@@ -291,8 +292,9 @@ def train_convnet(pixels: Tensor, labels: Tensor, sizes: Sequence[int], *, epoch
             total = 0.0
             order = torch.randperm(len(pixels), generator=random)
             for done, rows in enumerate(torch.split(order, batch_size), 1):
-                logits = model(to_input(crop_and_flip(pixels[rows], random)))
-                loss = multi_task_loss(logits, labels[rows], sizes)
+                with training_precision(pixels.device):
+                    logits = model(to_input(crop_and_flip(pixels[rows], random)))
+                loss = multi_task_loss(logits.float(), labels[rows], sizes)
                 optimiser.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()

@@ -1,4 +1,4 @@
-"""Writes docs/api.md from the service's own OpenAPI document.
+"""Writes docs/api.md from the service's own OpenAPI document, and the measured figures into docs/explanations.md.
 
 python -m docs.generate
 """
@@ -16,6 +16,8 @@ from service.errors import ServiceError
 from service.settings import Settings, load_settings
 
 PAGE = Path(__file__).parent / "api.md"
+EXPLANATIONS = PAGE.with_name("explanations.md")
+FAITHFULNESS = PAGE.parents[1] / "benchmarks" / "results" / "faithfulness.json"
 
 HEAD = """\
 <!-- Written by `python -m docs.generate` from the service's OpenAPI document. Don't edit it here. -->
@@ -43,9 +45,12 @@ makes sense. A path that doesn't exist is a 404 `not_found`, a method that a pat
 
 
 def main() -> None:
-    """Write the page."""
+    """Write the pages."""
     PAGE.write_text(render(openapi()), encoding="utf-8")
-    print(PAGE)
+    found = json.loads(FAITHFULNESS.read_text(encoding="utf-8"))
+    text = EXPLANATIONS.read_text(encoding="utf-8")
+    EXPLANATIONS.write_text(with_figures(text, found), encoding="utf-8")
+    print(PAGE, EXPLANATIONS, sep="\n")
 
 
 def openapi() -> dict[str, Any]:
@@ -183,6 +188,39 @@ def _several(schema: Mapping[str, Any]) -> str:
 
 def _link(name: str) -> str:
     return f"[{name}](#{name.lower()})"
+
+
+# ── explanations ────────────────────────────────────────────────────────────────────────────────────────────
+
+SHARE = "0.25"
+PANELS = {
+    "words, both": "words, of title and image",
+    "words, title alone": "words, of a title alone",
+    "parts, both": "parts, of title and image",
+    "parts, image alone": "parts, of an image alone",
+    "parts, grey, image alone": "the same, grey",
+}
+NAMES = {"served": "**taken away, as served**", "random": "at random"}
+
+
+def with_figures(text: str, found: Mapping[str, Any]) -> str:
+    """Return docs/explanations.md with the table of what `benchmarks.faithfulness` found."""
+    before, mark, rest = text.partition("<!-- faithfulness: written by python -m docs.generate -->\n")
+    _, end, after = rest.partition("<!-- /faithfulness -->\n")
+    panels, times = found["panels"], found["milliseconds"]
+    methods = [*times, "random"]
+    methods.remove("plain answer")
+    rows = [_row("", *PANELS.values(), "time"), _row("---", *["---:"] * len(PANELS), "---:")]
+    for method in methods:
+        drops = [panels[panel]["methods"][method][SHARE]["drop"]["mean"] for panel in PANELS]
+        time = f"{times[method] / times['plain answer']:.0f} ×" if method in times else ""
+        rows.append(_row(NAMES.get(method, method), *(f"{drop:.1f}" for drop in drops), time))
+    listings = panels["parts, both"]["listings"]
+    said = (
+        f"{listings:,} listings of {found['data']}, model `{found['model']['version']}`. "
+        f"*time*: of one listing alone, in plain answers ({times['plain answer']:.0f} ms)."
+    )
+    return "".join([before, mark, "\n".join([*rows, "", said]), "\n", end, after])
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ class EncoderBlock(nn.Module):
     def forward(self, x: Tensor, mask: Tensor, *, with_weights: bool = False) -> tuple[Tensor, Tensor | None]:
         """Map tokens `x`, `[B, S, D]`, attending where `mask`, `[B, S]` bool, is True.
 
-        Returns the new tokens and, if asked for, the attention `[B, S, S]` (query, key), averaged over the heads.
+        Returns the new tokens and, if asked for, the attention `[B, H, S, S]` (head, query, key).
         """
         attended, weights = self._attend(self.norm_attention(x), mask, with_weights=with_weights)
         x = x + self.dropout(self.output(attended))
@@ -45,8 +45,8 @@ class EncoderBlock(nn.Module):
         weights = None
         if with_weights:
             scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
-            attention = scores.masked_fill(~key_mask, float("-inf")).softmax(dim=-1)  # [B, H, S, S]
-            attended, weights = attention @ value, attention.mean(dim=1)
+            weights = scores.masked_fill(~key_mask, float("-inf")).softmax(dim=-1)  # [B, H, S, S]
+            attended = weights @ value
         else:
             attended = F.scaled_dot_product_attention(query, key, value, attn_mask=key_mask)
         return attended.transpose(1, 2).reshape(batch, length, width), weights  # [B, H, S, D/H] -> [B, S, D]
@@ -84,7 +84,7 @@ class SequenceAttention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor, *, with_weights: bool = False) -> tuple[Tensor, list[Tensor]]:
         """Encode projected tokens `[B, S, D]` under `mask` `[B, S]`.
 
-        Returns `[B, S, D]` and, if asked for, each block's attention `[B, S, S]`, first block first.
+        Returns `[B, S, D]` and, if asked for, each block's attention `[B, H, S, S]`, first block first.
         """
         # What stands at a masked place must not matter, not even as 0 x NaN.
         x = torch.where(mask[:, :, None], x, 0.0)

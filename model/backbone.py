@@ -88,13 +88,18 @@ def _resnet(stages: list[tuple[int, int, int]], pretrained: bool, num_classes: i
     return network
 
 
-BACKBONES: Mapping[str, Mapping[str, Any]] = {
-    # The small configuration that `weights/fashion` ships: 16 M parameters, 9.5 M of them word embeddings.
-    "cma-small": {
+def _small(tower: str) -> Mapping[str, Any]:
+    return {
         "embed_dim": 256,
-        "vision_cfg": {"timm_model_name": "cma_resnet_medium", "timm_proj": "none", "image_size": [80, 64]},
+        "vision_cfg": {"timm_model_name": tower, "timm_proj": "none", "image_size": [80, 64]},
         "text_cfg": {"context_length": 40, "vocab_size": 49408, "width": 192, "heads": 3, "layers": 3},
-    },
+    }
+
+
+BACKBONES: Mapping[str, Mapping[str, Any]] = {
+    # What `weights/fashion` ships (`benchmarks/backbones.py`): 16 M parameters, 9.5 M of them word embeddings.
+    "cma-small": _small("cma_resnet_medium"),
+    "cma-tiny": _small("cma_resnet_small"),
 }
 """Our own open_clip configurations, by name, beside those that open_clip carries."""
 

@@ -2,7 +2,7 @@
 
 May import torch, `backbone`, `attention`, `config` and `tasks`.
 
-Shapes: B listings, N image patches, L text tokens, S = L + 1 + N, D fusion width, T attributes,
+Shapes: B listings, N image patches, L text tokens, S = L + 1 + N, D fusion width, H heads, T attributes,
 M = 2 modalities in the order image, text, C_t labels of attribute t.
 """
 
@@ -27,7 +27,7 @@ class Output:
 
     logits: per attribute `[B, C_t]`.
     modality_attention: `[B, T, M]`, sums to 1 over M, exactly 0 for an absent modality.
-    sequence_attention: per fusion block `[B, S, S]` (query, key), or empty where it was not asked for.
+    sequence_attention: per fusion block `[B, H, S, S]` (head, query, key), or empty where it was not asked for.
     """
 
     logits: tuple[Tensor, ...]

@@ -2,16 +2,17 @@
 
 The only module of `model/` that the service runs. `prepare` works on the CPU in any thread, `collate` moves a
 batch to the device and may run beside `predict`, and `predict` runs in one thread at a time. What comes out is
-plain numpy, off the device.
+plain numpy, off the device. Listings to be explained are run once more, in variants (`model/explain.py`), after
+the batch has been answered: that changes no answer.
 
-Shapes: B listings, S tokens (L of the title, then 1+N of the image), T attributes, C_t labels.
+Shapes: B listings, L title tokens, T attributes, C_t labels, R variants of a listing.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,27 +21,37 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from model.backbone import TokenSequence
 from model.calibration import Calibration, softmax
 from model.checkpoint import Checkpoint, load_checkpoint, load_weights
 from model.cma_clip import CMAClip, build_cma_clip
 from model.device import pick_device, serving_dtype
 from model.errors import CheckpointError
-from model.explain import image_explanation, text_explanation
+from model.explain import PictureVariants, TitleVariants, log_odds
 from model.preprocess import ImageTransform, TitleTokeniser, TokenisedTitle, pad_tokens
-from model.readings import AttributeReading, Candidate, Explanation, ModelInfo, Situation
+from model.readings import AttributeReading, Candidate, Explanation, Frame, ModelInfo, Situation
 from model.tasks import Task
 
 PADDING_STEP = 8
 """Titles are padded to the next multiple: a handful of shapes to warm up, and few wasted tokens."""
 
+VARIANTS_AT_ONCE = 32
+"""Variants of a listing that are run together: they take no more memory than an ordinary batch."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """One listing, ready to be batched: uint8 pixels `[3, H, W]` and tokens, None where absent."""
+    """One listing, ready to be batched: uint8 pixels `[3, H, W]`, their place in the picture, and tokens.
+
+    None where absent.
+    """
 
     pixels: NDArray[np.uint8] | None
+    frame: Frame | None
     title: TokenisedTitle | None
     explain: bool
+    work: int
+    """How many listings it is to the network: 1, and all of its variants where it is to be explained."""
 
     @property
     def situation(self) -> Situation:
@@ -70,11 +81,10 @@ class Batch:
 @dataclass(frozen=True, slots=True)
 class RawOutputs:
     """What the network said, uncalibrated: logits per attribute `[B, C_t]`, modality attention `[B, T, 2]`
-    (image, text), and where asked for the last fusion block's attention `[B, S, S]`."""
+    (image, text)."""
 
     logits: tuple[NDArray[np.float32], ...]
     attention: NDArray[np.float32]
-    sequence: NDArray[np.float32] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,12 +189,19 @@ class Predictor:
         tokens = self.tokenise(title) if title and title.strip() else None
         if image is None and tokens is None:
             raise ValueError("a listing needs a title or an image")
-        return Prepared(self.transform(image) if image is not None else None, tokens, explain)
+        pixels = frame = None
+        if image is not None:
+            pixels, frame = self.transform(image), _shares(self.transform.frame(image.size), image.size)
+        item = Prepared(pixels, frame, tokens, explain, work=1)
+        if not explain:
+            return item
+        picture, words = self._variants(item)
+        return replace(item, work=1 + (picture.count if picture else 0) + (words.count if words else 0))
 
     def collate(self, items: Sequence[Prepared]) -> Batch:
         """Put prepared listings together, titles padded to a fixed size, and move them to the device."""
         longest = max((len(item.title.tokens) for item in items if item.title), default=0)
-        length = min(-(-longest // PADDING_STEP) * PADDING_STEP, self.tokenise.context_length)
+        length = self._padded(longest)
         pixels = tokens = None
         if any(item.pixels is not None for item in items):
             blank = np.zeros((3, *self.info.image_size), dtype=np.uint8)
@@ -200,31 +217,36 @@ class Predictor:
             has_title=torch.tensor([item.title is not None for item in items], device=self.device),
         )
 
+    def _padded(self, length: int) -> int:
+        return min(-(-length // PADDING_STEP) * PADDING_STEP, self.tokenise.context_length)
+
     @torch.inference_mode()
     def logits(self, batch: Batch) -> RawOutputs:
         """Run the network and copy out what it says; a modality that no listing has is not computed at all."""
-        explain = any(item.explain for item in batch.items)
         image = text = None
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32):
+        with self._precision():
             if batch.pixels is not None:
-                image = self.network.backbone.encode_image(self.transform.normalise(batch.pixels))
-                image = image.keep(batch.has_image)
+                image = self._encode_image(batch.pixels).keep(batch.has_image)
             if batch.tokens is not None:
                 text = self.network.backbone.encode_text(batch.tokens).keep(batch.has_title)
-            output = self.network(image, text, with_weights=explain)
-        sequence = output.sequence_attention[-1].float().cpu().numpy() if output.sequence_attention else None
+            output = self.network(image, text)
         return RawOutputs(
             logits=tuple(scores.float().cpu().numpy() for scores in output.logits),
             attention=output.modality_attention.float().cpu().numpy(),
-            sequence=sequence,
         )
 
-    def predict(self, batch: Batch) -> list[Prediction]:
-        """Answer a batch, in its order: forward, copy out, calibrate."""
-        raw = self.logits(batch)
-        return [self._prediction(item, raw, row, batch) for row, item in enumerate(batch.items)]
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32)
 
-    def _prediction(self, item: Prepared, raw: RawOutputs, row: int, batch: Batch) -> Prediction:
+    def _encode_image(self, pixels: Tensor) -> TokenSequence:
+        return self.network.backbone.encode_image(self.transform.normalise(pixels))
+
+    def predict(self, batch: Batch) -> list[Prediction]:
+        """Answer a batch, in its order: forward, copy out, calibrate; then explain whoever asked for it."""
+        raw = self.logits(batch)
+        return [self._prediction(item, raw, row) for row, item in enumerate(batch.items)]
+
+    def _prediction(self, item: Prepared, raw: RawOutputs, row: int) -> Prediction:
         situation = item.situation
         verdicts = self._verdicts[situation]
         confidences = {
@@ -241,46 +263,88 @@ class Predictor:
             confidences=confidences,
             attention=attention,
             verdicts=verdicts,
-            explanations=self._explain(item, raw, row, batch) if item.explain else None,
+            explanations=self._explain(item, raw, row) if item.explain else None,
         )
 
-    def _explain(self, item: Prepared, raw: RawOutputs, row: int, batch: Batch) -> dict[str, Explanation]:
-        """Weigh what the aggregated image and text tokens attended to by each attribute's modality attention."""
-        length = batch.tokens.shape[1] if batch.tokens is not None else 0
-        rows, columns = self.network.backbone.image.grid
+    def _explain(self, item: Prepared, raw: RawOutputs, row: int) -> dict[str, Explanation]:
+        """Explain the label that each attribute was given in `row` of `raw`."""
+        picture, title = self._variants(item)
+        logits, pictures = self._variant_logits(picture, title), picture.count if picture else 0
         explanations = {}
-        for t, task in enumerate(self.tasks):
-            focus = None
-            if raw.sequence is not None:
-                image, text = raw.attention[row, t]
-                focus = np.zeros(raw.sequence.shape[-1])
-                if item.pixels is not None:
-                    focus += image * raw.sequence[row, length]
-                if item.title is not None:
-                    focus += text * raw.sequence[row, len(item.title.tokens) - 1]
+        for task, scores, variants in zip(self.tasks, raw.logits, logits, strict=True):
+            odds = log_odds(variants, int(scores[row].argmax()))
             explanations[task.name] = Explanation(
-                image=image_explanation(focus, length, rows, columns) if item.pixels is not None else None,
-                text=text_explanation(focus, item.title) if item.title is not None else None,
+                image=picture.explain(odds[:pictures], item.frame) if picture and item.frame else None,
+                text=title.explain(odds[pictures:]) if title else None,
             )
         return explanations
 
-    def frame(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
-        """Return the part of a picture of `size` that the network sees (`ImageTransform.frame`)."""
-        return self.transform.frame(size)
+    def _variants(self, item: Prepared) -> tuple[PictureVariants | None, TitleVariants | None]:
+        """What of the listing is taken away to explain it."""
+        grid, fill = self.network.backbone.image.grid, self.transform.config.fill
+        return (
+            PictureVariants(item.pixels, grid, fill) if item.pixels is not None else None,
+            TitleVariants(item.title) if item.title is not None else None,
+        )
+
+    @torch.inference_mode()
+    def _variant_logits(
+        self, picture: PictureVariants | None, title: TitleVariants | None
+    ) -> tuple[NDArray[np.float32], ...]:
+        """Return logits per attribute `[R, C_t]` of each variant of the picture beside the title as it is, then of
+        each variant of the title beside the picture as it is.
+        """
+        image = text = None
+        with self._precision():
+            if picture is not None:
+                image = _in_turn(self._encode_image, torch.from_numpy(picture.pictures).to(self.device))
+            if title is not None:
+                tokens = pad_tokens(title.tokens, self._padded(len(title.title.tokens))).to(self.device)
+                text = _in_turn(self.network.backbone.encode_text, tokens)
+            pictures, titles = (len(each.mask) if each else 0 for each in (image, text))
+            image_rows = torch.tensor([*range(pictures), *[0] * titles], device=self.device)
+            text_rows = torch.tensor([*[0] * pictures, *range(titles)], device=self.device)
+            parts = [
+                self.network(image and image.select(of_image), text and text.select(of_text)).logits
+                for of_image, of_text in zip(
+                    image_rows.split(VARIANTS_AT_ONCE), text_rows.split(VARIANTS_AT_ONCE), strict=True
+                )
+            ]
+        return tuple(torch.cat(scores).float().cpu().numpy() for scores in zip(*parts, strict=True))
 
     def warm_up(self, max_batch_size: int) -> dict[str, float]:
-        """Run every padded shape, alone and at `max_batch_size`; return the seconds of each."""
+        """Run every padded shape, alone and at `max_batch_size`, and explain a listing; return each one's seconds."""
         seconds = {}
+
+        def run(name: str, items: list[Prepared]) -> None:
+            began = time.perf_counter()
+            self.predict(self.collate(items))
+            seconds[name] = time.perf_counter() - began
+
         blank = Image.new("RGB", (self.info.image_size[1], self.info.image_size[0]), "white")
-        for length in range(PADDING_STEP, self.tokenise.context_length + PADDING_STEP, PADDING_STEP):
-            item = self.prepare("a " * min(length - 2, self.tokenise.context_length - 2), blank, explain=True)
+        longest = self.tokenise.context_length
+        for length in range(PADDING_STEP, longest + PADDING_STEP, PADDING_STEP):
+            item = self.prepare("a " * min(length - 2, longest - 2), blank)
             for batch_size in sorted({1, max_batch_size}):
-                began = time.perf_counter()
-                self.predict(self.collate([item] * batch_size))
-                seconds[f"{batch_size} x {min(length, self.tokenise.context_length)} tokens"] = (
-                    time.perf_counter() - began
-                )
+                run(f"{batch_size} x {min(length, longest)} tokens", [item] * batch_size)
+        run("1 explained", [self.prepare("a a", blank, explain=True)])
         return seconds
+
+
+def _shares(box: tuple[float, float, float, float], size: tuple[int, int]) -> Frame:
+    """Turn a box in a picture's pixels into shares of its width and height."""
+    (left, upper, right, lower), (width, height) = box, size
+    return Frame(left / width, upper / height, right / width, lower / height)
+
+
+def _in_turn(encode: Callable[[Tensor], TokenSequence], inputs: Tensor) -> TokenSequence:
+    """Encode `inputs` some rows at a time."""
+    parts = [encode(some) for some in inputs.split(VARIANTS_AT_ONCE)]
+    return TokenSequence(
+        embeddings=torch.cat([part.embeddings for part in parts]),
+        mask=torch.cat([part.mask for part in parts]),
+        pooled=torch.cat([part.pooled for part in parts]),
+    )
 
 
 def _verdicts(situation: Situation, tasks: Sequence[Task], calibration: Calibration | None) -> Verdicts:

@@ -55,17 +55,35 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class Frame:
+    """The part of a picture that the network sees, its edges as shares of the picture's width and height.
+
+    From 0 to 1 is the picture as it was given; below and above lies what it is padded with, and where the
+    network sees a crop alone, the frame lies within.
+    """
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+@dataclass(frozen=True, slots=True)
 class ImageExplanation:
-    """How much each patch of the image weighed: `weights[row][column]`, non-negative, summing to 1."""
+    """How much each part of the image speaks for the label: `weights[row][column]`, non-negative, summing to 1.
+
+    The grid covers `frame` evenly.
+    """
 
     rows: int
     columns: int
     weights: list[list[float]]
+    frame: Frame
 
 
 @dataclass(frozen=True, slots=True)
 class TokenWeight:
-    """How much one token of the title weighed; non-negative, summing to 1 over the title."""
+    """How much one word of the title speaks for the label; non-negative, summing to 1 over the title."""
 
     token: str
     weight: float
@@ -73,7 +91,7 @@ class TokenWeight:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What an attribute's answer looked at; a modality that the listing lacks is None."""
+    """What an attribute's label rests on; a modality that the listing lacks is None."""
 
     image: ImageExplanation | None
     text: tuple[TokenWeight, ...] | None
@@ -107,6 +125,11 @@ class Prepared(Protocol):
     @property
     def nbytes(self) -> int:
         """Memory that it holds while it waits, in bytes."""
+        ...
+
+    @property
+    def work(self) -> int:
+        """How many listings it is to the network: 1, and more where it is to be explained."""
         ...
 
 
@@ -148,13 +171,6 @@ class Predictor(Protocol):
 
     def predict(self, batch: Any) -> Sequence[Prediction]:
         """Answer a batch, in its order; one thread at a time."""
-        ...
-
-    def frame(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
-        """Return the part of a picture of `size` (width, height) that an image explanation's grid covers.
-
-        As left, upper, right and lower in the picture's pixels; beyond its edges where the network pads it.
-        """
         ...
 
     def warm_up(self, max_batch_size: int) -> dict[str, float]:

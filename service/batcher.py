@@ -9,6 +9,9 @@ When does a batch leave? As soon as the device is free, with whatever waits: no 
 configured). A *full* batch is collated already while its predecessor computes; a partial one is not, since
 sealing it early would win a little copying and keep out every listing that arrives in the meantime.
 
+What is much work (an explanation) fills more than one place in a batch, or has one to itself: its neighbours
+do not pay for it, and what is predicted counts it for what it is.
+
 What can go wrong, and what then:
 
 * a listing's deadline passes, or its caller goes away: it is left out at the moment of dispatch;
@@ -22,12 +25,13 @@ from __future__ import annotations
 
 import asyncio
 import bisect
+import itertools
 import logging
 import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -71,7 +75,7 @@ class Sealed(Generic[Item, Batch, Result]):
 
 
 class BatchCost:
-    """How long a batch takes, by its size, as lately seen.
+    """How long a batch takes, by the places filled in it, as lately seen.
 
     One row per power of two, so that a full batch's cost is remembered while the load is light; the median of
     the last few, so that a single stall does not turn callers away; between known sizes, a straight line.
@@ -117,17 +121,21 @@ class MicroBatcher(Generic[Item, Batch, Result]):
         probe: Callable[[], object],
         max_batch_size: int,
         max_wait: float = 0.0,
+        work: Callable[[Item], int] = lambda item: 1,
         on_batch: Callable[[int], None] = lambda size: None,
     ) -> None:
         """
         collate: puts items together; runs beside `compute`, in another thread
         compute: answers a batch, in its order
         probe: computes a listing known to be good; raises if the device is at fault
+        max_batch_size: places in a batch
         max_wait: seconds that an idle device waits for company
+        work: how many places an item fills; one that fills more than there are goes alone
         on_batch: told the size of each batch computed
         """
         self._collate, self._compute, self._probe = collate, compute, probe
         self._max_batch_size, self._max_wait, self._on_batch = max_batch_size, max_wait, on_batch
+        self._work = work
         self.cost = BatchCost()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._threads = [
@@ -192,16 +200,21 @@ class MicroBatcher(Generic[Item, Batch, Result]):
             return time.monotonic() - self._computing_since if self._computing else 0.0
 
     def expected_seconds(self, listings: int) -> float:
-        """Predict how long until `listings` are answered, counting those that compute now among them."""
+        """Predict how long until `listings` are answered, counting those that are here already among them."""
         with self._changed:
-            computing, elapsed = len(self._computing), time.monotonic() - self._computing_since
+            computing, elapsed = self._places(self._computing), time.monotonic() - self._computing_since
+            here = [*self._waiting, *self._sealing, *self._computing]
         remaining = max(0.0, self.cost.seconds(computing) - elapsed) if computing else 0.0
-        full, partial = divmod(max(0, listings - computing), self._max_batch_size)
+        places = listings + self._places(here) - len(here)  # of those on their way here nothing is known
+        full, partial = divmod(max(0, places - computing), self._max_batch_size)
         return (
             remaining
             + full * self.cost.seconds(self._max_batch_size)
             + (self.cost.seconds(partial) if partial else 0.0)
         )
+
+    def _places(self, waiters: Iterable[Waiter[Item, Result]]) -> int:
+        return sum(self._work(waiter.item) for waiter in waiters)
 
     def _forget(self, waiter: Waiter[Item, Result]) -> None:
         with self._changed:
@@ -226,7 +239,11 @@ class MicroBatcher(Generic[Item, Batch, Result]):
                 self._changed.wait(self._until_due())
             if self._closed is not None:
                 return False
-            taken = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._max_batch_size))]
+            taken = [self._waiting.popleft()]
+            room = self._max_batch_size - self._places(taken)
+            while self._waiting and (needed := self._work(self._waiting[0].item)) <= room:
+                taken.append(self._waiting.popleft())
+                room -= needed
             self._sealing = taken
         wanted = self._still_wanted(taken)
         sealed = Sealed(wanted, self._try_to_collate(wanted)) if wanted else None
@@ -254,7 +271,7 @@ class MicroBatcher(Generic[Item, Batch, Result]):
         """Whether a batch leaves now: a full one as soon as the slot is free, a partial one for an idle device."""
         if not self._waiting or self._sealed is not None:
             return False
-        if len(self._waiting) >= self._max_batch_size:
+        if self._places(itertools.islice(self._waiting, self._max_batch_size)) >= self._max_batch_size:
             return True
         return not self._computing and self._until_due() is None
 
@@ -330,7 +347,7 @@ class MicroBatcher(Generic[Item, Batch, Result]):
 
     def _deliver_results(self, waiters: list[Waiter[Item, Result]], results: Sequence[Result], started: float) -> None:
         seconds = time.monotonic() - started
-        self.cost.observe(len(waiters), seconds)
+        self.cost.observe(self._places(waiters), seconds)
         self._on_batch(len(waiters))
         self._deliver(
             [

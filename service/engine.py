@@ -117,6 +117,7 @@ class Engine:
             probe=lambda: predictor.predict(predictor.collate([_example(predictor)])),
             max_batch_size=self.settings.max_batch_size,
             max_wait=self.settings.max_wait_ms / 1000,
+            work=lambda prepared: prepared.work,
             on_batch=self.metrics.batch,
         )
         for size, seconds in costs.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from service.schemas import AttributeReply, ClassifyReply, ImageExplanation
+from service.schemas import AttributeReply, ClassifyReply, Frame, ImageExplanation
 
 PANEL_SIZE = (320, 320)
 """Height and width that a panel's picture is fitted into, in pixels."""
@@ -15,21 +15,19 @@ HEAT = (230, 40, 0)
 STRONGEST = 0.75
 """Opacity of the heat on the heaviest patch: the picture shows through even there."""
 
-Frame = tuple[float, float, float, float]
 
+def draw(picture: Image.Image, reply: ClassifyReply) -> Image.Image:
+    """Return a sheet with a panel per attribute that has an explanation of the image: what the network saw of it.
 
-def draw(picture: Image.Image, frame: Frame, reply: ClassifyReply) -> Image.Image:
-    """Return a sheet with a panel per attribute that has an explanation of the image.
-
-    frame: the part of `picture` that the grid covers (left, upper, right, lower in its pixels); beyond the
-    picture's edges the network saw white.
+    Beyond the picture's edges that is padding, shown white. `reply` has one such attribute at least.
     """
-    seen = _seen(picture, frame)
-    panels = [
-        _panel(seen, attribute.explanation.image, name, attribute)
+    grids = {
+        name: attribute.explanation.image
         for name, attribute in reply.attributes.items()
         if attribute.explanation is not None and attribute.explanation.image is not None
-    ]
+    }
+    seen = _seen(picture, next(iter(grids.values())).frame)  # which is the same for all
+    panels = [_panel(seen, grid, name, reply.attributes[name]) for name, grid in grids.items()]
     columns = min(COLUMNS, len(panels))
     rows = -(-len(panels) // COLUMNS)
     width, height = panels[0].width + GAP, panels[0].height + GAP
@@ -41,7 +39,8 @@ def draw(picture: Image.Image, frame: Frame, reply: ClassifyReply) -> Image.Imag
 
 def _seen(picture: Image.Image, frame: Frame) -> Image.Image:
     """What the network saw of the picture, at a panel's size."""
-    left, upper, right, lower = frame
+    left, right = frame.left * picture.width, frame.right * picture.width
+    upper, lower = frame.top * picture.height, frame.bottom * picture.height
     height, width = PANEL_SIZE
     scale = min(width / (right - left), height / (lower - upper))
     canvas = Image.new("RGB", _scaled(right - left, lower - upper, scale), "white")

@@ -24,7 +24,7 @@ RunFolder = Annotated[Path, typer.Option(help="folder of the run; an interrupted
 CheckpointFolder = Annotated[Path, typer.Argument(help="checkpoint folder", show_default=False)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
 Name = Annotated[str, typer.Option(help="the model's name")]
-Backbone = Annotated[str, typer.Option(help="cma-small, or an open_clip ViT such as ViT-B-32")]
+Backbone = Annotated[str, typer.Option(help="cma-small, cma-tiny, or an open_clip ViT such as ViT-B-32")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(

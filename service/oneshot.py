@@ -59,7 +59,7 @@ def read_one(
     reply = ClassifyReply.of(image.name if image else None, predictor.info, readings)
     if heat_map_file is not None and image is not None:
         large = _open(image, settings, heat_map.PANEL_SIZE)
-        _save(heat_map.draw(large, predictor.frame(large.size), reply), heat_map_file)
+        _save(heat_map.draw(large, reply), heat_map_file)
     return reply
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Self
 
 from fastapi import UploadFile
@@ -89,7 +89,9 @@ class Options(Request):
         None, description="one of those that were calibrated (GET /v1/model); default: the configured one"
     )
     top_k: int = Field(3, ge=1, le=1000, description="candidates per attribute, at most")
-    explain: bool = Field(False, description="add which patches and words each attribute looked at")
+    explain: bool = Field(
+        False, description="add which parts of the image and words of the title each label rests on; slower"
+    )
 
 
 class ClassifyRequest(Listing, Options):
@@ -145,21 +147,40 @@ class ModalityAttention(Reply):
     text: float
 
 
+class Frame(Reply):
+    """Which part of the picture the grid covers, its edges as shares of the picture's width and height.
+
+    From 0 to 1 is the picture as it was sent. Below 0 and above 1 the model saw padding; a frame within 0 and 1 is a
+    crop, and nothing outside it was seen.
+    """
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
 class ImageExplanation(Reply):
-    """A weight for each patch of the image, row by row; they sum to 1."""
+    """How much each part of the image speaks for the label, row by row: what the label loses once that part is covered.
+
+    They sum to 1.
+    """
 
     rows: int
     columns: int
     weights: list[list[float]]
+    frame: Frame
 
 
 class TokenWeight(Reply):
+    """A word of the title as it was written, and how much it speaks for the label: all the title's sum to 1."""
+
     token: str
     weight: float
 
 
 class Explanation(Reply):
-    """What was looked at; null for a modality that the listing lacks."""
+    """What the label rests on; null for a modality that the listing lacks."""
 
     image: ImageExplanation | None
     text: list[TokenWeight] | None
@@ -168,9 +189,7 @@ class Explanation(Reply):
     def of(cls, found: readings.Explanation) -> Self:
         image, text = found.image, found.text
         return cls(
-            image=None
-            if image is None
-            else ImageExplanation(rows=image.rows, columns=image.columns, weights=image.weights),
+            image=None if image is None else ImageExplanation(**asdict(image)),
             text=None if text is None else [TokenWeight(token=t.token, weight=t.weight) for t in text],
         )
 

@@ -56,23 +56,25 @@ def baseline(name: str) -> dict[str, float]:
     return {attribute: content["attributes"][attribute]["accuracy"] for attribute in ATTRIBUTES}
 
 
-def test_it_beats_a_bag_of_words_on_what_the_title_leaves_open(metrics: dict) -> None:  # type: ignore[type-arg]
+def test_it_beats_a_bag_of_words_where_that_leaves_room(metrics: dict) -> None:  # type: ignore[type-arg]
     ours, bag_of_words = accuracies(metrics, Situation.BOTH), baseline("title")
-    for attribute in ("season", "usage"):
-        assert ours[attribute] > bag_of_words[attribute], attribute
     for attribute in ATTRIBUTES:
-        assert ours[attribute] >= bag_of_words[attribute] - 0.004, attribute
+        if attribute in ("articleType", "baseColour", "season", "usage"):
+            assert ours[attribute] > bag_of_words[attribute], attribute
+        else:
+            assert ours[attribute] >= bag_of_words[attribute] - 0.002, attribute
 
 
-def test_the_picture_helps(metrics: dict) -> None:  # type: ignore[type-arg]
-    both, title = accuracies(metrics, Situation.BOTH), accuracies(metrics, Situation.TITLE)
-    assert np.mean(list(both.values())) > np.mean(list(title.values()))
-
-
-def test_a_title_alone_is_read_nearly_as_well_as_by_a_bag_of_words(metrics: dict) -> None:  # type: ignore[type-arg]
+def test_a_title_alone_is_read_as_well_as_by_a_bag_of_words(metrics: dict) -> None:  # type: ignore[type-arg]
     ours, bag_of_words = accuracies(metrics, Situation.TITLE), baseline("title")
     for attribute in ATTRIBUTES:
         assert ours[attribute] >= bag_of_words[attribute] - 0.01, attribute
+
+
+def test_an_image_alone_is_read_as_well_as_by_a_convnet(metrics: dict) -> None:  # type: ignore[type-arg]
+    ours, convnet = accuracies(metrics, Situation.IMAGE), baseline("image")
+    for attribute in ATTRIBUTES:
+        assert ours[attribute] >= convnet[attribute], attribute
 
 
 def test_accepted_labels_meet_the_target_in_every_situation(metrics: dict) -> None:  # type: ignore[type-arg]

@@ -20,7 +20,7 @@ from service.app import create_app
 from service.engine import Engine
 from service.settings import Settings
 from tests.service.conftest import encoded
-from tests.service.fake_predictor import WARM_UP, FakePrediction, FakePredictor, FakePrepared
+from tests.service.fake_predictor import WARM_UP, WHOLE, FakePrediction, FakePredictor, FakePrepared
 
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = (
@@ -46,7 +46,7 @@ class PointedPrediction(FakePrediction):
         halves = [2.0**position for position in range(len(words))]
         return Explanation(
             image=listing.pixel
-            and ImageExplanation(ROWS, COLUMNS, [[weight / total for weight in row] for row in cells]),
+            and ImageExplanation(ROWS, COLUMNS, [[weight / total for weight in row] for row in cells], WHOLE),
             text=tuple(TokenWeight(word, half / sum(halves)) for word, half in zip(words, halves, strict=True)) or None,
         )
 

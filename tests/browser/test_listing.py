@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+from PIL import Image, ImageDraw
 from playwright.sync_api import expect
 
 from model.config import PreprocessConfig
 from model.preprocess import ImageTransform
-from tests.browser.conftest import OpenPlayground, Playground, Site, picture
+from service.pages import STATIC
+from tests.browser.conftest import COLUMNS, ROWS, OpenPlayground, Playground, Site, picture, serving
 
 HOSTILE = '<img src=x onerror="document.title=1"> & {{7*7}}'
 
@@ -115,6 +119,21 @@ def test_a_pasted_address_is_an_address(open_playground: OpenPlayground, site: S
     expect(playground["#blind"]).to_be_visible()
 
 
+def test_a_picture_is_read_from_its_address(open_playground: OpenPlayground, tmp_path: Path) -> None:
+    """The service fetches it; the page loads nothing from elsewhere, and shows where the heat would lie."""
+    with serving(allow_private_image_hosts=True) as site:
+        playground = open_playground(site)
+        playground.expected = ("Canvas2D: Multiple readback",)  # by this test
+        playground["#url"].fill(f"{site.url}/static/examples/red-dress.jpg")
+        playground.expect_answer()
+        expect(playground[".shares >> nth=0"]).not_to_have_text("Image 0 %Title 100 %")
+        expect(playground["#blind"]).to_contain_text("The service fetches this picture itself")
+        playground[".reading >> nth=0"].hover()
+        assert alpha(playground, 0.1, 0.25) > 150
+        assert alpha(playground, 0.9, 0.9) < 50
+        run_copied(playground, "python", tmp_path)
+
+
 def test_an_address_must_look_like_one(playground: Playground) -> None:
     playground["#url"].fill("www.example.com/shirt.jpg")
     expect(playground["#url-hint"]).to_contain_text("begins with https://")
@@ -180,7 +199,7 @@ def test_the_evidence_is_shown_and_said(playground: Playground) -> None:
     playground.page.get_by_role("button", name="Men Black Sports Shoes").click()
     playground.expect_answer()
     playground[".reading >> nth=0"].hover()
-    expect(playground["#looked"]).to_contain_text(re.compile("from the picture, most of it at the (upper )?left"))
+    expect(playground["#looked"]).to_contain_text(re.compile("from the picture, above all its (upper )?left"))
     expect(playground["#looked"]).to_contain_text("“Shoes”")
     assert alpha(playground, 0.1, 0.25) > 150
     assert alpha(playground, 0.9, 0.9) < 50
@@ -188,6 +207,30 @@ def test_the_evidence_is_shown_and_said(playground: Playground) -> None:
     assert alpha(playground, 0.1, 0.25) == 0
     described = playground[".head >> nth=0"].get_attribute("aria-describedby")
     expect(playground[f"#{described}"]).to_contain_text("“Shoes”")
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ([0.1, 0.9], "40 % from the picture; 60 % from the title, above all “Coat”."),
+        ([0.5, 0.5], "40 % from the picture; 60 % from the title."),
+        ([1.0], "40 % from the picture; 60 % from the title, above all “Red”."),
+    ],
+)
+def test_nothing_is_said_to_stand_out_where_all_weighs_alike(
+    playground: Playground, weights: list[float], said: str
+) -> None:
+    frame = {"left": 0, "top": 0, "right": 1, "bottom": 1}
+    words = [{"token": word, "weight": weight} for word, weight in zip(("Red", "Coat"), weights, strict=False)]
+    reading = {
+        "modality_attention": {"image": 0.4, "text": 0.6},
+        "explanation": {
+            "image": {"rows": 1, "columns": 2, "weights": [[0.5, 0.5]], "frame": frame},
+            "text": words,
+        },
+    }
+    describe = "async (reading) => (await import('/static/playground/evidence.js')).describe(reading)"
+    assert playground.page.evaluate(describe, reading) == said
 
 
 def alpha(playground: Playground, x: float, y: float) -> int:
@@ -199,25 +242,51 @@ def alpha(playground: Playground, x: float, y: float) -> int:
     return value
 
 
-@pytest.mark.parametrize("size", [(60, 80), (300, 100), (90, 333), (1, 500), (641, 479)])
-def test_the_heat_lies_where_the_model_saw_the_picture(playground: Playground, size: tuple[int, int]) -> None:
-    """The window that the page computes is where `ImageTransform` really puts a picture."""
-    from PIL import Image  # noqa: PLC0415
-
-    height, width = 80, 64
-    transform = ImageTransform(PreprocessConfig(image_size=(height, width), context_length=8))
-    dark = transform(Image.new("RGB", size, "black"))[0] < 128
-    rows, columns = dark.any(axis=1).nonzero()[0], dark.any(axis=0).nonzero()[0]
-    part = playground.page.evaluate(
-        "async ([size, input]) => (await import('/static/playground/evidence.js')).windowOf(...size, input)",
-        [size, [height, width]],
+@pytest.mark.parametrize("resize", ["longest", "shortest", "squash"])
+@pytest.mark.parametrize("size", [(60, 80), (300, 100), (90, 333), (641, 479)])
+def test_the_heat_lies_where_the_model_saw_the_picture(
+    playground: Playground, size: tuple[int, int], resize: Literal["longest", "shortest", "squash"]
+) -> None:
+    """A black spot heats the patch that `ImageTransform` puts it in: the page must draw that heat on the spot."""
+    transform = ImageTransform(PreprocessConfig(image_size=(80, 64), context_length=8, resize=resize))
+    x, y = 0.45 * size[0], 0.55 * size[1]  # inside every crop
+    spotted = Image.new("RGB", size, "white")
+    ImageDraw.Draw(spotted).ellipse((x - 8, y - 8, x + 8, y + 8), fill="black")
+    darkness = 255.0 - transform(spotted)[0].reshape(ROWS, 16, COLUMNS, 16).mean(axis=(1, 3))
+    left, top, right, bottom = transform.frame(size)
+    frame = {"left": left / size[0], "top": top / size[1], "right": right / size[0], "bottom": bottom / size[1]}
+    grid = {"rows": ROWS, "columns": COLUMNS, "weights": darkness.tolist(), "frame": frame}
+    centre = playground.page.evaluate(
+        """async ([grid, size]) => {
+            const { drawHeat } = await import("/static/playground/evidence.js");
+            const canvas = document.createElement("canvas");
+            canvas.style = `width: ${size[0]}px; height: ${size[1]}px`;
+            document.querySelector("footer").append(canvas);
+            drawHeat(canvas, grid);
+            const { data, width, height } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+            let [x, y, total] = [0, 0, 0];
+            for (let at = 0; at < width * height; at += 1) {
+                const heat = data[4 * at + 3];
+                x += heat * (at % width + 0.5) / width;
+                y += heat * (Math.floor(at / width) + 0.5) / height;
+                total += heat;
+            }
+            return [x / total, y / total];
+        }""",
+        [grid, size],
     )
-    assert part == {
-        "left": columns[0] / width,
-        "top": rows[0] / height,
-        "width": len(columns) / width,
-        "height": len(rows) / height,
-    }
+    patch = (frame["right"] - left / size[0]) / COLUMNS, (frame["bottom"] - top / size[1]) / ROWS
+    assert abs(centre[0] - 0.45) < 0.6 * patch[0]
+    assert abs(centre[1] - 0.55) < 0.6 * patch[1]
+
+
+def test_a_crop_heats_nothing_beyond_its_edges(playground: Playground) -> None:
+    """`shortest`: the middle half of the picture was seen, and the heat of its left column begins at a quarter."""
+    window = playground.page.evaluate(
+        """async () => (await import("/static/playground/evidence.js"))
+            .windowOf({ left: 0.25, top: 0, right: 0.75, bottom: 1 })"""
+    )
+    assert window == {"left": -0.5, "top": 0, "width": 2, "height": 1}
 
 
 @pytest.mark.parametrize("with_picture", [True, False])
@@ -232,12 +301,35 @@ def test_the_copied_request_runs(playground: Playground, tmp_path: Path, form: s
     playground["#title"].fill(title)
     playground.expect_answer()
     expect(playground["#words"]).to_contain_text("50%")
+    run_copied(playground, form, tmp_path)
+
+
+@pytest.mark.parametrize("form", ["curl", "python"])
+def test_the_copied_request_takes_the_key_from_the_environment(
+    open_playground: OpenPlayground, tmp_path: Path, form: str
+) -> None:
+    with serving(api_keys=("right",)) as site:
+        playground = open_playground(site)
+        playground.expected = ("Failed to load resource",)
+        playground["#key"].fill("right")
+        playground.page.get_by_role("button", name="Use this key").click()
+        playground.page.get_by_role("button", name="Femella").click()
+        playground.expect_answer()
+        shutil.copy(STATIC / "examples" / "red-dress.jpg", tmp_path)
+        run_copied(playground, form, tmp_path, CMA_CLIP_KEY="right")
+
+
+def run_copied(playground: Playground, form: str, folder: Path, **environment: str) -> None:
+    """Run the code that the page shows, and compare its answer with the one on the page."""
     playground["#tab-json"].click()
     shown = json.loads(playground["#code-text"].inner_text())
     playground[f"#tab-{form}"].click()
     code = playground["#code-text"].inner_text()
+    assert "right" not in code
     command = ["/bin/sh", "-c", code] if form == "curl" else [sys.executable, "-c", f"{code}print(response.text)"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=True, timeout=20)  # noqa: S603 - our own
+    done = subprocess.run(  # noqa: S603 - our own
+        command, cwd=folder, capture_output=True, check=True, timeout=20, env=os.environ | environment
+    )
     assert json.loads(done.stdout.splitlines()[-1])["attributes"] == shown["attributes"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
+from service.errors import Overloaded, problem
 from tests.browser.conftest import OpenPlayground, Playground, PointedPredictor, Site, serving
 from tests.service.conftest import encoded
 
@@ -118,6 +120,22 @@ def test_a_folder_of_pictures(playground: Playground, tmp_path: Path) -> None:
     expect(playground["#code-text"]).to_contain_text("1.png")
 
 
+def test_a_folder_is_dropped(playground: Playground, tmp_path: Path) -> None:
+    """A real folder, as a file manager hands it over: its entries are walked, folders inside it too."""
+    names = [f"deep/er/{number:03}.png" for number in range(120)]  # a reader gives a hundred entries at a time
+    folder = write(tmp_path / "shop", "id,title,image", "1,Navy Shirt,deep/er/007.png", pictures=tuple(names))
+    devtools = playground.context.new_cdp_session(playground.page)
+    data = {"items": [], "files": [str(folder)], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        devtools.send("Input.dispatchDragEvent", {"type": kind, "x": 400, "y": 300, "data": data})
+        if kind == "dragOver":
+            expect(playground["#dropping"]).to_be_visible()
+    expect_done(playground, 1)
+    expect(playground["#notes"]).to_contain_text("119 pictures left out: no row names them")
+    expect(playground[".row-title"]).to_have_text(["Navy Shirt"])
+    expect(playground["td img"]).to_have_count(1)
+
+
 def test_dropping_several_files_opens_the_table(playground: Playground) -> None:
     transfer = playground.page.evaluate_handle(
         """() => {
@@ -182,6 +200,31 @@ def test_overload_is_waited_out(open_playground: OpenPlayground, tmp_path: Path)
         expect_done(playground, 8)
         sent = [title for batch in site.predictor.batches for title in batch if title != "the one inside"]
         assert sent == [f"Coat {number}" for number in range(8)]
+
+
+def test_a_listing_that_a_batch_had_no_room_for_is_sent_again(playground: Playground, tmp_path: Path) -> None:
+    """Some of a batch are answered, some get a 503 in their place: the page says so, and sends those alone again."""
+    sent: list[list[str]] = []
+
+    def refuse_two(route: Route) -> None:
+        listings = route.request.post_data_json["listings"]
+        sent.append([listing["id"] for listing in listings])
+        reply = route.fetch()
+        results = reply.json()["results"]
+        if len(sent) == 1:
+            for at in (1, 3):
+                error = problem(Overloaded("no room"), "the-id")
+                results[at] = {"id": results[at]["id"], "error": error}
+        route.fulfill(response=reply, json={"results": results})
+
+    playground.page.route("**/v1/classify/batch", refuse_two)
+    read_many(playground, numbered(tmp_path / "shop", 6))
+    expect(playground["#progress-text"]).to_have_text(
+        re.compile(r"4 of 6 listings read\. The service is busy: going on in [12] s\.")
+    )
+    expect_done(playground, 6)
+    assert sent == [["0", "1", "2", "3", "4", "5"], ["1", "3"]]
+    assert {row["error"] for row in download(playground)} == {""}
 
 
 def test_stopping_and_going_on(open_playground: OpenPlayground, tmp_path: Path) -> None:

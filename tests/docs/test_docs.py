@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import typer.main
 
-from docs import generate
+from docs import figures, generate
 from model.binomial import binomial_tail
 from service import cli
 from service.settings import PREFIX, Settings
@@ -26,6 +27,17 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_api_reference_is_up_to_date() -> None:
     written = generate.PAGE.read_text(encoding="utf-8")
     assert written == generate.render(generate.openapi()), "run: python -m docs.generate"
+
+
+def test_the_scores_of_the_readme_are_the_measured_ones() -> None:
+    page = figures.PAGE.read_text(encoding="utf-8")
+    assert page == figures.with_scores(page), "run: python -m docs.figures"
+
+
+def test_the_figures_about_explanations_are_those_that_were_measured() -> None:
+    found = json.loads(generate.FAITHFULNESS.read_text(encoding="utf-8"))
+    text = generate.EXPLANATIONS.read_text(encoding="utf-8")
+    assert text == generate.with_figures(text, found), "run: python -m docs.generate"
 
 
 # ── commands ────────────────────────────────────────────────────────────────────────────────────────────────

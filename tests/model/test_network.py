@@ -44,8 +44,8 @@ def test_shapes_and_weights(network: CMAClip) -> None:
     assert output.modality_attention.shape == (5, 2, 2)
     torch.testing.assert_close(output.modality_attention.sum(-1), torch.ones(5, 2))
     assert len(output.sequence_attention) == 2
-    assert output.sequence_attention[0].shape == (5, 12 + 1 + 6, 12 + 1 + 6)
-    torch.testing.assert_close(output.sequence_attention[-1].sum(-1), torch.ones(5, 19))
+    assert output.sequence_attention[0].shape == (5, 2, 12 + 1 + 6, 12 + 1 + 6)
+    torch.testing.assert_close(output.sequence_attention[-1].sum(-1), torch.ones(5, 2, 19))
 
 
 @torch.inference_mode()
@@ -126,7 +126,7 @@ def test_vit_b_32_is_wrapped_whole(tasks: tuple[Task, ...]) -> None:
             with_weights=True,
         )
     assert [scores.shape for scores in output.logits] == [(2, 4), (2, 2)]
-    assert output.sequence_attention[0].shape == (2, 12 + 50, 12 + 50)
+    assert output.sequence_attention[0].shape == (2, 4, 12 + 50, 12 + 50)
 
 
 @pytest.mark.parametrize("name", ["ViT-B-16", "ViT-L-14"])
@@ -136,13 +136,14 @@ def test_larger_vits_are_wrapped(name: str) -> None:
     assert (backbone.image.grid, backbone.image.width) == (((14, 14), 768) if name == "ViT-B-16" else ((16, 16), 1024))
 
 
-def test_the_shipped_towers_pool_their_patches() -> None:
-    model = initial_model("cma-small", None)
+@pytest.mark.parametrize(("name", "width"), [("cma-small", 320), ("cma-tiny", 256)])
+def test_our_towers_pool_their_patches(name: str, width: int) -> None:
+    model = initial_model(name, None)
     backbone = build_backbone(model.backbone, image_size=model.preprocess.image_size, context_length=40).eval()
     with torch.inference_mode():
         tokens = backbone.encode_image(torch.randn(2, 3, 80, 64)).embeddings
     assert backbone.image.grid == (5, 4)
-    assert tokens.shape == (2, 21, 256)
+    assert tokens.shape == (2, 21, width)
     torch.testing.assert_close(tokens[:, 0], tokens[:, 1:].mean(1))
 
 

@@ -14,6 +14,7 @@ from model.readings import (
     AttributeReading,
     Candidate,
     Explanation,
+    Frame,
     ImageExplanation,
     ModelInfo,
     Situation,
@@ -26,6 +27,7 @@ TASKS = (
     Task(name="season", labels=("Summer", "Winter")),
 )
 TARGETS = (0.9, 0.95, 0.99)
+WHOLE = Frame(0.0, 0.0, 1.0, 1.0)  # as of a network that squashes pictures to its size
 WARM_UP = "warm-up"  # the title of the engine's own example listing
 
 
@@ -44,6 +46,10 @@ class FakePrepared:
     @property
     def nbytes(self) -> int:
         return 1000
+
+    @property
+    def work(self) -> int:
+        return 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +86,7 @@ class FakePrediction:
     def _explanation(self) -> Explanation:
         words = self.listing.title.split() if self.listing.title else None
         return Explanation(
-            image=None if self.listing.pixel is None else ImageExplanation(2, 2, [[0.25, 0.25], [0.25, 0.25]]),
+            image=None if self.listing.pixel is None else ImageExplanation(2, 2, [[0.25, 0.25], [0.25, 0.25]], WHOLE),
             text=None if words is None else tuple(TokenWeight(word, 1 / len(words)) for word in words),
         )
 
@@ -138,10 +144,6 @@ class FakePredictor:
         for listing in batch:
             self.trouble(listing.title)
         return [FakePrediction(listing) for listing in batch]
-
-    def frame(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
-        """As of a network that squashes pictures to its size."""
-        return 0.0, 0.0, float(size[0]), float(size[1])
 
     def warm_up(self, max_batch_size: int) -> dict[str, float]:
         return {"forward": 0.0}

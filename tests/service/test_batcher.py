@@ -47,13 +47,16 @@ class Device:
 
 
 @asynccontextmanager
-async def running(device: Device, *, max_batch_size: int = 4, max_wait: float = 0.0) -> AsyncIterator[Batcher]:
+async def running(
+    device: Device, *, max_batch_size: int = 4, max_wait: float = 0.0, work: Callable[[int], int] = lambda item: 1
+) -> AsyncIterator[Batcher]:
     batcher = Batcher(
         collate=device.collate,
         compute=device.compute,
         probe=device.probe,
         max_batch_size=max_batch_size,
         max_wait=max_wait,
+        work=work,
     )
     batcher.start()
     try:
@@ -115,6 +118,20 @@ async def test_a_full_batch_is_collated_while_its_predecessor_computes() -> None
         device.free.set()
         assert await outcomes(tasks) == [n * n for n in range(11)]
     assert device.batches == [[0], [1, 2, 3, 4], [5, 6, 7, 8], [9, 10]]
+
+
+async def test_much_work_fills_a_batch_and_too_much_goes_alone() -> None:
+    """Items of 10 fill ten places of four; items of 3 fill three."""
+    device = Device()
+    device.free.clear()
+    async with running(device, max_batch_size=4, work=lambda item: item or 1) as batcher:
+        tasks = asking(batcher, [0])
+        await until(lambda: device.batches)
+        tasks += asking(batcher, [1, 3, 1, 10, 3, 3, 1])
+        await until(lambda: batcher.waiting == 7)
+        device.free.set()
+        assert await outcomes(tasks) == [n * n for n in (0, 1, 3, 1, 10, 3, 3, 1)]
+    assert device.batches == [[0], [1, 3], [1], [10], [3], [3, 1]]
 
 
 async def test_a_configured_wait_gathers_company_for_an_idle_device() -> None:
@@ -430,3 +447,21 @@ async def test_the_predicted_wait_counts_batches_and_what_is_left_of_the_present
         device.free.set()
         await outcomes(task)
         await until(lambda: batcher.computing_for == 0)
+
+
+async def test_the_predicted_wait_counts_much_work_for_what_it_is() -> None:
+    device = Device()
+    device.free.clear()
+    async with running(device, max_batch_size=4, work=lambda item: item) as batcher:
+        batcher.cost.observe(1, 1.0)
+        batcher.cost.observe(4, 4.0)
+        tasks = asking(batcher, [1])
+        await until(lambda: batcher.computing_for > 0.01)
+        tasks += asking(batcher, [8, 1])
+        await until(lambda: batcher.waiting == 2)
+        assert 9.9 < batcher.expected_seconds(3) < 9.99
+        device.free.set()
+        await outcomes(tasks)
+        await until(lambda: batcher.computing_for == 0)
+        assert batcher.cost.seconds(4) == 4.0  # as before
+        assert batcher.cost.seconds(8) < 1.0  # as seen

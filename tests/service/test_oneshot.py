@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,35 +12,41 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from model.readings import AttributeReading, Explanation, ImageExplanation, TokenWeight
+from model.readings import AttributeReading, Explanation, Frame, ImageExplanation, TokenWeight
 from service import heat_map, oneshot
 from service.cli import main
 from service.schemas import ClassifyReply
 from tests.service.conftest import encoded
-from tests.service.fake_predictor import FakePrediction, FakePredictor
+from tests.service.fake_predictor import WHOLE, FakePrediction, FakePredictor
 
 WEIGHTS = {"Turtle": 0.05, "Navy": 0.6, "Blue": 0.3, "Shirt": 0.05}
 TITLE = " ".join(WEIGHTS)
-CORNER = ImageExplanation(2, 2, [[0.0, 0.0], [0.0, 1.0]])
 
 
+@dataclass(frozen=True, slots=True)
 class ExplainingPrediction(FakePrediction):
-    """Leans on the lower right corner, and on two words."""
+    """Leans on the lower right corner of what it saw, and on two words."""
+
+    frame: Frame = WHOLE
 
     def read(self, attribute: str, **options: Any) -> AttributeReading:
-        reading = super().read(attribute, **options)
+        reading = FakePrediction.read(self, attribute, **options)
         if reading.explanation is None:
             return reading
         explanation = Explanation(
-            image=self.listing.pixel and CORNER,
+            image=self.listing.pixel and ImageExplanation(2, 2, [[0.0, 0.0], [0.0, 1.0]], self.frame),
             text=self.listing.title and tuple(TokenWeight(word, weight) for word, weight in WEIGHTS.items()),
         )
         return replace(reading, confidence=0.7, threshold=0.5, accepted=True, explanation=explanation)
 
 
 class ExplainingPredictor(FakePredictor):
+    def __init__(self, frame: Frame = WHOLE) -> None:
+        super().__init__()
+        self.frame = frame
+
     def predict(self, batch: Any) -> Any:
-        return [ExplainingPrediction(prediction.listing) for prediction in super().predict(batch)]
+        return [ExplainingPrediction(prediction.listing, self.frame) for prediction in super().predict(batch)]
 
 
 @pytest.fixture(autouse=True)
@@ -64,8 +70,10 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return int(stopped.value.code or 0)
 
 
-def reply_of(title: str | None = TITLE, *, image: bool = True, explain: bool = True) -> ClassifyReply:
-    predictor = ExplainingPredictor()
+def reply_of(
+    title: str | None = TITLE, *, image: bool = True, explain: bool = True, frame: Frame = WHOLE
+) -> ClassifyReply:
+    predictor = ExplainingPredictor(frame)
     prepared = predictor.prepare(title, Image.new("RGB", (60, 80)) if image else None, explain=explain)
     (prediction,) = predictor.predict(predictor.collate([prepared]))
     readings = {task.name: prediction.read(task.name, target_precision=0.95, top_k=3) for task in predictor.tasks}
@@ -125,7 +133,12 @@ def test_explain_prints_what_the_service_would(
     assert "explanation" not in json.loads(capsys.readouterr().out)["attributes"]["season"]
     assert run(monkeypatch, picture, "--title", TITLE, "--explain", "--json") == 0
     explanation = json.loads(capsys.readouterr().out)["attributes"]["season"]["explanation"]
-    assert explanation["image"] == {"rows": 2, "columns": 2, "weights": [[0.0, 0.0], [0.0, 1.0]]}
+    assert explanation["image"] == {
+        "rows": 2,
+        "columns": 2,
+        "weights": [[0.0, 0.0], [0.0, 1.0]],
+        "frame": {"left": 0.0, "top": 0.0, "right": 1.0, "bottom": 1.0},
+    }
     assert explanation["text"][1] == {"token": "Navy", "weight": 0.6}
 
 
@@ -172,23 +185,23 @@ def redness(sheet: Image.Image) -> np.ndarray[Any, Any]:
 
 def test_heat_lies_on_the_patch_that_weighed() -> None:
     picture = Image.new("RGB", (100, 100), "grey")
-    red = redness(heat_map.draw(picture, (0, 0, 100, 100), reply_of()))
+    red = redness(heat_map.draw(picture, reply_of()))
     assert red[270, 270] > 100
     assert abs(red[50, 50]) < 5
 
 
 def test_padding_is_part_of_what_was_seen_and_cropped_edges_are_not() -> None:
     picture = Image.new("RGB", (100, 50), "black")
-    padded = np.asarray(heat_map.draw(picture, (0, -25, 100, 75), reply_of()))
+    padded = np.asarray(heat_map.draw(picture, reply_of(frame=Frame(0, -0.5, 1, 1.5))))
     first = padded[heat_map.GAP + heat_map.CAPTION :, heat_map.GAP :]
     assert tuple(first[20, 20]) == (255, 255, 255)
     assert tuple(first[160, 20]) == (0, 0, 0)
     picture.paste("white", (0, 0, 25, 50))
-    cropped = np.asarray(heat_map.draw(picture, (25, 0, 75, 50), reply_of()))
+    cropped = np.asarray(heat_map.draw(picture, reply_of(frame=Frame(0.25, 0, 0.75, 1))))
     assert tuple(cropped[heat_map.GAP + heat_map.CAPTION + 5, heat_map.GAP + 5]) == (0, 0, 0)
 
 
-@pytest.mark.parametrize("frame", [(0, -30000, 60000, 30001), (30000, 0, 30001, 1)])
-def test_a_very_long_picture_costs_no_more(frame: tuple[float, float, float, float]) -> None:
-    sheet = heat_map.draw(Image.new("RGB", (60000, 1), "red"), frame, reply_of())
+@pytest.mark.parametrize("frame", [Frame(0, -30000, 1, 30001), Frame(0.5, 0, 0.5 + 1 / 60000, 1)])
+def test_a_very_long_picture_costs_no_more(frame: Frame) -> None:
+    sheet = heat_map.draw(Image.new("RGB", (60000, 1), "red"), reply_of(frame=frame))
     assert max(sheet.size) < 1000

@@ -75,7 +75,9 @@ async def test_options_choose_what_is_answered(client: Client) -> None:
     assert not season["accepted"]
     assert season["target_precision"] == 0.99
     assert len(season["candidates"]) == 1
-    assert season["explanation"]["image"] == {"rows": 2, "columns": 2, "weights": [[0.25, 0.25], [0.25, 0.25]]}
+    frame = {"left": 0.0, "top": 0.0, "right": 1.0, "bottom": 1.0}
+    weights = [[0.25, 0.25], [0.25, 0.25]]
+    assert season["explanation"]["image"] == {"rows": 2, "columns": 2, "weights": weights, "frame": frame}
     assert [token["token"] for token in season["explanation"]["text"]] == ["Navy", "shirt"]
 
 

@@ -96,7 +96,7 @@ const onDone = (job, result) => {
 };
 
 const onWait = (problem, seconds) => {
-  $("progress-text").textContent = `${progress()} ${problem?.title ?? "Some were put off"}: going on in ${seconds} s.`;
+  $("progress-text").textContent = `${progress()} ${problem.title}: going on in ${seconds} s.`;
 };
 
 const progress = () => {

@@ -5,26 +5,17 @@ import { element, percent } from "./dom.js";
 const STRONGEST = 0.8; // opacity of the heaviest patch
 
 /**
- * Which part of the model's input a picture fills, as shares of it.
+ * Where a picture lies in the grid of weights, as shares of the grid; it sticks out where the model saw a crop of it.
  *
- * The service fits the whole picture inside the input and pads the rest with white (`longest` in
- * model/preprocess.py, with the same rounding), and the grid of weights covers the padded input.
+ * The service says the opposite, where the grid lies on the picture: `frame` in shares of the picture.
  */
-export const windowOf = (width, height, [inputHeight, inputWidth]) => {
-  const scale = Math.min(inputWidth / width, inputHeight / height);
-  const inner = [Math.max(1, Math.round(width * scale)), Math.max(1, Math.round(height * scale))];
-  return {
-    left: Math.floor((inputWidth - inner[0]) / 2) / inputWidth,
-    top: Math.floor((inputHeight - inner[1]) / 2) / inputHeight,
-    width: inner[0] / inputWidth,
-    height: inner[1] / inputHeight,
-  };
+export const windowOf = ({ left, top, right, bottom }) => {
+  const [width, height] = [1 / (right - left), 1 / (bottom - top)];
+  return { left: -left * width, top: -top * height, width, height };
 };
 
-export const WHOLE = { left: 0, top: 0, width: 1, height: 1 };
-
-/** Draw the part of the grid that lies over the picture; null takes the heat away. */
-export const drawHeat = (canvas, grid, part) => {
+/** Draw the part of the grid that lies on the picture; null takes the heat away. */
+export const drawHeat = (canvas, grid) => {
   const scale = window.devicePixelRatio || 1;
   canvas.width = Math.max(1, Math.round(canvas.clientWidth * scale));
   canvas.height = Math.max(1, Math.round(canvas.clientHeight * scale));
@@ -32,10 +23,10 @@ export const drawHeat = (canvas, grid, part) => {
   if (!grid) return;
   const pen = canvas.getContext("2d");
   pen.imageSmoothingQuality = "high";
-  const cell = { width: grid.columns * part.width, height: grid.rows * part.height };
+  const { left, top, width, height } = windowOf(grid.frame);
   pen.drawImage(
     patches(grid, getComputedStyle(canvas).getPropertyValue("--accent")),
-    grid.columns * part.left, grid.rows * part.top, cell.width, cell.height,
+    grid.columns * left, grid.rows * top, grid.columns * width, grid.rows * height,
     0, 0, canvas.width, canvas.height,
   );
 };
@@ -77,20 +68,26 @@ const NINTHS = [
   ["lower left", "bottom", "lower right"],
 ];
 
-/** Say in words what the heat shows. */
-export const describe = ({ explanation, modality_attention: share }, part) => {
+/** Say in words what the heat shows; where all weighs alike, nothing stands out. */
+export const describe = ({ explanation, modality_attention: share }) => {
   const parts = [];
   if (explanation?.image && share.image > 0) {
-    parts.push(`${percent(share.image, 0)} from the picture, most of it at the ${place(explanation.image, part)}`);
+    const best = stands(explanation.image.weights.flat()) ? `, above all its ${place(explanation.image)}` : "";
+    parts.push(`${percent(share.image, 0)} from the picture${best}`);
   }
   if (explanation?.text?.length && share.text > 0) {
     const [best] = [...explanation.text].sort((one, other) => other.weight - one.weight);
-    parts.push(`${percent(share.text, 0)} from the title, most of it from “${best.token}”`);
+    const named = stands(explanation.text.map(({ weight }) => weight)) ? `, above all “${best.token}”` : "";
+    parts.push(`${percent(share.text, 0)} from the title${named}`);
   }
   return parts.length ? `${parts.join("; ")}.` : "";
 };
 
-const place = ({ rows, columns, weights }, part) => {
+/** Whether one of the weights is greater than another, or there is but one. */
+const stands = (weights) => weights.length === 1 || Math.max(...weights) - Math.min(...weights) > 1e-6;
+
+const place = ({ rows, columns, weights, frame }) => {
+  const part = windowOf(frame);
   const flat = weights.flat();
   const at = flat.indexOf(Math.max(...flat));
   const third = (centre, start, size) => Math.min(2, Math.max(0, Math.floor((3 * (centre - start)) / size)));

@@ -49,10 +49,10 @@ export const sendAll = async (jobs, options, { signal, onDone, onWait }) => {
     try {
       const listings = await Promise.all(batch.map(({ listing }) => bodyOf(listing)));
       const { reply } = await call("v1/classify/batch", { json: { listings, ...options }, signal });
-      const late = settle(batch, reply.results, onDone);
+      const { late, problem } = settle(batch, reply.results, onDone);
       jobs.unshift(...late);
       attempt = late.length ? attempt + 1 : 0;
-      if (late.length) await pause(Math.min(15, 2 ** attempt), signal, (seconds) => onWait(null, seconds));
+      if (late.length) await pause(problem.wait(attempt), signal, (seconds) => onWait(problem, seconds));
     } catch (error) {
       if (signal.aborted || !(error instanceof Problem)) {
         jobs.unshift(...batch.filter((job) => !job.settled));
@@ -73,15 +73,21 @@ export const sendAll = async (jobs, options, { signal, onDone, onWait }) => {
   }
 };
 
-/** Settle what was answered; returns the jobs that deserve another try. */
-const settle = (batch, results, onDone) =>
-  batch.filter((job, at) => {
+/** Settle what was answered; returns the jobs that deserve another try, and what befell the last of them. */
+const settle = (batch, results, onDone) => {
+  let problem = null;
+  const late = batch.filter((job, at) => {
     const result = results[at];
     job.tries += 1;
-    if (result.error && [503, 504].includes(result.error.status) && job.tries < TRIES) return true;
+    if (result.error && [503, 504].includes(result.error.status) && job.tries < TRIES) {
+      problem = new Problem(result.error);
+      return true;
+    }
     finish(job, result, onDone);
     return false;
   });
+  return { late, problem };
+};
 
 const finish = (job, result, onDone) => {
   job.settled = true;

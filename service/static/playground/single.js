@@ -2,7 +2,7 @@
 
 import { Problem, call, hasKey, pause, service } from "./api.js";
 import { $, element, plural, segments, shortPercent, tabs } from "./dom.js";
-import { WHOLE, describe, drawHeat, drawWords, windowOf } from "./evidence.js";
+import { describe, drawHeat, drawWords } from "./evidence.js";
 import { row } from "./readings.js";
 import { curl, pythonCode } from "./snippets.js";
 import * as trouble from "./trouble.js";
@@ -77,12 +77,18 @@ const drawPicture = () => {
 /** Give the picture as much of the frame as its shape allows, so that the heat lies on it and nothing else. */
 const fit = () => {
   const image = $("picture");
-  const [height, width] = image.hidden ? model.inputSize : [image.naturalHeight, image.naturalWidth];
-  const ratio = width && height ? width / height : 1;
+  const ratio = (image.hidden ? unseenRatio() : image.naturalWidth / image.naturalHeight) || 1;
   const frame = $("frame");
   const wide = ratio > frame.clientWidth / frame.clientHeight;
   Object.assign($("shown").style, { aspectRatio: String(ratio), width: wide ? "100%" : "auto", height: wide ? "auto" : "100%" });
   showEvidence(answer.shown);
+};
+
+/** Width to height of a picture that only the service has seen: of the model's input, without what was padded. */
+const unseenRatio = () => {
+  const [height, width] = model.inputSize;
+  const { frame } = Object.values(answer.attributes ?? {})[0]?.explanation?.image ?? {};
+  return (width / height) * (frame ? (frame.bottom - frame.top) / (frame.right - frame.left) : 1);
 };
 
 const checkAddress = () => {
@@ -178,13 +184,14 @@ const show = (request, reply, milliseconds) => {
   const focused = document.activeElement.closest?.(".reading")?.dataset.attribute;
   Object.assign(answer, { attributes: reply.attributes, request, reply });
   answer.rows = new Map(
-    Object.entries(reply.attributes).map(([name, reading]) => [name, row(name, reading, describe(reading, pictureWindow()))]),
+    Object.entries(reply.attributes).map(([name, reading]) => [name, row(name, reading, describe(reading))]),
   );
   $("readings").replaceChildren(...[...answer.rows.values()].map(({ item }) => item));
   $("readings").setAttribute("aria-busy", "false");
   for (const [name, { item, button }] of answer.rows) listen(name, item, button);
   answer.rows.get(focused)?.button.focus();
   pin(answer.rows.has(answer.pinned) ? answer.pinned : null);
+  fit();
   summarise(milliseconds);
   drawCode();
 };
@@ -219,41 +226,36 @@ const pin = (name) => {
   if (name && answer.attributes) fillSlot(name);
 };
 
-const pictureWindow = () => {
-  const { naturalWidth: width, naturalHeight: height } = $("picture");
-  return listing.picture && listing.visible && width ? windowOf(width, height, model.inputSize) : WHOLE;
-};
-
 const showEvidence = (name) => {
   answer.shown = name;
   const reading = name ? answer.attributes?.[name] : null;
   const grid = reading?.explanation?.image ?? null;
-  drawHeat($("heat"), grid, pictureWindow());
+  drawHeat($("heat"), grid);
   const any = answer.attributes && Object.values(answer.attributes).find(({ explanation }) => explanation?.text?.length);
   const words = reading?.explanation?.text ?? any?.explanation.text ?? null;
   $("words").hidden = !words;
   if (words) drawWords($("words"), words, Boolean(reading));
-  const summary = reading ? describe(reading, pictureWindow()) : "";
+  const summary = reading ? describe(reading) : "";
   $("looked").hidden = !any && !grid && !summary;
-  $("looked").textContent = summary || "Point at an attribute, or press it, to see what it looked at.";
+  $("looked").textContent = summary || "Point at an attribute, or press it, to see what it leaned on.";
 };
 
 /** On a narrow screen the picture is far away: show it once more, small, below the attribute. */
 const fillSlot = (name) => {
   const { slot } = answer.rows.get(name);
-  const { explanation, modality_attention: share } = answer.attributes[name];
+  const { explanation } = answer.attributes[name];
   if (explanation?.image && listing.picture && listing.visible) {
     const canvas = element("canvas");
     const image = element("img", { src: listing.picture.address, alt: "" });
     slot.append(element("div", { className: "shown" }, image, canvas));
-    image.decode().then(() => drawHeat(canvas, explanation.image, pictureWindow()), () => {});
+    image.decode().then(() => drawHeat(canvas, explanation.image), () => {});
   }
   if (explanation?.text?.length) {
     const words = element("p", { className: "words" });
     drawWords(words, explanation.text, true);
     slot.append(words);
   }
-  slot.append(element("p", { className: "looked", textContent: describe({ explanation, modality_attention: share }, pictureWindow()) }));
+  slot.append(element("p", { className: "looked", textContent: describe(answer.attributes[name]) }));
 };
 
 // ── the request as code ────────────────────────────────────────────────────────────────────────────────────
@@ -287,7 +289,7 @@ const copy = async () => {
 
 // ── setting up ─────────────────────────────────────────────────────────────────────────────────────────────
 
-/** Know the model: its input's size places the heat, its precisions can be chosen. */
+/** Know the model: its precisions can be chosen. */
 export const setModel = ({ image_size: inputSize, target_precisions: targets }) => {
   model.inputSize = inputSize;
   $("precision").hidden = !targets.length;

@@ -1,0 +1,229 @@
+"""Explanations: what is taken away, how the answer's change becomes weights, and the predictor's own, asked anew."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from model.checkpoint import load_checkpoint, save_checkpoint
+from model.cma_clip import CMAClip
+from model.config import ModelConfig, PreprocessConfig
+from model.explain import PictureVariants, TitleVariants, log_odds
+from model.predictor import Predictor, Prepared
+from model.preprocess import TitleTokeniser
+from model.readings import Explanation, Frame
+from model.tasks import Task
+from tests.conftest import draw
+
+TITLE = "Plain Red Circle number nine"
+FRAME = Frame(0.0, 0.0, 1.0, 1.0)
+
+
+@pytest.fixture(scope="module")
+def tokenise() -> TitleTokeniser:
+    return TitleTokeniser(PreprocessConfig(image_size=(24, 16), context_length=16))
+
+
+# ── titles ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_titles_variants_are_what_the_tokeniser_makes_of_the_words_left(tokenise: TitleTokeniser) -> None:
+    variants = TitleVariants(tokenise(" Turtleneck  Red Turtleneck "))
+    expected = [
+        "Turtleneck Red Turtleneck",
+        "",
+        "Red Turtleneck",
+        "Turtleneck Turtleneck",
+        "Turtleneck Red",
+        "Turtleneck",
+        "Red",
+        "Turtleneck",
+    ]
+    assert [list(tokens) for tokens in variants.tokens] == [list(tokenise(title).tokens) for title in expected]
+
+
+def test_a_word_that_the_title_says_twice_is_not_missed(tokenise: TitleTokeniser) -> None:
+    """Without either "Red" nothing is lost, yet each alone says it all; "Coat" alone even speaks against it."""
+    variants = TitleVariants(tokenise("Red Red Coat"))
+    odds = np.array([5.0, -1.0, *(5.0, 5.0, 5.5), *(5.0, 5.0, -2.0)])
+    found = variants.explain(odds)
+    assert [word.token for word in found] == ["Red", "Red", "Coat"]
+    assert [word.weight for word in found] == [0.5, 0.5, 0.0]
+
+
+def test_words_that_were_not_read_weigh_nothing(tokenise: TitleTokeniser) -> None:
+    title = tokenise("x " * 20)
+    variants = TitleVariants(title)
+    assert len(variants.words) == 14  # of a context of 16, with start and end
+    for odds in (np.array([13.0, 0.0, *range(14), *[0.0] * 14]), np.zeros(30)):
+        weights = [word.weight for word in variants.explain(odds)]
+        assert len(weights) == 20
+        assert sum(weights) == pytest.approx(1)
+        assert weights[14:] == [0.0] * 6
+        assert weights[0] > 0
+
+
+@pytest.mark.parametrize("title", ["Red", "\u0301\u0301", "a" * 500])
+def test_titles_of_one_word_or_of_none_that_can_be_read(tokenise: TitleTokeniser, title: str) -> None:
+    variants = TitleVariants(tokenise(title))
+    found = variants.explain(np.linspace(1.0, 0.0, len(variants.tokens)))
+    assert [word.weight for word in found] == [1.0]
+
+
+# ── pictures ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("grid", "parts", "size"),
+    [
+        ((5, 4), (5, 4), (80, 64)),
+        ((7, 7), (7, 7), (224, 224)),
+        ((16, 16), (8, 8), (224, 224)),
+        ((3, 20), (3, 8), (50, 61)),
+    ],
+)
+def test_every_pixel_is_covered_once(grid: tuple[int, int], parts: tuple[int, int], size: tuple[int, int]) -> None:
+    pixels = np.zeros((3, *size), dtype=np.uint8)
+    variants = PictureVariants(pixels, grid, fill=1)
+    assert variants.parts == parts
+    assert variants.pictures.shape == (1 + parts[0] * parts[1], 3, *size)
+    assert not variants.pictures[0].any()
+    assert (variants.pictures.sum(axis=0) == 1).all()
+    assert (variants.covered(range(variants.count - 1)) == 1).all()
+    assert not pixels.any()
+
+
+def test_a_part_weighs_what_the_label_loses_without_it() -> None:
+    variants = PictureVariants(np.zeros((3, 4, 4), dtype=np.uint8), (2, 2), fill=255)
+    found = variants.explain(np.array([4.0, 3.0, 4.5, 4.0, 1.0]), FRAME)
+    assert found.weights == [[0.25, 0.0], [0.0, 0.75]]
+    assert variants.explain(np.array([4.0, 5.0, 5.0, 5.0, 5.0]), FRAME).weights == [[0.25, 0.25], [0.25, 0.25]]
+
+
+def test_log_odds_do_not_saturate() -> None:
+    probabilities = np.array([[0.7, 0.2, 0.1]])
+    assert log_odds(np.log(probabilities).astype(np.float32), 0) == pytest.approx(np.log(0.7 / 0.3), abs=1e-6)
+    sure = np.array([[100.0, 0.0, 0.0], [200.0, 0.0, 0.0]], dtype=np.float32)
+    assert log_odds(sure, 0) == pytest.approx([100 - np.log(2), 200 - np.log(2)])
+    assert log_odds(sure[:, :1], 0).tolist() == [100.0, 200.0]
+
+
+# ── the predictor's ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def predictor(checkpoint_folder: Path) -> Predictor:
+    return Predictor.load(checkpoint_folder)
+
+
+def explanations(predictor: Predictor, items: list[Prepared]) -> list[dict[str, Explanation]]:
+    found = [answer.explanations for answer in predictor.predict(predictor.collate(items))]
+    return [dict(each) for each in found if each is not None]
+
+
+def odds_of(
+    predictor: Predictor, given: list[tuple[str | None, Image.Image | None]], t: int, label: int
+) -> NDArray[np.float64]:
+    """Ask for each listing alone, as a caller would."""
+    raw = [predictor.logits(predictor.collate([predictor.prepare(*each)])) for each in given]
+    return np.concatenate([log_odds(each.logits[t], label) for each in raw])
+
+
+def shares(values: NDArray[np.float64]) -> list[float]:
+    return list(values.clip(min=0) / values.clip(min=0).sum())
+
+
+@pytest.mark.parametrize("with_title", [True, False])
+@pytest.mark.parametrize("with_image", [True, False])
+def test_an_explanation_is_what_asking_again_gives(predictor: Predictor, *, with_title: bool, with_image: bool) -> None:
+    if not (with_title or with_image):
+        return
+    picture = draw("Red", "Circle").resize((16, 24))  # the network's own size: covered here, it is covered there
+    title, image = TITLE if with_title else None, picture if with_image else None
+    item = predictor.prepare(title, image, explain=True)
+    (found,) = explanations(predictor, [item])
+    (answer,) = predictor.predict(predictor.collate([item]))
+    for t, (name, explanation) in enumerate(found.items()):
+        label = int(answer.confidences[name].argmax())
+        if with_title:
+            words = TITLE.split()
+            without = [" ".join(words[:at] + words[at + 1 :]) for at in range(len(words))]
+            odds = odds_of(predictor, [(each, image) for each in (TITLE, *without, *words)], t, label)
+            gained = odds[1 + len(words) :] - odds_of_nothing(predictor, item, t, label)
+            assert explanation.text is not None
+            expected = shares(odds[0] - odds[1 : 1 + len(words)] + gained)
+            assert [word.weight for word in explanation.text] == pytest.approx(expected, abs=1e-3)
+        if with_image:
+            pictures = [picture.copy() for _ in range(6)]
+            for part, each in enumerate(pictures):
+                left, upper = part % 2 * 8, part // 2 * 8
+                each.paste("white", (left, upper, left + 8, upper + 8))
+            odds = odds_of(predictor, [(title, each) for each in (picture, *pictures)], t, label)
+            assert explanation.image is not None
+            assert np.ravel(explanation.image.weights) == pytest.approx(shares(odds[0] - odds[1:]), abs=1e-3)
+
+
+def odds_of_nothing(predictor: Predictor, item: Prepared, t: int, label: int) -> float:
+    """Of the listing with a title that says nothing: start and end alone."""
+    assert item.title is not None
+    title = replace(item.title, tokens=item.title.tokens[[0, -1]], word_of_token=())
+    raw = predictor.logits(predictor.collate([replace(item, title=title)]))
+    return float(log_odds(raw.logits[t], label)[0])
+
+
+def test_neighbours_change_no_explanation_and_explaining_no_answer(predictor: Predictor) -> None:
+    titles = [TITLE, None, "a much longer title about a green square and many more words than the context has"]
+    images = [draw("Red", "Circle"), draw("Black", "Circle", 5), None]
+    given = list(zip(titles, images, strict=True))
+    explained = [predictor.prepare(*each, explain=True) for each in given]
+    plain = [predictor.prepare(*each) for each in given]
+    together = explanations(predictor, explained)
+    for item, expected in zip(explained, together, strict=True):
+        (alone,) = explanations(predictor, [plain[1], item, plain[0]])
+        for name, one in alone.items():
+            other = expected[name]
+            if one.image is not None and other.image is not None:
+                assert np.allclose(one.image.weights, other.image.weights, atol=1e-6)
+            assert [w.weight for w in one.text or ()] == pytest.approx([w.weight for w in other.text or ()], abs=1e-6)
+    for items in (explained, [explained[0], plain[1], plain[2]]):
+        for found, expected_answer in zip(
+            predictor.predict(predictor.collate(items)), predictor.predict(predictor.collate(plain)), strict=True
+        ):
+            assert found.attention == expected_answer.attention  # bit for bit
+            for name, confidences in expected_answer.confidences.items():
+                assert (found.confidences[name] == confidences).all()
+
+
+def test_nothing_is_run_twice_unless_asked_for(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predictor, "_variant_logits", None)
+    (answer,) = predictor.predict(predictor.collate([predictor.prepare(TITLE, draw("Red", "Circle"))]))
+    assert answer.explanations is None
+
+
+@pytest.mark.parametrize(
+    ("resize", "frame"),
+    [("squash", (0, 0, 1, 1)), ("longest", (0, -0.25, 1, 1.25)), ("shortest", (1 / 6, 0, 5 / 6, 1))],
+)
+def test_an_explanation_says_where_its_grid_lies(
+    tmp_path: Path,
+    network: CMAClip,
+    model_config: ModelConfig,
+    tasks: tuple[Task, ...],
+    resize: Literal["longest", "shortest", "squash"],
+    frame: tuple[float, ...],
+) -> None:
+    """A square picture before a network whose input is 24 high and 16 wide."""
+    config = replace(model_config, preprocess=replace(model_config.preprocess, resize=resize))
+    save_checkpoint(tmp_path / "cropping", network, name="cropping", config=config, tasks=tasks, training={})
+    assert load_checkpoint(tmp_path / "cropping").config.preprocess.resize == resize
+    predictor = Predictor.load(tmp_path / "cropping")
+    (found,) = explanations(predictor, [predictor.prepare(None, Image.new("RGB", (90, 90)), explain=True)])
+    image = found["colour"].image
+    assert image is not None
+    assert (image.frame.left, image.frame.top, image.frame.right, image.frame.bottom) == pytest.approx(frame)

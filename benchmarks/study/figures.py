@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -83,7 +84,7 @@ def _curves(results: Results, measure: str, y_label: str) -> Figure:
     shown = [name for name in all_names() if results.cell(name, both(UNSPOILT, 0.0))]
 
     def draw(panel: Axes, corruption: str, strengths: Sequence[float]) -> None:
-        for name, colour in zip(shown, LINES, strict=False):
+        for name, colour in zip(shown, itertools.cycle(LINES), strict=False):
             values = [results.on_curve(name, corruption, strength, measure) for strength in strengths]
             width = 2.2 if name == CMA_CLIP.name else 1.1
             points = [math.nan if value is None else value for value in values]
@@ -99,7 +100,7 @@ def _weight_curves(results: Results) -> Figure:
 
     def draw(panel: Axes, corruption: str, strengths: Sequence[float]) -> None:
         keys = [key(corruption, strength) for strength in strengths]
-        for attribute, colour in zip(results.attributes, LINES, strict=False):
+        for attribute, colour in zip(results.attributes, itertools.cycle(LINES), strict=False):
             weights = [
                 (results.cell(CMA_CLIP.name, each, attribute) or {}).get("image_weight", math.nan) for each in keys
             ]

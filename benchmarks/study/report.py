@@ -31,8 +31,8 @@ $ .venv/bin/python -m benchmarks.study report
 
 INTRODUCTION = """# Results
 
-Written by `python -m benchmarks.study report` from the JSON in `benchmarks/results/study`; every figure and every
-sentence with a figure in it is computed. How the study is made: [train.md](train.md#the-study).
+Written by `python -m benchmarks.study report` from the JSON in the folder `study` of `benchmarks/results`; every
+figure and every sentence with a figure in it is computed. How the study is made: [train.md](train.md#the-study).
 
 All figures are in %, with 95 % intervals in brackets: from a bootstrap over titles, since listings that share a title
 are no independent evidence. Differences are of the same listings, resampled alike. Recall at p % precision is the share

@@ -51,7 +51,7 @@ test-image: $(VENV)/.deployment ## Build the image with buildah and classify a l
 	@tests/deployment/install-tools buildah debootstrap
 	@$(BIN)/python -m pytest tests/deployment/image $(ARGS)
 
-soak: $(VENV)/.test ## Load the service for minutes; fails if its memory grows or a request is lost (ARGS="--seconds 3600")
+soak: $(VENV)/.test ## Load the service for minutes; fails if its memory grows or a request is lost (ARGS="--minutes 60")
 	@$(BIN)/python -m benchmarks.soak --assert-flat $(ARGS)
 
 test-browser: $(VENV)/.browser ## Click through the playground in a real Chromium (apt-get installs it)

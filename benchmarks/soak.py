@@ -1,15 +1,15 @@
 """Minutes of mixed load on a real server: is its memory flat, and is every request answered?
 
-    python -m benchmarks.soak [--checkpoint weights/fashion] [--seconds 300] [--warm-up 90] [--assert-flat]
+    python -m benchmarks.soak [--checkpoint weights/fashion] [--minutes 5] [--warm-up 2] [--assert-flat]
 
 The load is bounded: eight callers, one request after the other, to a server on a loopback port that this command
 starts and stops. Besides listings of every kind it holds what hurts: large, damaged and hostile images, words never
 seen before, bodies over the limit, callers that hang up, deadlines that cannot be met.
 
-Memory is the server's resident set, from its /metrics, once a second. Requests in flight move it by tens of MiB; what
-stays is its floor: the least within each half minute, in which the server gives back what it has freed at least once.
-A straight line through the floors after the warm-up is the growth. The warm-up fills what is meant to fill up: kernels
-compiled for each batch size (0.8 MiB each on a CPU), remembered words, the allocator's own reserves.
+Memory is the server's resident set, from its /metrics. Requests in flight move it by a hundred MiB, so each minute ends
+with a rest, long enough for the server to give back what it has freed: what it holds then is what it keeps. A straight
+line through the rests after the warm-up is the growth. The warm-up fills what is meant to fill up: kernels compiled for
+each batch size (0.8 MiB each on a CPU), remembered words, the allocator's own reserves.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import base64
 import io
 import json
 import random
-import statistics
 import sys
 import time
 from collections import Counter
@@ -34,17 +33,17 @@ from rich.table import Table
 from scipy import stats
 
 from benchmarks.server import is_ready, resident_mib, server
+from service.memory import EVERY_SECONDS
 
 CALLERS = 8
 WORDS = ("turtle", "check", "men", "navy", "blue", "shirt", "women", "red", "dress", "summer", "shoes", "watch")
 ANSWERS = {200, 413, 415, 422, 424, 499, 503, 504}
 """Statuses that this load may cause; anything else is a bug."""
 
-WINDOW_SECONDS = 30.0
+REST_SECONDS = 2 * EVERY_SECONDS
+LOAD_SECONDS = 60 - REST_SECONDS
 MIB_PER_MINUTE = 4.0
-"""What counts as flat: less than this, by the lower end of the slope's interval."""
-
-Samples = list[tuple[float, float]]  # (seconds on time.monotonic's clock, MiB resident)
+"""What counts as flat: less than this, by the lower end of the slope's 95 % interval."""
 
 
 def pictures() -> list[str]:
@@ -87,98 +86,86 @@ def call(chance: random.Random, images: list[str]) -> tuple[str, dict[str, Any]]
 
 
 class Soak:
-    """The callers, the samples of memory, and what was answered."""
+    """The callers, what they were answered, and what the server held after each minute."""
 
-    def __init__(self, url: str, seconds: float) -> None:
-        self._url, self._end = url, time.monotonic() + seconds
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self._client = client
         self._images = pictures()
+        self._chances = [random.Random(seed) for seed in range(CALLERS)]  # noqa: S311
         self.answers: Counter[int | str] = Counter()
-        self.samples: Samples = []
+        self.loaded: list[float] = []  # MiB resident just before each rest, and at the end of it
+        self.rested: list[float] = []
 
-    async def run(self) -> None:
-        async with httpx.AsyncClient(base_url=self._url, timeout=30) as client:
-            await asyncio.gather(self._watch(client), *(self._caller(client, seed) for seed in range(CALLERS)))
+    async def minute(self) -> None:
+        """Load the server, then let it rest."""
+        end = time.monotonic() + LOAD_SECONDS
+        callers = asyncio.gather(*(self._caller(chance, end) for chance in self._chances))
+        await asyncio.sleep(LOAD_SECONDS - 1)
+        self.loaded.append(await self._resident())
+        await callers
+        await asyncio.sleep(REST_SECONDS)
+        self.rested.append(await self._resident())
 
-    async def _caller(self, client: httpx.AsyncClient, seed: int) -> None:
-        chance = random.Random(seed)  # noqa: S311
-        while time.monotonic() < self._end:
+    async def _resident(self) -> float:
+        return resident_mib((await self._client.get("/metrics")).text)
+
+    async def _caller(self, chance: random.Random, end: float) -> None:
+        while time.monotonic() < end:
             path, request = call(chance, self._images)
             try:
                 hurry = 0.005 if chance.random() < 0.02 else 30  # some hang up
                 async with asyncio.timeout(hurry):
-                    self.answers[(await client.post(path, **request)).status_code] += 1
+                    self.answers[(await self._client.post(path, **request)).status_code] += 1
             except TimeoutError:
                 self.answers["hung up"] += 1
             except httpx.TransportError as error:
                 self.answers[type(error).__name__] += 1
 
-    async def _watch(self, client: httpx.AsyncClient) -> None:
-        while time.monotonic() < self._end:
-            self.samples.append((time.monotonic(), resident_mib((await client.get("/metrics")).text)))
-            await asyncio.sleep(1)
+
+async def soak(url: str, minutes: int) -> Soak:
+    """Load the server at `url` for so many minutes."""
+    async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+        found = Soak(client)
+        for _ in range(minutes):
+            await found.minute()
+    return found
 
 
-def floors(samples: Samples, *, warm_up: float) -> Samples:
-    """Return the least of each window after the warm-up; a window that was cut short is left out."""
-    began = samples[0][0] + warm_up
-    windows: dict[int, list[float]] = {}
-    for at, memory in samples:
-        if at >= began:
-            windows.setdefault(int((at - began) / WINDOW_SECONDS), []).append(memory)
-    whole = int((samples[-1][0] - began + 2) / WINDOW_SECONDS)  # samples are up to two seconds apart
-    return [(WINDOW_SECONDS * n, min(memory)) for n, memory in windows.items() if n < whole]
-
-
-def growth(samples: Samples, *, warm_up: float) -> dict[str, float]:
-    """Return MiB per minute with a 95 % interval, and the floors of both halves and the peak in MiB."""
-    at, memory = zip(*floors(samples, warm_up=warm_up), strict=True)
-    line = stats.linregress(at, memory)
-    margin = float(stats.t.ppf(0.975, len(at) - 2)) * line.stderr
-    half = len(memory) // 2
-    return {
-        "mib_per_minute": 60 * line.slope,
-        "low": 60 * (line.slope - margin),
-        "high": 60 * (line.slope + margin),
-        "first_half_mib": statistics.median(memory[:half]),
-        "second_half_mib": statistics.median(memory[-half:]),
-        "peak_mib": max(memory for _, memory in samples),
-    }
+def growth(memory: list[float]) -> dict[str, float]:
+    """Return the slope through `memory`, MiB at the end of each minute, with its 95 % interval."""
+    line = stats.linregress(range(len(memory)), memory)
+    margin = float(stats.t.ppf(0.975, len(memory) - 2)) * line.stderr
+    return {"mib_per_minute": line.slope, "low": line.slope - margin, "high": line.slope + margin}
 
 
 def main(
     *,
     checkpoint: Annotated[Path, typer.Option(help="checkpoint folder")] = Path("weights/fashion"),
-    seconds: Annotated[float, typer.Option(min=4 * WINDOW_SECONDS, help="how long, after the warm-up")] = 300,
-    warm_up: Annotated[float, typer.Option(min=0, help="seconds that are not counted")] = 90,
+    minutes: Annotated[int, typer.Option(min=4, help="how long, after the warm-up")] = 5,
+    warm_up: Annotated[int, typer.Option(min=0, help="minutes that are not counted")] = 2,
     assert_flat: Annotated[bool, typer.Option(help="fail if memory grows")] = False,
     out: Annotated[Path | None, typer.Option(help="write the figures as JSON")] = None,
 ) -> None:
     """Print what was answered and what memory did; exit status 1 if a request was lost or memory grew."""
     with server(checkpoint) as url:
-        soak = Soak(url, warm_up + seconds)
-        asyncio.run(soak.run())
+        found = asyncio.run(soak(url, warm_up + minutes))
         answered_after = is_ready(url)
-    memory = growth(soak.samples, warm_up=warm_up)
-    table = Table("answer", "requests")
-    for answer, count in sorted(soak.answers.items(), key=str):
-        table.add_row(str(answer), str(count))
-    for name, value in memory.items():
-        table.add_row(name, f"{value:.1f}")
+    grown = growth(found.rested[warm_up:])
+    table = Table("minute", "MiB under load", "MiB at rest")
+    for minute, (loaded, rested) in enumerate(zip(found.loaded, found.rested, strict=True), 1):
+        table.add_row(f"{minute}{' (warm-up)' if minute <= warm_up else ''}", f"{loaded:.0f}", f"{rested:.1f}")
     Console().print(table)
+    answers = {str(answer): count for answer, count in sorted(found.answers.items(), key=str)}
+    print("answers:", *(f"{answer}: {count}" for answer, count in answers.items()), sep="  ")
+    print("at rest, {mib_per_minute:+.2f} MiB a minute, 95 % interval {low:+.2f} to {high:+.2f}".format(**grown))
     if out is not None:
-        began = soak.samples[0][0]
-        figures = {
-            "seconds": {"warm_up": warm_up, "counted": seconds},
-            "answers": {str(answer): count for answer, count in soak.answers.items()},
-            "memory": {name: round(value, 2) for name, value in memory.items()},
-            "samples": [(round(at - began, 1), round(mib, 1)) for at, mib in soak.samples],
-        }
-        out.write_text(json.dumps(figures) + "\n")
-    lost = set(soak.answers) - ANSWERS - {"hung up"}
+        figures = {"warm_up_minutes": warm_up, "loaded_mib": found.loaded, "rested_mib": found.rested}
+        out.write_text(json.dumps({"answers": answers, "growth": grown, **figures}, indent=1) + "\n")
+    lost = set(found.answers) - ANSWERS - {"hung up"}
     if lost or not answered_after:
         sys.exit(f"failed: unforeseen answers {lost or 'none'}; afterwards ready: {answered_after}")
-    if assert_flat and memory["low"] > MIB_PER_MINUTE:
-        sys.exit(f"failed: memory grows by {memory['low']:.1f} MiB a minute or more")
+    if assert_flat and grown["low"] > MIB_PER_MINUTE:
+        sys.exit(f"failed: memory grows by {grown['low']:.1f} MiB a minute or more")
 
 
 if __name__ == "__main__":

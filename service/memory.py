@@ -2,7 +2,7 @@
 
 glibc keeps what large images and bodies leave behind for later use, in an arena per thread: under a mixed load some
 100 MiB of nothing within minutes, which looks like a leak and counts against a container's limit. Asking for it every
-half minute costs milliseconds, and makes the resident set say what is in use.
+few seconds costs milliseconds, and makes the resident set say what is in use.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 
-EVERY_SECONDS = 30.0
+EVERY_SECONDS = 10.0
 
 
 async def trim_now_and_then() -> None:

@@ -21,7 +21,7 @@ export CMA_CLIP_CHECKPOINT ?= weights/fashion
 quietly = log=$$(mktemp); if ! { $(1); } >"$$log" 2>&1; then cat "$$log" >&2; rm -f "$$log"; exit 1; fi; rm -f "$$log"
 install = $(call quietly,$(BIN)/python -m pip install --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.$(1)')
 
-.PHONY: help serve test lint format types test-deployment test-image test-browser study rules constraints clean
+.PHONY: help serve test lint format types test-deployment test-image test-browser soak study rules constraints clean
 
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -50,6 +50,9 @@ test-deployment: $(VENV)/.deployment ## Run nginx, Prometheus and the other tool
 test-image: $(VENV)/.deployment ## Build the image with buildah and classify a listing in it (minutes, 20 GB of disk)
 	@tests/deployment/install-tools buildah debootstrap
 	@$(BIN)/python -m pytest tests/deployment/image $(ARGS)
+
+soak: $(VENV)/.test ## Load the service for minutes; fails if its memory grows or a request is lost (ARGS="--seconds 3600")
+	@$(BIN)/python -m benchmarks.soak --assert-flat $(ARGS)
 
 test-browser: $(VENV)/.browser ## Click through the playground in a real Chromium (apt-get installs it)
 	@tests/browser/install-chromium

@@ -6,6 +6,7 @@ May import Pillow, numpy, torch (to normalise on the device) and open_clip's tok
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ from model.errors import ModelError
 MAX_WORD_CHARACTERS = 128
 """A longer word is read by its beginning: byte-pair merging takes time quadratic in a word's length."""
 
-MAX_CACHED_WORDS = 100_000
+MAX_CACHED_WORDS = 20_000
 """Words whose tokens are remembered; beyond it the cache starts afresh, so that no input can grow it for ever."""
 
 Box = tuple[float, float, float, float]
@@ -107,6 +108,26 @@ class TokenisedTitle:
     word_of_token: tuple[int, ...]
 
 
+class _NoCache:
+    """Stands where open_clip's tokeniser has a dictionary for the pieces of words that it has met.
+
+    That one grows with the input, and cannot be emptied under another thread that looks into it twice. This one holds
+    `fixed`, which the tokeniser relies on, and takes in nothing.
+    """
+
+    def __init__(self, fixed: dict[str, str]) -> None:
+        self._fixed = fixed
+
+    def __contains__(self, piece: str) -> bool:
+        return piece in self._fixed
+
+    def __getitem__(self, piece: str) -> str:
+        return self._fixed[piece]
+
+    def __setitem__(self, piece: str, merged: str) -> None:
+        pass
+
+
 class TitleTokeniser:
     """open_clip's byte-pair tokeniser, word by word, so that tokens can be traced to the caller's own words.
 
@@ -118,7 +139,7 @@ class TitleTokeniser:
         self.context_length = config.context_length
         self._bpe = SimpleTokenizer(context_length=config.context_length)
         self._special = {self._bpe.sot_token_id, self._bpe.eot_token_id}
-        self._bpe_start = dict(self._bpe.cache)
+        self._bpe.cache = _NoCache(self._bpe.cache)
         self._known: dict[str, tuple[int, ...]] = {}
 
     def __call__(self, title: str) -> TokenisedTitle:
@@ -141,9 +162,9 @@ class TitleTokeniser:
         if known is None:
             if len(self._known) >= MAX_CACHED_WORDS:
                 self._known = {}
-                self._bpe.cache = dict(self._bpe_start)
             # The text of a special token must not act as one: EOT inside a title would end it there.
-            known = tuple(token for token in self._bpe.encode(word) if token not in self._special)
+            tokens = (token for token in self._bpe.encode(word) if token not in self._special)
+            known = tuple(itertools.islice(tokens, self.context_length))  # more are never used
             self._known[word] = known
         return known
 

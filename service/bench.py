@@ -24,11 +24,16 @@ PERCENTILES = (50, 90, 95, 99)
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What is sent: `concurrency` callers, each one request after the other, until `requests` have been sent."""
+    """What is sent: `concurrency` callers, each one request after the other, until `requests` have been sent.
+
+    With a `rate`, in requests per second, each request has its moment, whether or not the ones before it have been
+    answered, and its latency counts from there: a service that falls behind is not spared.
+    """
 
     url: str
     requests: int
     concurrency: int
+    rate: float | None = None
     listings: int
     image: Path | None
     title: str | None
@@ -108,20 +113,23 @@ async def _run(load: Load, figures: Figures, advance: Any) -> None:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise ModelError(f"nobody answers at {load.url}: {error}") from None
         left = iter(range(load.requests))
+        began = time.perf_counter()
 
         async def caller() -> None:
-            for _ in left:
-                began = time.perf_counter()
+            for number in left:
+                due = time.perf_counter()
+                if load.rate is not None:
+                    due = began + number / load.rate
+                    await asyncio.sleep(due - time.perf_counter())
                 try:
                     status = str((await client.post(load.path, content=content)).status_code)
                 except httpx.HTTPError as error:
                     status = type(error).__name__
                 figures.statuses[status] += 1
                 if status == "200":
-                    figures.latencies.append(time.perf_counter() - began)
+                    figures.latencies.append(time.perf_counter() - due)
                 advance()
 
-        began = time.perf_counter()
         await asyncio.gather(*(caller() for _ in range(load.concurrency)))
         figures.seconds = time.perf_counter() - began
 

@@ -134,6 +134,9 @@ def bench(  # noqa: PLR0917 - typer passes by name
     url: Annotated[str, typer.Argument(help="a running service")] = "http://127.0.0.1:8000",
     requests: Annotated[int, typer.Option(min=1, help="requests to send")] = 1000,
     concurrency: Annotated[int, typer.Option(min=1, max=1024, help="requests at a time")] = 32,
+    rate: Annotated[
+        float | None, typer.Option(min=0.01, help="requests per second, answered or not", show_default=False)
+    ] = None,
     listings: Annotated[int, typer.Option(min=1, help="listings per request; more than one: as batches")] = 1,
     image: Annotated[Path | None, typer.Option(help="send this image", show_default=False)] = None,
     title: Annotated[str | None, typer.Option(help="send this title", show_default=False)] = None,
@@ -147,7 +150,7 @@ def bench(  # noqa: PLR0917 - typer passes by name
     if image is None and title is None:
         raise ConfigError("give an --image, a --title, or both")
     load = Load(
-        url=url, requests=requests, concurrency=concurrency, listings=listings, image=image, title=title,
+        url=url, requests=requests, concurrency=concurrency, rate=rate, listings=listings, image=image, title=title,
         api_key=api_key, timeout_ms=timeout_ms,
     )  # fmt: skip
     figures = run(load)

@@ -69,11 +69,11 @@ def test_a_killed_replica_costs_no_request(balancer: Balancer, replicas: tuple[R
 
 
 def test_a_rolling_restart_under_load_loses_no_request(balancer: Balancer, replicas: tuple[Replica, Replica]) -> None:
-    with Load(balancer.url, seconds=120, pause=0.01) as load:
+    with Load(balancer.url, pause=0.01) as load:
         for restarted in replicas:
             load.wait_for(50)
             restarted.signal(signal.SIGTERM)
-            restarted.wait(15)
+            restarted.wait(60)
             restarted.start()
             restarted.wait_until_up()
             balancer.wait_until_it_sends_to(*replicas)
@@ -134,7 +134,7 @@ def test_a_draining_replica_gets_nothing_new(balancer: Balancer, replicas: tuple
         balancer.wait_until_it_sends_to(other)
         load.wait_for(100)
     assert set(load.statuses) == {200}
-    draining.wait(30)
+    draining.wait(60)
 
 
 def test_without_any_replica_the_balancer_says_so_as_the_service_would(
@@ -166,9 +166,10 @@ def test_metrics_are_not_public(balancer: Balancer) -> None:
 
 
 def test_the_balancer_finishes_what_it_has_begun(balancer: Balancer) -> None:
-    with Load(balancer.url, callers=4, seconds=5) as load:
+    with Load(balancer.url, callers=4) as load:
         load.wait_for(20)
         balancer.signal(signal.SIGTERM)
-        assert balancer.wait(30) == 0
-    # Nothing but whole answers, and then nobody there.
-    assert set(load.statuses) <= {200, "ConnectError"}
+        assert balancer.wait(60) == 0
+    # Whole answers to all that it took in, and then nobody there; who knocked at the last moment was not let in.
+    assert set(load.statuses) <= {200, "ConnectError", "ReadError", "RemoteProtocolError"}
+    assert [line["status"] for line in balancer.served()] == [200] * load.statuses[200]

@@ -71,7 +71,7 @@ class Prometheus(Process):
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """Prometheus that has seen traffic of every kind, and has put it through every rule."""
     folder = tmp_path_factory.mktemp("monitoring")
-    replica = Replica(folder)
+    replica = Replica(folder, request_timeout_ms=60_000)
     with running(replica):
         prometheus = Prometheus(folder, replica)
         with running(prometheus):

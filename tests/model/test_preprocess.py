@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import pickle
 
 import numpy as np
 import open_clip
@@ -143,11 +144,18 @@ def test_what_is_remembered_of_words_is_bounded(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("model.preprocess.MAX_CACHED_WORDS", 50)
     tokenise = TitleTokeniser(CONFIG)
     before = tokenise("navy blue shirt").tokens.tolist()
+    held = len(pickle.dumps(tokenise))
     for number in range(500):
-        tokenise(f"word{number}")
+        tokenise(f"word{number} " + "!".join(f"piece{number}{letter}" for letter in "abcdefgh") * 20)
         assert len(tokenise._known) <= 50
-        assert len(tokenise._bpe.cache) <= 500
+        assert max(map(len, tokenise._known.values())) <= CONFIG.context_length
+    assert len(pickle.dumps(tokenise)) < held + 50 * 1000
     assert tokenise("navy blue shirt").tokens.tolist() == before
+
+
+def test_a_tokeniser_that_was_sent_to_another_process_reads_the_same() -> None:
+    title = "navy <end_of_text> shirt's 2012 <start_of_text> Ünïcode!"
+    assert pickle.loads(pickle.dumps(TOKENISE))(title).tokens.tolist() == TOKENISE(title).tokens.tolist()  # noqa: S301
 
 
 @pytest.mark.parametrize("fields", [{"image_size": (0, 4)}, {"context_length": 2}, {"image_size": (4, -1)}])

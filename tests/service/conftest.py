@@ -21,6 +21,7 @@ from service.errors import NotReady
 from service.fetch import Gate
 from service.settings import Settings
 from tests.service.fake_predictor import FakePredictor
+from tests.service.tally import TALLY
 
 
 def encoded(
@@ -129,3 +130,9 @@ def is_ready(client: Client) -> bool:
 async def client() -> AsyncIterator[Client]:
     async with in_process() as client:
         yield client
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how much the hostile tests tried."""
+    for name, count in sorted(TALLY.items()):
+        terminalreporter.write_line(f"{name}: {count}")

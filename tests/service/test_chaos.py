@@ -13,6 +13,7 @@ import pytest
 
 from tests.service.conftest import Client, as_base64, encoded, on_port, until
 from tests.service.fake_predictor import WARM_UP, FakePredictor, FakePrepared
+from tests.service.tally import TALLY
 
 IMAGES = [as_base64(encoded((n, 2 * n, 255 - n))) for n in range(0, 100, 7)]
 REQUESTS = 1200
@@ -34,16 +35,21 @@ class Unreliable(FakePredictor):
         if title is None:
             return
         if "poison" in title:
+            TALLY["chaos: raised on a listing"] += 1
             raise ValueError(title)
         if "unlucky" in title and self.chance.random() < 0.3:
+            TALLY["chaos: raised by chance"] += 1
             raise RuntimeError("by chance")
         if "slow" in title and self.chance.random() < 0.2:
+            TALLY["chaos: stalled"] += 1
             time.sleep(0.05)
         if "fatal" in title:
+            TALLY["chaos: thread killed"] += 1
             raise SystemExit
 
     def predict(self, batch: list[FakePrepared]) -> list[Any]:
         if len(batch) > 12 and batch[0].title != WARM_UP and self.chance.random() < 0.5:
+            TALLY["chaos: out of memory"] += 1
             raise OutOfMemoryError
         return super().predict(batch)
 
@@ -127,6 +133,10 @@ class Crowd:
                 if sample.name == "cma_clip_predictions_total":
                     predictions += sample.value
         assert self.told.total() + self.gave_up == self.sent
+        TALLY["chaos: requests sent"] += self.sent
+        TALLY["chaos: callers who left"] += self.gave_up
+        for status, count in self.told.items():
+            TALLY[f"chaos: requests answered {status}"] += count
         # Who gave up may have done so before the request was sent, or after its answer was.
         assert self.sent - self.gave_up <= counted.total() <= self.sent
         left = counted.pop(499, 0)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from service.engine import Engine
 from service.settings import Settings
 from tests.service.conftest import encoded
 from tests.service.fake_predictor import FakePredictor
+from tests.service.tally import TALLY
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow, of metadata in damaged files
 
@@ -49,9 +51,21 @@ def server() -> Iterator[str]:
     engine: Engine = app.state.engine
     assert engine.batcher.alive
     assert (engine.admission.listings, engine.admission.nbytes) == (0, 0)
+    for status, count in statuses(engine).items():
+        TALLY[f"fuzz: requests answered {status}"] += count
     assert httpx.get(f"{url}/healthz").status_code == 200
     uvicorn_server.should_exit = True
     thread.join()
+
+
+def statuses(engine: Engine) -> Counter[str]:
+    """Count the requests that the service has answered, by status."""
+    found: Counter[str] = Counter()
+    for family in engine.metrics.registry.collect():
+        for sample in family.samples:
+            if sample.name == "cma_clip_http_requests_total":
+                found[sample.labels["status"]] += int(sample.value)
+    return found
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 from service.errors import PayloadTooLarge, UndecodableImage, UnsupportedMediaType
 from service.images import ACCEPTED, decode, sniff
+from tests.service.tally import TALLY
 
 # Pillow warns of metadata that it cannot read: here the files are damaged on purpose.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -319,5 +320,6 @@ def test_any_bytes_are_read_or_refused_and_nothing_else(head: bytes, tail: bytes
 
 def check_outcome(data: bytes) -> None:
     """Assert that the bytes are a picture, or refused by one of the errors that a caller may see."""
+    TALLY["fuzz: images decoded or refused"] += 1
     with contextlib.suppress(UnsupportedMediaType, UndecodableImage, PayloadTooLarge):
         assert read(data, max_pixels=100_000).width > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import random
 from collections.abc import AsyncIterator
@@ -10,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from model.predictor import Predictor
+from model.predictor import Predictor, Prepared
 from tests.conftest import COLOURS, SHAPES, draw
 from tests.service.conftest import Client, as_base64, on_port
 
@@ -62,6 +64,27 @@ async def test_two_hundred_listings_are_answered_the_same_in_any_company(service
     assert await service.metric("cma_clip_batch_size_bucket", le="4.0") < await service.metric(
         "cma_clip_batch_size_count"
     )
+
+
+@pytest.mark.parametrize("size", [7, 32])
+def test_two_hundred_listings_are_read_the_same_in_batches_of_exactly(size: int) -> None:
+    """The same without the service, whose batches hold whatever happens to wait."""
+    predictor = Predictor.load(SHIPPED)
+
+    def decoded(listing: dict[str, Any]) -> Prepared:
+        image = listing["image"] and Image.open(io.BytesIO(base64.b64decode(listing["image"]["base64"])))
+        return predictor.prepare(listing["title"], image)
+
+    items = [decoded(listing) for listing in listings()]
+    for start in range(0, LISTINGS, size):
+        batch = items[start : start + size]
+        together = predictor.predict(predictor.collate(batch))
+        for item, found in zip(batch, together, strict=True):
+            (alone,) = predictor.predict(predictor.collate([item]))
+            for task in predictor.tasks:
+                one, other = (each.read(task.name, target_precision=0.95, top_k=1) for each in (alone, found))
+                assert (one.label, one.accepted) == (other.label, other.accepted)
+                assert one.confidence == pytest.approx(other.confidence, abs=1e-3)
 
 
 def check_same(expected: list[dict[str, Any]], found: list[dict[str, Any]]) -> None:

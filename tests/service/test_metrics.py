@@ -51,6 +51,8 @@ async def test_names_and_labels_are_as_agreed(client: Client) -> None:
         if "le" in sample.labels
     }
     assert (min(buckets), sorted(buckets)[-2]) == (0.001, 10)
+    sizes = [sample.labels["le"] for sample in families["cma_clip_batch_size"].samples if "le" in sample.labels]
+    assert [float(size) for size in sizes] == [*(2.0**power for power in range(11)), float("inf")]
     assert families["cma_clip_model_info"].samples[0].value == 1
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import os
 import re
+import threading
 from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
 from tests.service.conftest import Client, as_base64, encoded, in_process, until
-from tests.service.fake_predictor import FakePredictor
+from tests.service.fake_predictor import FakePredictor, FakePrepared
 
 PNG = {"base64": as_base64(encoded())}
 
@@ -461,6 +464,37 @@ async def test_a_request_that_was_refused_costs_no_inference() -> None:
         client.engine.drain()
         check_problem(await client.classify(title="draining"), 503, "draining")
         assert client.predictor.batches == []
+
+
+class SlowToPrepare(FakePredictor):
+    """Decoding and tokenising takes until it is let; `inside` holds the threads that are at it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.may_prepare = threading.Event()
+        self.may_prepare.set()  # for the engine's own example
+        self.inside: set[int] = set()
+
+    def prepare(self, title: str | None, image: Image.Image | None, *, explain: bool = False) -> FakePrepared:
+        self.inside.add(threading.get_ident())
+        assert self.may_prepare.wait(10)
+        self.inside.discard(threading.get_ident())
+        return super().prepare(title, image, explain=explain)
+
+
+async def test_listings_are_prepared_by_few_threads_off_the_event_loop() -> None:
+    predictor = SlowToPrepare()
+    async with in_process(predictor) as client:
+        predictor.may_prepare.clear()
+        waiting = [asyncio.create_task(client.classify(title=str(n), image=PNG)) for n in range(40)]
+        threads = min(8, os.cpu_count() or 1)
+        await until(lambda: len(predictor.inside) == threads)
+        await asyncio.sleep(0.05)
+        assert len(predictor.inside) == threads
+        assert threading.get_ident() not in predictor.inside
+        assert (await client.get("/healthz")).status_code == 200
+        predictor.may_prepare.set()
+        assert {(await task).status_code for task in waiting} == {200}
 
 
 async def test_requests_are_answered_while_others_wait_for_the_device(client: Client) -> None:

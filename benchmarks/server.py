@@ -1,0 +1,65 @@
+"""A real server for the benchmarks: `cma-clip serve` in a process of its own, on a loopback port."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+import httpx
+
+
+@contextlib.contextmanager
+def server(checkpoint: Path, *, cores: Collection[int] = (), **settings: object) -> Iterator[str]:
+    """Run the service while the context lasts; yields its URL once it is ready.
+
+    cores: the only ones that it may run on, with one thread of PyTorch's on each; none: as it likes
+    settings: `CMA_CLIP_` variables
+
+    Raises `SystemExit` with the server's own status if it cannot start.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    threads = {"OMP_NUM_THREADS": str(len(cores))} if cores else {}
+    variables = {f"CMA_CLIP_{name.upper()}": str(value) for name, value in settings.items()}
+    pinned = ["taskset", "--cpu-list", ",".join(map(str, cores))] if cores else []
+    process = subprocess.Popen(  # noqa: S603 - our own program
+        [*pinned, sys.executable, "-c", "from service.cli import main; main()", "serve"],
+        env={
+            **os.environ, **threads, **variables,
+            "CMA_CLIP_CHECKPOINT": str(checkpoint), "CMA_CLIP_PORT": str(port),
+        },
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+    try:
+        while not is_ready(url):
+            if process.poll() is not None:
+                raise SystemExit(process.returncode)
+            time.sleep(0.2)
+        yield url
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+
+
+def is_ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/readyz", timeout=2).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def resident_mib(exposition: str) -> float:
+    """Return the server's resident memory, from what its /metrics says."""
+    for line in exposition.splitlines():
+        if line.startswith("process_resident_memory_bytes "):
+            return float(line.split()[1]) / 2**20
+    raise ValueError("the server does not say how much memory it holds")

@@ -40,7 +40,7 @@ def shipped() -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("panel", "points"),
-    [("words, both", 3), ("words, title alone", 5), ("parts, image alone", 5), ("parts, grey, image alone", 2)],
+    [("words, both", 3), ("words, title alone", 5), ("parts, image alone", 5)],
 )
 def test_without_what_an_explanation_names_a_label_loses_more_than_without_anything_else(
     shipped: dict[str, Any], panel: str, points: float
@@ -86,12 +86,12 @@ def test_gradients_along_the_whole_way_add_up(predictor: Predictor) -> None:
     assert weights.words is not None
     ends = [faithfulness.Run(question, [share]) for share in (0.0, 1.0)]
     for t, label in enumerate(question.labels):
-        before, after = (float(_odds(run.logits[t][0], label)) for run in ends)
+        before, after = (float(_odds(run.logits[t][0].tolist(), label)) for run in ends)
         assert weights.parts[t].sum() + weights.words[t].sum() == pytest.approx(after - before, abs=2e-3)
 
 
 def _odds(scores: Any, label: int) -> Any:
-    others = [score for at, score in enumerate(scores.tolist()) if at != label]
+    others = [score for at, score in enumerate(scores) if at != label]
     return scores[label] - np.log(np.exp(others).sum())
 
 

@@ -136,7 +136,8 @@ def odds_of(
 
 
 def shares(values: NDArray[np.float64]) -> list[float]:
-    return list(values.clip(min=0) / values.clip(min=0).sum())
+    positive = values.clip(min=0)
+    return list(positive / positive.sum() if positive.any() else np.full(len(values), 1 / len(values)))
 
 
 @pytest.mark.parametrize("with_title", [True, False])

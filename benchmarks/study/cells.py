@@ -129,7 +129,8 @@ def all_cells(
     cells: Cells = {}
     for key, each in answers.items():
         is_clean = key.split("/")[1] == "clean"
-        rows, detail = (everything, "full") if is_clean else (subset, "comparable" if key in strongest else "values")
+        comparable: Detail = "comparable" if key in strongest else "values"
+        rows, detail = (everything, "full") if is_clean else (subset, comparable)
         cells[key] = condition_cells(part, rows, each, weighs=weighs, detail=detail)
     return cells
 

@@ -21,7 +21,7 @@ export CMA_CLIP_CHECKPOINT ?= weights/fashion
 quietly = log=$$(mktemp); if ! { $(1); } >"$$log" 2>&1; then cat "$$log" >&2; rm -f "$$log"; exit 1; fi; rm -f "$$log"
 install = $(call quietly,$(BIN)/python -m pip install --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.$(1)')
 
-.PHONY: help serve test lint format types test-deployment test-image test-browser soak rules constraints clean
+.PHONY: help serve test lint format types test-deployment test-image test-browser soak study rules constraints clean
 
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -57,6 +57,10 @@ soak: $(VENV)/.test ## Load the service for minutes; fails if its memory grows o
 test-browser: $(VENV)/.browser ## Click through the playground in a real Chromium (apt-get installs it)
 	@tests/browser/install-chromium
 	@$(BIN)/python -m pytest tests/browser $(ARGS)
+
+study: $(VENV)/.test ## Run what the study lacks, and report (hours; ARGS="--init runs/towers/checkpoint --runs runs/study")
+	@$(BIN)/python -m benchmarks.study run $(ARGS)
+	@$(BIN)/python -m benchmarks.study report
 
 rules: ## Write the alerts' expectations of the shipped checkpoint, and all rules once more for Kubernetes
 	@$(PYTHON) deploy/prometheus/expected.py weights/fashion >deploy/prometheus/rules/expected.yml

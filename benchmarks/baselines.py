@@ -142,6 +142,40 @@ def progress() -> Progress:
 # --- the title ---------------------------------------------------------------------------------------------
 
 
+class TitleModel:
+    """Logistic regression, one per attribute, on TF-IDF weighted words and pairs of words."""
+
+    def __init__(self, titles: Sequence[str | None], labels: Labels, tasks: Sequence[Task]) -> None:
+        """Learn from titles and labels `[n, T]`; rows without a title, or without a known label, teach nothing."""
+        self.tasks = tasks
+        has_title = np.array([title is not None for title in titles], dtype=bool)
+        # Words of one letter or digit count ("V neck", "3 piece"). On the validation part character n-grams
+        # besides (2 to 5, in words) add 0.0 to 0.4 points and take ten times as long, and no C from 3 to 100 is
+        # better than 10.
+        one_letter_too = r"(?u)\b\w+\b"
+        self.words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=one_letter_too)
+        features = self.words.fit_transform([title or "" for title in titles])
+        self.models = []
+        with progress() as bar:
+            step = bar.add_task("title", total=len(tasks))
+            for column, task in enumerate(tasks):
+                bar.update(step, description=f"title: {task.name}")
+                rows = has_title & (labels[:, column] >= 0)
+                model = LogisticRegression(C=10.0, max_iter=500)
+                self.models.append(model.fit(features[rows], labels[rows, column]))
+                bar.advance(step)
+
+    def logits(self, titles: Sequence[str | None]) -> list[NDArray[np.float32]]:
+        """Return log-probabilities per attribute `[n, C_t]`, minus infinity for labels never seen."""
+        questions = self.words.transform([title or "" for title in titles])
+        logits = []
+        for task, model in zip(self.tasks, self.models, strict=True):
+            scores = np.full((len(titles), len(task.labels)), -np.inf, dtype=np.float32)
+            scores[:, model.classes_] = model.predict_log_proba(questions)
+            logits.append(scores)
+        return logits
+
+
 def read_titles(
     catalogue: Catalogue,
     train: Sequence[Listing],
@@ -149,28 +183,9 @@ def read_titles(
     test: Sequence[Listing],
     tasks: Sequence[Task],
 ) -> tuple[Labels, NDArray[np.bool_]]:
-    """Predict by logistic regression, one per attribute, on TF-IDF weighted words and pairs of words.
-
-    Returns class indices `[n, T]` and which of the n test listings have a title.
-    """
-    has_title = np.array([x.title is not None for x in train], dtype=bool)
-    # Words of one letter or digit count ("V neck", "3 piece"). On the validation part character n-grams
-    # besides (2 to 5, in words) add 0.0 to 0.4 points and take ten times as long, and no C from 3 to 100 is
-    # better than 10.
-    one_letter_too = r"(?u)\b\w+\b"
-    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=one_letter_too)
-    features = words.fit_transform([x.title or "" for x in train])
-    questions = words.transform([x.title or "" for x in test])
-    predicted = np.empty((len(test), len(tasks)), dtype=np.int64)
-    with progress() as bar:
-        step = bar.add_task("title", total=len(tasks))
-        for column, task in enumerate(tasks):
-            bar.update(step, description=f"title: {task.name}")
-            rows = has_title & (labels[:, column] != UNLABELLED)
-            model = LogisticRegression(C=10.0, max_iter=500)
-            model.fit(features[rows], labels[rows, column])
-            predicted[:, column] = model.predict(questions)
-            bar.advance(step)
+    """Predict by a `TitleModel`: class indices `[n, T]`, and which of the n test listings have a title."""
+    model = TitleModel([x.title for x in train], labels, tasks)
+    predicted = np.stack([scores.argmax(axis=1) for scores in model.logits([x.title for x in test])], axis=1)
     return predicted, np.array([x.title is not None for x in test], dtype=bool)
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from model.calibration import AttributeCalibration, Calibration, fit_temperature
 from model.catalogue import Catalogue, Part
-from model.certificates import METHOD, certify
+from model.certificates import METHOD, certify, certify_labels
 from model.errors import ConfigError
 from model.heldout import HeldOut, LogitPredictor, collect
 from model.readings import ModelInfo, Situation
@@ -33,8 +33,9 @@ def calibrate(
     console: Console,
     target_precisions: Sequence[float] = TARGET_PRECISIONS,
     delta: float = 0.05,
+    per_label: bool = False,
 ) -> Calibration:
-    """Calibrate every attribute in every situation on its own.
+    """Calibrate every attribute in every situation on its own; with `per_label`, also each label.
 
     The two parts are kept apart: were the temperature fitted on the calibration listings, their confidences
     would depend on one another, and the certificate (`model.certificates.certify`) would not hold.
@@ -48,7 +49,8 @@ def calibrate(
         validation = collect(predictor, catalogue, Part.VALIDATION, situation, console=console)
         calibration = collect(predictor, catalogue, Part.CALIBRATION, situation, console=console)
         situations[situation] = {
-            task.name: _calibrate_attribute(task, validation, calibration, targets, delta) for task in predictor.tasks
+            task.name: _calibrate_attribute(task, validation, calibration, targets, delta, per_label=per_label)
+            for task in predictor.tasks
         }
     return Calibration(
         version=predictor.info.version,
@@ -60,13 +62,16 @@ def calibrate(
 
 
 def _calibrate_attribute(
-    task: Task, validation: HeldOut, calibration: HeldOut, targets: Sequence[float], delta: float
+    task: Task, validation: HeldOut, calibration: HeldOut, targets: Sequence[float], delta: float, *, per_label: bool
 ) -> AttributeCalibration:
     temperature = fit_temperature(validation.logits_of(task), validation.labels(task))
     answers = calibration.answers(task, temperature)
+    confidence, correct, group = answers.confidence, answers.correct, answers.group
+    own = certify_labels(confidence, correct, answers.predicted, targets, delta, group=group) if per_label else {}
     return AttributeCalibration(
         temperature=temperature,
-        thresholds=certify(answers.confidence, answers.correct, targets, delta, group=answers.group),
+        thresholds=certify(confidence, correct, targets, delta, group=group),
+        labels={task.labels[label]: certificates for label, certificates in own.items()},
     )
 
 
@@ -75,6 +80,7 @@ def calibration_table(calibration: Calibration) -> Table:
     table = Table(title=f"Thresholds at {calibration.confidence_level:.0%} confidence, and coverage in %")
     table.add_column("situation")
     table.add_column("attribute")
+    per_label = any(c.labels for attributes in calibration.situations.values() for c in attributes.values())
     for heading in ("temperature", *(f"{100 * target:g} %" for target in calibration.target_precisions)):
         table.add_column(heading, justify="right")
     for situation, attributes in calibration.situations.items():
@@ -83,6 +89,19 @@ def calibration_table(calibration: Calibration) -> Table:
                 "abstains" if c is None else f"{c.threshold:.4f}  {100 * c.coverage:5.1f}"
                 for c in calibrated.thresholds.values()
             ]
+            if per_label:
+                cells = [
+                    f"{cell}  {_label_counts(calibrated, target)}"
+                    for cell, target in zip(cells, calibrated.thresholds, strict=True)
+                ]
             table.add_row(situation, attribute, f"{calibrated.temperature:.2f}", *cells)
         table.add_section()
+    if per_label:
+        table.caption = "in brackets: labels with a threshold of their own + labels that abstain; the rest fall back"
     return table
+
+
+def _label_counts(calibrated: AttributeCalibration, target: float) -> str:
+    own = [certificates[target] for certificates in calibrated.labels.values() if target in certificates]
+    abstaining = own.count(None)
+    return f"[{len(own) - abstaining} + {abstaining}]"

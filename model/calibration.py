@@ -5,10 +5,12 @@ Imports numpy alone: serving reads thresholds here; what certifies them is `mode
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -81,6 +83,22 @@ class AttributeCalibration:
     temperature: float
     thresholds: Mapping[float, Certificate | None]
     """Per target precision; None where nothing could be certified, and nothing is accepted."""
+    labels: Mapping[str, Mapping[float, Certificate | None]] = field(default_factory=dict)
+    """Per label and target precision, where labels were certified one by one; a label has an entry for each target
+    that it has calibration examples enough for, None where it could not be certified with them."""
+
+    def threshold(self, target: float, label: str) -> float | None:
+        """Return the confidence from which `label` is accepted at a target precision, None for never.
+
+        A label that has too few examples for this target falls back to the attribute's threshold, but never below
+        its own for a lower target: what is accepted at a target is accepted at every lower one.
+        """
+        own = self.labels.get(label, {})
+        certificates = [certificate for at, certificate in own.items() if at <= target]
+        if target not in own:
+            certificates.append(self.thresholds[target])
+        thresholds = [certificate.threshold for certificate in certificates if certificate is not None]
+        return max(thresholds) if len(thresholds) == len(certificates) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,16 +126,23 @@ class Calibration:
                 situation: {
                     attribute: {
                         "temperature": calibrated.temperature,
-                        "thresholds": {
-                            str(target): None if certificate is None else asdict(certificate)
-                            for target, certificate in calibrated.thresholds.items()
-                        },
+                        "thresholds": _certificates_json(calibrated.thresholds),
+                        **(
+                            {"labels": {label: _certificates_json(own) for label, own in calibrated.labels.items()}}
+                            if calibrated.labels
+                            else {}
+                        ),
                     }
                     for attribute, calibrated in attributes.items()
                 }
                 for situation, attributes in self.situations.items()
             },
         }
+
+    @property
+    def digest(self) -> str:
+        """Twelve hex digits that stand for all that it says."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:12]
 
     @classmethod
     def from_json(cls, document: object) -> Calibration:
@@ -149,19 +174,40 @@ class Calibration:
         )
 
 
+def _certificates_json(certificates: Mapping[float, Certificate | None]) -> dict[str, Any]:
+    return {
+        str(target): None if certificate is None else asdict(certificate)
+        for target, certificate in certificates.items()
+    }
+
+
 def _attribute(value: object, targets: tuple[float, ...], where: str) -> AttributeCalibration:
     fields = _mapping(value, where)
-    thresholds = _mapping(fields.get("thresholds"), f"{where}.thresholds")
-    if set(thresholds) != {str(target) for target in targets}:
+    thresholds = _certificates(fields.get("thresholds"), targets, f"{where}.thresholds")
+    if set(thresholds) != set(targets):
         raise _wrong(f"{where}.thresholds", f"must be for {', '.join(map(str, targets))}, each once")
-    certificates = {target: _certificate(thresholds[str(target)], f"{where}.thresholds.{target}") for target in targets}
-    floors = [math.inf if certificate is None else certificate.threshold for certificate in certificates.values()]
-    if floors != sorted(floors):
-        raise _wrong(f"{where}.thresholds", "must grow with the target precision")
+    labels = {
+        label: _certificates(own, targets, f"{where}.labels.{label}")
+        for label, own in _mapping(fields.get("labels", {}), f"{where}.labels").items()
+    }
     temperature = _number(fields.get("temperature"), f"{where}.temperature", 0, math.inf)
     if temperature == 0:
         raise _wrong(f"{where}.temperature", "must be above 0")
-    return AttributeCalibration(temperature=temperature, thresholds=certificates)
+    return AttributeCalibration(temperature=temperature, thresholds=thresholds, labels=labels)
+
+
+def _certificates(value: object, targets: tuple[float, ...], where: str) -> dict[float, Certificate | None]:
+    """Read certificates for some of the targets, ascending."""
+    fields = _mapping(value, where)
+    if unknown := sorted(set(fields) - {str(target) for target in targets}):
+        raise _wrong(where, f"must be for {', '.join(map(str, targets))}, not for {unknown[0]}")
+    certificates = {
+        target: _certificate(fields[str(target)], f"{where}.{target}") for target in targets if str(target) in fields
+    }
+    floors = [math.inf if certificate is None else certificate.threshold for certificate in certificates.values()]
+    if floors != sorted(floors):
+        raise _wrong(where, "must grow with the target precision")
+    return certificates
 
 
 def _certificate(value: object, where: str) -> Certificate | None:

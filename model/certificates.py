@@ -105,6 +105,36 @@ def certify(
     return certificates
 
 
+def certify_labels(
+    confidence: NDArray[np.floating[Any]],
+    correct: NDArray[np.bool_],
+    predicted: NDArray[np.integer[Any]],
+    targets: Sequence[float],
+    delta: float = 0.05,
+    *,
+    group: NDArray[np.integer[Any]],
+) -> dict[int, dict[float, Certificate | None]]:
+    """Return, per predicted label (class index) and target precision, what `certify` makes of its answers alone.
+
+    **The promise** is that of `certify`, for each label by itself: of the listings that are accepted as this label,
+    the share that bears it is at least the target. Each of these promises holds with probability 1 - `delta`; not
+    all of them at once.
+
+    A target is left out where the label has too few examples: where not even right answers throughout would be
+    certified; there it would not be at any higher target either. That depends on the confidences alone, not on which
+    answers are right, so it voids no certificate.
+    A label that has enough of them, and fails, is None: it is not accepted at that target.
+    """
+    certificates: dict[int, dict[float, Certificate | None]] = {}
+    for label in np.unique(predicted).tolist():
+        rows = predicted == label
+        possible = certify(confidence[rows], np.ones(rows.sum(), np.bool_), targets, delta, group=group[rows])
+        testable = [target for target, best in possible.items() if best is not None]
+        if testable:
+            certificates[label] = certify(confidence[rows], correct[rows], testable, delta, group=group[rows])
+    return certificates
+
+
 def _counts_on_grid(
     confidence: NDArray[np.floating[Any]], correct: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -218,6 +218,11 @@ def _check_calibration(checkpoint: Checkpoint) -> None:
             raise CheckpointError(
                 f"{checkpoint.folder / CALIBRATION}: situation {situation} and {CONFIG} differ in {difference[0]!r}"
             )
+        for task in checkpoint.tasks:
+            if unknown := sorted(set(attributes[task.name].labels) - set(task.labels)):
+                raise CheckpointError(
+                    f"{checkpoint.folder / CALIBRATION}: {task.name} has no label {unknown[0]!r} in {CONFIG}"
+                )
 
 
 def _replace(new: Path, folder: Path) -> None:

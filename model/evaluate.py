@@ -115,13 +115,13 @@ def _measure(task: Task, test: HeldOut, answers: Answers, calibrated: AttributeC
         "support": n,
         "out_of_vocabulary": int((labels == OUT_OF_VOCABULARY).sum()),
         "accuracy": everything.precision,
-        "accuracy_interval": _precision_interval(answers, everything),
+        "accuracy_interval": _precision_interval(confidence, answers, everything),
         "macro_f1": _figure(scores.macro_f1(predicted, labels)),
         "macro_f1_interval": _interval(lambda rows: scores.macro_f1(predicted[rows], labels[rows]), group),
         "recall_at_precision": {str(target): _recall(answers, target) for target in calibrated.thresholds},
         "accepted": {
-            str(target): _accepted(answers, certificate.threshold) if certificate is not None and n > 0 else None
-            for target, certificate in calibrated.thresholds.items()
+            str(target): _accepted(task, answers, calibrated, target) if n > 0 else None
+            for target in calibrated.thresholds
         },
         "calibration_error": {
             "before": _figure(scores.expected_calibration_error(uncalibrated.confidence, correct)),
@@ -151,22 +151,32 @@ def _recall(answers: Answers, target: float) -> dict[str, Any]:
     }
 
 
-def _accepted(answers: Answers, threshold: float) -> dict[str, Any]:
-    point = scores.operating_point(answers.confidence, answers.correct, threshold)
+def _accepted(task: Task, answers: Answers, calibrated: AttributeCalibration, target: float) -> dict[str, Any] | None:
+    """Measure what is accepted at a target; None where nothing ever would be."""
+    thresholds = [calibrated.threshold(target, label) for label in task.labels]
+    if all(threshold is None for threshold in thresholds):
+        return None
+    floors = np.array([math.inf if threshold is None else threshold for threshold in thresholds])
+    # Labels may have thresholds of their own, so that acceptance is no matter of the confidence alone.
+    accepted = (answers.confidence >= floors[answers.predicted]).astype(np.float64)
+    point = scores.operating_point(accepted, answers.correct, 1.0)
+    certificate = calibrated.thresholds[target]
     return {
-        "threshold": threshold,
+        "threshold": None if certificate is None else certificate.threshold,
         "coverage": point.coverage,
         "precision": point.precision,
-        "precision_interval": _precision_interval(answers, point),
+        "precision_interval": _precision_interval(accepted, answers, point),
         "accepted": point.accepted,
     }
 
 
-def _precision_interval(answers: Answers, point: scores.OperatingPoint) -> list[float] | None:
+def _precision_interval(
+    confidence: scores.Floats, answers: Answers, point: scores.OperatingPoint
+) -> list[float] | None:
     """Return the Clopper-Pearson interval of a point's precision, by the effective number of listings."""
     if point.accepted == 0:
         return None
-    effect = design_effects(answers.confidence, answers.correct, answers.group, [point.threshold])[0]
+    effect = design_effects(confidence, answers.correct, answers.group, [point.threshold])[0]
     return list(clopper_pearson(point.right / effect, point.accepted / effect))
 
 

@@ -121,10 +121,6 @@ def _settings(
     predictor: Predictor, config: CatalogueConfig, names: Sequence[str], target_precision: float
 ) -> dict[str, Any]:
     """Return all that the output depends on; rows of different settings must not meet in one file."""
-    thresholds = [
-        [(situation, sorted(by_target.items())) for situation, by_target in sorted(predictor.thresholds(name).items())]
-        for name in names
-    ]
     images = config.images
     try:
         with config.table.open("rb") as file:
@@ -133,7 +129,7 @@ def _settings(
         raise CatalogueError(f"cannot read {config.table}: {error.strerror}") from error
     return {
         "checkpoint": predictor.info.version,
-        "calibration": hashlib.sha256(repr(thresholds).encode()).hexdigest(),
+        "calibration": predictor.info.calibration,
         "number format": predictor.info.dtype,
         "target precision": target_precision,
         "attributes": list(names),

@@ -89,24 +89,28 @@ class RawOutputs:
 
 @dataclass(frozen=True, slots=True)
 class Verdicts:
-    """What turns a situation's logits into answers: temperatures and thresholds, by attribute."""
+    """What turns a situation's logits into answers: temperatures and thresholds, by attribute.
+
+    of_label: the thresholds of labels that were certified by themselves, by attribute and label.
+    """
 
     temperature: Mapping[str, float]
     thresholds: Mapping[str, Mapping[float, float | None]]
+    of_label: Mapping[str, Mapping[str, Mapping[float, float | None]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
     """One listing's answer: immutable, off the device. See `model.readings.Prediction`.
 
-    By attribute: confidences `[C_t]`, modality attention (image, text), thresholds by target precision.
+    By attribute: confidences `[C_t]`, modality attention (image, text), and the situation's verdicts.
     """
 
     situation: Situation
     tasks: Mapping[str, Task]
     confidences: Mapping[str, NDArray[np.float64]]
     attention: Mapping[str, tuple[float, float]]
-    thresholds: Mapping[str, Mapping[float, float | None]]
+    verdicts: Verdicts
     explanations: Mapping[str, Explanation] | None
 
     def read(self, attribute: str, *, target_precision: float, top_k: int) -> AttributeReading:
@@ -115,7 +119,9 @@ class Prediction:
         # Stable, so that equal confidences are listed in the order of the labels.
         order = np.argsort(-confidences, kind="stable")[: max(1, top_k)]
         candidates = tuple(Candidate(labels[index], float(confidences[index])) for index in order)
-        best, threshold = candidates[0], self.thresholds[attribute].get(target_precision)
+        best = candidates[0]
+        of_label = self.verdicts.of_label[attribute].get(best.label)
+        threshold = (of_label or self.verdicts.thresholds[attribute]).get(target_precision)
         image, text = self.attention[attribute]
         return AttributeReading(
             label=best.label,
@@ -152,6 +158,7 @@ class Predictor:
             dtype=str(dtype).removeprefix("torch."),
             image_size=checkpoint.config.preprocess.image_size,
             target_precisions=checkpoint.calibration.target_precisions if checkpoint.calibration else (),
+            calibration=checkpoint.calibration.digest if checkpoint.calibration else "",
             metrics=checkpoint.metrics or {},
         )
 
@@ -255,7 +262,7 @@ class Predictor:
             tasks=self._by_name,
             confidences=confidences,
             attention=attention,
-            thresholds=verdicts.thresholds,
+            verdicts=verdicts,
             explanations=self._explain(item, raw, row) if item.explain else None,
         )
 
@@ -300,7 +307,7 @@ class Predictor:
             parts = [
                 self.network(image and image.select(of_image), text and text.select(of_text)).logits
                 for of_image, of_text in zip(
-                    image_rows.split(VARIANTS_AT_ONCE), text_rows.split(VARIANTS_AT_ONCE), strict=True
+                    torch.split(image_rows, VARIANTS_AT_ONCE), torch.split(text_rows, VARIANTS_AT_ONCE), strict=True
                 )
             ]
         return tuple(torch.cat(scores).float().cpu().numpy() for scores in zip(*parts, strict=True))
@@ -332,7 +339,7 @@ def _shares(box: tuple[float, float, float, float], size: tuple[int, int]) -> Fr
 
 def _in_turn(encode: Callable[[Tensor], TokenSequence], inputs: Tensor) -> TokenSequence:
     """Encode `inputs` some rows at a time."""
-    parts = [encode(some) for some in inputs.split(VARIANTS_AT_ONCE)]
+    parts = [encode(some) for some in torch.split(inputs, VARIANTS_AT_ONCE)]
     return TokenSequence(
         embeddings=torch.cat([part.embeddings for part in parts]),
         mask=torch.cat([part.mask for part in parts]),
@@ -342,14 +349,21 @@ def _in_turn(encode: Callable[[Tensor], TokenSequence], inputs: Tensor) -> Token
 
 def _verdicts(situation: Situation, tasks: Sequence[Task], calibration: Calibration | None) -> Verdicts:
     if calibration is None:
-        return Verdicts({task.name: 1.0 for task in tasks}, {task.name: {} for task in tasks})
-    attributes = calibration.situations[situation]
+        nothing: dict[str, dict[float, float | None]] = {task.name: {} for task in tasks}
+        return Verdicts({task.name: 1.0 for task in tasks}, nothing, {task.name: {} for task in tasks})
+    attributes, targets = calibration.situations[situation], calibration.target_precisions
     return Verdicts(
         {name: attribute.temperature for name, attribute in attributes.items()},
         {
             name: {
                 target: certificate.threshold if certificate else None
                 for target, certificate in attribute.thresholds.items()
+            }
+            for name, attribute in attributes.items()
+        },
+        {
+            name: {
+                label: {target: attribute.threshold(target, label) for target in targets} for label in attribute.labels
             }
             for name, attribute in attributes.items()
         },

@@ -40,6 +40,8 @@ class ModelInfo:
     """Height and width of the network's input, in pixels."""
     target_precisions: tuple[float, ...]
     """Those that have been calibrated, ascending; no other can be asked for."""
+    calibration: str = ""
+    """Stands for all temperatures and thresholds: another one, another calibration; empty for none."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
     """The checkpoint's metrics.json, as measured on its test part."""
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from model.tasks import UNLABELLED
 
@@ -139,17 +139,13 @@ def expected_calibration_error(confidence: Floats, correct: Bools) -> float:
     return float(np.average(np.abs(bins[:, 0] - bins[:, 1]), weights=bins[:, 2]))
 
 
-def bootstrap_interval(
-    measure: Callable[[Ints], float],
-    group: Ints,
-    *,
-    resamples: int = 200,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of `measure`, which maps row numbers to a figure.
+def bootstrap(
+    measure: Callable[[Ints], ArrayLike], group: Ints, *, resamples: int = 200, seed: int = 0
+) -> NDArray[np.float64]:
+    """Return what `measure` makes of resampled rows, `[resamples, ...]`; it maps row numbers to figures.
 
-    Whole groups are drawn, with replacement: rows of one `group` [n] are no independent evidence.
+    Whole groups are drawn, with replacement: rows of one `group` [n] are no independent evidence. The resamples
+    depend on the groups and the seed alone, so two measures of the same rows can be compared resample by resample.
     """
     generator = np.random.default_rng(seed)
     number = np.unique(group, return_inverse=True)[1]
@@ -158,5 +154,18 @@ def bootstrap_interval(
     for _ in range(resamples):
         times_drawn = np.bincount(generator.integers(0, groups, size=groups), minlength=groups)
         figures.append(measure(np.repeat(np.arange(len(group)), times_drawn[number])))
+    return np.array(figures, dtype=np.float64)
+
+
+def bootstrap_interval(
+    measure: Callable[[Ints], float],
+    group: Ints,
+    *,
+    resamples: int = 200,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of `measure`, which maps row numbers to a figure (see `bootstrap`)."""
+    figures = bootstrap(measure, group, resamples=resamples, seed=seed)
     low, high = np.quantile(figures, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)

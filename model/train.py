@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from model.backbone import Backbone, backbone_config, pretrained_backbone
 from model.catalogue import Catalogue, Part
 from model.checkpoint import WEIGHTS, load_checkpoint, read_tensors, save_checkpoint
-from model.cma_clip import CMAClip, Output, build_cma_clip, multi_task_loss
+from model.cma_clip import AttributeNetwork, CMAClip, Output, build_cma_clip, multi_task_loss
 from model.config import FusionConfig, ModelConfig, PreprocessConfig, SituationWeights, TrainConfig, to_json
 from model.dataset import Collate, ListingDataset, TrainingBatch, TrainingBatches
 from model.device import pick_device
@@ -30,6 +30,9 @@ from model.tasks import UNLABELLED, Task, build_tasks
 
 VALIDATION_BATCH = 128
 
+BuildNetwork = Callable[[ModelConfig, Sequence[Task], str | None], AttributeNetwork]
+"""Configuration, attributes and start (see `train`) -> the network to train."""
+
 
 def train(
     catalogue: Catalogue,
@@ -39,6 +42,7 @@ def train(
     model: ModelConfig,
     config: TrainConfig,
     initial: str | None = None,
+    build: BuildNetwork | None = None,
     device: str = "auto",
     console: Console | None = None,
 ) -> Path:
@@ -47,6 +51,7 @@ def train(
     Writes the run to `out` and its best checkpoint to `out/checkpoint`; called again with the same arguments,
     it goes on where it was interrupted. `initial` is another checkpoint of ours (towers and fusion are kept,
     heads are new), an open_clip pretrained tag or a local weights file; None starts from random weights.
+    `build` makes another network than CMA-CLIP (`initial_network`), for comparisons.
     Raises `CatalogueError`, `ConfigError`, `CheckpointError` or `TrainingError`.
     """
     console = console or Console(stderr=True)
@@ -60,7 +65,7 @@ def train(
     )
     _report_tasks(tasks, rare, console)
     torch.manual_seed(config.optimiser.seed)
-    network = initial_network(model, tasks, initial)
+    network = (build or initial_network)(model, tasks, initial)
     target = pick_device(device)
     training = {
         "catalogue": catalogue.config.table.name,
@@ -189,7 +194,7 @@ class TrainingLoss:
         """Return `both`, `image`, `title` (where they weigh) and their weighted sum `total`: scalars, in nats
         summed over attributes.
         """
-        assert isinstance(network, CMAClip)
+        assert isinstance(network, AttributeNetwork)
         weights = self.config.weights
         image = text = None
         if weights.both or weights.image:
@@ -265,7 +270,7 @@ class Validation:
 
     @torch.inference_mode()
     def __call__(self, network: nn.Module) -> dict[str, float]:
-        assert isinstance(network, CMAClip)
+        assert isinstance(network, AttributeNetwork)
         predicted: dict[str, list[NDArray[np.int64]]] = {"both": [], "image": [], "title": []}
         present: dict[str, list[NDArray[np.bool_]]] = {"both": [], "image": [], "title": []}
         labels = []

@@ -107,6 +107,9 @@ def calibrate(
     target_precision: Annotated[
         list[float] | None, typer.Option(help="each to certify", show_default="0.9, 0.95, 0.99")
     ] = None,
+    per_label: Annotated[
+        bool, typer.Option("--per-label", help="certify each label by itself, where it has examples enough")
+    ] = False,
     device: Device = "auto",
 ) -> None:
     """Fit temperatures and certify thresholds, for each situation; writes calibration.json into the checkpoint."""
@@ -122,6 +125,7 @@ def calibrate(
         Catalogue.open(catalogue),
         console=Console(stderr=True),
         target_precisions=tuple(target_precision or TARGET_PRECISIONS),
+        per_label=per_label,
     )
     write_part(predictor.checkpoint, CALIBRATION, calibration.to_json())
     Console().print(calibration_table(calibration))

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.certificates import main, summary, trials
+from benchmarks.certificates import label_summary, label_trials, main, summary, trials
 from model.heldout import Answers, save_scores
 from model.readings import Situation
 
@@ -49,13 +49,33 @@ def test_listings_of_one_title_stay_on_one_side(monkeypatch: pytest.MonkeyPatch)
         assert not set(grouped.group[inside]) & set(grouped.group[~inside])
 
 
+def test_each_certified_label_keeps_the_promise() -> None:
+    # Label 0 is as the model says; label 1 is right half of the time, however sure the model; label 2 is rare.
+    one = answers(6_000)
+    generator = np.random.default_rng(1)
+    predicted = generator.choice(3, 6_000, p=(0.5, 0.49, 0.01))
+    right = one.correct & ((predicted != 1) | (generator.random(6_000) < 0.5))
+    labels = np.where(right, predicted, 3)
+    by_label = Answers(confidence=one.confidence, predicted=predicted, labels=labels, group=one.group)
+    trial = next(iter(label_trials({Situation.TITLE: {"colour": by_label}}, splits=40)))
+    assert (trial.target, trial.labels) == (0.9, 1)
+    # At most 5 %; three standard errors of 40 splits aside.
+    assert trial.broken == trial.worst_broken <= 0.05 + 3 * (0.05 * 0.95 / 40) ** 0.5
+    # Rare labels fall back to the attribute's threshold; there is none, so they abstain.
+    assert trial.attribute_broken == trial.broken
+    assert trial.kept == (trial.broken <= 0.05)
+    assert 0.3 < trial.coverage < 0.5
+    assert "of 1 labels" in label_summary([trial])
+
+
 def test_the_command_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "scores.npz"
     save_scores(path, {Situation.TITLE: {"colour": answers(600, groups=200)}})
-    assert main([str(path), "--splits", "3", "--json", str(tmp_path / "out.json")]) == 0
+    assert main([str(path), "--splits", "3", "--per-label", "--json", str(tmp_path / "out.json")]) == 0
     document = json.loads((tmp_path / "out.json").read_text())
     assert [trial["target"] for trial in document["trials"]] == [0.9, 0.95, 0.99]
     assert document["trials"][0]["listings"] == 600
+    assert [trial["target"] for trial in document["label_trials"]] == [0.9, 0.95, 0.99]
     assert "naive thresholds" in capsys.readouterr().out
 
 

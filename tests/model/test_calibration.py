@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from typing import Any
@@ -133,6 +134,59 @@ def test_a_wrong_calibration_is_named(path: tuple[str, ...], value: object, mess
         place = place[key]
     place[path[-1]] = value
     with pytest.raises(CheckpointError, match=message):
+        Calibration.from_json(document)
+
+
+def own(threshold: float) -> Certificate:
+    return Certificate(threshold=threshold, coverage=0.5, support=100, bound=0.96)
+
+
+def with_labels() -> Calibration:
+    """Navy Blue passes at the two lower targets, Red at none that it has examples for, Teal is too rare."""
+    attribute = AttributeCalibration(
+        temperature=1.3,
+        thresholds={0.9: own(0.5), 0.95: own(0.6), 0.99: own(0.7)},
+        labels={"Navy Blue": {0.9: own(0.4), 0.95: own(0.8)}, "Red": {0.9: None}},
+    )
+    return dataclasses.replace(calibration(), situations={each: {"baseColour": attribute} for each in Situation})
+
+
+def test_labels_survive_json_and_are_left_out_where_there_are_none() -> None:
+    written = json.dumps(with_labels().to_json())
+    assert Calibration.from_json(json.loads(written)) == with_labels()
+    assert "labels" not in json.dumps(calibration().to_json())
+    assert with_labels().digest == Calibration.from_json(json.loads(written)).digest != calibration().digest
+
+
+def test_a_label_is_judged_by_its_own_threshold_or_falls_back() -> None:
+    attribute = with_labels().situations[Situation.IMAGE]["baseColour"]
+    assert [attribute.threshold(target, "Navy Blue") for target in TARGETS] == [0.4, 0.8, 0.8]
+    assert [attribute.threshold(target, "Red") for target in TARGETS] == [None, None, None]
+    assert [attribute.threshold(target, "Teal") for target in TARGETS] == [0.5, 0.6, 0.7]
+    alone = dataclasses.replace(attribute, thresholds=dict.fromkeys(TARGETS))
+    assert [alone.threshold(target, "Navy Blue") for target in TARGETS] == [0.4, 0.8, None]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([], "labels must be an object"),
+        ({"Red": {"0.8": None}}, "labels.Red must be for 0.9, 0.95, 0.99, not for 0.8"),
+        ({"Red": {"0.9": None, "0.95": {"threshold": 0.5}}}, "labels.Red.0.95"),
+        ({"Red": 1}, "labels.Red must be an object"),
+    ],
+)
+def test_wrong_thresholds_of_labels_are_named(labels: object, message: str) -> None:
+    document = with_labels().to_json()
+    document["situations"]["image"]["baseColour"]["labels"] = labels
+    with pytest.raises(CheckpointError, match=message):
+        Calibration.from_json(document)
+
+
+def test_thresholds_of_a_label_must_grow() -> None:
+    document = json.loads(json.dumps(with_labels().to_json()))
+    document["situations"]["image"]["baseColour"]["labels"]["Navy Blue"]["0.9"] = None
+    with pytest.raises(CheckpointError, match="Navy Blue must grow with the target precision"):
         Calibration.from_json(document)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.certificates import GRID, START_SHARES, certify
+from model.certificates import GRID, START_SHARES, certify, certify_labels
 from model.scores import oracle_point
 
 TARGETS = (0.9, 0.95, 0.99)
@@ -158,3 +158,52 @@ def test_rows_that_cannot_be_compared_are_refused() -> None:
         certify(np.array([0.5]), np.array([True, True]), [0.9])
     with pytest.raises(ValueError, match="one length"):
         certify(np.array([0.5]), np.array([True]), [0.9], group=np.array([1, 2]))
+
+
+# --- label by label ----------------------------------------------------------------------------------------
+
+
+def drawn_labels(n: int, generator: np.random.Generator) -> tuple[Any, Any, Any]:
+    """Label 0 is common and a calibrated model reads it well, label 1 badly, and label 2 is rare."""
+    predicted = generator.choice(3, n, p=(0.6, 0.395, 0.005))
+    confidence, correct = draw(n, 1.0, generator)
+    badly = generator.random(n) < 0.7
+    return confidence, np.where(predicted == 1, correct & badly, correct), predicted
+
+
+def test_each_label_keeps_the_promise_that_the_attribute_breaks_for_it() -> None:
+    generator = np.random.default_rng(7)
+    runs, certified, broken, broken_by_attribute = 60, 0, 0, 0
+    for _ in range(runs):
+        confidence, correct, predicted = drawn_labels(4_000, generator)
+        group = np.arange(len(confidence))
+        labels = certify_labels(confidence, correct, predicted, [0.9], group=group)
+        common = labels[0][0.9]
+        assert labels[1] == {0.9: None}  # it has examples enough, and fails
+        assert 2 not in labels  # too rare
+        if common is not None:
+            certified += 1
+            broken += true_precision(common.threshold, 1.0) < 0.9
+        attribute = certify(confidence, correct, [0.8])[0.8]
+        if attribute is not None:
+            broken_by_attribute += 0.7 * true_precision(attribute.threshold, 1.0) < 0.8
+    assert certified > 0.95 * runs
+    assert broken <= 0.05 * runs
+    assert broken_by_attribute > 0.9 * runs
+
+
+def test_a_label_too_rare_for_a_target_is_left_out_there_whatever_its_answers() -> None:
+    n = 300  # 0.95^300 can be certified, 0.99^300 cannot
+    confidence, predicted, group = np.full(n, 0.9999), np.zeros(n, np.int64), np.arange(n)
+    for correct in (np.ones(n, np.bool_), np.arange(n) % 2 == 0):
+        labels = certify_labels(confidence, correct, predicted, TARGETS, group=group)
+        assert list(labels[0]) == [0.9, 0.95]
+    assert labels[0] == {0.9: None, 0.95: None}
+    assert certify_labels(confidence[:5], correct[:5], predicted[:5], TARGETS, group=group[:5]) == {}
+
+
+def test_a_label_is_certified_by_its_own_answers_alone() -> None:
+    confidence, correct, predicted = drawn_labels(4_000, np.random.default_rng(1))
+    group = np.arange(len(confidence))
+    alone = certify(confidence[predicted == 0], correct[predicted == 0], [0.9])
+    assert certify_labels(confidence, correct, predicted, [0.9], group=group)[0] == alone

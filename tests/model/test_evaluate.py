@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from collections import Counter
@@ -80,6 +81,34 @@ def test_temperature_and_thresholds_come_from_their_own_parts(calibration: Calib
         before, after = calibration.situations[situation]["colour"], changed.situations[situation]["colour"]
         assert after.temperature == before.temperature
         assert set(after.thresholds.values()) == {None}
+
+
+def test_labels_are_certified_and_measured_by_themselves(squares: Catalogue, calibration: Calibration) -> None:
+    per_label = calibrate(ColourReader(), squares, console=CONSOLE, per_label=True)
+    for situation in Situation:
+        plain, own = calibration.situations[situation]["colour"], per_label.situations[situation]["colour"]
+        assert (own.temperature, own.thresholds, plain.labels) == (plain.temperature, plain.thresholds, {})
+    title = per_label.situations[Situation.TITLE]["colour"]
+    assert set(title.labels) == {"blue", "green", "red"}
+    assert all(0.99 not in certificates for certificates in title.labels.values())
+    table = Console(file=io.StringIO(), width=200)
+    table.print(calibration_table(per_label))
+    assert "labels with a threshold of their own" in table.file.getvalue()
+
+    # An attribute without a threshold, and one label that has one: that label alone is accepted.
+    reader, certificate = ColourReader(), title.thresholds[0.9]
+    one = dataclasses.replace(title, thresholds=dict.fromkeys(title.thresholds), labels={"red": {0.9: certificate}})
+    changed = dataclasses.replace(
+        per_label,
+        situations={situation: {**attributes, "colour": one} for situation, attributes in per_label.situations.items()},
+    )
+    metrics = evaluate(reader, changed, squares, console=CONSOLE).metrics
+    figures = metrics["situations"][Situation.TITLE]["attributes"]["colour"]
+    red = [listing for listing in squares.part(Part.TEST) if str(listing.title).startswith("red")]
+    assert figures["accepted"]["0.9"]["threshold"] is None
+    assert figures["accepted"]["0.9"]["accepted"] == len(red)
+    assert figures["accepted"]["0.9"]["precision"] == np.mean([x.labels["colour"] == "red" for x in red])
+    assert figures["accepted"]["0.99"] is None
 
 
 @pytest.mark.parametrize("wrong", [{"target_precisions": (0.9, 1.0)}, {"delta": 0.0}])

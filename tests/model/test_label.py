@@ -71,6 +71,7 @@ class FakePredictor:
             dtype="float32",
             image_size=(8, 8),
             target_precisions=tuple(THRESHOLDS),
+            calibration=str(THRESHOLDS),
         )
         self.tasks = TASKS
 

@@ -83,6 +83,33 @@ def test_each_answer_is_judged_by_its_own_situation(predictor: Predictor) -> Non
     assert predictor.thresholds("colour")[Situation.IMAGE] == {0.5: 0.2, 0.9: 0.9}
 
 
+def test_a_label_with_a_threshold_of_its_own_is_judged_by_it(predictor: Predictor) -> None:
+    item = predictor.prepare("Plain Red Circle", None)
+    plain = predictor.predict(predictor.collate([item]))[0].read("colour", target_precision=0.5, top_k=1)
+    assert (plain.threshold, plain.accepted) == (None, False)
+    folder = predictor.checkpoint.folder
+    calibration = predictor.checkpoint.calibration
+    assert calibration is not None
+
+    def judged(labels: dict[str, dict[float, Certificate | None]]) -> tuple[float | None, bool]:
+        attributes = calibration.situations[Situation.TITLE]
+        own = {**attributes, "colour": dataclasses.replace(attributes["colour"], labels=labels)}
+        changed = dataclasses.replace(calibration, situations={**calibration.situations, Situation.TITLE: own})
+        write_part(predictor.checkpoint, CALIBRATION, changed.to_json())
+        loaded = Predictor.load(folder)
+        assert loaded.info.calibration != predictor.info.calibration
+        reading = loaded.predict(loaded.collate([item]))[0].read("colour", target_precision=0.5, top_k=1)
+        return reading.threshold, reading.accepted
+
+    certified = Certificate(threshold=0.01, coverage=1.0, support=100, bound=0.6)
+    assert judged({plain.label: {0.5: certified}}) == (0.01, True)
+    assert judged({plain.label: {0.5: None}}) == (None, False)
+    other = next(label for label in predictor.tasks[0].labels if label != plain.label)
+    assert judged({other: {0.5: certified}}) == (None, False)
+    with pytest.raises(CheckpointError, match="colour has no label 'Mauve' in config"):
+        judged({"Mauve": {0.5: certified}})
+
+
 def test_readings_are_complete(predictor: Predictor) -> None:
     for answer in predictor.predict(predictor.collate(listings(predictor))):
         reading = answer.read("colour", target_precision=0.9, top_k=10)

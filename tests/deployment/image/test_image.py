@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -159,7 +160,8 @@ def test_the_image_says_how_to_run_it(image: dict[str, Any]) -> None:
 
 def test_only_tmp_can_be_written(container: Container) -> None:
     assert container.run("id", "-u") == "10001"
-    writable = container.run("sh", "-c", "find / -xdev -writable ! -type l -not -path '/tmp*' -not -path '/dev/*'")
+    find = "find / -xdev -writable ! -type l -not -path '/tmp*' -not -path '/dev/*' 2>/dev/null; true"
+    writable = container.run("sh", "-c", find)
     assert set(writable.splitlines()) <= {"/run/lock", "/var/tmp"}  # noqa: S108
 
 
@@ -170,7 +172,7 @@ def test_nothing_of_the_build_is_left(container: Container) -> None:
     assert not configuration.exists() or not configuration.read_text()  # what it was mounted on
 
 
-def test_the_container_classifies_a_listing_and_stops_when_told(
+def test_the_container_classifies_a_listing_and_says_that_it_is_healthy(
     container: Container, image: dict[str, Any], tmp_path: Path
 ) -> None:
     port = free_port()
@@ -186,10 +188,9 @@ def test_the_container_classifies_a_listing_and_stops_when_told(
     with running(service):
         classify(port)
         container.run(*healthy)
-    assert not service.answers()
 
 
-def test_it_runs_on_a_file_system_that_cannot_be_written(
+def test_it_runs_on_a_file_system_that_cannot_be_written_and_stops_when_told(
     container: Container, image: dict[str, Any], tmp_path: Path
 ) -> None:
     port = free_port()
@@ -204,6 +205,8 @@ def test_it_runs_on_a_file_system_that_cannot_be_written(
     )
     with running(service):
         classify(port)
+        service.signal(getattr(signal, image["StopSignal"]))
+        assert service.wait(60) == 0
 
 
 def test_the_cpu_variant_is_refused_without_the_index_that_has_it(buildah: Buildah, build: list[str | Path]) -> None:

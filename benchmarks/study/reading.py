@@ -1,0 +1,234 @@
+"""The plain reading: what the figures say, in sentences that are computed from them, the unfavourable too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from benchmarks.study.conditions import UNSPOILT, clean
+from benchmarks.study.corruptions import CORRUPTIONS, IMAGES, TITLES
+from benchmarks.study.results import Estimate, Results, both
+from benchmarks.study.runs import (
+    ABLATIONS,
+    CLIP_FINETUNED,
+    CLIP_SAME_RECIPE,
+    CMA_CLIP,
+    CMA_CLIP_PLAIN,
+    IMAGE_ALONE,
+    TITLE_ALONE,
+)
+from model.readings import Situation
+
+BOTH = clean(Situation.BOTH)
+NO_LABEL_WORDS, FOREIGN_TITLE = both("label words removed", 1.0), both("another's title", 1.0)
+LABEL_WORDS_AIM, FOREIGN_TITLE_AIM = 5.0, 0.4
+MEASURE_NAMES = {
+    "accuracy": "mean accuracy",
+    "macro_f1": "mean macro F1",
+    "recall_at_90": "mean recall at 90 % precision",
+    "recall_at_95": "mean recall at 95 % precision",
+}
+
+
+def points(difference: Estimate) -> str:
+    """Write a difference in percentage points, with its interval."""
+    return f"{100 * difference.value:+.1f} points [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+
+
+def verdict(difference: Estimate) -> str:
+    """Say which of two is ahead, or that it cannot be told."""
+    if not difference.decided:
+        return "no difference can be told"
+    return "ahead" if difference.value > 0 else "**behind**"
+
+
+def compared(results: Results, run: str, other: str, key: str, measure: str) -> str | None:
+    """Return a sentence on `run` against `other`, or None where one of them is missing."""
+    difference = results.difference(run, other, key, measure)
+    if difference is None:
+        return None
+    what = MEASURE_NAMES[measure]
+    return f"{what}, {results.title(run)} against {results.title(other)}: {points(difference)}, {verdict(difference)}"
+
+
+def sentences(results: Results) -> dict[str, list[str]]:
+    """Return the plain reading, by subject; a subject that nothing is known about is left out."""
+    subjects = {
+        "Clean listings": list(_clean(results)),
+        "Spoilt listings": list(_spoilt(results)),
+        "What helps": list(_ablations(results)),
+        "Modality weights": list(_weights(results)),
+        "Aims": list(_aims(results)),
+    }
+    return {subject: lines for subject, lines in subjects.items() if lines}
+
+
+def _clean(results: Results) -> Iterator[str]:
+    others = (CLIP_FINETUNED, CLIP_SAME_RECIPE, CMA_CLIP_PLAIN, IMAGE_ALONE, TITLE_ALONE)
+    for other in (*(run.name for run in others), "late-fusion", "tf-idf"):
+        for measure in ("accuracy", "recall_at_95"):
+            if sentence := compared(results, CMA_CLIP.name, other, BOTH, measure):
+                yield sentence
+    if sentence := compared(results, CMA_CLIP_PLAIN.name, CLIP_FINETUNED.name, BOTH, "recall_at_95"):
+        yield f"the two attentions alone, both trained plainly: {sentence}"
+
+
+def _spoilt(results: Results) -> Iterator[str]:
+    for other in (CLIP_FINETUNED.name, CLIP_SAME_RECIPE.name, "late-fusion"):
+        ahead: dict[str, list[str]] = {"ahead": [], "behind": [], "even": []}
+        for corruption in CORRUPTIONS:
+            difference = results.difference(
+                CMA_CLIP.name, other, both(corruption.name, corruption.strengths[-1]), "accuracy"
+            )
+            if difference is not None:
+                side = "even" if not difference.decided else "ahead" if difference.value > 0 else "behind"
+                ahead[side].append(f"{corruption.name} ({100 * difference.value:+.1f})")
+        total = sum(map(len, ahead.values()))
+        if total:
+            parts = [
+                f"{'**behind**' if side == 'behind' else side} under {', '.join(names)}"
+                for side, names in ahead.items()
+                if names
+            ]
+            yield (
+                f"mean accuracy under the {total} corruptions at their strongest, {results.title(CMA_CLIP.name)} "
+                f"against {results.title(other)}: {'; '.join(parts)}"
+            )
+
+
+def _ablations(results: Results) -> Iterator[str]:
+    for run in ABLATIONS:
+        accuracy = results.difference(run.name, CMA_CLIP.name, BOTH, "accuracy")
+        recall = results.difference(run.name, CMA_CLIP.name, BOTH, "recall_at_95")
+        if accuracy is None or recall is None:
+            continue
+        conclusion = (
+            "no difference can be told"
+            if not (accuracy.decided or recall.decided)
+            else "; ".join(
+                f"{name} {'**better**' if each.value > 0 else 'worse'}"
+                for name, each in (("accuracy", accuracy), ("recall", recall))
+                if each.decided
+            )
+        )
+        yield f"{run.title}: accuracy {points(accuracy)}, recall at 95 % precision {points(recall)}: {conclusion}"
+
+
+def _weights(results: Results) -> Iterator[str]:
+    moved = {side: weight_moves(results, side) for side in ("title", "picture")}
+    for side, direction in (("title", 1), ("picture", -1)):
+        moves = moved[side]
+        if moves:
+            away = [name for name, move in moves.items() if direction * move > 0]
+            values = ", ".join(f"{name} {100 * move:+.1f}" for name, move in moves.items())
+            yield (
+                f"the weights move away from the spoilt {side} in {len(away)} of {len(moves)} corruptions at their "
+                f"strongest (image weight, mean over attributes, in points: {values})"
+            )
+    cost = weights_against_costs(results)
+    if cost is not None:
+        yield (
+            f"over {len(results.attributes)} attributes, the image weight and what removing the image costs "
+            f"correlate at r = {cost['image']:.2f}, the title weight and what removing the title costs at "
+            f"r = {cost['title']:.2f}: the weights {'explain' if min(cost.values()) > 0.5 else '**do not explain**'} "
+            "what a modality is worth to an attribute"
+        )
+    follows = [name for name, (seen, told) in needed_weights(results).items() if seen > told]
+    if needed_weights(results):
+        yield (
+            "listing by listing, the image weighs more where it alone is right than where the title alone is in "
+            f"{len(follows)} of {len(needed_weights(results))} attributes"
+        )
+
+
+def weight_moves(results: Results, side: str) -> dict[str, float]:
+    """Return by how much the mean image weight moves under each corruption of titles or pictures, at its strongest."""
+    corruptions = TITLES if side == "title" else IMAGES
+    moves = {}
+    for corruption in corruptions:
+        weights = [
+            mean_image_weight(results, key)
+            for key in (both(UNSPOILT, 0.0), both(corruption.name, corruption.strengths[-1]))
+        ]
+        if weights[0] is not None and weights[1] is not None:
+            moves[corruption.name] = weights[1] - weights[0]
+    return moves
+
+
+def mean_image_weight(results: Results, key: str) -> float | None:
+    """Return CMA-CLIP's image weight under a condition, the mean over attributes."""
+    weights = [(results.cell(CMA_CLIP.name, key, each) or {}).get("image_weight") for each in results.attributes]
+    known = [weight for weight in weights if weight is not None]
+    return float(np.mean(known)) if known else None
+
+
+def costs(results: Results, attribute: str) -> tuple[float, float, float] | None:
+    """Return CMA-CLIP's image weight for an attribute, and what accuracy removing the image, the title costs."""
+    cell = results.cell(CMA_CLIP.name, BOTH, attribute)
+    accuracies = [results.value(CMA_CLIP.name, clean(situation), "accuracy", attribute) for situation in Situation]
+    if cell is None or "image_weight" not in cell or None in accuracies:
+        return None
+    given, image, title = (float(each) for each in accuracies if each is not None)
+    return float(cell["image_weight"]), given - title, given - image
+
+
+def weights_against_costs(results: Results) -> dict[str, float] | None:
+    """Return Pearson's r, over attributes, between a modality's weight and the cost of removing it."""
+    rows = [row for attribute in results.attributes if (row := costs(results, attribute)) is not None]
+    if len(rows) < 3:
+        return None
+    weight, without_image, without_title = np.array(rows).T
+    if 0 in (weight.std(), without_image.std(), without_title.std()):
+        return None
+    return {
+        "image": float(np.corrcoef(weight, without_image)[0, 1]),
+        "title": float(np.corrcoef(1 - weight, without_title)[0, 1]),
+    }
+
+
+def needed_weights(results: Results) -> dict[str, tuple[float, float]]:
+    """Return, by attribute, the image weight where the image alone is right, and where the title alone is."""
+    needed = {}
+    for attribute, cells in results.runs.get(CMA_CLIP.name, {}).get("weights", {}).items():
+        seen, told = (cells[f"{alone}_alone_right"]["image_weight"] for alone in (Situation.IMAGE, Situation.TITLE))
+        if seen is not None and told is not None:
+            needed[attribute] = (seen, told)
+    return needed
+
+
+def _aims(results: Results) -> Iterator[str]:
+    recall = results.difference(CMA_CLIP.name, CLIP_FINETUNED.name, NO_LABEL_WORDS, "recall_at_95")
+    if recall is not None:
+        yield (
+            f"{_met(100 * recall.value >= LABEL_WORDS_AIM)}: with label words removed, mean recall at 95 % precision "
+            f"at least {LABEL_WORDS_AIM:g} points above the fine-tuned CLIP: {points(recall)}"
+        )
+    differences = {
+        attribute: difference
+        for attribute in results.attributes
+        if (difference := results.difference(CMA_CLIP.name, CLIP_FINETUNED.name, BOTH, "accuracy", attribute))
+    }
+    if differences:
+        below = [f"{name} {points(each)}" for name, each in differences.items() if each.value < 0]
+        yield (
+            f"{_met(not below)}: at least as accurate as the fine-tuned CLIP on clean listings for every attribute"
+            + (f"; below for {', '.join(below)}" if below else "")
+        )
+    lost = [_lost(results, run.name) for run in (CMA_CLIP, CLIP_FINETUNED)]
+    if lost[0] is not None and lost[1] is not None and lost[1] > 0:
+        share = lost[0] / lost[1]
+        yield (
+            f"{_met(share <= FOREIGN_TITLE_AIM)}: with another listing's title, at most "
+            f"{100 * FOREIGN_TITLE_AIM:.0f} % of the accuracy lost that the fine-tuned CLIP loses: "
+            f"{100 * lost[0]:.1f} of {100 * lost[1]:.1f} points, {100 * share:.0f} %"
+        )
+
+
+def _lost(results: Results, run: str) -> float | None:
+    values = [results.value(run, key, "accuracy") for key in (both(UNSPOILT, 0.0), FOREIGN_TITLE)]
+    return None if values[0] is None or values[1] is None else values[0] - values[1]
+
+
+def _met(met: bool) -> str:
+    return "met" if met else "**missed**"

@@ -1,0 +1,125 @@
+"""The figures of finished runs, as the report reads them: from the JSON alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.study.cells import Cells, read_cells
+from benchmarks.study.conditions import UNSPOILT, Condition
+from benchmarks.study.runs import RUNS
+from benchmarks.study.study import all_names
+from model.errors import ConfigError
+from model.readings import Situation
+
+SHIPPED, CERTIFICATES = "shipped.json", "certificates.json"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A share, or a difference of two, with its interval at 95 %."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def decided(self) -> bool:
+        """Of a difference: whether its sign can be told."""
+        return self.low > 0 or self.high < 0
+
+
+class Results:
+    """All results of a folder; what is not there has not been run yet.
+
+    Raises `ConfigError` where results are of different budgets: they say nothing about each other.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.runs: dict[str, Cells] = {
+            name: read_cells(folder / f"{name}.json") for name in all_names() if (folder / f"{name}.json").is_file()
+        }
+        self.shipped = self._other(SHIPPED)
+        self.certificates = self._other(CERTIFICATES)
+        for name, cells in self.runs.items():
+            if cells["budget"] != self.budget:
+                first = next(iter(self.runs))
+                raise ConfigError(
+                    f"{folder}: {name} and {first} are of different budgets and belong in no table together"
+                )
+
+    def _other(self, name: str) -> Cells | None:
+        path = self.folder / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    @property
+    def budget(self) -> Cells:
+        """The budget that all share; empty where there is no result."""
+        budget: Cells = next(iter(self.runs.values()))["budget"] if self.runs else {}
+        return budget
+
+    @property
+    def missing(self) -> list[str]:
+        """What has not been run yet."""
+        others = [name for name, cells in ((SHIPPED, self.shipped), (CERTIFICATES, self.certificates)) if cells is None]
+        return [*(name for name in all_names() if name not in self.runs), *others]
+
+    @cached_property
+    def attributes(self) -> list[str]:
+        """The attributes, in the catalogue's order."""
+        for cells in self.runs.values():
+            return [name for name in next(iter(cells["conditions"].values()))["attributes"] if name != "mean"]
+        return []
+
+    def title(self, run: str) -> str:
+        """Return what a run is called in the report."""
+        if run in self.runs:
+            return str(self.runs[run]["title"])
+        return next((each.title for each in RUNS if each.name == run), run)
+
+    def cell(self, run: str, key: str, attribute: str = "mean") -> Cells | None:
+        """Return a run's figures of one attribute, or of their mean, under a condition; None if it has none."""
+        conditions = self.runs.get(run, {}).get("conditions", {})
+        found: Cells | None = conditions.get(key, {}).get("attributes", {}).get(attribute)
+        return found
+
+    def estimate(self, run: str, key: str, measure: str, attribute: str = "mean") -> Estimate | None:
+        """Return a figure that has an interval, or None."""
+        values = (self.cell(run, key, attribute) or {}).get(measure)
+        return Estimate(*values) if values and len(values) == 3 and None not in values else None
+
+    def value(self, run: str, key: str, measure: str, attribute: str = "mean") -> float | None:
+        """Return a figure without its interval."""
+        values = (self.cell(run, key, attribute) or {}).get(measure)
+        return values[0] if values else None
+
+    def on_curve(self, run: str, corruption: str, strength: float, measure: str) -> float | None:
+        """Return a mean along a curve; a run that does not read what is spoilt stays where it is unspoilt."""
+        key = both(corruption, strength)
+        return self.value(run, key if self.cell(run, key) else both(UNSPOILT, 0.0), measure)
+
+    def difference(self, run: str, other: str, key: str, measure: str, attribute: str = "mean") -> Estimate | None:
+        """Return `run` minus `other`: both were resampled alike, so listings that both find hard cancel out."""
+        samples = [self._resamples(each, key, measure, attribute) for each in (run, other)]
+        values = [self.value(each, key, measure, attribute) for each in (run, other)]
+        if samples[0] is None or samples[1] is None or values[0] is None or values[1] is None:
+            return None
+        low, high = np.quantile(samples[0] - samples[1], (0.025, 0.975))
+        return Estimate(values[0] - values[1], float(low), float(high))
+
+    def _resamples(self, run: str, key: str, measure: str, attribute: str) -> Any | None:
+        kept = self.runs.get(run, {}).get("conditions", {}).get(key, {}).get("resamples", {})
+        values: Sequence[float] | None = kept.get(measure, {}).get(attribute)
+        return None if values is None or None in values else np.array(values)
+
+
+def both(corruption: str, strength: float) -> str:
+    """Return the key of a condition with image and title."""
+    return Condition(situation=Situation.BOTH, corruption=corruption, strength=strength).key

@@ -1,0 +1,128 @@
+"""What is trained, by name: each run is our recipe but for the settings that it names.
+
+All start from the same towers, on the same split, for the same number of steps, with the same seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from benchmarks.study.networks import pooled_clip
+from model.config import ModelConfig, TrainConfig, override, small_training
+from model.readings import Situation
+from model.train import BuildNetwork, initial_network
+
+Settings = Mapping[str, str]
+"""Dotted path in `TrainConfig` or `FusionConfig` -> value as JSON, as `cma-clip train --set` takes them."""
+
+EPOCHS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One network to train and measure.
+
+    reads: the situations in which it can be read; what it is not given there it would not look at.
+    spoilt: whether it is measured on spoilt listings too.
+    """
+
+    name: str
+    title: str
+    network: Literal["cma-clip", "pooled"] = "cma-clip"
+    fusion: Settings = field(default_factory=dict)
+    training: Settings = field(default_factory=dict)
+    pretrained: bool = True
+    reads: tuple[Situation, ...] = tuple(Situation)
+    spoilt: bool = False
+
+    @property
+    def build(self) -> BuildNetwork:
+        """What makes the network."""
+        return initial_network if self.network == "cma-clip" else pooled_clip
+
+    @property
+    def weighs(self) -> bool:
+        """Whether the network has a modality attention that was learned."""
+        return self.network == "cma-clip" and self.fusion.get("modality_attention") != "false"
+
+    def model(self, initial: ModelConfig) -> ModelConfig:
+        """Return the model to train, on the backbone and fusion of `initial`."""
+        return replace(initial, fusion=override(initial.fusion, self.fusion))
+
+    def config(self, epochs: int) -> TrainConfig:
+        """Return the training configuration."""
+        return override(small_training(), {**self.training, "optimiser.epochs": str(epochs)})
+
+
+# Crops and mirrored pictures stay in every run: they are as usual for CLIP as for anything else.
+NO_CORRUPTIONS: Settings = {
+    "augment.spoiled_images": "0",
+    "augment.title_dropout": "0",
+    "augment.label_word_dropout": "0",
+    "foreign_titles": "0",
+    "foreign_images": "0",
+}
+ONE_LOSS: Settings = {"weights.image": "0", "weights.title": "0", "modality_dropout": "0"}
+PLAIN: Settings = {**NO_CORRUPTIONS, **ONE_LOSS}
+IMAGE_LOSS: Settings = {"weights.both": "0", "weights.image": "1", "weights.title": "0"}
+TITLE_LOSS: Settings = {"weights.both": "0", "weights.image": "0", "weights.title": "1"}
+
+CMA_CLIP = Run(name="cma-clip", title="CMA-CLIP, our recipe", spoilt=True)
+CLIP_FINETUNED = Run(
+    name="clip-finetuned",
+    title="CLIP fine-tuned: pooled embeddings, trained plainly",
+    network="pooled",
+    training=PLAIN,
+    spoilt=True,
+)
+CLIP_SAME_RECIPE = Run(
+    name="clip-finetuned-same-recipe",
+    title="CLIP fine-tuned: pooled embeddings, our recipe",
+    network="pooled",
+    spoilt=True,
+)
+IMAGE_ALONE = Run(
+    name="image-alone",
+    title="image tower alone",
+    network="pooled",
+    training=IMAGE_LOSS,
+    reads=(Situation.BOTH, Situation.IMAGE),
+    spoilt=True,
+)
+TITLE_ALONE = Run(
+    name="title-alone",
+    title="text tower alone",
+    network="pooled",
+    training=TITLE_LOSS,
+    reads=(Situation.BOTH, Situation.TITLE),
+    spoilt=True,
+)
+CMA_CLIP_PLAIN = Run(name="cma-clip-plain", title="CMA-CLIP, trained plainly", training=PLAIN, spoilt=True)
+
+ABLATIONS = (
+    Run(
+        name="no-modality-attention",
+        title="without modality-wise attention (plain average)",
+        fusion={"modality_attention": "false"},
+    ),
+    Run(name="no-sequence-attention", title="without sequence-wise attention", fusion={"depth": "0"}),
+    Run(name="no-attention", title="without both attentions", fusion={"modality_attention": "false", "depth": "0"}),
+    Run(name="depth-2", title="two fusion blocks", fusion={"depth": "2"}),
+    Run(name="depth-4", title="four fusion blocks", fusion={"depth": "4"}),
+    Run(name="one-loss", title="without modality dropout and unimodal losses", training=ONE_LOSS),
+    Run(name="no-corruptions", title="without corruptions in training", training=NO_CORRUPTIONS),
+    Run(name="no-pretraining", title="without contrastive pre-training", pretrained=False),
+)
+
+RUNS: tuple[Run, ...] = (
+    CMA_CLIP,
+    CLIP_FINETUNED,
+    CLIP_SAME_RECIPE,
+    CMA_CLIP_PLAIN,
+    IMAGE_ALONE,
+    TITLE_ALONE,
+    *ABLATIONS,
+)
+"""In the order in which they are trained: what answers the main question comes first."""

@@ -1,0 +1,98 @@
+"""A calibrated checkpoint on spoilt listings: do confidences, thresholds and promises still mean what they say?"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.study.answers import Answers, Reader, TestPart
+from benchmarks.study.cells import Cells, figure
+from benchmarks.study.conditions import read_clean, read_spoilt
+from benchmarks.study.corruptions import SEED
+from benchmarks.study.study import SUBSET
+from model import scores
+from model.calibration import AttributeCalibration, softmax
+from model.catalogue import Catalogue
+from model.checkpoint import load_checkpoint, load_weights
+from model.cma_clip import build_cma_clip
+from model.errors import ConfigError
+from model.readings import Situation
+from model.tasks import Task
+
+TARGET = 0.95
+
+
+def measure_shipped(folder: Path, catalogue: Catalogue, device: torch.device) -> Cells:
+    """Return the figures of a checkpoint in every situation and condition.
+
+    Raises `ConfigError` for one that is not calibrated, or not at 0.95.
+    """
+    checkpoint = load_checkpoint(folder)
+    calibration = checkpoint.calibration
+    if calibration is None or TARGET not in calibration.target_precisions:
+        raise ConfigError(f"{folder} is not calibrated at {TARGET}")
+    network = build_cma_clip(checkpoint.config, checkpoint.tasks)
+    load_weights(network, checkpoint)
+    part = TestPart(catalogue, checkpoint.tasks)
+    subset = part.subset(SUBSET)
+    reader = Reader(network, checkpoint.config.preprocess, device)
+    situations = tuple(Situation)
+    conditions = {}
+    for key, answers in read_clean(reader, part, situations):
+        calibrated = calibration.situations[Situation(key.split("/")[0])]
+        conditions[key] = _condition(part, np.arange(len(part.listings)), answers, calibrated)
+    for key, answers in read_spoilt(reader, part, subset, reads=situations, situations=situations):
+        calibrated = calibration.situations[Situation(key.split("/")[0])]
+        conditions[key] = _condition(part, subset, answers, calibrated)
+    return {
+        "checkpoint": checkpoint.name,
+        "version": checkpoint.version,
+        "date": datetime.now(UTC).date().isoformat(),
+        "data": catalogue.config.path.stem,
+        "test_listings": len(part.listings),
+        "spoilt_listings": len(subset),
+        "corruption_seed": SEED,
+        "target_precision": TARGET,
+        "conditions": conditions,
+    }
+
+
+def _condition(part: TestPart, rows: NDArray[np.int64], answers: Answers, calibrated: Any) -> Cells:
+    return {
+        "listings": len(rows),
+        "attributes": {
+            task.name: _attribute(task, part.labels[rows, t], answers.logits[t], calibrated[task.name])
+            | {"image_weight": figure(answers.attention[:, t, 0].mean())}
+            for t, task in enumerate(part.tasks)
+            if scores.labelled(part.labels[rows, t]).any()
+        },
+    }
+
+
+def _attribute(
+    task: Task, labels: NDArray[np.int64], logits: NDArray[np.float32], calibrated: AttributeCalibration
+) -> Cells:
+    """Measure one attribute: accuracy, calibration error before and after the temperature, and what is accepted.
+
+    reliability: [confidence, share that is right] of each bin, after the temperature.
+    """
+    counted = scores.labelled(labels)
+    labels, logits = labels[counted], logits[counted]
+    correct = logits.argmax(axis=1) == labels
+    before, after = softmax(logits, 1.0).max(axis=1), softmax(logits, calibrated.temperature).max(axis=1)
+    thresholds = [calibrated.threshold(TARGET, label) for label in task.labels]
+    floors = np.array([np.inf if threshold is None else threshold for threshold in thresholds])
+    accepted = after >= floors[logits.argmax(axis=1)]
+    return {
+        "accuracy": figure(correct.mean()),
+        "error_before": figure(scores.expected_calibration_error(before, correct)),
+        "error_after": figure(scores.expected_calibration_error(after, correct)),
+        "coverage": figure(accepted.mean()),
+        "precision": figure(correct[accepted].mean()) if accepted.any() else None,
+        "reliability": [[figure(x) for x in each[:2]] for each in scores.reliability(after, correct)],
+    }

@@ -1,0 +1,206 @@
+"""One study: trains the runs, reads the test part with each, and writes their figures; what is there stays."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from benchmarks.study.answers import Answers, Reader, TestPart, load_answers, save_answers
+from benchmarks.study.cells import Cells, all_cells, read_cells, weight_cells, write_cells
+from benchmarks.study.conditions import Condition, read_clean, read_spoilt
+from benchmarks.study.corruptions import CORRUPTIONS, SEED
+from benchmarks.study.networks import parameters
+from benchmarks.study.references import TITLES_OF, late_fusion, majority_answers, title_answers
+from benchmarks.study.runs import IMAGE_ALONE, RUNS, TITLE_ALONE, Run
+from model.catalogue import Catalogue, Part
+from model.checkpoint import load_checkpoint, load_weights
+from model.device import pick_device, training_dtype
+from model.errors import ConfigError
+from model.loop import STATE
+from model.readings import Situation
+from model.tasks import Task, build_tasks
+from model.train import initial_model, train
+
+SUBSET = 1_200
+"""Listings that are spoilt: enough for curves, and few enough for minutes."""
+
+ANSWERS = "answers.npz"
+STRONGEST = tuple(
+    Condition(situation=Situation.BOTH, corruption=each.name, strength=each.strengths[-1]).key for each in CORRUPTIONS
+)
+
+
+@dataclass(kw_only=True)
+class Study:
+    """`initial`: the checkpoint folder whose towers all runs start from. `runs`: where they are trained and kept.
+
+    `results`: where each run's figures go, and from where a finished run is known.
+    """
+
+    catalogue: Catalogue
+    initial: Path
+    runs: Path
+    results: Path
+    epochs: int
+    device: torch.device = field(default_factory=lambda: pick_device("auto"))
+    console: Console = field(default_factory=lambda: Console(stderr=True))
+
+    def run(self, names: Iterable[str]) -> None:
+        """Complete the named runs and references, in the order of the study; finished ones are left as they are.
+
+        Raises `ConfigError` for a result of another budget or an unknown name.
+        """
+        wanted = set(names)
+        if unknown := sorted(wanted - {*(run.name for run in RUNS), *TITLES_OF}):
+            raise ConfigError(f"there is no run {unknown[0]!r}; known are {', '.join(all_names())}")
+        for run in RUNS:
+            if run.name in wanted and not self._finished(run.name):
+                self._complete(run)
+        if "majority" in wanted:
+            self._reference("majority", lambda: majority_answers(self.part, self.catalogue.part(Part.TRAIN)))
+        if "tf-idf" in wanted:
+            train_part = self.catalogue.part(Part.TRAIN)
+            self._reference("tf-idf", lambda: title_answers(self.part, train_part, self.subset))
+        if "late-fusion" in wanted:
+            self._late_fusion()
+
+    @cached_property
+    def tasks(self) -> tuple[Task, ...]:
+        """The attributes, with the labels that training knows."""
+        config = self.catalogue.config
+        labels = (listing.labels for listing in self.catalogue.part(Part.TRAIN))
+        return build_tasks(labels, config.attributes, min_label_count=config.min_label_count)[0]
+
+    @cached_property
+    def part(self) -> TestPart:
+        """What everything is measured on."""
+        return TestPart(self.catalogue, self.tasks)
+
+    @cached_property
+    def subset(self) -> Any:
+        """The positions of the listings that are spoilt."""
+        return self.part.subset(SUBSET)
+
+    @cached_property
+    def budget(self) -> dict[str, Any]:
+        """What makes results comparable: results of two budgets never stand in one table."""
+        optimiser = RUNS[0].config(self.epochs).optimiser
+        listings = len(self.catalogue.part(Part.TRAIN))
+        return {
+            "epochs": self.epochs,
+            "steps": self.epochs * (listings // optimiser.batch_size),
+            "batch_size": optimiser.batch_size,
+            "train_listings": listings,
+            "seed": optimiser.seed,
+            "towers": load_checkpoint(self.initial).version,
+            "test_listings": len(self.part.listings),
+            "test": self.part.digest,
+            "spoilt_listings": len(self.subset),
+            "corruption_seed": SEED,
+        }
+
+    def _finished(self, name: str) -> bool:
+        path = self.results / f"{name}.json"
+        if not path.is_file():
+            return False
+        if (there := read_cells(path)["budget"]) != self.budget:
+            differing = ", ".join(key for key, value in self.budget.items() if there.get(key) != value)
+            raise ConfigError(f"{path} is of another budget ({differing}); remove it, or write to other --results")
+        self.console.print(f"{name}: finished already", highlight=False)
+        return True
+
+    def _complete(self, run: Run) -> None:
+        self.console.rule(run.name)
+        folder = self.runs / run.name
+        model = run.model(initial_model("", str(self.initial)))
+        config = run.config(self.epochs)
+        initial = str(self.initial) if run.pretrained else None
+        checkpoint = load_checkpoint(
+            train(
+                self.catalogue,
+                folder,
+                name=run.name,
+                model=model,
+                config=config,
+                initial=initial,
+                build=run.build,
+                device=str(self.device),
+                console=self.console,
+            )
+        )
+        network = run.build(model, self.tasks, None)
+        load_weights(network, checkpoint)
+        began = time.monotonic()
+        if not (folder / ANSWERS).is_file():
+            answers = dict(read_clean(Reader(network, model.preprocess, self.device), self.part, run.reads))
+            if run.spoilt:
+                # The curves need no answer to the last bit.
+                fast = Reader(network, model.preprocess, self.device, fast=True)
+                answers |= dict(read_spoilt(fast, self.part, self.subset, reads=run.reads))
+            save_answers(folder / ANSWERS, answers)
+        self._write(
+            run.name,
+            load_answers(folder / ANSWERS),
+            weighs=run.weighs,
+            head={
+                "title": run.title,
+                "parameters": parameters(network),
+                "settings": {"network": run.network, **run.fusion, **run.training, "pretrained": run.pretrained},
+                "validation": checkpoint.training["validation"],
+                "training_seconds": round(_training_seconds(folder)),
+                "reading_seconds": round(time.monotonic() - began),
+                "number_format": str(training_dtype(self.device)).removeprefix("torch."),
+            },
+        )
+
+    def _reference(self, name: str, answer: Callable[[], Mapping[str, Answers]]) -> None:
+        if self._finished(name):
+            return
+        self.console.rule(name)
+        began = time.monotonic()
+        answers = answer()
+        seconds = round(time.monotonic() - began)
+        self._write(name, answers, weighs=False, head={"title": TITLES_OF[name], "training_seconds": seconds})
+
+    def _late_fusion(self) -> None:
+        files = [self.runs / run.name / ANSWERS for run in (IMAGE_ALONE, TITLE_ALONE)]
+        if missing := [file for file in files if not file.is_file()]:
+            if not (self.results / "late-fusion.json").is_file():
+                self.console.print(f"late-fusion: needs {missing[0]}; run image-alone and title-alone here first")
+            return
+        self._reference("late-fusion", lambda: late_fusion(self.part, self.subset, *map(load_answers, files)))
+
+    def _write(self, name: str, answers: Mapping[str, Answers], *, weighs: bool, head: Cells) -> None:
+        cells = {
+            "run": name,
+            **head,
+            "date": datetime.now(UTC).date().isoformat(),
+            "machine": f"{os.cpu_count()} cores, {platform.machine()}, PyTorch {torch.__version__}, {self.device}",
+            "data": self.catalogue.config.path.stem,
+            "budget": self.budget,
+        }
+        if weighs:
+            cells["weights"] = weight_cells(self.part, answers)
+        cells["conditions"] = all_cells(self.part, self.subset, answers, STRONGEST, weighs=weighs)
+        write_cells(self.results / f"{name}.json", cells)
+        self.console.print(f"{name}: written to {self.results / f'{name}.json'}", highlight=False)
+
+
+def all_names() -> list[str]:
+    """Return the names of all runs and references, in their order."""
+    return [*(run.name for run in RUNS), *TITLES_OF]
+
+
+def _training_seconds(folder: Path) -> float:
+    state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    return float(state["seconds"])

@@ -1,0 +1,615 @@
+"""The study on a catalogue small enough to train on in seconds: networks, corruptions, figures, skipping, report."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from torch import nn
+
+from benchmarks.study import runs, shipped, study
+from benchmarks.study.__main__ import PAGE, RESULTS
+from benchmarks.study.answers import Answers, Reader, TestPart, load_answers, save_answers
+from benchmarks.study.cells import all_cells, condition_cells, read_cells, weight_cells, write_cells
+from benchmarks.study.conditions import clean, read_clean, read_spoilt
+from benchmarks.study.corruptions import CORRUPTIONS, IMAGES, TITLES, Corruption, another
+from benchmarks.study.networks import PooledClip, pooled_clip
+from benchmarks.study.reading import points
+from benchmarks.study.references import late_fusion, majority_answers, title_answers
+from benchmarks.study.report import render, write_report
+from benchmarks.study.results import Results
+from benchmarks.study.runs import RUNS
+from benchmarks.study.shipped import measure_shipped
+from benchmarks.study.study import Study, all_names
+from model import scores
+from model.backbone import Backbone, TokenSequence, build_backbone
+from model.calibration import AttributeCalibration, Calibration, Certificate, softmax
+from model.catalogue import Catalogue, Listing, Part
+from model.checkpoint import CALIBRATION, load_checkpoint, save_checkpoint, write_part
+from model.cma_clip import CMAClip
+from model.config import ModelConfig, TrainConfig
+from model.dataset import Collate, ListingDataset
+from model.errors import ConfigError
+from model.readings import Situation
+from model.tasks import Task
+from model.train import TrainingLoss, initial_model
+from tests.conftest import draw
+
+
+@pytest.fixture
+def pooled(model_config: ModelConfig, tasks: tuple[Task, ...]) -> PooledClip:
+    torch.manual_seed(0)
+    network = pooled_clip(model_config, tasks, None)
+    assert isinstance(network, PooledClip)
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def towers(tmp_path_factory: pytest.TempPathFactory, model_config: ModelConfig) -> Path:
+    """A checkpoint of towers alone, as `cma-clip pretrain` leaves it."""
+    torch.manual_seed(1)
+    preprocess = model_config.preprocess
+    backbone = build_backbone(
+        model_config.backbone, image_size=preprocess.image_size, context_length=preprocess.context_length
+    )
+    folder = tmp_path_factory.mktemp("towers") / "checkpoint"
+    save_checkpoint(
+        folder, nn.ModuleDict({"backbone": backbone}), name="towers", config=model_config, tasks=(), training={}
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def part(catalogue: Catalogue, tasks: tuple[Task, ...]) -> TestPart:
+    return TestPart(catalogue, tasks)
+
+
+def encoded(backbone: Backbone, n: int) -> tuple[TokenSequence, TokenSequence]:
+    torch.manual_seed(3)
+    tokens = torch.tensor([[49406, 320 + row, 49407, 0] for row in range(n)])
+    return backbone.encode_image(torch.randn(n, 3, 24, 16)), backbone.encode_text(tokens)
+
+
+# --- the fine-tuned CLIP -----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_an_absent_modality_is_exact_in_the_pooled_network(pooled: PooledClip) -> None:
+    nn.init.normal_(pooled.absent)
+    image, text = encoded(pooled.backbone, 3)
+    rows = torch.tensor([True, False, True])
+    spoilt = TokenSequence(torch.where(rows[:, None, None], text.embeddings, torch.nan), text.mask, text.pooled)
+    mixed, alone, both = pooled(image, spoilt.keep(rows)), pooled(image, None), pooled(image, text)
+    for t in range(2):
+        torch.testing.assert_close(mixed.logits[t][1], alone.logits[t][1])
+        torch.testing.assert_close(mixed.logits[t][rows], both.logits[t][rows])
+        assert not torch.equal(alone.logits[t], both.logits[t])
+    assert mixed.modality_attention[:, 0].tolist() == [[0.5, 0.5], [1.0, 0.0], [0.5, 0.5]]
+    assert pooled(None, text).modality_attention[0, 1].tolist() == [0.0, 1.0]
+
+
+def test_every_parameter_of_the_pooled_network_gets_a_gradient(
+    catalogue: Catalogue,
+    tasks: tuple[Task, ...],
+    model_config: ModelConfig,
+    train_config: TrainConfig,
+    pooled: PooledClip,
+) -> None:
+    dataset = ListingDataset(catalogue, catalogue.listings[:16], tasks, model_config.preprocess)
+    batch = Collate(dataset)([dataset[i] for i in range(16)])
+    TrainingLoss(train_config, dataset.transform)(pooled.train(), batch)["total"].backward()
+    without = [name for name, p in pooled.named_parameters() if p.grad is None or not p.grad.any()]
+    assert without == []
+    assert all(torch.isfinite(p.grad).all() for p in pooled.parameters() if p.grad is not None)
+
+
+def test_all_networks_start_from_the_same_towers(towers: Path, tasks: tuple[Task, ...]) -> None:
+    initial = initial_model("", str(towers))
+    states = [run.build(run.model(initial), tasks, str(towers)).backbone.state_dict() for run in RUNS if run.pretrained]
+    for state in states[1:]:
+        assert state.keys() == states[0].keys()
+        assert all(torch.equal(state[key], states[0][key]) for key in state)
+
+
+# --- the list of runs --------------------------------------------------------------------------------------
+
+
+def test_the_runs_are_what_the_study_is_about() -> None:
+    assert len({run.name for run in RUNS}) == len(RUNS)
+    by_name = {run.name: run for run in RUNS}
+    assert {"cma-clip", "cma-clip-plain", "clip-finetuned", "clip-finetuned-same-recipe"} <= set(by_name)
+    assert by_name["clip-finetuned"].config(4) == by_name["cma-clip-plain"].config(4)
+    assert by_name["clip-finetuned-same-recipe"].config(4) == by_name["cma-clip"].config(4)
+    assert [run.name for run in RUNS if not run.pretrained] == ["no-pretraining"]
+
+
+def test_every_run_has_the_same_budget_of_steps(model_config: ModelConfig) -> None:
+    optimisers = {run.config(3).optimiser for run in RUNS}
+    assert len(optimisers) == 1
+    assert optimisers.pop().epochs == 3
+    plain = dataclasses.replace(RUNS[0], training=runs.PLAIN).config(1)
+    assert (plain.weights.both, plain.weights.image, plain.weights.title) == (1, 0, 0)
+    assert (plain.modality_dropout, plain.foreign_titles, plain.foreign_images) == (0, 0, 0)
+    augment = plain.augment
+    assert (augment.title_dropout, augment.label_word_dropout, augment.spoiled_images) == (0, 0, 0)
+    assert augment.crop < 1
+    neither = next(run for run in RUNS if run.name == "no-attention").model(model_config).fusion
+    assert (neither.depth, neither.modality_attention, neither.width) == (0, False, model_config.fusion.width)
+
+
+# --- corruptions -------------------------------------------------------------------------------------------
+
+TITLE = "Plain Blue Square number 7 of the old Reds"
+
+
+def listing(number: int = 1, title: str = TITLE) -> Listing:
+    labels = {"colour": "Blue", "shape": "Square"}
+    return Listing(id=f"sku-{number}", title=title, image="x.png", labels=labels, part=Part.TEST)
+
+
+@pytest.mark.parametrize("corruption", TITLES, ids=lambda corruption: corruption.name)
+def test_spoilt_titles_depend_on_the_seed_and_the_listing_alone(corruption: Corruption[str]) -> None:
+    other = "Fancy Green Circle"
+    for strength in corruption.strengths:
+        spoilt = [corruption(TITLE, listing(n), other, strength) for n in range(40)]
+        assert spoilt == [corruption(TITLE, listing(n), other, strength) for n in range(40)]
+    assert any(each != TITLE for each in spoilt)
+    reseeded = dataclasses.replace(corruption, seed=1)
+    middle = corruption.strengths[1]
+    changed = [reseeded(TITLE, listing(n), other, middle) for n in range(40)]
+    if corruption.strengths[-1] == middle:
+        return
+    assert changed != [corruption(TITLE, listing(n), other, middle) for n in range(40)]
+
+
+@pytest.mark.parametrize("corruption", IMAGES, ids=lambda corruption: corruption.name)
+def test_spoilt_pictures_depend_on_the_seed_and_the_listing_alone_and_stay_as_they_were(
+    corruption: Corruption[Image.Image],
+) -> None:
+    own, other = draw("Blue", "Square", 1), draw("Red", "Circle", 2)
+    before = own.tobytes()
+    for strength in corruption.strengths:
+        for n in range(5):
+            spoilt = corruption(own, listing(n), other, strength)
+            assert spoilt.mode == "RGB"
+            assert spoilt.tobytes() == corruption(own, listing(n), other, strength).tobytes()
+    assert spoilt.tobytes() != before
+    assert own.tobytes() == before
+
+
+def differing(corruption: Corruption[Any], given: Any, other: Any, strength: float) -> float:
+    """How far the input of 30 listings is from what it was."""
+    total = 0.0
+    for n in range(30):
+        spoilt = corruption(given, listing(n), other, strength)
+        if isinstance(given, str):
+            kept = [word for word in given.split() if word in spoilt.split()]
+            total += len(given.split()) - len(kept) + max(0, len(spoilt.split()) - len(given.split()))
+        else:
+            same_size = spoilt.resize(given.size)
+            total += float(np.abs(np.asarray(same_size, float) - np.asarray(given, float)).mean())
+    return total
+
+
+@pytest.mark.parametrize("corruption", CORRUPTIONS, ids=lambda corruption: corruption.name)
+def test_stronger_corruptions_spoil_more(corruption: Corruption[Any]) -> None:
+    is_title = corruption in TITLES
+    given = TITLE if is_title else draw("Blue", "Square", 1)
+    other = "Fancy Green Circle for men" if is_title else draw("Red", "Circle", 2)
+    distances = [differing(corruption, given, other, strength) for strength in corruption.strengths]
+    assert distances == sorted(distances)
+    assert distances[0] < distances[-1]
+
+
+def test_milder_spoiling_is_part_of_the_stronger() -> None:
+    by_name = {corruption.name: corruption for corruption in TITLES}
+    for n in range(30):
+        kept = [set(by_name["words dropped"](TITLE, listing(n), "", share).split()) for share in (0.25, 0.5, 1.0)]
+        assert kept[0] >= kept[1] >= kept[2]
+        assert len(kept[2]) == 1
+    drop = by_name["label words removed"]
+    assert drop(TITLE, listing(), "", 1.0) == "Plain number 7 of the old Reds"
+    assert drop("blue squares", listing(), "", 1.0) == ""
+    assert {by_name["no title"](TITLE, listing(n), "", 1.0) for n in range(9)} == {""}
+    assert by_name["another's title"](TITLE, listing(), "Other", 1.0) == "Other"
+    mixed = by_name["foreign words"](TITLE, listing(), "Fancy Green", 1.0).split()
+    assert len(mixed) == 2 * len(TITLE.split())
+    assert [word for word in mixed if word not in ("Fancy", "Green")] == TITLE.split()
+
+
+def test_another_listing_is_another_title_and_always_the_same() -> None:
+    listings = [listing(n, title=f"Title {n // 2}") for n in range(20)]
+    for own in listings:
+        drawn = another(own, listings)
+        assert drawn.title != own.title
+        assert drawn is another(own, listings)
+
+
+# --- reading and figures -----------------------------------------------------------------------------------
+
+
+def test_the_test_part_holds_the_listings_that_can_be_read_either_way(part: TestPart, catalogue: Catalogue) -> None:
+    assert len(part.listings) == len(catalogue.part(Part.TEST)) > 10
+    assert part.labels.shape == (len(part.listings), 2)
+    assert part.subset(5).tolist() == part.subset(5).tolist()
+    assert set(part.subset(5)) < set(part.subset(9))
+    assert len(part.subset(10_000)) == len(part.listings)
+
+
+def test_a_reader_answers_as_the_network_does(part: TestPart, network: CMAClip, model_config: ModelConfig) -> None:
+    reader = Reader(network, model_config.preprocess, torch.device("cpu"))
+    answers = dict(read_clean(reader, part, tuple(Situation)))
+    one = part.listings[3]
+    with torch.inference_mode():
+        pixels = torch.from_numpy(reader.transform(part.picture(one)))[None]
+        image = network.backbone.encode_image(reader.transform.normalise(pixels))
+        text = network.backbone.encode_text(torch.from_numpy(reader.tokenise(one.title or "").tokens)[None])
+        expected = network(image, text)
+    for t in range(2):
+        assert answers[clean(Situation.BOTH)].logits[t][3] == pytest.approx(expected.logits[t][0].numpy(), abs=1e-5)
+    assert (answers[clean(Situation.IMAGE)].attention == [1, 0]).all()
+    assert (answers[clean(Situation.TITLE)].attention == [0, 1]).all()
+
+
+def test_a_spoilt_modality_reaches_only_networks_that_read_it(
+    part: TestPart, network: CMAClip, model_config: ModelConfig
+) -> None:
+    reader = Reader(network, model_config.preprocess, torch.device("cpu"))
+    rows = part.subset(6)
+    both = dict(read_spoilt(reader, part, rows, reads=tuple(Situation)))
+    assert set(both) == {
+        "image_and_title/unspoilt/0",
+        *(f"image_and_title/{each.name}/{strength:g}" for each in CORRUPTIONS for strength in each.strengths),
+    }
+    title = dict(read_spoilt(reader, part, rows, reads=(Situation.BOTH, Situation.TITLE)))
+    assert {key.split("/")[1] for key in title} == {"unspoilt", *(corruption.name for corruption in TITLES)}
+    # Without a title, the image says it all; and the network that reads titles alone reads an empty one.
+    image = dict(read_spoilt(reader, part, rows, reads=(Situation.BOTH, Situation.IMAGE)))
+    no_title, image_alone = both["image_and_title/no title/1"], image["image_and_title/unspoilt/0"]
+    assert no_title.logits[0] == pytest.approx(image_alone.logits[0], abs=1e-5)
+    assert (title["image_and_title/no title/1"].attention == [0, 1]).all()
+
+
+def test_answers_survive_the_disk(tmp_path: Path) -> None:
+    given = {"a/b's/0.5": Answers(logits=(np.eye(3, dtype=np.float32),), attention=np.ones((3, 1, 2), np.float32))}
+    save_answers(tmp_path / "answers.npz", given)
+    read = load_answers(tmp_path / "answers.npz")
+    assert read.keys() == given.keys()
+    assert (read["a/b's/0.5"].logits[0] == np.eye(3)).all()
+    assert read["a/b's/0.5"].attention.shape == (3, 1, 2)
+
+
+def noisy(part: TestPart, noise: float) -> Answers:
+    """Right answers but for noise, the more confident the likelier right."""
+    generator = np.random.default_rng(0)
+    logits = []
+    for t, task in enumerate(part.tasks):
+        scored = generator.normal(0, noise, (len(part.listings), len(task.labels)))
+        scored[np.arange(len(part.listings)), part.labels[:, t].clip(0)] += 2
+        logits.append(scored.astype(np.float32))
+    return Answers(logits=tuple(logits), attention=np.full((len(part.listings), 2, 2), 0.5, np.float32))
+
+
+def test_figures_are_those_of_brute_force(part: TestPart) -> None:
+    answers, rows = noisy(part, 1.5), np.arange(len(part.listings))
+    cells = condition_cells(part, rows, answers, weighs=True, full=True)
+    recalls = []
+    for t, task in enumerate(part.tasks):
+        probabilities = softmax(answers.logits[t], 1.0)
+        confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == part.labels[:, t]
+        best = 0.0
+        for threshold in confidence:
+            accepted = confidence >= threshold
+            if right[accepted].mean() >= 0.9:
+                best = max(best, (right & accepted).sum() / len(rows))
+        figures = cells["attributes"][task.name]
+        assert figures["accuracy"][0] == pytest.approx(right.mean(), abs=1e-5)
+        assert figures["recall_at_90"][0] == pytest.approx(best, abs=1e-5)
+        assert figures["accuracy"][1] <= figures["accuracy"][0] <= figures["accuracy"][2]
+        assert figures["image_weight"] == 0.5
+        recalls.append(best)
+    assert cells["attributes"]["mean"]["recall_at_90"][0] == pytest.approx(np.mean(recalls), abs=1e-5)
+    assert len(cells["resamples"]["accuracy"]["mean"]) == 200
+    short = condition_cells(part, rows, answers, weighs=False, full=False)
+    assert "resamples" not in short
+    assert len(short["attributes"]["colour"]["accuracy"]) == 1
+    assert "image_weight" not in short["attributes"]["colour"]
+
+
+def test_two_runs_are_resampled_alike(part: TestPart) -> None:
+    rows = np.arange(len(part.listings))
+    one = condition_cells(part, rows, noisy(part, 1.0), weighs=False, full=True)
+    two = condition_cells(part, rows, noisy(part, 1.0), weighs=False, full=True)
+    assert one["resamples"] == two["resamples"]
+
+
+def test_bootstrap_keeps_groups_whole() -> None:
+    group = np.repeat(np.arange(10), 3)
+    counts = scores.bootstrap(lambda rows: np.bincount(rows, minlength=30), group, resamples=20)
+    assert counts.shape == (20, 30)
+    assert (counts.sum(axis=1) == 30).all()
+    assert (counts.reshape(20, 10, 3) == counts.reshape(20, 10, 3)[:, :, :1]).all()
+
+
+def test_weights_are_compared_where_one_modality_alone_is_right(part: TestPart) -> None:
+    n = len(part.listings)
+    right, wrong = noisy(part, 0.0), noisy(part, 0.0)
+    flipped = tuple(np.roll(logits, 1, axis=1) for logits in wrong.logits)
+    attention = np.full((n, 2, 2), 0.25, np.float32)
+    answers = {
+        clean(Situation.BOTH): Answers(logits=right.logits, attention=attention),
+        clean(Situation.IMAGE): right,
+        clean(Situation.TITLE): Answers(logits=flipped, attention=attention),
+    }
+    cells = weight_cells(part, answers)["colour"]
+    assert cells["image_alone_right"] == {"listings": n, "image_weight": 0.25}
+    assert cells["title_alone_right"] == {"listings": 0, "image_weight": None}
+
+
+# --- references --------------------------------------------------------------------------------------------
+
+
+def test_late_fusion_is_the_average_of_probabilities(part: TestPart) -> None:
+    one, two = noisy(part, 1.0), noisy(part, 2.0)
+    subset = np.arange(len(part.listings))
+    image = {clean(Situation.BOTH): one, clean(Situation.IMAGE): one, "image_and_title/unspoilt/0": one}
+    title = {
+        clean(Situation.BOTH): two,
+        clean(Situation.TITLE): two,
+        "image_and_title/unspoilt/0": two,
+        "image_and_title/typos/1": one,
+        "image_and_title/no title/1": two,
+    }
+    fused = late_fusion(part, subset, image, title)
+    expected = (softmax(one.logits[0], 1.0) + softmax(two.logits[0], 1.0)) / 2
+    assert softmax(fused[clean(Situation.BOTH)].logits[0], 1.0) == pytest.approx(expected, abs=1e-5)
+    for key in ("image_and_title/typos/1", "image_and_title/no title/1"):  # both times the image alone is left
+        assert softmax(fused[key].logits[0], 1.0) == pytest.approx(softmax(one.logits[0], 1.0), abs=1e-5)
+
+
+def test_majority_and_bag_of_words_know_what_they_can(part: TestPart, catalogue: Catalogue) -> None:
+    train = catalogue.part(Part.TRAIN)
+    majority = majority_answers(part, train)[clean(Situation.BOTH)]
+    most = max(part.tasks[0].labels, key=lambda label: sum(x.labels["colour"] == label for x in train))
+    assert part.tasks[0].labels[int(majority.logits[0][0].argmax())] == most
+    title = title_answers(part, train, part.subset(8))
+    right = title[clean(Situation.TITLE)].logits[0].argmax(axis=1) == part.labels[:, 0]
+    assert right.all()
+    assert len(title["image_and_title/no title/1"].attention) == 8
+
+
+# --- the command -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny_study(
+    catalogue: Catalogue,
+    towers: Path,
+    tmp_path: Path,
+    train_config: TrainConfig,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Study:
+    monkeypatch.setattr(runs, "small_training", lambda: train_config)
+    monkeypatch.setattr(study, "SUBSET", 6)
+    return Study(
+        catalogue=catalogue,
+        initial=towers,
+        runs=tmp_path / "runs",
+        results=tmp_path / "results",
+        epochs=1,
+        device=torch.device("cpu"),
+        console=Console(file=io.StringIO(), width=200),
+    )
+
+
+def test_runs_are_trained_measured_and_never_again(tiny_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_study.run(["image-alone", "title-alone", "no-attention", "late-fusion", "majority"])
+    written = sorted(path.name for path in tiny_study.results.iterdir())
+    names = ["image-alone", "late-fusion", "majority", "no-attention", "title-alone"]
+    assert written == [f"{name}.json" for name in names]
+    cells = read_cells(tiny_study.results / "image-alone.json")
+    assert clean(Situation.TITLE) not in cells["conditions"]
+    assert "image_and_title/JPEG/5" in cells["conditions"]
+    assert cells["budget"]["steps"] == len(tiny_study.catalogue.part(Part.TRAIN)) // 16
+    fused = read_cells(tiny_study.results / "late-fusion.json")["conditions"]
+    assert {"image_and_title/JPEG/5", "image_and_title/typos/1", clean(Situation.TITLE)} <= fused.keys()
+    assert "weights" not in read_cells(tiny_study.results / "no-attention.json")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a finished run was touched")
+
+    monkeypatch.setattr(study, "train", refuse)
+    monkeypatch.setattr(Study, "_write", refuse)
+    # On another machine the figures alone are there.
+    elsewhere = dataclasses.replace(tiny_study, runs=tiny_study.runs / "nowhere")
+    elsewhere.run(names)
+
+
+def test_answers_that_are_there_are_not_computed_again(tiny_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_study.run(["no-modality-attention"])
+    path = tiny_study.results / "no-modality-attention.json"
+    before = read_cells(path)
+    path.unlink()
+    monkeypatch.setattr(study, "read_clean", None)
+    tiny_study.run(["no-modality-attention"])
+    assert read_cells(path)["conditions"] == before["conditions"]
+
+
+def test_results_of_another_budget_are_not_mixed_in(tiny_study: Study) -> None:
+    tiny_study.run(["majority"])
+    longer = dataclasses.replace(tiny_study, epochs=2)
+    with pytest.raises(ConfigError, match=r"another budget \(epochs, steps\)"):
+        longer.run(["majority"])
+
+
+def test_unknown_runs_are_refused_and_fusion_waits_for_its_parts(tiny_study: Study) -> None:
+    with pytest.raises(ConfigError, match="there is no run 'cma-clop'; known are cma-clip, clip-finetuned"):
+        tiny_study.run(["cma-clop"])
+    tiny_study.run(["late-fusion"])
+    assert not (tiny_study.results / "late-fusion.json").exists()
+    assert len(all_names()) == len(RUNS) + 3
+
+
+def test_cells_are_plain_json(tiny_study: Study) -> None:
+    tiny_study.run(["majority"])
+    text = (tiny_study.results / "majority.json").read_text()
+    assert json.loads(text)["conditions"][clean(Situation.BOTH)]["attributes"]["mean"]["accuracy"]
+    assert max(map(len, text.splitlines())) > 100  # one condition a line
+
+
+# --- the report --------------------------------------------------------------------------------------------
+
+
+SPOILT = ("label words removed/1", "another's title/1", "JPEG/5")
+
+
+def write_result(
+    part: TestPart, folder: Path, name: str, noise: float, *, spoilt: float = 0.0, epochs: int = 4
+) -> None:
+    """A finished run's figures, as noisy as asked for; image weights fall from 0.5 to 0.25 where it is spoilt."""
+    run = next((run for run in RUNS if run.name == name), None)
+    weighs = run is not None and run.weighs
+    answers = {clean(situation): noisy(part, noise) for situation in Situation}
+    answers["image_and_title/unspoilt/0"] = noisy(part, noise)
+    for key in SPOILT:
+        each = noisy(part, noise + spoilt)
+        answers[f"image_and_title/{key}"] = dataclasses.replace(each, attention=each.attention / 2)
+    everything = np.arange(len(part.listings))
+    cells: dict[str, Any] = {
+        "run": name,
+        "title": run.title if run else name,
+        "training_seconds": 90,
+        "date": "2026-01-01",
+        "machine": "a machine",
+        "budget": {
+            "epochs": epochs,
+            "steps": 10,
+            "batch_size": 16,
+            "train_listings": 180,
+            "seed": 0,
+            "towers": "0123456789ab",
+            "test_listings": len(everything),
+            "test": "abc",
+            "spoilt_listings": len(everything),
+            "corruption_seed": 0,
+        },
+    }
+    if weighs:
+        cells["weights"] = weight_cells(part, answers)
+    cells["conditions"] = all_cells(part, everything, answers, study.STRONGEST, weighs=weighs)
+    write_cells(folder / f"{name}.json", cells)
+
+
+def test_the_report_says_who_is_ahead_and_what_is_missing(part: TestPart, tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    write_result(part, folder, "cma-clip", 0.5)
+    write_result(part, folder, "clip-finetuned", 3.0, spoilt=5.0)
+    write_result(part, folder, "depth-2", 0.5)
+    results = Results(folder)
+    assert "clip-finetuned-same-recipe" in results.missing
+    assert "cma-clip" not in results.missing
+    written = write_report(results, tmp_path / "docs" / "results.md")
+    assert {path.name for path in written} == {"results.md", "curves_accuracy.png", "curves_recall.png", "weights.png"}
+    page = written[0].read_text()
+    for plot in written[1:]:
+        assert f"](study/{plot.name})" in page
+    difference = results.difference("cma-clip", "clip-finetuned", clean(Situation.BOTH), "accuracy")
+    assert difference is not None
+    assert difference.low > 0
+    assert f"CLIP fine-tuned: pooled embeddings, trained plainly: {points(difference)}, ahead" in page
+    assert "two fusion blocks: accuracy +0.0 points [+0.0, +0.0]" in page
+    assert "no difference can be told" in page
+    assert "`clip-finetuned-same-recipe`" in page.split("**Not run yet**")[1].splitlines()[0]
+    assert "met: with label words removed" in page
+    assert "met: with another listing's title" in page
+    assert "away from the spoilt picture in 1 of 1" in page
+    assert "away from the spoilt title in 0 of 2" in page  # the image weight fell there, too
+
+
+def test_the_report_says_so_where_cma_clip_loses(part: TestPart, tmp_path: Path) -> None:
+    write_result(part, tmp_path, "cma-clip", 3.0, spoilt=5.0)
+    write_result(part, tmp_path, "clip-finetuned", 0.5)
+    page = render(Results(tmp_path), ())
+    assert "**behind**" in page
+    assert "**missed**: with label words removed" in page
+    assert (
+        "**missed**: at least as accurate as the fine-tuned CLIP on clean listings for every attribute; below" in page
+    )
+
+
+def test_differences_are_those_of_the_resamples(part: TestPart, tmp_path: Path) -> None:
+    write_result(part, tmp_path, "cma-clip", 1.0)
+    write_result(part, tmp_path, "clip-finetuned", 2.0)
+    results, key = Results(tmp_path), clean(Situation.BOTH)
+    difference = results.difference("cma-clip", "clip-finetuned", key, "accuracy", "colour")
+    values = [results.value(name, key, "accuracy", "colour") for name in ("cma-clip", "clip-finetuned")]
+    assert difference is not None
+    assert difference.value == pytest.approx(values[0] - values[1])
+    assert difference.low <= difference.value <= difference.high
+    assert results.difference("cma-clip", "title-alone", key, "accuracy") is None
+    assert results.difference("cma-clip", "clip-finetuned", key, "macro_f1") is None  # whose resamples are not kept
+
+
+def test_budgets_are_not_mixed(part: TestPart, tmp_path: Path) -> None:
+    write_result(part, tmp_path, "cma-clip", 1.0)
+    write_result(part, tmp_path, "clip-finetuned", 2.0, epochs=5)
+    with pytest.raises(ConfigError, match="clip-finetuned and cma-clip are of different budgets"):
+        Results(tmp_path)
+
+
+def test_without_results_everything_is_missing(tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    assert results.missing == [*all_names(), "shipped.json", "certificates.json"]
+    page = render(results, [])
+    assert "Nothing has been run yet" in page
+    assert "`cma-clip`" in page
+
+
+def test_the_shipped_checkpoint_is_measured_and_shown(
+    catalogue: Catalogue,
+    checkpoint_folder: Path,
+    tasks: tuple[Task, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shipped, "SUBSET", 4)
+    with pytest.raises(ConfigError, match=r"not calibrated at 0\.95"):
+        measure_shipped(checkpoint_folder, catalogue, torch.device("cpu"))
+    checkpoint = load_checkpoint(checkpoint_folder)
+    certified = Certificate(threshold=0.0, coverage=1.0, support=100, bound=0.96)
+    attribute = AttributeCalibration(temperature=2.0, thresholds={0.95: certified})
+    calibration = Calibration(
+        version=checkpoint.version,
+        method="made up",
+        confidence_level=0.95,
+        target_precisions=(0.95,),
+        situations={situation: {task.name: attribute for task in tasks} for situation in Situation},
+    )
+    write_part(checkpoint, CALIBRATION, calibration.to_json())
+    cells = measure_shipped(checkpoint_folder, catalogue, torch.device("cpu"))
+    colour = cells["conditions"][clean(Situation.TITLE)]["attributes"]["colour"]
+    assert colour["coverage"] == 1.0
+    assert colour["precision"] == colour["accuracy"]
+    assert colour["error_before"] != colour["error_after"]
+    assert {"image/JPEG/5", "title/typos/1", "image_and_title/blur/0.1"} <= cells["conditions"].keys()
+    assert "title/JPEG/5" not in cells["conditions"]
+    write_cells(tmp_path / "shipped.json", cells)
+    written = write_report(Results(tmp_path), tmp_path / "docs" / "results.md")
+    page = written[0].read_text()
+    assert [path.name for path in written[1:]] == ["reliability.png", "reliability_spoilt.png"]
+    assert f"version `{checkpoint.version}`" in page
+    assert "Precision of what is accepted is under 95 % in" in page
+
+
+def test_the_page_in_the_repository_is_up_to_date() -> None:
+    plots = [path.name for path in (PAGE.parent / "study").glob("*.png")]
+    written = PAGE.read_text(encoding="utf-8")
+    assert written == render(Results(RESULTS), plots), "run: python -m benchmarks.study report"

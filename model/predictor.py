@@ -307,7 +307,7 @@ class Predictor:
             parts = [
                 self.network(image and image.select(of_image), text and text.select(of_text)).logits
                 for of_image, of_text in zip(
-                    image_rows.split(VARIANTS_AT_ONCE), text_rows.split(VARIANTS_AT_ONCE), strict=True
+                    torch.split(image_rows, VARIANTS_AT_ONCE), torch.split(text_rows, VARIANTS_AT_ONCE), strict=True
                 )
             ]
         return tuple(torch.cat(scores).float().cpu().numpy() for scores in zip(*parts, strict=True))
@@ -339,7 +339,7 @@ def _shares(box: tuple[float, float, float, float], size: tuple[int, int]) -> Fr
 
 def _in_turn(encode: Callable[[Tensor], TokenSequence], inputs: Tensor) -> TokenSequence:
     """Encode `inputs` some rows at a time."""
-    parts = [encode(some) for some in inputs.split(VARIANTS_AT_ONCE)]
+    parts = [encode(some) for some in torch.split(inputs, VARIANTS_AT_ONCE)]
     return TokenSequence(
         embeddings=torch.cat([part.embeddings for part in parts]),
         mask=torch.cat([part.mask for part in parts]),

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,10 +27,16 @@ COMPARED = ("accuracy", "recall_at_95")
 Cells = dict[str, Any]
 
 
-def condition_cells(part: TestPart, rows: NDArray[np.int64], answers: Answers, *, weighs: bool, full: bool) -> Cells:
+Detail = Literal["values", "comparable", "full"]
+
+
+def condition_cells(
+    part: TestPart, rows: NDArray[np.int64], answers: Answers, *, weighs: bool, detail: Detail
+) -> Cells:
     """Return the figures of one condition on the listings at `rows`, each as [value, low, high] at 95 %.
 
-    full: with figures and intervals per attribute, and with the resamples; else attributes have their value alone.
+    detail: `values` gives attributes their value alone, without an interval; `comparable` adds the resamples of the
+    means, in ten-thousandths; `full` has intervals and resamples of each attribute.
     """
     given = [_Attribute(answers, part.labels[rows, t], t) for t in range(len(part.tasks))]
     known = [t for t, attribute in enumerate(given) if attribute.counted.any()]
@@ -46,16 +52,18 @@ def condition_cells(part: TestPart, rows: NDArray[np.int64], answers: Answers, *
     for row, name in enumerate(names):
         intervals = zip(MEASURES, values[row], low[row], high[row], strict=True)
         attributes[name] = {
-            measure: [figure(x) for x in ((value, low, high) if full or name == "mean" else (value,))]
+            measure: [figure(x) for x in ((value, low, high) if detail == "full" or name == "mean" else (value,))]
             for measure, value, low, high in intervals
         }
     for t in known:
         attributes[names[known.index(t)]] |= _extras(given[t], answers, t, weighs=weighs)
     cells: Cells = {"listings": len(rows), "attributes": attributes}
-    if full:
+    if detail != "values":
         cells["resamples"] = {
             measure: {
-                name: [figure(x) for x in resamples[:, row, MEASURES.index(measure)]] for row, name in enumerate(names)
+                name: _ten_thousandths(resamples[:, row, MEASURES.index(measure)])
+                for row, name in enumerate(names)
+                if detail == "full" or name == "mean"
             }
             for measure in COMPARED
         }
@@ -116,20 +124,24 @@ def weight_cells(part: TestPart, answers: Mapping[str, Answers]) -> Cells:
 def all_cells(
     part: TestPart, subset: NDArray[np.int64], answers: Mapping[str, Answers], strongest: Sequence[str], *, weighs: bool
 ) -> Cells:
-    """Return the figures of every condition that was answered, by its key; `strongest` in full, as the clean ones."""
+    """Return the figures of every condition that was answered, by its key: clean in full, `strongest` comparable."""
     everything = np.arange(len(part.listings))
     cells: Cells = {}
     for key, each in answers.items():
         is_clean = key.split("/")[1] == "clean"
-        cells[key] = condition_cells(
-            part, everything if is_clean else subset, each, weighs=weighs, full=is_clean or key in strongest
-        )
+        comparable: Detail = "comparable" if key in strongest else "values"
+        rows, detail = (everything, "full") if is_clean else (subset, comparable)
+        cells[key] = condition_cells(part, rows, each, weighs=weighs, detail=detail)
     return cells
 
 
 def figure(value: float) -> float | None:
     """Return a figure as it is written: five digits after the point, and null where it has no rows to stand on."""
     return None if math.isnan(value) else round(float(value), 5)
+
+
+def _ten_thousandths(values: NDArray[np.float64]) -> list[int] | None:
+    return None if np.isnan(values).any() else [round(10_000 * float(value)) for value in values]
 
 
 # --- files -------------------------------------------------------------------------------------------------

@@ -173,13 +173,14 @@ def blank(picture: Picture, _listing: Listing, _other: Picture, share: float, rn
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
 LISTINGS = "share of the listings"
+NO_TITLE = "no title"
 
 TITLES: tuple[Corruption[str], ...] = (
     Corruption(name="words dropped", axis="share of the words", strengths=SHARES, spoil=drop_tokens),
     Corruption(name="typos", axis="share of the words", strengths=SHARES, spoil=misspell),
     Corruption(name="foreign words", axis="per own word", strengths=(0.25, 0.5, 1.0, 2.0), spoil=mix_in),
     Corruption(name="label words removed", axis="share of these words", strengths=SHARES, spoil=remove_label_words),
-    Corruption(name="no title", axis=LISTINGS, strengths=SHARES, spoil=no_title),
+    Corruption(name=NO_TITLE, axis=LISTINGS, strengths=SHARES, spoil=no_title),
     Corruption(name="another's title", axis=LISTINGS, strengths=SHARES, spoil=_exchange),
 )
 

@@ -22,7 +22,7 @@ from model.plots import COLOURS
 from model.readings import Situation
 
 COLUMNS = 4
-LINES = ("#1b6ca8", "#c0392b", "#e59866", "#6fb1de", "#d9822b", "#4b8b3b", "#7d3c98", "#888888")
+LINES = ("#1b6ca8", "#c0392b", "#7d3c98", "#4fc3f7", "#d9822b", "#4b8b3b", "#5d4037", "#9e9e9e")
 SPOILT_RELIABILITY = (
     ("label words removed", 1.0),
     ("another's title", 1.0),

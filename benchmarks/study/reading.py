@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from benchmarks.study.conditions import UNSPOILT, clean
-from benchmarks.study.corruptions import CORRUPTIONS, IMAGES, TITLES
+from benchmarks.study.corruptions import CORRUPTIONS, IMAGES, NO_TITLE, TITLES
 from benchmarks.study.results import Estimate, Results, both
 from benchmarks.study.runs import (
     ABLATIONS,
@@ -22,6 +22,7 @@ from model.readings import Situation
 
 BOTH = clean(Situation.BOTH)
 NO_LABEL_WORDS, FOREIGN_TITLE = both("label words removed", 1.0), both("another's title", 1.0)
+SMALLEST_MOVE = 0.01
 LABEL_WORDS_AIM, FOREIGN_TITLE_AIM = 5.0, 0.4
 MEASURE_NAMES = {
     "accuracy": "mean accuracy",
@@ -49,7 +50,7 @@ def compared(results: Results, run: str, other: str, key: str, measure: str) -> 
     if difference is None:
         return None
     what = MEASURE_NAMES[measure]
-    return f"{what}, {results.title(run)} against {results.title(other)}: {points(difference)}, {verdict(difference)}"
+    return f"{what}: {results.title(run)} against {results.title(other)}, {points(difference)}: {verdict(difference)}"
 
 
 def sentences(results: Results) -> dict[str, list[str]]:
@@ -92,8 +93,8 @@ def _spoilt(results: Results) -> Iterator[str]:
                 if names
             ]
             yield (
-                f"mean accuracy under the {total} corruptions at their strongest, {results.title(CMA_CLIP.name)} "
-                f"against {results.title(other)}: {'; '.join(parts)}"
+                f"mean accuracy under the {total} corruptions at their strongest: {results.title(CMA_CLIP.name)} "
+                f"against {results.title(other)}, in points, {'; '.join(parts)}"
             )
 
 
@@ -120,11 +121,12 @@ def _weights(results: Results) -> Iterator[str]:
     for side, direction in (("title", 1), ("picture", -1)):
         moves = moved[side]
         if moves:
-            away = [name for name, move in moves.items() if direction * move > 0]
+            away = [name for name, move in moves.items() if direction * move >= SMALLEST_MOVE]
             values = ", ".join(f"{name} {100 * move:+.1f}" for name, move in moves.items())
             yield (
-                f"the weights move away from the spoilt {side} in {len(away)} of {len(moves)} corruptions at their "
-                f"strongest (image weight, mean over attributes, in points: {values})"
+                f"the weights move away from the spoilt {side} by {100 * SMALLEST_MOVE:g} point or more in "
+                f"{len(away)} of {len(moves)} corruptions at their strongest (image weight, mean over attributes, in "
+                f"points: {values})"
             )
     cost = weights_against_costs(results)
     if cost is not None:
@@ -143,7 +145,10 @@ def _weights(results: Results) -> Iterator[str]:
 
 
 def weight_moves(results: Results, side: str) -> dict[str, float]:
-    """Return by how much the mean image weight moves under each corruption of titles or pictures, at its strongest."""
+    """Return by how much the mean image weight moves under each corruption of titles or pictures, at its strongest.
+
+    Left out is an absent title, whose weight is 0 by construction.
+    """
     corruptions = TITLES if side == "title" else IMAGES
     moves = {}
     for corruption in corruptions:
@@ -151,7 +156,7 @@ def weight_moves(results: Results, side: str) -> dict[str, float]:
             mean_image_weight(results, key)
             for key in (both(UNSPOILT, 0.0), both(corruption.name, corruption.strengths[-1]))
         ]
-        if weights[0] is not None and weights[1] is not None:
+        if weights[0] is not None and weights[1] is not None and corruption.name != NO_TITLE:
             moves[corruption.name] = weights[1] - weights[0]
     return moves
 

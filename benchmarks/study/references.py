@@ -16,8 +16,8 @@ from model.catalogue import Listing
 from model.readings import Situation
 
 TITLES_OF = {
-    "majority": "majority label",
-    "tf-idf": "TF-IDF and logistic regression, title",
+    "majority": "most frequent label",
+    "tf-idf": "bag of words, title",
     "late-fusion": "late fusion",
 }
 """The names of the reference rows, and how the report calls them."""

@@ -116,8 +116,8 @@ class Results:
 
     def _resamples(self, run: str, key: str, measure: str, attribute: str) -> Any | None:
         kept = self.runs.get(run, {}).get("conditions", {}).get(key, {}).get("resamples", {})
-        values: Sequence[float] | None = kept.get(measure, {}).get(attribute)
-        return None if values is None or None in values else np.array(values)
+        values: Sequence[int] | None = kept.get(measure, {}).get(attribute)
+        return None if values is None else np.array(values) / 10_000
 
 
 def both(corruption: str, strength: float) -> str:

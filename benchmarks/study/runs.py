@@ -69,17 +69,17 @@ PLAIN: Settings = {**NO_CORRUPTIONS, **ONE_LOSS}
 IMAGE_LOSS: Settings = {"weights.both": "0", "weights.image": "1", "weights.title": "0"}
 TITLE_LOSS: Settings = {"weights.both": "0", "weights.image": "0", "weights.title": "1"}
 
-CMA_CLIP = Run(name="cma-clip", title="CMA-CLIP, our recipe", spoilt=True)
+CMA_CLIP = Run(name="cma-clip", title="CMA-CLIP", spoilt=True)
 CLIP_FINETUNED = Run(
     name="clip-finetuned",
-    title="CLIP fine-tuned: pooled embeddings, trained plainly",
+    title="fine-tuned CLIP",
     network="pooled",
     training=PLAIN,
     spoilt=True,
 )
 CLIP_SAME_RECIPE = Run(
     name="clip-finetuned-same-recipe",
-    title="CLIP fine-tuned: pooled embeddings, our recipe",
+    title="fine-tuned CLIP, our recipe",
     network="pooled",
     spoilt=True,
 )

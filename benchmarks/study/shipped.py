@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from benchmarks.study.answers import Answers, Reader, TestPart
 from benchmarks.study.cells import Cells, figure
 from benchmarks.study.conditions import read_clean, read_spoilt
-from benchmarks.study.corruptions import SEED
+from benchmarks.study.corruptions import NO_TITLE, SEED
 from benchmarks.study.study import SUBSET
 from model import scores
-from model.calibration import AttributeCalibration, softmax
+from model.calibration import AttributeCalibration, Calibration, softmax
 from model.catalogue import Catalogue
 from model.checkpoint import load_checkpoint, load_weights
 from model.cma_clip import build_cma_clip
@@ -44,11 +44,10 @@ def measure_shipped(folder: Path, catalogue: Catalogue, device: torch.device) ->
     situations = tuple(Situation)
     conditions = {}
     for key, answers in read_clean(reader, part, situations):
-        calibrated = calibration.situations[Situation(key.split("/")[0])]
-        conditions[key] = _condition(part, np.arange(len(part.listings)), answers, calibrated)
+        conditions[key] = _condition(part, np.arange(len(part.listings)), answers, key, calibration)
     for key, answers in read_spoilt(reader, part, subset, reads=situations, situations=situations):
-        calibrated = calibration.situations[Situation(key.split("/")[0])]
-        conditions[key] = _condition(part, subset, answers, calibrated)
+        if key.split("/")[1] != NO_TITLE:  # which is the situation of the image alone, or nothing to read at all
+            conditions[key] = _condition(part, subset, answers, key, calibration)
     return {
         "checkpoint": checkpoint.name,
         "version": checkpoint.version,
@@ -62,32 +61,43 @@ def measure_shipped(folder: Path, catalogue: Catalogue, device: torch.device) ->
     }
 
 
-def _condition(part: TestPart, rows: NDArray[np.int64], answers: Answers, calibrated: Any) -> Cells:
-    return {
-        "listings": len(rows),
-        "attributes": {
-            task.name: _attribute(task, part.labels[rows, t], answers.logits[t], calibrated[task.name])
-            | {"image_weight": figure(answers.attention[:, t, 0].mean())}
-            for t, task in enumerate(part.tasks)
-            if scores.labelled(part.labels[rows, t]).any()
-        },
-    }
+def _condition(part: TestPart, rows: NDArray[np.int64], answers: Answers, key: str, calibration: Calibration) -> Cells:
+    by_situation = calibration.situations
+    situation = Situation(key.split("/", maxsplit=1)[0])
+    attributes = {}
+    for t, task in enumerate(part.tasks):
+        counted = scores.labelled(part.labels[rows, t])
+        if not counted.any():
+            continue
+        # A spoilt title may have no word left: the service judges such a listing as one without a title.
+        absent = answers.attention[counted, t, 1] == 0
+        judged = [(absent, by_situation[Situation.IMAGE][task.name]), (~absent, by_situation[situation][task.name])]
+        attributes[task.name] = _attribute(task, part.labels[rows, t][counted], answers.logits[t][counted], judged) | {
+            "image_weight": figure(answers.attention[:, t, 0].mean())
+        }
+    return {"listings": len(rows), "attributes": attributes}
 
 
 def _attribute(
-    task: Task, labels: NDArray[np.int64], logits: NDArray[np.float32], calibrated: AttributeCalibration
+    task: Task,
+    labels: NDArray[np.int64],
+    logits: NDArray[np.float32],
+    judged: Sequence[tuple[NDArray[np.bool_], AttributeCalibration]],
 ) -> Cells:
     """Measure one attribute: accuracy, calibration error before and after the temperature, and what is accepted.
 
-    reliability: [confidence, share that is right] of each bin, after the temperature.
+    judged: which rows by which calibration. reliability: [confidence, share that is right] of each bin, after the
+    temperature.
     """
-    counted = scores.labelled(labels)
-    labels, logits = labels[counted], logits[counted]
-    correct = logits.argmax(axis=1) == labels
-    before, after = softmax(logits, 1.0).max(axis=1), softmax(logits, calibrated.temperature).max(axis=1)
-    thresholds = [calibrated.threshold(TARGET, label) for label in task.labels]
-    floors = np.array([np.inf if threshold is None else threshold for threshold in thresholds])
-    accepted = after >= floors[logits.argmax(axis=1)]
+    predicted = logits.argmax(axis=1)
+    correct = predicted == labels
+    before = softmax(logits, 1.0).max(axis=1)
+    after, accepted = np.empty(len(labels)), np.empty(len(labels), dtype=np.bool_)
+    for rows, calibrated in judged:
+        thresholds = [calibrated.threshold(TARGET, label) for label in task.labels]
+        floors = np.array([np.inf if threshold is None else threshold for threshold in thresholds])
+        after[rows] = softmax(logits[rows], calibrated.temperature).max(axis=1)
+        accepted[rows] = after[rows] >= floors[predicted[rows]]
     return {
         "accuracy": figure(correct.mean()),
         "error_before": figure(scores.expected_calibration_error(before, correct)),

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from benchmarks.certificates import DELTA
 from benchmarks.study.conditions import UNSPOILT, clean
 from benchmarks.study.corruptions import CORRUPTIONS, IMAGES, NO_TITLE, TITLES
 from benchmarks.study.results import Estimate, Results, both
@@ -23,6 +24,7 @@ from model.readings import Situation
 BOTH = clean(Situation.BOTH)
 NO_LABEL_WORDS, FOREIGN_TITLE = both("label words removed", 1.0), both("another's title", 1.0)
 SMALLEST_MOVE = 0.01
+COVERAGE_TARGET, COVERAGE_AIM = 0.95, 0.03
 LABEL_WORDS_AIM, FOREIGN_TITLE_AIM = 5.0, 0.4
 MEASURE_NAMES = {
     "accuracy": "mean accuracy",
@@ -60,7 +62,7 @@ def sentences(results: Results) -> dict[str, list[str]]:
         "Spoilt listings": list(_spoilt(results)),
         "What helps": list(_ablations(results)),
         "Modality weights": list(_weights(results)),
-        "Aims": list(_aims(results)),
+        "Aims": [*_aims(results), *_certificate_aims(results)],
     }
     return {subject: lines for subject, lines in subjects.items() if lines}
 
@@ -228,6 +230,24 @@ def _aims(results: Results) -> Iterator[str]:
             f"{100 * FOREIGN_TITLE_AIM:.0f} % of the accuracy lost that the fine-tuned CLIP loses: "
             f"{100 * lost[0]:.1f} of {100 * lost[1]:.1f} points, {100 * share:.0f} %"
         )
+
+
+def _certificate_aims(results: Results) -> Iterator[str]:
+    trials = results.certificates["trials"] if results.certificates else []
+    if not trials:
+        return
+    kept = sum(trial["certified"]["broken"] <= DELTA for trial in trials)
+    naive = sum(trial["naive"]["broken"] <= DELTA for trial in trials)
+    yield (
+        f"{_met(kept == len(trials))}: certified thresholds keep their promise in {kept} of {len(trials)} cases "
+        f"(attribute, target, situation); naive ones in {naive}"
+    )
+    lost = float(np.mean([trial["certified"]["lost"] for trial in trials if trial["target"] == COVERAGE_TARGET]))
+    yield (
+        f"{_met(lost <= COVERAGE_AIM)}: at {100 * COVERAGE_TARGET:g} %, a certificate costs at most "
+        f"{100 * COVERAGE_AIM:g} points of coverage against the oracle threshold: {100 * lost:.1f} points, mean over "
+        "attributes and situations"
+    )
 
 
 def _lost(results: Results, run: str) -> float | None:

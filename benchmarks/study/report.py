@@ -286,6 +286,9 @@ def _certificates(results: Results) -> str:
         f"certified on the one, measured on the other. A promise is kept where at most "
         f"{100 * DELTA:g} % of the splits break it.",
         "",
+        "Certified: splits with a threshold. Broken: splits with a precision under the target. Lost: coverage, in "
+        "points, against the oracle threshold, the best there is for all the listings together.",
+        "",
         *(f"- {line}." for line in summary(trials).splitlines()),
         *(f"- {line}." for line in (label_summary(labels).splitlines() if labels else ())),
         "",
@@ -315,7 +318,12 @@ def _certificates(results: Results) -> str:
             ]
             for each in labels
         ]
-        lines += ["Label by label:", "", *_table(headings, rows, left=2), ""]
+        note = (
+            "Label by label: how many labels had a threshold of their own in some split; for how many of them the "
+            "promise was kept; the share of broken splits; and the splits in which the attribute as a whole, with the "
+            "labels that fall back, was under the target: label by label, nobody promised that it would not be."
+        )
+        lines += [note, "", *_table(headings, rows, left=2), ""]
     return "\n".join(lines)
 
 

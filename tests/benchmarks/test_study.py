@@ -578,6 +578,27 @@ def test_without_results_everything_is_missing(tmp_path: Path) -> None:
     assert "`cma-clip`" in page
 
 
+def test_the_certificates_are_shown_and_held_against_the_aims(tmp_path: Path) -> None:
+    outcome = {"certified": 1.0, "broken": 0.02, "coverage": 0.9, "lost": 0.01}
+    naive = outcome | {"broken": 0.4, "lost": 0.0}
+    trial = {"situation": "image", "attribute": "colour", "target": 0.95, "listings": 100}
+    label = {"situation": "image", "attribute": "colour", "target": 0.95, "labels": 3, "kept": 2}
+    label |= {"worst_broken": 0.07, "broken": 0.03, "attribute_broken": 0.2, "coverage": 0.8}
+
+    def page(certified: dict[str, float]) -> str:
+        document = {"splits": 500, "seed": 0, "trials": [trial | {"certified": certified, "naive": naive}]}
+        (tmp_path / "certificates.json").write_text(json.dumps(document | {"label_trials": [label]}))
+        return render(Results(tmp_path), ())
+
+    good, bad = page(outcome), page(outcome | {"broken": 0.06, "lost": 0.031})
+    assert "- met: certified thresholds keep their promise in 1 of 1 cases" in good
+    assert "- met: at 95 %, a certificate costs at most 3 points of coverage" in good
+    assert "| image | colour | 95 | 100.0 | 2.0 | 90.0 | 1.0 | 40.0 | 0.0 |" in good
+    assert "promise kept for 2 of 3 labels" in good
+    assert "- **missed**: certified thresholds keep their promise in 0 of 1 cases" in bad
+    assert "- **missed**: at 95 %" in bad
+
+
 def test_the_shipped_checkpoint_is_measured_and_shown(
     catalogue: Catalogue,
     checkpoint_folder: Path,

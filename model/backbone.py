@@ -13,7 +13,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import open_clip
 import torch
@@ -214,6 +214,20 @@ class Backbone(nn.Module):
         super().__init__()
         self.image = image
         self.text = text
+        self.image_locked = False
+
+    def lock_image(self) -> None:
+        """Keep the image tower as it is, its batch statistics too, whatever is trained (LiT, arXiv:2111.07991)."""
+        self.image.requires_grad_(False)
+        self.image_locked = True
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch between training and evaluation; a locked tower stays in evaluation."""
+        super().train(mode)
+        if self.image_locked:
+            self.image.eval()
+        return self
 
     def encode_image(self, images: Tensor) -> TokenSequence:
         """Encode `images`, `[B, 3, H, W]` normalised floats, to `1+N` tokens each, pooled at the first."""

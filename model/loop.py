@@ -205,9 +205,11 @@ class Loop:
 
 
 def parameter_groups(network: nn.Module, config: OptimiserConfig) -> list[dict[str, Any]]:
-    """Split parameters by learning rate (towers, rest) and by decay (matrices, but not vectors and embeddings)."""
+    """Split what is trained by learning rate (towers, rest) and by decay (matrices, but not vectors and embeddings)."""
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:  # a locked tower
+            continue
         tower = name.startswith("backbone.")
         decays = parameter.ndim >= 2 and "embedding" not in name
         groups.setdefault((tower, decays), []).append(parameter)

@@ -66,6 +66,8 @@ def train(
     _report_tasks(tasks, rare, console)
     torch.manual_seed(config.optimiser.seed)
     network = (build or initial_network)(model, tasks, initial)
+    if config.lock_image:
+        network.backbone.lock_image()
     target = pick_device(device)
     training = {
         "catalogue": catalogue.config.table.name,

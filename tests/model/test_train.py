@@ -239,6 +239,19 @@ def test_the_backbone_learns_at_its_own_rate_and_vectors_do_not_decay(network: C
         assert (group["weight_decay"] == 0) == (parameter.ndim < 2 or "embedding" in name)
 
 
+def test_a_locked_image_tower_stays_as_it_was_given(
+    catalogue: Catalogue, tmp_path: Path, model_config: ModelConfig, train_config: TrainConfig, console: Console
+) -> None:
+    arguments: dict[str, Any] = {"name": "t", "model": model_config, "console": console}
+    start = train(catalogue, tmp_path / "start", config=train_config, **arguments)
+    locked = dataclasses.replace(train_config, lock_image=True)
+    end = train(catalogue, tmp_path / "end", config=locked, initial=str(start), **arguments)
+    before, after = tensors(start), tensors(end)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert not any(name.startswith("backbone.image.") for name in changed)  # batch statistics neither
+    assert any(name.startswith("backbone.text.") for name in changed)
+
+
 def test_the_rate_warms_up_and_falls_to_zero() -> None:
     factors = [rate_factor(step, 100, warmup=10) for step in range(100)]
     assert factors[0] == pytest.approx(0.1)

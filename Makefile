@@ -21,7 +21,7 @@ export CMA_CLIP_CHECKPOINT ?= weights/fashion
 quietly = log=$$(mktemp); if ! { $(1); } >"$$log" 2>&1; then cat "$$log" >&2; rm -f "$$log"; exit 1; fi; rm -f "$$log"
 install = $(call quietly,$(BIN)/python -m pip install --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.$(1)')
 
-.PHONY: help serve test lint format types test-deployment test-image test-browser soak study rules constraints clean
+.PHONY: help serve test lint format types test-deployment test-tools test-image test-browser soak study rules constraints clean
 
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -43,11 +43,13 @@ format: $(VENV)/.test ## Put imports and formatting right
 types: $(VENV)/.test ## Check the types, strictly
 	@$(BIN)/mypy
 
-test-deployment: $(VENV)/.deployment ## Run nginx, Prometheus and the other tools against deploy/ (apt-get installs them)
+test-deployment: test-tools test-image ## Both of the following
+
+test-tools: $(VENV)/.deployment ## Run nginx, Prometheus and the other tools against deploy/ (apt-get installs them)
 	@tests/deployment/install-tools curl nginx promtool docker-compose
 	@$(BIN)/python -m pytest tests/deployment $(ARGS)
 
-test-image: $(VENV)/.deployment ## Build the image with buildah and classify a listing in it (minutes, 20 GB of disk)
+test-image: $(VENV)/.deployment ## Build the image with buildah and classify a listing in it (minutes, 25 GB of disk)
 	@tests/deployment/install-tools buildah debootstrap
 	@$(BIN)/python -m pytest tests/deployment/image $(ARGS)
 

@@ -2,7 +2,8 @@
 
 buildah needs no engine. The base image cannot be had everywhere, so a Debian of the same release with the same
 Python, made by debootstrap, stands in under its name. Packages come from a folder of wheels that pip fills first,
-so that the build itself needs no network. All of it (some 20 GB) is removed again at the end.
+so that the build itself needs no network. All of it (some 20 GB) is removed again at the end; where there is not that
+much room, the tests are skipped and say so.
 
 The image for GPUs alone is built: the CPU build of PyTorch lies on an index that cannot be had everywhere either.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import sys
 import tempfile
@@ -28,6 +30,7 @@ from tests.deployment.tools import ROOT, run
 IMAGE = "localhost/cma-clip:test"
 CHROOT = ("--isolation", "chroot")
 MINUTES = 60.0
+GIGABYTES = 25
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 ARGUMENTS = dict(re.findall(r"^ARG (\w+)=(\S+)$", DOCKERFILE, re.MULTILINE))
 BASE = f"localhost/python:{ARGUMENTS['PYTHON_VERSION']}-slim-{ARGUMENTS['DEBIAN_RELEASE']}"
@@ -60,6 +63,9 @@ class Buildah:
 def folder() -> Iterator[Path]:
     """For what is large: pytest keeps its own folders of the last three runs."""
     with tempfile.TemporaryDirectory() as name:
+        free = shutil.disk_usage(name).free / 1e9
+        if free < GIGABYTES:
+            pytest.skip(f"building the image takes {GIGABYTES} GB of disk, {free:.0f} GB are free")
         yield Path(name)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 from benchmarks.capacity import PICTURES, Setting, machine, measure, settings, write_picture
@@ -21,7 +20,9 @@ def test_a_short_measurement_gives_what_the_page_needs(tmp_path: Path) -> None:
     row = measure(Setting(1, "float32", "60 × 80"), picture, checkpoint=ROOT / "weights/fashion", seconds=1)
     assert all(set(row[load]["statuses"]) == {"200"} for load in ("single", "batches", "half_load"))
     assert row["single"]["listings_per_second"] > 0
-    assert 0 < row["memory_mib"]["warm"] <= row["memory_mib"]["loaded"] <= math.ceil(row["memory_mib"]["peak"])
+    memory = row["memory_mib"]
+    # The kernel counts the two apart, to some pages.
+    assert 0 < memory["warm"] <= memory["loaded"] <= memory["peak"] + 1
     found = {"machine": machine(), "model": "x", "seconds": 1, "rows": [row]}
     assert "1 core, float32" in sizing(found)
     assert "replicas of 1 core" in plan(found)

@@ -146,7 +146,7 @@ def plan(capacity: Figures) -> str:
     for row in _planned_with(capacity["rows"]):
         rate = row["single"]["listings_per_second"]
         numbers = [replicas(peak, rate) for peak in PEAKS]
-        memory = most_memory_gib(row, Settings())
+        memory = most_memory_gib(row, Settings.model_construct())  # the defaults, whatever is set here
         of = f"{row['picture']}, *r* = {rate:.1f}"
         lines += [
             _row(f"{of}: replicas of {_replica(row)}", *(f"{number:,}" for number in numbers)),

@@ -161,7 +161,8 @@ def test_the_dashboard_looks_at_the_source_that_is_provisioned() -> None:
     provisioned = yaml.safe_load((ROOT / "deploy/grafana/provisioning/datasources/prometheus.yml").read_text())
     (source,) = provisioned["datasources"]
     (variable,) = (entry for entry in DASHBOARD["templating"]["list"] if entry["type"] == "datasource")
-    assert (variable["query"], variable["current"]["value"]) == (source["type"], source["name"])
+    assert variable["query"] == source["type"]
+    assert variable["current"] == {"text": source["name"], "value": source["uid"]}
     panels = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
     assert {panel["datasource"]["uid"] for panel in panels} == {"${datasource}"}
 

@@ -2,8 +2,8 @@
 
 buildah needs no engine. The base image cannot be had everywhere, so a Debian of the same release with the same
 Python, made by debootstrap, stands in under its name. Packages come from a folder of wheels that pip fills first,
-so that the build itself needs no network. All of it (27 GB at most) is removed again at the end; where there is not that
-much room, the tests are skipped and say so.
+so that the build itself needs no network. All of it (27 GB at most) is removed again at the end; where there is not
+that much room, the tests are skipped and say so.
 
 The image that is run is the one for GPUs: the CPU build of PyTorch lies on an index that cannot be had everywhere
 either. An index with empty packages under its names shows that the Dockerfile chooses what it should.

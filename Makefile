@@ -47,11 +47,11 @@ test-deployment: test-tools test-image ## Both of the following
 
 test-tools: $(VENV)/.deployment ## Run nginx, Prometheus and the other tools against deploy/ (apt-get installs them)
 	@tests/deployment/install-tools curl nginx promtool docker-compose
-	@$(BIN)/python -m pytest tests/deployment $(ARGS)
+	@$(BIN)/python -m pytest -rs tests/deployment $(ARGS)
 
-test-image: $(VENV)/.deployment ## Build the image with buildah and classify a listing in it (minutes, 25 GB of disk)
+test-image: $(VENV)/.deployment ## Build the image with buildah and classify a listing in it (minutes, 30 GB of disk)
 	@tests/deployment/install-tools buildah debootstrap
-	@$(BIN)/python -m pytest tests/deployment/image $(ARGS)
+	@$(BIN)/python -m pytest -rs tests/deployment/image $(ARGS)
 
 soak: $(VENV)/.test ## Load the service for minutes; fails if its memory grows or a request is lost (ARGS="--minutes 60")
 	@$(BIN)/python -m benchmarks.soak --assert-flat $(ARGS)

@@ -1,17 +1,20 @@
 """How many listings a second a replica classifies, how soon, and in how much memory: the figures of docs/operations.md.
 
     python -m benchmarks.capacity [--out benchmarks/results/capacity.json]
+    python -m docs.capacity
 
 Each row is a server of its own (`cma-clip serve`) that may run on some of this machine's cores only, and `cma-clip
 bench` before it. Where a core is left over, the client has it to itself; where the server has them all, the client
-takes its share of them, so that row says less than the server could. Saturation is 32 callers, one request after the
-other, or two with batches of 32; latency is at half of what was reached with single requests, each sent at its moment.
+takes its share of them, so that row says less than the server could. Throughput is what 32 callers get, one request
+after the other, or two with batches of 32; latency is at half of what was reached with single requests, each sent at
+its moment. A row takes a minute: three loads of 15 s, and a start.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,11 +30,13 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.server import resident_mib, server
+from benchmarks.server import Server, resident_mib, server
 from service.bench import Load, run
 
 TITLE = "Turtle Check Men Navy Blue Shirt"
-PICTURES = {"60 x 80": (60, 80), "1200 x 1600": (1200, 1600)}
+PICTURES = {"60 × 80": (60, 80), "1200 × 1600": (1200, 1600)}
+CALLERS = 32
+BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,16 @@ class Setting:
     cores: int
     dtype: str
     picture: str
+
+
+def settings(cores: int) -> Iterator[Setting]:
+    """Yield the rows that a machine with so many cores allows."""
+    # Multiplied natively or not at all: emulated, bfloat16 is a hundred times slower than float32.
+    dtypes = ["float32", *(["bfloat16"] if torch.cpu._is_amx_tile_supported() else [])]
+    for picture in PICTURES:
+        for some in sorted({1, cores}):
+            for dtype in dtypes:
+                yield Setting(some, dtype, picture)
 
 
 @contextmanager
@@ -61,70 +76,58 @@ def write_picture(path: Path, size: tuple[int, int]) -> None:
     Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(path, "JPEG", quality=85)
 
 
+class Client:
+    """Sends one picture again and again, and notes how much memory that takes."""
+
+    def __init__(self, server: Server, picture: Path) -> None:
+        self._server, self._picture = server, picture
+        self.held = [self.memory()]
+
+    def memory(self) -> float:
+        return round(resident_mib(httpx.get(f"{self._server.url}/metrics", timeout=30).text), 1)
+
+    def load(
+        self, requests: float, *, concurrency: int = CALLERS, listings: int = 1, rate: float | None = None
+    ) -> dict[str, Any]:
+        """Return the figures of so many requests, one for each caller at least.
+
+        Exits with status 1 if any was not answered: figures of refusals say nothing.
+        """
+        load = Load(
+            url=self._server.url, requests=max(round(requests), min(concurrency, CALLERS)), concurrency=concurrency,
+            rate=rate, listings=listings, image=self._picture, title=TITLE, api_key=None, timeout_ms=None,
+        )  # fmt: skip
+        figures = run(load).summary()
+        self.held.append(self.memory())
+        if set(figures["statuses"]) != {"200"}:
+            sys.exit(f"failed: not every request was answered: {figures['statuses']}")
+        return figures
+
+
 def measure(setting: Setting, picture: Path, *, checkpoint: Path, seconds: float) -> dict[str, Any]:
     """Start a server, saturate it, then load it by half."""
     cores = sorted(os.sched_getaffinity(0))
     ours, rest = cores[: setting.cores], cores[setting.cores :]
-    with server(checkpoint, cores=ours, dtype=setting.dtype) as url, on_cores(rest or ours):
-
-        def load(requests: float, **options: Any) -> dict[str, Any]:
-            given = {"concurrency": 32, "listings": 1, "title": TITLE, "image": picture, "api_key": None}
-            return run(Load(url=url, requests=int(requests), timeout_ms=None, **given | options)).summary()
-
-        def memory() -> float:
-            return round(resident_mib(httpx.get(f"{url}/metrics").text))
-
-        warm = memory()
-        first = load(200)  # how fast, roughly
-        single = load(seconds * first["requests_per_second"])
-        in_batches = load(seconds * single["listings_per_second"] / 32, concurrency=2, listings=32)
-        half = single["requests_per_second"] / 2
+    options = {"dtype": setting.dtype, "request_timeout_ms": 60_000}  # slow is a figure too
+    with server(checkpoint, cores=ours, **options) as running, on_cores(rest or ours):
+        client = Client(running, picture)
+        roughly = client.load(4 * CALLERS)["requests_per_second"]
+        single = client.load(seconds * roughly)
+        batches = client.load(seconds * single["listings_per_second"] / BATCH, concurrency=2, listings=BATCH)
+        rate = single["requests_per_second"] / 2
+        # More callers than are ever waiting, so that none is late to send.
+        half_load = client.load(seconds * rate, rate=rate, concurrency=256)
         return {
             **asdict(setting),
+            "picture_bytes": picture.stat().st_size,
             "client_has_a_core": bool(rest),
-            "listings_per_second": single["listings_per_second"],
-            "listings_per_second_in_batches": in_batches["listings_per_second"],
-            "saturated": single,
-            "half_load": load(seconds * half, rate=half, concurrency=256),
-            "resident_mib": {"warm": warm, "loaded": memory()},
-        }
-
-
-def main(
-    *,
-    checkpoint: Annotated[Path, typer.Option(help="checkpoint folder")] = Path("weights/fashion"),
-    seconds: Annotated[float, typer.Option(min=1, help="of each load")] = 30,
-    out: Annotated[Path | None, typer.Option(help="write the figures as JSON")] = None,
-) -> None:
-    """Measure every setting that this machine allows."""
-    numbers = sorted({1, len(os.sched_getaffinity(0))})
-    # Multiplied natively or not at all: emulated, it is a hundred times slower than float32.
-    dtypes = ["float32", *(["bfloat16"] if torch.cpu._is_amx_tile_supported() else [])]
-    table = Table("cores", "dtype", "picture", "listings/s", "in batches", "p50 ms", "p99 ms", "MiB")
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        for picture, size in PICTURES.items():
-            path = Path(folder) / "picture.jpg"
-            write_picture(path, size)
-            for cores in numbers:
-                for dtype in dtypes:
-                    row = measure(Setting(cores, dtype, picture), path, checkpoint=checkpoint, seconds=seconds)
-                    rows.append(row)
-                    latency = row["half_load"]["latency_ms"]
-                    rates = row["listings_per_second"], row["listings_per_second_in_batches"]
-                    shown = (
-                        cores,
-                        dtype,
-                        picture,
-                        *rates,
-                        latency["p50"],
-                        latency["p99"],
-                        row["resident_mib"]["loaded"],
-                    )
-                    table.add_row(*map(str, shown))
-    Console().print(table)
-    if out is not None:
-        out.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+            "single": single,
+            "batches": batches,
+            "half_load": half_load,
+            "memory_mib": {
+                "warm": client.held[0], "loaded": max(client.held), "peak": round(running.peak_mib(), 1),
+            },
+        }  # fmt: skip
 
 
 def machine() -> dict[str, Any]:
@@ -132,6 +135,38 @@ def machine() -> dict[str, Any]:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {"processor": names[0] if names else "unknown", "cores": len(names), "torch": torch.__version__}
+
+
+def draw(rows: Sequence[dict[str, Any]]) -> None:
+    """Print the rows as a table."""
+    table = Table("cores", "dtype", "picture", "listings/s", "in batches", "p50 ms", "p99 ms", "MiB")
+    for row in rows:
+        rates = (row[load]["listings_per_second"] for load in ("single", "batches"))
+        latency = row["half_load"]["latency_ms"]
+        cells = (row["cores"], row["dtype"], row["picture"], *rates, latency["p50"], latency["p99"])
+        table.add_row(*map(str, cells), str(row["memory_mib"]["loaded"]))
+    Console().print(table)
+
+
+def main(
+    *,
+    checkpoint: Annotated[Path, typer.Option(help="checkpoint folder")] = Path("weights/fashion"),
+    seconds: Annotated[float, typer.Option(min=1, help="of each load")] = 15,
+    out: Annotated[Path | None, typer.Option(help="write the figures as JSON")] = None,
+) -> None:
+    """Measure every setting that this machine allows; nothing else should run on it meanwhile."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for setting in settings(len(os.sched_getaffinity(0))):
+            picture = Path(folder) / "picture.jpg"
+            write_picture(picture, PICTURES[setting.picture])
+            print(f"{setting} …", file=sys.stderr, flush=True)
+            rows.append(measure(setting, picture, checkpoint=checkpoint, seconds=seconds))
+    draw(rows)
+    if out is not None:
+        version = json.loads((checkpoint / "metrics.json").read_text())["version"]
+        found = {"machine": machine(), "model": version, "seconds": seconds, "rows": rows}
+        out.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

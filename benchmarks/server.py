@@ -4,20 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 
 
+@dataclass(frozen=True)
+class Server:
+    """A server that is ready."""
+
+    url: str
+    pid: int
+
+    def peak_mib(self) -> float:
+        """Return the most memory that it has ever held, loading included."""
+        found = re.search(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{self.pid}/status").read_text(), re.MULTILINE)
+        if found is None:
+            raise ValueError("this system does not say how much memory a process has held")
+        return int(found[1]) / 2**10
+
+
 @contextlib.contextmanager
-def server(checkpoint: Path, *, cores: Collection[int] = (), **settings: object) -> Iterator[str]:
-    """Run the service while the context lasts; yields its URL once it is ready.
+def server(checkpoint: Path, *, cores: Collection[int] = (), **settings: object) -> Iterator[Server]:
+    """Run the service while the context lasts; yields it once it is ready.
 
     cores: the only ones that it may run on, with one thread of PyTorch's on each; none: as it likes
     settings: `CMA_CLIP_` variables
@@ -44,10 +61,19 @@ def server(checkpoint: Path, *, cores: Collection[int] = (), **settings: object)
             if process.poll() is not None:
                 raise SystemExit(process.returncode)
             time.sleep(0.2)
-        yield url
+        yield Server(url, process.pid)  # taskset becomes what it starts
     finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(30)
+        stop(process)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Ask it to end; `subprocess.TimeoutExpired` if it then has to be killed."""
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
 
 
 def is_ready(url: str) -> bool:

@@ -147,9 +147,9 @@ def main(
     out: Annotated[Path | None, typer.Option(help="write the figures as JSON")] = None,
 ) -> None:
     """Print what was answered and what memory did; exit status 1 if a request was lost or memory grew."""
-    with server(checkpoint) as url:
-        found = asyncio.run(soak(url, warm_up + minutes))
-        answered_after = is_ready(url)
+    with server(checkpoint) as running:
+        found = asyncio.run(soak(running.url, warm_up + minutes))
+        answered_after = is_ready(running.url)
     grown = growth(found.rested[warm_up:])
     table = Table("minute", "MiB under load", "MiB at rest")
     for minute, (loaded, rested) in enumerate(zip(found.loaded, found.rested, strict=True), 1):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -124,6 +125,27 @@ def test_a_replica_that_is_not_ready_gets_nothing(balancer: Balancer, replicas: 
     finally:
         unready.signal(signal.SIGCONT)
     balancer.wait_until_it_sends_to(*replicas)
+
+
+def test_what_a_hanging_replica_has_begun_is_not_computed_by_another(
+    balancer: Balancer, replicas: tuple[Replica, Replica]
+) -> None:
+    def ask(_: int) -> httpx.Response:
+        return httpx.post(f"{balancer.url}/v1/classify", json=LISTING, timeout=30)
+
+    hanging, other = replicas
+    before = len(balancer.served())
+    hanging.signal(signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor(4) as callers:
+            answers = list(callers.map(ask, range(4)))
+    finally:
+        hanging.signal(signal.SIGCONT)
+    tried = {(line["replicas"], line["status"]) for line in balancer.served()[before:]}
+    # After 15 s the caller hears of it; nobody else was bothered with the same listing.
+    assert tried == {(hanging.address, 504), (other.address, 200)}
+    late = [reply for reply in answers if reply.status_code == 504]
+    assert {reply.json()["code"] for reply in late} == {"deadline_exceeded"}
 
 
 def test_a_draining_replica_gets_nothing_new(balancer: Balancer, replicas: tuple[Replica, Replica]) -> None:

@@ -36,7 +36,9 @@ class Prometheus(Process):
         configuration["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
         (job,) = (job for job in configuration["scrape_configs"] if job["job_name"] == "cma-clip")
         del job["dns_sd_configs"]
-        job["static_configs"] = [{"targets": [replica.address]}]
+        # As the Prometheus operator labels what it finds through the ServiceMonitor.
+        labels = {"namespace": "cma-clip", "pod": "cma-clip-1"}
+        job["static_configs"] = [{"targets": [replica.address], "labels": labels}]
         configuration["scrape_configs"] = [job]
         (folder / "prometheus.yml").write_text(yaml.safe_dump(configuration))
         (folder / "rules").mkdir()
@@ -127,6 +129,42 @@ def test_every_query_of_the_dashboard_returns_data(prometheus: Prometheus, title
         expression = expression.replace(variable, value)
     assert "$" not in expression, "a variable that this test does not know"
     assert prometheus.values(expression), title
+
+
+def recorded() -> Iterator[str]:
+    for path in sorted((ROOT / "deploy/prometheus/rules").glob("*.yml")):
+        groups = yaml.safe_load(path.read_text())["groups"]
+        yield from dict.fromkeys(rule["record"] for group in groups for rule in group["rules"] if "record" in rule)
+
+
+@pytest.mark.parametrize("name", list(recorded()))
+def test_every_recording_rule_records_something(prometheus: Prometheus, name: str) -> None:
+    assert prometheus.values(name)
+
+
+def test_the_adapter_finds_the_metric_and_its_query_returns_data(prometheus: Prometheus) -> None:
+    (rule,) = yaml.safe_load((ROOT / "deploy/kubernetes/adapter.yaml").read_text())["rules"]["custom"]
+    (series,) = prometheus.ask("series", **{"match[]": rule["seriesQuery"]})
+    assert {series[label] for label in rule["resources"]["overrides"]} == {"cma-clip", "cma-clip-1"}
+    query = rule["metricsQuery"]
+    for template, value in {
+        "<<.Series>>": series["__name__"],
+        "<<.LabelMatchers>>": 'namespace="cma-clip",pod=~"cma-clip-1"',
+        "<<.GroupBy>>": "pod",
+    }.items():
+        assert template in query
+        query = query.replace(template, value)
+    assert len(prometheus.values(query)) == 1
+
+
+def test_the_dashboard_looks_at_the_source_that_is_provisioned() -> None:
+    provisioned = yaml.safe_load((ROOT / "deploy/grafana/provisioning/datasources/prometheus.yml").read_text())
+    (source,) = provisioned["datasources"]
+    (variable,) = (entry for entry in DASHBOARD["templating"]["list"] if entry["type"] == "datasource")
+    assert variable["query"] == source["type"]
+    assert variable["current"] == {"text": source["name"], "value": source["uid"]}
+    panels = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+    assert {panel["datasource"]["uid"] for panel in panels} == {"${datasource}"}
 
 
 def test_the_replica_is_scraped_as_the_job_that_the_rules_name(prometheus: Prometheus) -> None:

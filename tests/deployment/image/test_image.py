@@ -2,10 +2,11 @@
 
 buildah needs no engine. The base image cannot be had everywhere, so a Debian of the same release with the same
 Python, made by debootstrap, stands in under its name. Packages come from a folder of wheels that pip fills first,
-so that the build itself needs no network. All of it (some 20 GB) is removed again at the end; where there is not that
-much room, the tests are skipped and say so.
+so that the build itself needs no network. All of it (27 GB at most) is removed again at the end; where there is not
+that much room, the tests are skipped and say so.
 
-The image for GPUs alone is built: the CPU build of PyTorch lies on an index that cannot be had everywhere either.
+The image that is run is the one for GPUs: the CPU build of PyTorch lies on an index that cannot be had everywhere
+either. An index with empty packages under its names shows that the Dockerfile chooses what it should.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ import shutil
 import signal
 import sys
 import tempfile
+import tomllib
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -27,11 +31,12 @@ from tests.deployment.load import LISTING
 from tests.deployment.processes import Process, free_port, running
 from tests.deployment.tools import ROOT, run
 
-IMAGE = "localhost/cma-clip:test"
+IMAGE, CPU_IMAGE = "localhost/cma-clip:test", "localhost/cma-clip:cpu"
 CHROOT = ("--isolation", "chroot")
 MINUTES = 60.0
-GIGABYTES = 25
+GIGABYTES = 30
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
+PINS = dict(re.findall(r'"(torch\w*)==([^"]+)"', (ROOT / "pyproject.toml").read_text()))
 ARGUMENTS = dict(re.findall(r"^ARG (\w+)=(\S+)$", DOCKERFILE, re.MULTILINE))
 BASE = f"localhost/python:{ARGUMENTS['PYTHON_VERSION']}-slim-{ARGUMENTS['DEBIAN_RELEASE']}"
 
@@ -50,10 +55,13 @@ exec chroot --userspec=10001:10001 "$root" "$@"
 
 
 class Buildah:
-    """buildah with a storage of its own, so that it neither finds nor leaves anything on this machine."""
+    """buildah with storage, caches and temporary files of its own: it neither finds nor leaves anything elsewhere."""
 
     def __init__(self, folder: Path) -> None:
-        self.command = ("buildah", "--root", folder / "storage", "--runroot", folder / "run")
+        temporary = folder / "tmp"
+        temporary.mkdir()
+        own = ("--root", folder / "storage", "--runroot", folder / "run")
+        self.command = ("env", f"TMPDIR={temporary}", "buildah", *own)
 
     def __call__(self, *arguments: str | Path, seconds: float = 5 * MINUTES) -> str:
         return run(*self.command, *arguments, seconds=seconds).strip()
@@ -78,25 +86,27 @@ def buildah(folder: Path) -> Buildah:
 def wheels(folder: Path) -> Path:
     """Everything that the image installs, and what building our own wheel needs, as pip finds it here."""
     wheels = folder / "wheels"
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", wheels]
-    run(*pip, "--constraint", "deploy/constraints.txt", ".", seconds=30 * MINUTES)
-    run(*pip, "setuptools>=77", "wheel", seconds=5 * MINUTES)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    needed = [*project["project"]["dependencies"], *project["build-system"]["requires"], "wheel"]
+    download = [sys.executable, "-m", "pip", "download", "--quiet", "--constraint", "deploy/constraints.txt"]
+    run(*download, "--dest", wheels, *needed, seconds=30 * MINUTES)
     return wheels
 
 
 @pytest.fixture(scope="session")
 def base(buildah: Buildah, folder: Path) -> str:
     """A stand-in for the base image, under its name."""
-    root = folder / "base"
+    container = buildah("from", "scratch")
+    root = Path(buildah("mount", container))
     packages = "ca-certificates,python3,python3-pip,python3-venv"
     release = ARGUMENTS["DEBIAN_RELEASE"]
     run("debootstrap", "--variant=minbase", f"--include={packages}", release, root, seconds=30 * MINUTES)
+    shutil.rmtree(root / "var/cache/apt")
     # The official image has its Python in /usr/local/bin, and lets pip install beside it.
     (root / "usr/local/bin/python").symlink_to("/usr/bin/python3")
     for marker in root.glob("usr/lib/python3*/EXTERNALLY-MANAGED"):
         marker.unlink()
-    container = buildah("from", "scratch")
-    buildah("add", "--quiet", container, root, "/")
+    buildah("umount", container)
     buildah("commit", "--quiet", "--rm", container, BASE)
     return BASE
 
@@ -105,11 +115,40 @@ def base(buildah: Buildah, folder: Path) -> str:
 def build(base: str, wheels: Path, folder: Path) -> list[str | Path]:
     """How to build the image without a network; arguments and the context are to follow."""
     configuration = folder / "pip.conf"
-    configuration.write_text("[global]\nno-index = true\nfind-links = /wheels\n")
+    # An index that is empty instead of none: with none, pip would not look at further ones either.
+    configuration.write_text("[global]\nindex-url = file:///no-index\nfind-links = /wheels\n")
     return [
         *("build", "--quiet", "--layers=false", "--pull-never", "--format=docker", *CHROOT),
         *("--volume", f"{wheels}:/wheels:ro", "--volume", f"{configuration}:/etc/pip.conf:ro"),
     ]
+
+
+@pytest.fixture(scope="session")
+def cpu_index(folder: Path) -> list[str]:
+    """An index like PyTorch's of CPU wheels, with empty packages, and how the Dockerfile is told of it."""
+    index = folder / "cpu-index"
+    for name in ("torch", "torchvision"):
+        (index / name).mkdir(parents=True)
+        wheel = write_wheel(index / name, name, f"{PINS[name]}+cpu")
+        (index / name / "index.html").write_text(f'<a href="{quote(wheel.name)}">{wheel.name}</a>')
+    return ["--volume", f"{index}:/cpu-index:ro", "--build-arg", "TORCH_INDEX_URL=file:///cpu-index"]
+
+
+def write_wheel(folder: Path, name: str, version: str) -> Path:
+    """Write a package that says of itself what PyTorch's CPU build says, and does nothing."""
+    about = f"{name}-{version}.dist-info"
+    files = {
+        f"{name}/__init__.py": "from . import version",
+        f"{name}/version.py": "cuda = None",
+        f"{about}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{about}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{about}/RECORD": "",
+    }
+    path = folder / f"{name}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        for file, text in files.items():
+            wheel.writestr(file, text)
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -218,3 +257,21 @@ def test_it_runs_on_a_file_system_that_cannot_be_written_and_stops_when_told(
 def test_the_cpu_variant_is_refused_without_the_index_that_has_it(buildah: Buildah, build: list[str | Path]) -> None:
     with pytest.raises(AssertionError, match="VARIANT=cpu also needs TORCH_INDEX_URL"):
         buildah(*build, "--build-arg", "VARIANT=cpu", ".", seconds=10 * MINUTES)
+
+
+def test_the_cpu_variant_takes_its_build_of_torch_from_its_index_and_no_cuda(
+    buildah: Buildah, build: list[str | Path], cpu_index: list[str]
+) -> None:
+    buildah(*build, *cpu_index, "--build-arg", "VARIANT=cpu", "--tag", CPU_IMAGE, ".", seconds=30 * MINUTES)
+    container = buildah("from", "--pull-never", CPU_IMAGE)
+    packages = buildah("run", *CHROOT, container, "--", "sh", "-c", "ls -d /opt/venv/lib/python3*/site-packages/*")
+    names = {Path(line).name for line in packages.splitlines()}
+    buildah("rm", container)
+    assert {f"{name}-{pin}+cpu.dist-info" for name, pin in PINS.items()} <= names
+    assert {"open_clip", "fastapi", "service", "model"} <= names
+    assert not {name for name in names if name.startswith(("nvidia", "triton", "cuda"))}
+
+
+def test_a_cpu_build_is_no_gpu_image(buildah: Buildah, build: list[str | Path], cpu_index: list[str]) -> None:
+    with pytest.raises(AssertionError, match="VARIANT=gpu, but the index gave the cpu build of torch"):
+        buildah(*build, *cpu_index, ".", seconds=10 * MINUTES)

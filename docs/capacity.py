@@ -1,0 +1,177 @@
+"""Writes the measured figures of docs/operations.md, and the plan that follows from them.
+
+    python -m benchmarks.capacity --out benchmarks/results/capacity.json
+    python -m benchmarks.soak --out benchmarks/results/soak.json
+    python -m docs.capacity
+
+Where there are no figures, the page says so.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from service.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs/operations.md"
+CAPACITY = ROOT / "benchmarks/results/capacity.json"
+SOAK = ROOT / "benchmarks/results/soak.json"
+BLOCKS = ("sizing", "growth", "plan")
+
+PEAKS = (1, 100, 10_000)
+"""Listings per second that the plan is made for."""
+
+SHARE = 0.6
+"""How much of what a replica can compute is planned with."""
+
+CORES = 2
+"""Of a replica in docker-compose.yml and in Kubernetes' CPU overlay."""
+
+NOT_MEASURED = (
+    "*Not measured yet.* `{command}` does it, on a machine with nothing else to do; `python -m docs.capacity` then "
+    "writes it here."
+)
+
+Figures = Mapping[str, Any]
+
+
+def main() -> None:
+    """Write the blocks into the page."""
+    PAGE.write_text(with_figures(PAGE.read_text(encoding="utf-8"), read(CAPACITY), read(SOAK)), encoding="utf-8")
+    print(PAGE)
+
+
+def read(path: Path) -> Figures | None:
+    """Return what was measured, or None where nothing was."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def with_figures(page: str, capacity: Figures | None, soak: Figures | None) -> str:
+    """Return `page` with each of `BLOCKS` between its markers."""
+    measure = NOT_MEASURED.format(command="python -m benchmarks.capacity --out benchmarks/results/capacity.json")
+    watch = NOT_MEASURED.format(command="python -m benchmarks.soak --minutes 15 --out benchmarks/results/soak.json")
+    texts = {
+        "sizing": sizing(capacity) if capacity else measure,
+        "growth": growth(soak) if soak else watch,
+        "plan": plan(capacity) if capacity else measure,
+    }
+    for name in BLOCKS:
+        begin, end = f"<!-- {name}: written by python -m docs.capacity -->", f"<!-- end of {name} -->"
+        before, found, rest = page.partition(begin)
+        _, closed, after = rest.partition(end)
+        if not found or not closed:
+            raise ValueError(f"{PAGE.name} lacks the markers {begin} and {end}")
+        page = f"{before}{begin}\n\n{texts[name]}\n\n{end}{after}"
+    return page
+
+
+# ── sizing ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def sizing(capacity: Figures) -> str:
+    """Return the table of what was measured, and on what."""
+    machine, rows = capacity["machine"], capacity["rows"]
+    heads = ("replica", "picture", "listings/s", "in batches", "p50, ms", "p99, ms", "MiB, warm", "loaded", "peak")
+    lines = [_row(*heads), _row("---", "---", *["---:"] * (len(heads) - 2))]
+    for row in rows:
+        latency, memory = row["half_load"]["latency_ms"], row["memory_mib"]
+        lines.append(
+            _row(
+                _replica(row),
+                f"{row['picture']} ({row['picture_bytes'] / 1e3:.0f} kB)",
+                *(f"{row[load]['listings_per_second']:.1f}" for load in ("single", "batches")),
+                *(f"{latency[percentile]:.0f}" for percentile in ("p50", "p99")),
+                *(f"{memory[moment]:.0f}" for moment in ("warm", "loaded", "peak")),
+            )
+        )
+    return "\n".join([*lines, "", _conditions(machine, capacity), *_shared(rows)])
+
+
+def _replica(row: Figures) -> str:
+    return f"{row['cores']} core{'s' if row['cores'] > 1 else ''}, {row['dtype']}"
+
+
+def _conditions(machine: Figures, capacity: Figures) -> str:
+    return (
+        f"Measured on {machine['cores']} cores of {machine['processor']} with torch {machine['torch']}, checkpoint "
+        f"`{capacity['model']}`, {capacity['seconds']:.0f} s of each load; each listing has a title and the picture. "
+        "*listings/s*: 32 callers, one listing a request; *in batches*: two callers, 32 listings a request. *p50*, "
+        "*p99*: of single requests at half of that load. *loaded*: the most after a load; *peak*: the most at any "
+        "moment, loading the checkpoint included. **No GPU was at hand: nothing here is about one.**"
+    )
+
+
+def _shared(rows: Sequence[Figures]) -> Iterator[str]:
+    if any(not row["client_has_a_core"] for row in rows):
+        yield "Where the replica had all cores, the client ran on them too: a replica alone on as many does more."
+
+
+# ── growth ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def growth(soak: Figures) -> str:
+    """Return what the memory did over minutes of mixed load."""
+    slope, rested = soak["growth"], soak["rested_mib"][soak["warm_up_minutes"] :]
+    return (
+        f"In a soak of {len(rested)} minutes (`python -m benchmarks.soak`: eight callers, listings of every kind, "
+        f"damaged and hostile ones too, {sum(soak['answers'].values()):,} requests) a replica held "
+        f"{max(soak['loaded_mib']):.0f} MiB at most under load, and {rested[-1]:.0f} MiB at rest in the end. At rest "
+        "it held {mib_per_minute:+.1f} MiB more each minute (95 % interval {low:+.1f} to {high:+.1f}).".format(**slope)
+    )
+
+
+# ── plan ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def replicas(peak: float, listings_per_second: float) -> int:
+    """Return how many replicas answer `peak` listings per second, one of them being replaced; two at least."""
+    return max(2, math.ceil(peak / (SHARE * listings_per_second)) + 1)
+
+
+def most_memory_gib(row: Figures, settings: Settings) -> float:
+    """Return what a replica can hold at most: what it was seen to hold, and full buffers and decoders besides."""
+    decoding = min(8, row["cores"]) * 4 * settings.max_image_pixels
+    return float(row["memory_mib"]["peak"] / 2**10 + (settings.max_inflight_bytes + decoding) / 2**30)
+
+
+def plan(capacity: Figures) -> str:
+    """Return replicas, cores and memory for each of `PEAKS`, computed from the measured figures."""
+    heads = ["", *(f"{peak:,} listing{'s' if peak > 1 else ''} per second" for peak in PEAKS)]
+    lines = [_row(*heads), _row("---", *["---:"] * len(PEAKS))]
+    for row in _planned_with(capacity["rows"]):
+        rate = row["single"]["listings_per_second"]
+        numbers = [replicas(peak, rate) for peak in PEAKS]
+        memory = most_memory_gib(row, Settings.model_construct())  # the defaults, whatever is set here
+        of = f"{row['picture']}, *r* = {rate:.1f}"
+        lines += [
+            _row(f"{of}: replicas of {_replica(row)}", *(f"{number:,}" for number in numbers)),
+            _row(f"{of}: cores", *(f"{number * row['cores']:,}" for number in numbers)),
+            _row(f"{of}: memory at most, GiB", *(f"{number * memory:,.0f}" for number in numbers)),
+        ]
+    said = (
+        "*r* is of single requests, from the table of [sizing](#sizing). Memory: the peak of that table, eight bodies "
+        "of `CMA_CLIP_MAX_BODY_BYTES` and an image of `CMA_CLIP_MAX_IMAGE_PIXELS` on each core. Ten thousand listings "
+        "per second are work for GPUs; how many cannot be computed from a CPU's figures: measure *r* of one with "
+        "`cma-clip bench`, and divide."
+    )
+    return "\n".join([*lines, "", said])
+
+
+def _planned_with(rows: Sequence[Figures]) -> list[Figures]:
+    """For each picture the row of a replica as it is deployed, or else of the largest that was measured."""
+    plain = [row for row in rows if row["dtype"] == "float32"]
+    cores = CORES if any(row["cores"] == CORES for row in plain) else max(row["cores"] for row in plain)
+    return [row for row in plain if row["cores"] == cores]
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,6 @@
-"""Writes the README's table of scores from what was measured: the checkpoint's metrics.json and the baselines' JSON.
+"""Writes the README's figures: scores and kept promises from what was measured, and what the checkpoint answers.
+
+Measured is what the checkpoint's metrics.json and the baselines' JSON say; the answer is asked for anew.
 
 python -m docs.figures
 """
@@ -10,24 +12,81 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from model.predictor import Predictor
+from service.schemas import ClassifyReply
+
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "README.md"
-BEGIN, END = "<!-- scores: written by python -m docs.figures -->", "<!-- end of scores -->"
+SITUATIONS = {"image_and_title": "image and title", "title": "title alone", "image": "image alone"}
 
 
 def main() -> None:
-    """Write the table into the README."""
-    PAGE.write_text(with_scores(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    """Write the figures into the README."""
+    page = with_scores(PAGE.read_text(encoding="utf-8"))
+    PAGE.write_text(between(page, "answer", f"```json\n{answer()}\n```"), encoding="utf-8")
     print(PAGE)
 
 
 def with_scores(page: str) -> str:
-    """Return `page` with the table of scores between its markers."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{PAGE.name} lacks the markers {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n\n{scores()}\n\n{END}{after}"
+    """Return `page` with the table of scores and the promises between their markers."""
+    return between(between(page, "scores", scores()), "promises", promises())
+
+
+def between(page: str, name: str, text: str) -> str:
+    """Return `page` with `text` between the markers called `name`."""
+    begin, end = f"<!-- {name}: written by python -m docs.figures -->", f"<!-- end of {name} -->"
+    before, found, rest = page.partition(begin)
+    _, found_too, after = rest.partition(end)
+    if not found or not found_too:
+        raise ValueError(f"{PAGE.name} lacks the markers {begin} and {end}")
+    return f"{before}{begin}\n\n{text}\n\n{end}{after}"
+
+
+def answer() -> str:
+    """Return what the shipped checkpoint replies to the README's request, to three places, a few lines long."""
+    predictor = Predictor.load(ROOT / "weights" / "fashion", device="cpu", dtype="float32")
+    image = Image.open(ROOT / "examples" / "images" / "navy-shirt.jpg").convert("RGB")
+    batch = predictor.collate([predictor.prepare("Turtle Check Men Navy Blue Shirt", image)])
+    reading = predictor.predict(batch)[0].read("baseColour", target_precision=0.95, top_k=2)
+    reply = _rounded(ClassifyReply.of(None, predictor.info, {"baseColour": reading}).model_dump(mode="json"))
+    said = reply["attributes"]["baseColour"]
+    verdict = {name: said[name] for name in ("label", "confidence", "accepted", "threshold", "target_precision")}
+    return "\n".join(
+        [
+            f'{{"id": null,\n "model": {json.dumps(reply["model"])},\n "attributes": {{\n   "baseColour": {{',
+            f"     {json.dumps(verdict)[1:-1]},",
+            f'     "candidates": {json.dumps(said["candidates"])},',
+            f'     "modality_attention": {json.dumps(said["modality_attention"])}}}}}}}',
+        ]
+    )
+
+
+def _rounded(value: Any) -> Any:
+    match value:
+        case dict():
+            return {name: _rounded(each) for name, each in value.items()}
+        case list():
+            return [_rounded(each) for each in value]
+        case float():
+            return round(value, 3)
+    return value
+
+
+def promises() -> str:
+    """Say in how many cases accepted labels of the test part met their target precision, and where they didn't."""
+    situations = _read("weights/fashion/metrics.json")["situations"]
+    cases = [
+        (f"{attribute}, {name}, at {target}", 100 * (point["precision"] - float(target)))
+        for situation, name in SITUATIONS.items()
+        for attribute, each in situations[situation]["attributes"].items()
+        for target, point in each["accepted"].items()
+        if point
+    ]
+    missed = [f"{case} ({-margin:.2f} points short)" for case, margin in cases if margin < 0]
+    kept = f"Accepted labels met their certified target in {len(cases) - len(missed)} of {len(cases)} cases"
+    return f"{kept}; not in {'; '.join(missed)}." if missed else f"{kept}."
 
 
 def scores() -> str:
@@ -46,7 +105,7 @@ def scores() -> str:
 def _rows(situations: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float | None]]]:
     yield "TF-IDF + logistic regression on the title", _baseline("title")
     yield "plain residual convnet on the image", _baseline("image")
-    for name, situation in (("image and title", "image_and_title"), ("title alone", "title"), ("image alone", "image")):
+    for situation, name in SITUATIONS.items():
         measured = situations[situation]["attributes"]
         yield f"CMA-CLIP, {name}", {attribute: each["accuracy"] for attribute, each in measured.items()}
     measured = situations["image_and_title"]["attributes"]

@@ -204,23 +204,42 @@ NAMES = {"served": "**taken away, as served**", "random": "at random"}
 
 
 def with_figures(text: str, found: Mapping[str, Any]) -> str:
-    """Return docs/explanations.md with the table of what `benchmarks.faithfulness` found."""
+    """Return docs/explanations.md with the tables of what `benchmarks.faithfulness` found."""
     before, mark, rest = text.partition("<!-- faithfulness: written by python -m docs.generate -->\n")
     _, end, after = rest.partition("<!-- /faithfulness -->\n")
+    times = found["milliseconds"]
+    said = (
+        f"{found['listings']:,} listings of {found['data']}, model `{found['model']['version']}`. *time*: cost of "
+        f"explaining one listing, in plain answers ({times['plain answer']:.0f} ms), medians of {found['timed']}."
+    )
+    lines = [*_rivals(found), "", *_beside_chance(found["panels"]), "", said]
+    return "".join([before, mark, "\n".join(lines), "\n", end, after])
+
+
+def _rivals(found: Mapping[str, Any]) -> Iterator[str]:
+    """What each method's first quarter costs the label, and how long it takes."""
     panels, times = found["panels"], found["milliseconds"]
-    methods = [*times, "random"]
-    methods.remove("plain answer")
-    rows = [_row("", *PANELS.values(), "time"), _row("---", *["---:"] * len(PANELS), "---:")]
-    for method in methods:
+    yield from (_row("", *PANELS.values(), "time"), _row("---", *["---:"] * len(PANELS), "---:"))
+    for method in [*times, "random"]:
+        if method == "plain answer":
+            continue
         drops = [panels[panel]["methods"][method][SHARE]["drop"]["mean"] for panel in PANELS]
         time = f"{times[method] / times['plain answer']:.0f} ×" if method in times else ""
-        rows.append(_row(NAMES.get(method, method), *(f"{drop:.1f}" for drop in drops), time))
-    listings = panels["parts, both"]["listings"]
-    said = (
-        f"{listings:,} listings of {found['data']}, model `{found['model']['version']}`. "
-        f"*time*: of one listing alone, in plain answers ({times['plain answer']:.0f} ms)."
-    )
-    return "".join([before, mark, "\n".join([*rows, "", said]), "\n", end, after])
+        yield _row(NAMES.get(method, method), *(f"{drop:.1f}" for drop in drops), time)
+
+
+def _beside_chance(panels: Mapping[str, Any]) -> Iterator[str]:
+    """What the service's first quarter costs the label, what a random one does, and the difference."""
+    yield from (_row("as served", "lost", "lost at random", "difference"), _row("---", *["---:"] * 3))
+    for panel, name in PANELS.items():
+        methods = panels[panel]["methods"]
+        served, random = methods["served"][SHARE], methods["random"][SHARE]
+        intervals = served["drop"], random["drop"], served["more_than_random"]
+        yield _row(name.replace("the same", "parts of an image alone"), *map(_interval, intervals))
+
+
+def _interval(found: Mapping[str, float]) -> str:
+    return f"{found['mean']:.1f} ({found['low']:.1f} to {found['high']:.1f})"
 
 
 if __name__ == "__main__":

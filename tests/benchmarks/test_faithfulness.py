@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import faithfulness
-from benchmarks.faithfulness import METHODS, DeletionTest, Interval, Question, Weights, main, questions, served, summary
+from benchmarks.faithfulness import GREY, PANELS, DeletionTest, Interval, main, summary
+from benchmarks.saliency import METHODS, Question, Run, Variant, Weights, questions, served
+from model.explain import PictureVariants
 from model.predictor import Predictor
 from tests.conftest import draw
 
@@ -33,8 +35,7 @@ def shipped() -> dict[str, Any]:
     for name, titles in MADE.items():
         image = Image.open(ROOT / "examples" / "images" / f"{name}.jpg").convert("RGB")
         for title in titles:
-            for situation, question in questions(predictor, title, image):
-                test.ask(situation, question)
+            test.ask(questions(predictor, title, image))
     return summary(test.drops, [task.name for task in predictor.tasks])
 
 
@@ -65,9 +66,77 @@ def predictor(checkpoint_folder: Path) -> Predictor:
     return predictor
 
 
+TITLE = "Plain Red Circle, very very red, 100% round"
+
+
+def plain(question: Question, what: str, gone: tuple[int, ...], cover: int) -> list[float]:
+    """The confidences of the labels in a listing that was changed first, and then answered as any is."""
+    predictor, item = question.predictor, question.item
+    if what == "words":
+        left = " ".join(word for at, word in enumerate(TITLE.split()) if at not in gone)
+        item = replace(item, title=predictor.tokenise(left))
+    else:
+        assert item.pixels is not None
+        picture = PictureVariants(item.pixels, predictor.network.backbone.image.grid, cover)
+        item = replace(item, pixels=picture.covered(gone))
+    (answer,) = predictor.predict(predictor.collate([item]))
+    return [float(each[label]) for each, label in zip(answer.confidences.values(), question.labels, strict=True)]
+
+
+@pytest.mark.parametrize("situation", ["both", "title alone", "image alone"])
+def test_what_is_asked_in_variants_is_what_plain_listings_are_answered(predictor: Predictor, situation: str) -> None:
+    """However much was asked before, of whichever situation."""
+    fill = predictor.transform.config.fill
+    of_all = questions(predictor, TITLE, draw("Red", "Circle"))
+    asked = [
+        (what, gone, cover)
+        for what, cover in (("words", fill), ("parts", fill), ("parts", GREY))
+        for gone in ((), (0,), (1, 3), (0, 2))
+        if of_all[situation].size[what]
+    ]
+    for question in (*of_all.values(), of_all[situation]):
+        fitting = [each for each in asked if question.size[each[0]]]
+        found = question.confidences([question.whole, *(question.without(*each) for each in fitting)])[1:]
+    expected = [plain(question, *each) for each in asked]
+    assert found == pytest.approx(np.array(expected), abs=1e-5)
+    assert len({tuple(np.round(each, 7)) for each in expected}) > 3
+
+
+@pytest.mark.parametrize("title", [TITLE, "Red", "red " * 60])
+def test_what_counts_as_served_is_what_the_service_answers(predictor: Predictor, title: str) -> None:
+    for situation, question in questions(predictor, title, draw("Red", "Circle")).items():
+        (answer,) = predictor.predict(predictor.collate([replace(question.item, explain=True)]))
+        assert answer.explanations is not None
+        weights = served(question)
+        for t, explanation in enumerate(answer.explanations.values()):
+            for found, expected in ((weights.parts, explanation.image), (weights.words, explanation.text)):
+                assert (found is None) == (expected is None), situation
+            if explanation.image and weights.parts is not None:
+                assert weights.parts[t] == pytest.approx(np.ravel(explanation.image.weights), abs=1e-3)
+            if explanation.text and weights.words is not None:
+                assert weights.words[t] == pytest.approx(np.array([e.weight for e in explanation.text]), abs=1e-3)
+
+
+def test_nothing_is_encoded_twice(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, rows = predictor.network.backbone, {"image": 0, "text": 0}
+    for name in rows:
+        encode = getattr(backbone, f"encode_{name}")
+
+        def counted(inputs: Any, name: str = name, encode: Any = encode) -> Any:
+            rows[name] += len(inputs)
+            return encode(inputs)
+
+        monkeypatch.setattr(backbone, f"encode_{name}", counted)
+    asked = questions(predictor, "Plain Red Circle", draw("Red", "Circle"))
+    for question in [*asked.values()] * 2:
+        served(question)
+        METHODS["left out one by one"](question)
+    assert rows == {"image": 1 + asked["both"].size["parts"], "text": 2 + 2 * 3}
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_each_method_weighs_what_there_is(predictor: Predictor, method: str) -> None:
-    for situation, question in questions(predictor, "Plain Red Circle", draw("Red", "Circle")):
+    for situation, question in questions(predictor, "Plain Red Circle", draw("Red", "Circle")).items():
         weights = METHODS[method](question)
         for what, found in (("parts", weights.parts), ("words", weights.words)):
             if question.size[what]:
@@ -77,17 +146,17 @@ def test_each_method_weighs_what_there_is(predictor: Predictor, method: str) -> 
                 assert found is None
 
 
-def test_gradients_along_the_whole_way_add_up(predictor: Predictor) -> None:
+@pytest.mark.parametrize("situation", ["both", "image alone"])
+def test_gradients_along_the_whole_way_add_up(predictor: Predictor, situation: str) -> None:
     """Completeness (Sundararajan et al., section 3): together they are what the whole input changes in the log-odds."""
-    (_, question), *_ = questions(predictor, "Red", draw("Red", "Circle"))
-    steps = [(k + 0.5) / 200 for k in range(200)]
-    weights = faithfulness.Run(question, steps).along()
+    question = questions(predictor, "Red", draw("Red", "Circle"))[situation]
+    weights = Run.along(question, [(k + 0.5) / 200 for k in range(200)]).integrated()
     assert weights.parts is not None
-    assert weights.words is not None
-    ends = [faithfulness.Run(question, [share]) for share in (0.0, 1.0)]
+    sums = weights.parts.sum(axis=1) + (0 if weights.words is None else weights.words.sum(axis=1))
+    ends = [Run.along(question, [share]) for share in (0.0, 1.0)]
     for t, label in enumerate(question.labels):
         before, after = (float(_odds(run.logits[t][0].tolist(), label)) for run in ends)
-        assert weights.parts[t].sum() + weights.words[t].sum() == pytest.approx(after - before, abs=2e-3)
+        assert sums[t] == pytest.approx(after - before, abs=2e-3)
 
 
 def _odds(scores: Any, label: int) -> Any:
@@ -99,26 +168,26 @@ def test_the_greatest_weights_are_taken_and_ties_are_drawn(
     predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A method that knows what matters beats the others; one that weighs all alike is as good as chance."""
-    (_, question), *_ = questions(predictor, "one two three four five six", draw("Red", "Circle"))
+    question = questions(predictor, "one two three four five six", draw("Red", "Circle"))["both"]
+    (three,) = set(predictor.tokenise("three").tokens[1:-1].tolist())
 
-    def confidences(self: Question, items: list[Any]) -> np.ndarray[Any, Any]:
+    def confidences(self: Question, variants: list[Variant]) -> np.ndarray[Any, Any]:
         """ "three" is all that matters, and only to the second attribute."""
-        said = [item.title.words for item in items]
-        return np.array([[0.5, 0.9 if "three" in words else 0.1] for words in said])
+        return np.array([[0.5, 0.9 if three in (each.title or ()) else 0.1] for each in variants])
 
     monkeypatch.setattr(Question, "confidences", confidences)
-    one = np.eye(6)[[0, 2]]
+    one, size = np.eye(6)[[0, 2]], question.size["parts"]
     methods = {
-        "knows": lambda _: Weights(np.zeros((2, 6)), one),
-        "knows not": lambda _: Weights(np.zeros((2, 6)), 1 - one),
-        "even": lambda _: Weights(np.zeros((2, 6)), np.ones((2, 6))),
+        "knows": lambda _: Weights(np.zeros((2, size)), one),
+        "knows not": lambda _: Weights(np.zeros((2, size)), 1 - one),
+        "even": lambda _: Weights(np.zeros((2, size)), np.ones((2, 6))),
     }
     test = DeletionTest(methods, np.random.default_rng(0))
     for _ in range(200):
-        test.ask("both", question)
+        test.ask({"both": question})
     found = summary(test.drops, ["colour", "shape"])["words, both"]
     assert found["listings"] == 200
-    for share, chance in (("0.1", 1 / 6), ("0.25", 2 / 6), ("0.5", 3 / 6)):
+    for share, chance in (("0.1", 1 / 6), ("0.25", 2 / 6)):
         drop = {name: shares[share]["by_attribute"]["shape"]["mean"] for name, shares in found["methods"].items()}
         assert drop["knows"] == 80
         assert drop["knows not"] == 0
@@ -144,8 +213,10 @@ def test_one_command_measures_and_writes(
     found = json.loads(out.read_text())
     assert found["listings"] == 2
     assert set(found["milliseconds"]) == {"plain answer", *METHODS}
+    assert set(found["panels"]) == set(PANELS)
     for panel, method in itertools.product(found["panels"].values(), METHODS):
-        assert set(panel["methods"][method]["0.5"]["by_attribute"]) == {"colour", "shape"}
+        assert set(panel["methods"][method]["0.25"]["by_attribute"]) == {"colour", "shape"}
+        assert set(panel["methods"][method]["0.25"]["more_than_random"]) == {"mean", "low", "high"}
 
 
 def test_a_checkpoint_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,6 +48,21 @@ def test_with_an_answer_and_its_evidence(visit: Playground) -> None:
     check(visit)
 
 
+@pytest.mark.parametrize("size", [(60, 80), (900, 1200), (1600, 300)])
+@pytest.mark.parametrize("screen", SCREENS)
+def test_the_whole_picture_is_seen(
+    open_playground: OpenPlayground, site: Site, screen: str, size: tuple[int, int]
+) -> None:
+    playground = open_playground(site, **SCREENS[screen])
+    playground.choose(picture(size=size))
+    playground.expect_answer()
+    frame, shown = (playground[name].bounding_box() for name in ("#frame", "#shown"))
+    assert frame is not None
+    assert shown is not None
+    assert shown["width"] / shown["height"] == pytest.approx(size[0] / size[1], rel=0.02)
+    assert max(shown["width"] / frame["width"], shown["height"] / frame["height"]) == pytest.approx(1, abs=0.01)
+
+
 def test_with_a_problem(visit: Playground) -> None:
     visit.expected = ("Failed to load resource",)
     visit.choose(picture("notes.png") | {"buffer": b"hello"})

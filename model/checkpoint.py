@@ -155,6 +155,14 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
+def provenance(initial: str | Path | None) -> Any:
+    """Say where a training started: a checkpoint of ours with its own training, or the name of what was given."""
+    if not initial or not Path(initial).is_dir():
+        return Path(initial).name if initial else None
+    checkpoint = load_checkpoint(Path(initial))
+    return {"name": checkpoint.name, "version": checkpoint.version, "training": checkpoint.training}
+
+
 def write_part(checkpoint: Checkpoint, part: str, content: Mapping[str, Any]) -> None:
     """Write `CALIBRATION` or `METRICS` beside the weights they were measured on, atomically."""
     write_json(checkpoint.folder / part, {"version": checkpoint.version, **content})

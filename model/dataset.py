@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,9 +25,12 @@ from model.tasks import Task
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One listing: uint8 `[3, H, W]` or None, tokens `[l]` or None, labels `[T]` int64."""
+    """One listing: uint8 `[3, H, W]` or None, tokens `[l]` or None, labels `[T]` int64.
 
-    pixels: NDArray[np.uint8] | None
+    A data set whose pictures are encoded beforehand gives what the image tower made of them for `pixels`.
+    """
+
+    pixels: NDArray[Any] | None
     tokens: NDArray[np.int64] | None
     labels: NDArray[np.int64]
 
@@ -50,7 +54,10 @@ class ListingDataset(Dataset[Example]):
     """Reads, decodes and (with `augment`) varies listings.
 
     What an index gives depends only on (seed, epoch, index), not on the worker that reads it: call
-    `set_epoch` before iterating, and a resumed training sees what an uninterrupted one would have seen.
+    `set_epoch` before iterating, and a resumed training sees what an uninterrupted one would have seen. Pictures and
+    titles are varied by draws of their own.
+
+    blank: what stands in the place of an absent picture.
     """
 
     def __init__(
@@ -71,6 +78,7 @@ class ListingDataset(Dataset[Example]):
         self.augment = augment
         self.seed = seed
         self.epoch = 0
+        self.blank: NDArray[Any] = np.zeros((3, *preprocess.image_size), dtype=np.uint8)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -80,13 +88,19 @@ class ListingDataset(Dataset[Example]):
 
     def __getitem__(self, index: int) -> Example:
         listing = self.listings[index]
-        rng = random.Random(f"{self.seed}/{self.epoch}/{index}")  # noqa: S311 - augmentation, no secret
         labels = [task.encode(listing.labels.get(task.name)) for task in self.tasks]
-        pixels = self._pixels(listing.image, rng) if listing.image else None
-        tokens = self._tokens(listing.title, listing.labels.values(), rng) if listing.title else None
+        pixels = self._pixels(listing.image, self._generator("image", index)) if listing.image else None
+        tokens = (
+            self._tokens(listing.title, listing.labels.values(), self._generator("title", index))
+            if listing.title
+            else None
+        )
         return Example(pixels, tokens, np.array(labels, dtype=np.int64))
 
-    def _pixels(self, name: str, rng: random.Random) -> NDArray[np.uint8]:
+    def _generator(self, what: str, index: int) -> random.Random:
+        return random.Random(f"{self.seed}/{self.epoch}/{index}/{what}")  # noqa: S311 - augmentation, no secret
+
+    def _pixels(self, name: str, rng: random.Random) -> NDArray[Any]:
         image = decode_image(self.catalogue.image_bytes(name))
         if self.augment is None:
             return self.transform(image)
@@ -115,18 +129,17 @@ class ShuffledSampler(Sampler[int]):
 
 
 class Collate:
-    """`collate` with the picture size of a dataset bound, picklable for the workers."""
+    """`collate` with the blank picture of a dataset bound, picklable for the workers."""
 
     def __init__(self, dataset: ListingDataset) -> None:
-        self.image_size = dataset.transform.config.image_size
+        self.blank = dataset.blank
 
     def __call__(self, examples: Sequence[Example]) -> TrainingBatch:
-        return collate(examples, self.image_size)
+        return collate(examples, self.blank)
 
 
-def collate(examples: Sequence[Example], image_size: tuple[int, int]) -> TrainingBatch:
-    """Stack examples; titles are padded to the longest, absent pictures and titles with zeros."""
-    blank = np.zeros((3, *image_size), dtype=np.uint8)
+def collate(examples: Sequence[Example], blank: NDArray[Any]) -> TrainingBatch:
+    """Stack examples; titles are padded to the longest with zeros, and absent pictures are `blank`."""
     longest = max((len(example.tokens) for example in examples if example.tokens is not None), default=1)
     return TrainingBatch(
         pixels=torch.from_numpy(np.stack([blank if e.pixels is None else e.pixels for e in examples])),

@@ -1,7 +1,8 @@
 """`cma-clip pretrain`: contrastive pre-training of both towers on a catalogue's own image-title pairs.
 
 For where no pretrained CLIP weights can be had. The loss is open_clip's `ClipLoss`; what is saved is a checkpoint
-without attributes, whose towers `cma-clip train --init` takes over.
+without attributes, whose towers `cma-clip train --init` takes over. Started from a checkpoint, it keeps that one's
+image tower as it is and teaches a new text tower to match it (locked-image tuning, arXiv:2111.07991).
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from torch.utils.data import DataLoader
 
 from model.backbone import Backbone, build_backbone
 from model.catalogue import Catalogue, Listing, Part
-from model.checkpoint import save_checkpoint
+from model.checkpoint import WEIGHTS, load_checkpoint, provenance, read_tensors, save_checkpoint
 from model.config import ModelConfig, PretrainConfig, to_json
 from model.dataset import Collate, ListingDataset, TrainingBatch, TrainingBatches
 from model.device import pick_device
-from model.errors import CatalogueError
+from model.errors import CatalogueError, ConfigError
 from model.loop import Loop
 from model.preprocess import ImageTransform
 
@@ -73,14 +74,17 @@ def pretrain(
     name: str,
     model: ModelConfig,
     config: PretrainConfig,
+    initial: Path | None = None,
     device: str = "auto",
     console: Console | None = None,
 ) -> Path:
     """Pre-train on the train part's listings that have both modalities; return the checkpoint folder.
 
+    `initial` is a checkpoint of ours whose image tower is kept, locked; the text tower is new all the same.
+
     Writes the run to `out`, and resumes it, as `model.train.train` does. The network is chosen by the share of
     validation images that find their own title within a batch.
-    Raises `CatalogueError`, `ConfigError` or `TrainingError`.
+    Raises `CatalogueError`, `CheckpointError`, `ConfigError` or `TrainingError`.
     """
     console = console or Console(stderr=True)
     console.print(str(catalogue.report))
@@ -92,7 +96,15 @@ def pretrain(
     backbone = build_backbone(
         model.backbone, image_size=model.preprocess.image_size, context_length=model.preprocess.context_length
     )
-    training = {"catalogue": catalogue.config.table.name, "pairs": len(pairs), "config": to_json(config)}
+    if initial:
+        take_image_tower(backbone, initial)
+        backbone.lock_image()
+    training = {
+        "catalogue": catalogue.config.table.name,
+        "pairs": len(pairs),
+        "initial": provenance(initial),
+        "config": to_json(config),
+    }
 
     def save(best: nn.Module, scores: Mapping[str, float]) -> None:
         assert isinstance(best, ContrastiveModel)
@@ -126,6 +138,20 @@ def pretrain(
         console=console,
     ).run()
     return out / "checkpoint"
+
+
+def take_image_tower(backbone: Backbone, folder: Path) -> None:
+    """Fill the image tower from a checkpoint folder.
+
+    Raises `CheckpointError`, or `ConfigError` where that one's tower is another.
+    """
+    load_checkpoint(folder)  # a folder that is none is named for what it is
+    prefix, tensors = "backbone.image.", read_tensors(folder / WEIGHTS)
+    tower = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    try:
+        backbone.image.load_state_dict(tower)
+    except RuntimeError as error:
+        raise ConfigError(f"{folder} has another image tower than this configuration") from error
 
 
 def _pairs(catalogue: Catalogue, part: Part) -> list[Listing]:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from model.backbone import Backbone, backbone_config, pretrained_backbone
 from model.catalogue import Catalogue, Part
-from model.checkpoint import WEIGHTS, load_checkpoint, read_tensors, save_checkpoint
+from model.checkpoint import WEIGHTS, load_checkpoint, provenance, read_tensors, save_checkpoint
 from model.cma_clip import AttributeNetwork, CMAClip, Output, build_cma_clip, multi_task_loss
 from model.config import FusionConfig, ModelConfig, PreprocessConfig, SituationWeights, TrainConfig, to_json
 from model.dataset import Collate, ListingDataset, TrainingBatch, TrainingBatches
@@ -33,6 +32,9 @@ VALIDATION_BATCH = 128
 BuildNetwork = Callable[[ModelConfig, Sequence[Task], str | None], AttributeNetwork]
 """Configuration, attributes and start (see `train`) -> the network to train."""
 
+ReadListings = Callable[..., ListingDataset]
+"""Makes the data sets, called as `ListingDataset` is."""
+
 
 def train(
     catalogue: Catalogue,
@@ -43,6 +45,7 @@ def train(
     config: TrainConfig,
     initial: str | None = None,
     build: BuildNetwork | None = None,
+    read: ReadListings = ListingDataset,
     device: str = "auto",
     console: Console | None = None,
 ) -> Path:
@@ -51,7 +54,7 @@ def train(
     Writes the run to `out` and its best checkpoint to `out/checkpoint`; called again with the same arguments,
     it goes on where it was interrupted. `initial` is another checkpoint of ours (towers and fusion are kept,
     heads are new), an open_clip pretrained tag or a local weights file; None starts from random weights.
-    `build` makes another network than CMA-CLIP (`initial_network`), for comparisons.
+    `build` makes another network than CMA-CLIP (`initial_network`), for comparisons, and `read` other data sets.
     Raises `CatalogueError`, `ConfigError`, `CheckpointError` or `TrainingError`.
     """
     console = console or Console(stderr=True)
@@ -72,7 +75,7 @@ def train(
     training = {
         "catalogue": catalogue.config.table.name,
         "listings": len(listings),
-        "initial": _provenance(initial),
+        "initial": provenance(initial),
         "config": to_json(config),
     }
 
@@ -86,13 +89,14 @@ def train(
             training=training | {"validation": dict(scores)},
         )
 
-    dataset = partial(ListingDataset, catalogue, tasks=tasks, preprocess=model.preprocess)
+    dataset = partial(read, catalogue, tasks=tasks, preprocess=model.preprocess)
     seed = config.optimiser.seed
+    examples = dataset(listings, augment=config.augment, seed=seed)
     Loop(
         network=network,
-        loss=TrainingLoss(config, ImageTransform(model.preprocess)),
+        loss=TrainingLoss(config, examples.transform),
         batches=TrainingBatches(
-            dataset(listings, augment=config.augment, seed=seed),
+            examples,
             batch_size=config.optimiser.batch_size,
             workers=config.optimiser.workers,
             seed=seed,
@@ -171,14 +175,6 @@ def _pretrained(model: ModelConfig, weights: str) -> Backbone:
     if expected != model.preprocess.image_size:
         raise ConfigError(f"{model.backbone_name} pretrained needs image size {expected}")
     return backbone
-
-
-def _provenance(initial: str | None) -> Any:
-    """Say where a start came from: a checkpoint of ours with its own training, or the name of what was given."""
-    if not initial or not Path(initial).is_dir():
-        return Path(initial).name if initial else None
-    checkpoint = load_checkpoint(Path(initial))
-    return {"name": checkpoint.name, "version": checkpoint.version, "training": checkpoint.training}
 
 
 def _size(value: int | Sequence[int]) -> tuple[int, int]:

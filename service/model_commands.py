@@ -41,6 +41,10 @@ def pretrain(
     out: RunFolder,
     name: Name = "pretrained",
     backbone: Backbone = "cma-small",
+    init: Annotated[
+        Path | None,
+        typer.Option(help="keep the image tower of this checkpoint folder, and train a new text tower to match it"),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="passes over the pairs", show_default=False)] = None,
     device: Device = "auto",
     settings: Overrides = None,
@@ -56,7 +60,13 @@ def pretrain(
     fusion, own = _settings(settings, epochs)
     config = override(small_pretraining(), own)
     folder = run(
-        Catalogue.open(catalogue), out, name=name, model=_model(backbone, None, fusion), config=config, device=device
+        Catalogue.open(catalogue),
+        out,
+        name=name,
+        model=_model(backbone, str(init) if init else None, fusion),
+        config=config,
+        initial=init,
+        device=device,
     )
     print(folder)
 

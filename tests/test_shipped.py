@@ -56,18 +56,21 @@ def baseline(name: str) -> dict[str, float]:
     return {attribute: content["attributes"][attribute]["accuracy"] for attribute in ATTRIBUTES}
 
 
-def test_it_beats_a_bag_of_words_on_most_of_what_that_leaves_open(metrics: dict) -> None:  # type: ignore[type-arg]
+LEAVES_ROOM = ("articleType", "baseColour", "season", "usage")
+
+
+def test_it_beats_a_bag_of_words_wherever_that_leaves_room(metrics: dict) -> None:  # type: ignore[type-arg]
     ours, bag_of_words = accuracies(metrics, Situation.BOTH), baseline("title")
-    for attribute in ("articleType", "season", "usage"):
+    for attribute in LEAVES_ROOM:
         assert ours[attribute] > bag_of_words[attribute], attribute
     for attribute in ATTRIBUTES:
-        assert ours[attribute] >= bag_of_words[attribute] - 0.005, attribute
+        assert ours[attribute] >= bag_of_words[attribute] - 0.002, attribute
 
 
 def test_a_title_alone_is_read_nearly_as_well_as_by_a_bag_of_words(metrics: dict) -> None:  # type: ignore[type-arg]
     ours, bag_of_words = accuracies(metrics, Situation.TITLE), baseline("title")
     for attribute in ATTRIBUTES:
-        assert ours[attribute] >= bag_of_words[attribute] - 0.015, attribute
+        assert ours[attribute] >= bag_of_words[attribute] - 0.01, attribute
 
 
 def test_an_image_alone_is_read_as_well_as_by_a_convnet(metrics: dict) -> None:  # type: ignore[type-arg]

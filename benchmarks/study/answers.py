@@ -31,6 +31,9 @@ BATCH = 256
 
 Spoil = Callable[[Listing, Image.Image], Image.Image]
 
+Seen = dict[str, TokenSequence]
+"""Encoded pictures of the test part by condition: what networks that share an image tower need encode but once."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
@@ -94,14 +97,31 @@ class Reader:
     """A network that reads listings in three steps, so that what is encoded once can be read several times.
 
     fast: compute in the number format of training, where the device has one that is faster than float32.
+    seen: what readers of the same image tower have encoded; what is new is added. None: keep nothing.
     """
 
     def __init__(
-        self, network: AttributeNetwork, preprocess: PreprocessConfig, device: torch.device, *, fast: bool = False
+        self,
+        network: AttributeNetwork,
+        preprocess: PreprocessConfig,
+        device: torch.device,
+        *,
+        fast: bool = False,
+        seen: Seen | None = None,
     ) -> None:
         self.network = network.to(device).to(memory_format=torch.channels_last).eval()
         self.transform, self.tokenise = ImageTransform(preprocess), TitleTokeniser(preprocess)
         self.device, self.fast = device, fast
+        self.seen = seen
+
+    def see(self, key: str, part: TestPart, listings: Sequence[Listing], spoil: Spoil | None = None) -> TokenSequence:
+        """Encode pictures as `encode_images` does, or return what was seen of them under `key`."""
+        if self.seen is None:
+            return self.encode_images(part, listings, spoil)
+        key = f"{key}, {'fast' if self.fast else 'exact'}"
+        if key not in self.seen:
+            self.seen[key] = self.encode_images(part, listings, spoil)
+        return self.seen[key]
 
     def encode_images(self, part: TestPart, listings: Sequence[Listing], spoil: Spoil | None = None) -> TokenSequence:
         """Encode each listing's picture, spoilt by `spoil` where given."""

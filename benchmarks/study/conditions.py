@@ -39,7 +39,7 @@ def clean(situation: Situation) -> str:
 
 def read_clean(reader: Reader, part: TestPart, reads: Sequence[Situation]) -> Iterator[tuple[str, Answers]]:
     """Read the whole part, as it is, in the situations of `reads`."""
-    image = reader.encode_images(part, part.listings) if Situation.IMAGE in reads else None
+    image = reader.see("clean", part, part.listings) if Situation.IMAGE in reads else None
     text = reader.encode_titles([x.title for x in part.listings]) if Situation.TITLE in reads else None
     for situation in reads:
         yield clean(situation), _read(reader, image, text, situation)
@@ -60,7 +60,7 @@ def read_spoilt(
     listings = [part.listings[row] for row in rows]
     others = {listing.id: another(listing, part.listings) for listing in listings}
     reads_image, reads_title = Situation.IMAGE in reads, Situation.TITLE in reads
-    image = reader.encode_images(part, listings) if reads_image else None
+    image = reader.see(UNSPOILT, part, listings) if reads_image else None
     text = reader.encode_titles([listing.title for listing in listings]) if reads_title else None
     for situation in situations:
         key = Condition(situation=situation, corruption=UNSPOILT).key
@@ -84,7 +84,7 @@ def read_spoilt(
             ) -> Image.Image:
                 return how(picture, listing, part.picture(others[listing.id]), by)
 
-            pictures = reader.encode_images(part, listings, spoil)
+            pictures = reader.see(f"{images.name} {strength:g}", part, listings, spoil)
             for situation in situations:
                 if situation is not Situation.TITLE:
                     key = Condition(situation=situation, corruption=images.name, strength=strength).key

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from model.backbone import Backbone, TokenSequence
+from model.backbone import Backbone, TokenSequence, build_backbone
 from model.cma_clip import AttributeNetwork, Output
 from model.config import FusionConfig, ModelConfig
 from model.tasks import Task
-from model.train import initial_network
+from model.train import BuildNetwork, initial_network
 
 
 class PooledClip(AttributeNetwork):
@@ -77,6 +77,18 @@ def _head(config: FusionConfig, labels: int) -> nn.Sequential:
 def pooled_clip(model: ModelConfig, tasks: Sequence[Task], initial: str | None) -> AttributeNetwork:
     """Build a `PooledClip` on the towers that CMA-CLIP would start from."""
     return PooledClip(initial_network(model, tasks, initial).backbone, tasks, model.fusion)
+
+
+def with_random_text(build: BuildNetwork) -> BuildNetwork:
+    """Return what builds the same network with a text tower of random weights."""
+
+    def built(model: ModelConfig, tasks: Sequence[Task], initial: str | None) -> AttributeNetwork:
+        network = build(model, tasks, initial)
+        size, length = model.preprocess.image_size, model.preprocess.context_length
+        network.backbone.text = build_backbone(model.backbone, image_size=size, context_length=length).text
+        return network
+
+    return built
 
 
 def parameters(network: nn.Module) -> int:

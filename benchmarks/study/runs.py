@@ -1,6 +1,7 @@
 """What is trained, by name: each run is our recipe but for the settings that it names.
 
-All start from the same towers, on the same split, for the same number of steps, with the same seed.
+All start from the same towers, on the same split, for the same number of steps, with the same seed. The image tower
+was trained before, on the labels, and is locked: what is compared is how a network reads it together with a title.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from benchmarks.study.networks import pooled_clip
+from benchmarks.study.networks import pooled_clip, with_random_text
 from model.config import ModelConfig, TrainConfig, override, small_training
 from model.readings import Situation
 from model.train import BuildNetwork, initial_network
@@ -24,7 +25,8 @@ EPOCHS = 4
 class Run:
     """One network to train and measure.
 
-    reads: the situations in which it can be read; what it is not given there it would not look at.
+    text: what the text tower starts from: the study's own, or random weights. The image tower is the study's in any
+    case, and locked. reads: the situations in which it can be read; what it is not given there it would not look at.
     spoilt: whether it is measured on spoilt listings too.
     """
 
@@ -33,14 +35,15 @@ class Run:
     network: Literal["cma-clip", "pooled"] = "cma-clip"
     fusion: Settings = field(default_factory=dict)
     training: Settings = field(default_factory=dict)
-    pretrained: bool = True
+    text: Literal["pre-trained", "random"] = "pre-trained"
     reads: tuple[Situation, ...] = tuple(Situation)
     spoilt: bool = False
 
     @property
     def build(self) -> BuildNetwork:
         """What makes the network."""
-        return initial_network if self.network == "cma-clip" else pooled_clip
+        build = initial_network if self.network == "cma-clip" else pooled_clip
+        return build if self.text == "pre-trained" else with_random_text(build)
 
     @property
     def weighs(self) -> bool:
@@ -53,9 +56,11 @@ class Run:
 
     def config(self, epochs: int) -> TrainConfig:
         """Return the training configuration."""
-        return override(small_training(), {**self.training, "optimiser.epochs": str(epochs)})
+        return override(small_training(), {**LOCKED, **self.training, "optimiser.epochs": str(epochs)})
 
 
+# Its pictures are encoded beforehand (`encoded.py`), so that no worker has anything to decode.
+LOCKED: Settings = {"lock_image": "true", "optimiser.workers": "0"}
 # Crops and mirrored pictures stay in every run: they are as usual for CLIP as for anything else.
 NO_CORRUPTIONS: Settings = {
     "augment.spoiled_images": "0",
@@ -113,7 +118,7 @@ ABLATIONS = (
     Run(name="depth-4", title="four fusion blocks", fusion={"depth": "4"}),
     Run(name="one-loss", title="without modality dropout and unimodal losses", training=ONE_LOSS),
     Run(name="no-corruptions", title="without corruptions in training", training=NO_CORRUPTIONS),
-    Run(name="no-pretraining", title="without contrastive pre-training", pretrained=False),
+    Run(name="no-pretraining", title="without contrastive pre-training", text="random"),
 )
 
 RUNS: tuple[Run, ...] = (

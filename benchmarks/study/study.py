@@ -8,17 +8,18 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from benchmarks.study.answers import Answers, Reader, TestPart, load_answers, save_answers
+from benchmarks.study.answers import Answers, Reader, Seen, TestPart, load_answers, save_answers
 from benchmarks.study.cells import Cells, all_cells, read_cells, weight_cells, write_cells
 from benchmarks.study.conditions import Condition, read_clean, read_spoilt
 from benchmarks.study.corruptions import CORRUPTIONS, SEED
+from benchmarks.study.encoded import EncodedImages, EncodedListings, given_tokens
 from benchmarks.study.networks import parameters
 from benchmarks.study.references import TITLES_OF, late_fusion, majority_answers, title_answers
 from benchmarks.study.runs import IMAGE_ALONE, RUNS, TITLE_ALONE, Run
@@ -29,7 +30,7 @@ from model.errors import ConfigError
 from model.loop import STATE
 from model.readings import Situation
 from model.tasks import Task, build_tasks
-from model.train import initial_model, train
+from model.train import initial_model, initial_network, train
 
 SUBSET = 1_200
 """Listings that are spoilt: enough for curves, and few enough for minutes."""
@@ -54,6 +55,8 @@ class Study:
     epochs: int
     device: torch.device = field(default_factory=lambda: pick_device("auto"))
     console: Console = field(default_factory=lambda: Console(stderr=True))
+    seen: Seen = field(default_factory=dict)
+    """The test part's pictures, spoilt or not, as the shared tower sees them."""
 
     def run(self, names: Iterable[str]) -> None:
         """Complete the named runs and references, in the order of the study; finished ones are left as they are.
@@ -85,6 +88,13 @@ class Study:
     def part(self) -> TestPart:
         """What everything is measured on."""
         return TestPart(self.catalogue, self.tasks)
+
+    @cached_property
+    def images(self) -> EncodedImages:
+        """The pictures of training and validation, encoded by the tower that all runs share."""
+        model, towers = initial_model("", str(self.initial)), load_checkpoint(self.initial).version
+        backbone = initial_network(model, self.tasks, str(self.initial)).backbone
+        return EncodedImages(self.runs / "encoded" / towers, backbone, self.device, self.console)
 
     @cached_property
     def subset(self) -> Any:
@@ -123,17 +133,16 @@ class Study:
         self.console.rule(run.name)
         folder = self.runs / run.name
         model = run.model(initial_model("", str(self.initial)))
-        config = run.config(self.epochs)
-        initial = str(self.initial) if run.pretrained else None
         checkpoint = load_checkpoint(
             train(
                 self.catalogue,
                 folder,
                 name=run.name,
                 model=model,
-                config=config,
-                initial=initial,
-                build=run.build,
+                config=run.config(self.epochs),
+                initial=str(self.initial),
+                build=given_tokens(run.build),
+                read=partial(EncodedListings, self.images),
                 device=str(self.device),
                 console=self.console,
             )
@@ -142,10 +151,11 @@ class Study:
         load_weights(network, checkpoint)
         began = time.monotonic()
         if not (folder / ANSWERS).is_file():
-            answers = dict(read_clean(Reader(network, model.preprocess, self.device), self.part, run.reads))
+            reader = Reader(network, model.preprocess, self.device, seen=self.seen)
+            answers = dict(read_clean(reader, self.part, run.reads))
             if run.spoilt:
                 # The curves need no answer to the last bit.
-                fast = Reader(network, model.preprocess, self.device, fast=True)
+                fast = Reader(network, model.preprocess, self.device, fast=True, seen=self.seen)
                 answers |= dict(read_spoilt(fast, self.part, self.subset, reads=run.reads))
             save_answers(folder / ANSWERS, answers)
         self._write(
@@ -155,7 +165,7 @@ class Study:
             head={
                 "title": run.title,
                 "parameters": parameters(network),
-                "settings": {"network": run.network, **run.fusion, **run.training, "pretrained": run.pretrained},
+                "settings": {"network": run.network, **run.fusion, **run.training, "text": run.text},
                 "validation": checkpoint.training["validation"],
                 "training_seconds": round(_training_seconds(folder)),
                 "reading_seconds": round(time.monotonic() - began),

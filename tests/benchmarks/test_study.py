@@ -17,10 +17,11 @@ from torch import nn
 
 from benchmarks.study import runs, shipped, study
 from benchmarks.study.__main__ import PAGE, RESULTS
-from benchmarks.study.answers import Answers, Reader, TestPart, load_answers, save_answers
+from benchmarks.study.answers import Answers, Reader, Seen, TestPart, load_answers, save_answers
 from benchmarks.study.cells import all_cells, condition_cells, read_cells, weight_cells, write_cells
 from benchmarks.study.conditions import clean, read_clean, read_spoilt
 from benchmarks.study.corruptions import CORRUPTIONS, IMAGES, TITLES, Corruption, another
+from benchmarks.study.encoded import EncodedImages, EncodedListings, given_tokens
 from benchmarks.study.networks import PooledClip, pooled_clip
 from benchmarks.study.reading import points
 from benchmarks.study.references import late_fusion, majority_answers, title_answers
@@ -35,12 +36,13 @@ from model.calibration import AttributeCalibration, Calibration, Certificate, so
 from model.catalogue import Catalogue, Listing, Part
 from model.checkpoint import CALIBRATION, load_checkpoint, save_checkpoint, write_part
 from model.cma_clip import CMAClip
-from model.config import ModelConfig, TrainConfig
+from model.config import AugmentConfig, ModelConfig, TrainConfig
 from model.dataset import Collate, ListingDataset
+from model.device import training_precision
 from model.errors import ConfigError
 from model.readings import Situation
 from model.tasks import Task
-from model.train import TrainingLoss, initial_model
+from model.train import TrainingLoss, initial_model, initial_network
 from tests.conftest import draw
 
 
@@ -113,10 +115,91 @@ def test_every_parameter_of_the_pooled_network_gets_a_gradient(
 
 def test_all_networks_start_from_the_same_towers(towers: Path, tasks: tuple[Task, ...]) -> None:
     initial = initial_model("", str(towers))
-    states = [run.build(run.model(initial), tasks, str(towers)).backbone.state_dict() for run in RUNS if run.pretrained]
-    for state in states[1:]:
-        assert state.keys() == states[0].keys()
-        assert all(torch.equal(state[key], states[0][key]) for key in state)
+    states = {run.name: run.build(run.model(initial), tasks, str(towers)).backbone.state_dict() for run in RUNS}
+    for name, state in states.items():
+        assert state.keys() == states["cma-clip"].keys()
+        differing = {key for key in state if not torch.equal(state[key], states["cma-clip"][key])}
+        assert bool(differing) == (name == "no-pretraining")
+        assert not any(key.startswith("image.") for key in differing)
+    assert all(run.config(1).lock_image for run in RUNS)
+
+
+# --- pictures that are encoded once ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def images(towers: Path, tasks: tuple[Task, ...], tmp_path: Path) -> EncodedImages:
+    network = initial_network(initial_model("", str(towers)), tasks, str(towers))
+    return EncodedImages(tmp_path / "encoded", network.backbone, torch.device("cpu"), Console(file=io.StringIO()))
+
+
+@pytest.mark.parametrize("augment", [None, AugmentConfig(crop=0.6, spoiled_images=0.5)], ids=["plain", "varied"])
+def test_an_encoded_picture_trains_as_the_picture_does(
+    catalogue: Catalogue,
+    tasks: tuple[Task, ...],
+    towers: Path,
+    images: EncodedImages,
+    train_config: TrainConfig,
+    augment: AugmentConfig | None,
+) -> None:
+    model = initial_model("", str(towers))
+    listings = [dataclasses.replace(x, image=None if n == 2 else x.image) for n, x in enumerate(catalogue.listings[:9])]
+    arguments: dict[str, Any] = {"tasks": tasks, "preprocess": model.preprocess, "augment": augment, "seed": 5}
+    found = []
+    for dataset, build in (
+        (ListingDataset(catalogue, listings, **arguments), initial_network),
+        (EncodedListings(images, catalogue, listings, **arguments), given_tokens(initial_network)),
+    ):
+        torch.manual_seed(0)
+        network = build(model, tasks, str(towers))
+        network.backbone.lock_image()
+        dataset.set_epoch(1)
+        torch.manual_seed(0)
+        batch = Collate(dataset)([dataset[i] for i in range(9)])
+        with training_precision(torch.device("cpu")):
+            loss = TrainingLoss(train_config, dataset.transform)(network.train(), batch)["total"]
+        loss.backward()  # type: ignore[no-untyped-call]
+        gradient = network.sequence_attention.project_image[1].weight.grad  # type: ignore[union-attr, index]
+        found.append((loss.item(), gradient))
+    assert found[1][0] == pytest.approx(found[0][0], rel=2e-3)
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=0.05, atol=2e-3)
+
+
+def test_encoded_pictures_are_kept_by_epoch_and_variation(
+    catalogue: Catalogue, tasks: tuple[Task, ...], images: EncodedImages, model_config: ModelConfig
+) -> None:
+    def tokens(epoch: int, augment: AugmentConfig | None) -> list[float]:
+        listings = catalogue.part(Part.TRAIN)
+        dataset = EncodedListings(images, catalogue, listings, tasks, model_config.preprocess, augment=augment)
+        dataset.set_epoch(epoch)
+        pixels = dataset[0].pixels
+        assert pixels is not None
+        return np.ravel(pixels).tolist()  # type: ignore[no-any-return]
+
+    varied, milder = AugmentConfig(crop=0.5), AugmentConfig(crop=0.9)
+    given = {str(tokens(epoch, augment)) for epoch in (0, 1) for augment in (varied, milder)}
+    assert len(given) == 4
+    assert tokens(0, None) == tokens(1, None)
+    files = {path.name: path.stat().st_mtime_ns for path in images.folder.iterdir()}
+    assert len(files) == 5
+    assert tokens(1, varied) == tokens(1, dataclasses.replace(varied, title_dropout=0.0))
+    assert {path.name: path.stat().st_mtime_ns for path in images.folder.iterdir()} == files
+
+
+def test_pictures_of_the_test_part_are_encoded_once_for_all_readers(
+    part: TestPart, network: CMAClip, model_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, rows, reads = torch.device("cpu"), part.subset(4), tuple(Situation)
+    plain = dict(read_spoilt(Reader(network, model_config.preprocess, device), part, rows, reads=reads))
+    seen: Seen = {}
+    first = dict(read_spoilt(Reader(network, model_config.preprocess, device, seen=seen), part, rows, reads=reads))
+    monkeypatch.setattr(Reader, "encode_images", None)
+    second = dict(read_spoilt(Reader(network, model_config.preprocess, device, seen=seen), part, rows, reads=reads))
+    assert plain.keys() == first.keys() == second.keys()
+    for key, answers in plain.items():
+        for logits, again, once_more in zip(answers.logits, first[key].logits, second[key].logits, strict=True):
+            assert (logits == again).all()
+            assert (logits == once_more).all()
 
 
 # --- the list of runs --------------------------------------------------------------------------------------
@@ -128,7 +211,7 @@ def test_the_runs_are_what_the_study_is_about() -> None:
     assert {"cma-clip", "cma-clip-plain", "clip-finetuned", "clip-finetuned-same-recipe"} <= set(by_name)
     assert by_name["clip-finetuned"].config(4) == by_name["cma-clip-plain"].config(4)
     assert by_name["clip-finetuned-same-recipe"].config(4) == by_name["cma-clip"].config(4)
-    assert [run.name for run in RUNS if not run.pretrained] == ["no-pretraining"]
+    assert [run.name for run in RUNS if run.text == "random"] == ["no-pretraining"]
 
 
 def test_every_run_has_the_same_budget_of_steps(model_config: ModelConfig) -> None:

@@ -17,7 +17,7 @@ from model.checkpoint import WEIGHTS, load_checkpoint, read_tensors
 from model.cma_clip import CMAClip, build_cma_clip, multi_task_loss
 from model.config import ModelConfig, OptimiserConfig, PretrainConfig, SituationWeights, TrainConfig
 from model.dataset import Collate, ListingDataset, TrainingBatch, TrainingBatches
-from model.errors import ConfigError, TrainingError
+from model.errors import CheckpointError, ConfigError, TrainingError
 from model.loop import Loop, parameter_groups, rate_factor
 from model.preprocess import ImageTransform
 from model.pretrain import pretrain
@@ -145,6 +145,30 @@ def test_pretrained_towers_are_taken_over(
     actual = network.state_dict()
     assert stored
     assert all(torch.equal(actual[key], value.float()) for key, value in stored.items())
+
+
+def test_a_new_text_tower_is_taught_to_match_a_locked_image_tower(
+    catalogue: Catalogue, tmp_path: Path, model_config: ModelConfig, checkpoint_folder: Path, console: Console
+) -> None:
+    config = PretrainConfig(
+        optimiser=OptimiserConfig(epochs=1, batch_size=16, learning_rate=1e-3, workers=0), embed_dim=16
+    )
+    arguments: dict[str, Any] = {"name": "towers", "config": config, "console": console}
+    folder = pretrain(catalogue, tmp_path / "run", model=model_config, initial=checkpoint_folder, **arguments)
+    before, after = tensors(checkpoint_folder), tensors(folder)
+    image = [key for key in after if key.startswith("backbone.image.")]
+    assert image
+    assert all(torch.equal(after[key], before[key]) for key in image)
+    assert not torch.equal(
+        after["backbone.text.text.token_embedding.weight"], before["backbone.text.text.token_embedding.weight"]
+    )
+    assert load_checkpoint(folder).training["initial"]["version"] == load_checkpoint(checkpoint_folder).version
+    with pytest.raises(CheckpointError, match="there is no checkpoint folder"):
+        pretrain(catalogue, tmp_path / "none", model=model_config, initial=tmp_path / "nothing", **arguments)
+    wider = {**model_config.backbone, "vision_cfg": {**model_config.backbone["vision_cfg"], "width": 64}}
+    other = dataclasses.replace(model_config, backbone=wider)
+    with pytest.raises(ConfigError, match="another image tower"):
+        pretrain(catalogue, tmp_path / "other", model=other, initial=checkpoint_folder, **arguments)
 
 
 def test_a_start_from_a_trained_checkpoint_keeps_towers_and_fusion(checkpoint_folder: Path) -> None:

@@ -20,7 +20,7 @@ from model.evaluate import HEADINGS
 from model.readings import Situation
 
 COMMANDS = """```console
-$ .venv/bin/cma-clip pretrain benchmarks/fashion.toml --init runs/image/checkpoint --out runs/towers
+$ .venv/bin/cma-clip pretrain benchmarks/fashion.toml --init weights/fashion --out runs/towers
 $ .venv/bin/python -m benchmarks.study run --init runs/towers/checkpoint --runs runs/study
 $ .venv/bin/python -m benchmarks.study shipped weights/fashion
 $ .venv/bin/cma-clip evaluate weights/fashion benchmarks/fashion.toml --scores runs/scores.npz

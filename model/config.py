@@ -149,7 +149,8 @@ class TrainConfig:
     reading of both. foreign_titles, foreign_images: share of listings that are read, in the reading of both, with
     the title or the picture of another one, so that the network learns to see when the two do not belong
     together, and which to believe. lock_image: the image tower stays as it was given, which halves the time and
-    keeps a tower that has learned enough from learning its pictures by heart. ema_decay: decay of the exponential
+    keeps a tower that has learned enough from learning its pictures by heart. keep_heads: everything is kept of the
+    checkpoint that training starts from, its heads too, for which it must know the very same labels. ema_decay: decay of the exponential
     moving average of the weights, which is what is validated and saved.
     """
 
@@ -161,6 +162,7 @@ class TrainConfig:
     foreign_images: float = 0.02
     label_smoothing: float = 0.02
     lock_image: bool = False
+    keep_heads: bool = False
     ema_decay: float = 0.998
 
     def __post_init__(self) -> None:

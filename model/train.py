@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from model.backbone import Backbone, backbone_config, pretrained_backbone
 from model.catalogue import Catalogue, Part
-from model.checkpoint import WEIGHTS, load_checkpoint, provenance, read_tensors, save_checkpoint
+from model.checkpoint import WEIGHTS, load_checkpoint, load_weights, provenance, read_tensors, save_checkpoint
 from model.cma_clip import AttributeNetwork, CMAClip, Output, build_cma_clip, multi_task_loss
 from model.config import FusionConfig, ModelConfig, PreprocessConfig, SituationWeights, TrainConfig, to_json
 from model.dataset import Collate, ListingDataset, TrainingBatch, TrainingBatches
@@ -69,6 +69,8 @@ def train(
     _report_tasks(tasks, rare, console)
     torch.manual_seed(config.optimiser.seed)
     network = (build or initial_network)(model, tasks, initial)
+    if config.keep_heads:
+        keep_heads(network, tasks, initial)
     if config.lock_image:
         network.backbone.lock_image()
     target = pick_device(device)
@@ -167,6 +169,19 @@ def initial_network(model: ModelConfig, tasks: Sequence[Task], initial: str | No
     if unexpected:
         raise ConfigError(f"{initial} has other towers or another fusion than this configuration: {unexpected[0]}")
     return network
+
+
+def keep_heads(network: AttributeNetwork, tasks: Sequence[Task], initial: str | None) -> None:
+    """Fill the whole network from the checkpoint folder `initial`.
+
+    Raises `ConfigError` where it is no such folder, or has other attributes or labels.
+    """
+    if not initial or not Path(initial).is_dir():
+        raise ConfigError("keep_heads needs a checkpoint folder of ours to start from")
+    checkpoint = load_checkpoint(Path(initial))
+    if checkpoint.tasks != tuple(tasks):
+        raise ConfigError(f"{initial} knows other attributes or labels than this catalogue; its heads cannot be kept")
+    load_weights(network, checkpoint)
 
 
 def _pretrained(model: ModelConfig, weights: str) -> Backbone:

@@ -29,6 +29,7 @@ from model.train import (
     exchange_modalities,
     initial_model,
     initial_network,
+    keep_heads,
     train,
 )
 
@@ -179,6 +180,33 @@ def test_a_start_from_a_trained_checkpoint_keeps_towers_and_fusion(checkpoint_fo
     assert kept
     assert all(torch.equal(actual[key], stored[key].float()) for key in kept)
     assert network.heads[0][-1].out_features == 3
+
+
+def test_heads_are_kept_where_that_is_asked_for(
+    catalogue: Catalogue,
+    tmp_path: Path,
+    checkpoint_folder: Path,
+    tasks: tuple[Task, ...],
+    model_config: ModelConfig,
+    train_config: TrainConfig,
+    console: Console,
+) -> None:
+    network = build_cma_clip(model_config, tasks)
+    keep_heads(network, tasks, str(checkpoint_folder))
+    stored, actual = tensors(checkpoint_folder), network.state_dict()
+    assert all(torch.equal(actual[key], stored[key].float()) for key in stored)
+    with pytest.raises(ConfigError, match="needs a checkpoint folder"):
+        keep_heads(network, tasks, None)
+    other = (Task(name="sleeve", labels=("long", "short")),)
+    with pytest.raises(ConfigError, match="knows other attributes or labels"):
+        keep_heads(build_cma_clip(model_config, other), other, str(checkpoint_folder))
+    # A step so small that nothing is learned shows what training started from.
+    still = dataclasses.replace(train_config.optimiser, epochs=1, learning_rate=1e-9)
+    config = dataclasses.replace(train_config, optimiser=still, keep_heads=True)
+    arguments: dict[str, Any] = {"name": "t", "model": model_config, "console": console}
+    end = train(catalogue, tmp_path / "run", config=config, initial=str(checkpoint_folder), **arguments)
+    heads = [key for key in stored if key.startswith("heads.")]
+    assert all(torch.allclose(tensors(end)[key], stored[key], atol=1e-3) for key in heads)
 
 
 def test_an_unknown_start_is_refused(model_config: ModelConfig, tasks: tuple[Task, ...]) -> None:

@@ -150,8 +150,8 @@ class TrainConfig:
     the title or the picture of another one, so that the network learns to see when the two do not belong
     together, and which to believe. lock_image: the image tower stays as it was given, which halves the time and
     keeps a tower that has learned enough from learning its pictures by heart. keep_heads: everything is kept of the
-    checkpoint that training starts from, its heads too, for which it must know the very same labels. ema_decay: decay of the exponential
-    moving average of the weights, which is what is validated and saved.
+    checkpoint that training starts from, its heads too, for which it must know the very same labels. ema_decay: decay
+    of the exponential moving average of the weights, which is what is validated and saved.
     """
 
     optimiser: OptimiserConfig

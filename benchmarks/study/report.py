@@ -37,9 +37,9 @@ figure and every sentence with a figure in it is computed. How the study is made
 All figures are in %, with 95 % intervals in brackets: from a bootstrap over titles, since listings that share a title
 are no independent evidence. Differences are of the same listings, resampled alike. Recall at p % precision is the share
 of listings that is accepted and right at the best threshold for these very listings, as in the paper; confidences are
-the networks' own, before any temperature. All runs share an image tower that was trained on the labels before, and is
-locked: what is compared is how a network reads it together with the title. A difference whose interval holds 0 is called no difference. The intervals
-say nothing about another seed: each run was trained once.
+the networks' own, before any temperature. A difference whose interval holds 0 is called no difference. The intervals
+say nothing about another seed: each run was trained once. All runs share an image tower that was trained on the labels
+before, and is locked: what is compared is how a network reads it together with the title.
 """
 
 

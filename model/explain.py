@@ -2,7 +2,7 @@
 
 The network answers the listing once more for each part and word, and what its label loses is that part's weight.
 Attention says where the network looked, not what the answer rests on: `benchmarks/faithfulness.py` measures both,
-and gradients, and this came out best. Pure numpy; `model/predictor.py` runs the network.
+and gradients, and this came out best, or close to it. Pure numpy; `model/predictor.py` runs the network.
 
 Shapes: N parts of the picture, W words that were read, R variants of a listing, C labels.
 """

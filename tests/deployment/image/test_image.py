@@ -75,6 +75,14 @@ def folder() -> Iterator[Path]:
         if free < GIGABYTES:
             pytest.skip(f"building the image takes {GIGABYTES} GB of disk, {free:.0f} GB are free")
         yield Path(name)
+        unmount(Path(name))
+
+
+def unmount(folder: Path) -> None:
+    """Unmount what is left mounted beneath `folder`: buildah leaves a container mounted whose build has failed."""
+    mounted = [Path(line.split()[1]) for line in Path("/proc/mounts").read_text().splitlines()]
+    for path in sorted((each for each in mounted if each.is_relative_to(folder)), reverse=True):
+        run("umount", "--lazy", path)
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from docs.blocks import between
 from service.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -61,12 +62,7 @@ def with_figures(page: str, capacity: Figures | None, soak: Figures | None) -> s
         "plan": plan(capacity) if capacity else measure,
     }
     for name in BLOCKS:
-        begin, end = f"<!-- {name}: written by python -m docs.capacity -->", f"<!-- end of {name} -->"
-        before, found, rest = page.partition(begin)
-        _, closed, after = rest.partition(end)
-        if not found or not closed:
-            raise ValueError(f"{PAGE.name} lacks the markers {begin} and {end}")
-        page = f"{before}{begin}\n\n{texts[name]}\n\n{end}{after}"
+        page = between(page, name, texts[name], command="docs.capacity")
     return page
 
 

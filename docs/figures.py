@@ -14,6 +14,7 @@ from typing import Any
 
 from PIL import Image
 
+from docs.blocks import between
 from model.predictor import Predictor
 from service.schemas import ClassifyReply
 
@@ -25,23 +26,17 @@ SITUATIONS = {"image_and_title": "image and title", "title": "title alone", "ima
 def main() -> None:
     """Write the figures into the README."""
     page = with_scores(PAGE.read_text(encoding="utf-8"))
-    PAGE.write_text(between(page, "answer", f"```json\n{answer()}\n```"), encoding="utf-8")
+    PAGE.write_text(_written(page, "answer", f"```json\n{answer()}\n```"), encoding="utf-8")
     print(PAGE)
 
 
 def with_scores(page: str) -> str:
     """Return `page` with the table of scores and the promises between their markers."""
-    return between(between(page, "scores", scores()), "promises", promises())
+    return _written(_written(page, "scores", scores()), "promises", promises())
 
 
-def between(page: str, name: str, text: str) -> str:
-    """Return `page` with `text` between the markers called `name`."""
-    begin, end = f"<!-- {name}: written by python -m docs.figures -->", f"<!-- end of {name} -->"
-    before, found, rest = page.partition(begin)
-    _, found_too, after = rest.partition(end)
-    if not found or not found_too:
-        raise ValueError(f"{PAGE.name} lacks the markers {begin} and {end}")
-    return f"{before}{begin}\n\n{text}\n\n{end}{after}"
+def _written(page: str, name: str, text: str) -> str:
+    return between(page, name, text, command="docs.figures")
 
 
 def answer() -> str:

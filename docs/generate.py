@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from docs.blocks import between
 from service.app import create_app
 from service.errors import ServiceError
 from service.settings import Settings, load_settings
@@ -205,15 +206,13 @@ NAMES = {"served": "**taken away, as served**", "random": "at random"}
 
 def with_figures(text: str, found: Mapping[str, Any]) -> str:
     """Return docs/explanations.md with the tables of what `benchmarks.faithfulness` found."""
-    before, mark, rest = text.partition("<!-- faithfulness: written by python -m docs.generate -->\n")
-    _, end, after = rest.partition("<!-- /faithfulness -->\n")
     times = found["milliseconds"]
     said = (
         f"{found['listings']:,} listings of {found['data']}, model `{found['model']['version']}`. *time*: cost of "
         f"explaining one listing, in plain answers ({times['plain answer']:.0f} ms), medians of {found['timed']}."
     )
     lines = [*_rivals(found), "", *_beside_chance(found["panels"]), "", said]
-    return "".join([before, mark, "\n".join(lines), "\n", end, after])
+    return between(text, "faithfulness", "\n".join(lines), command="docs.generate")
 
 
 def _rivals(found: Mapping[str, Any]) -> Iterator[str]:

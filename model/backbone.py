@@ -40,6 +40,12 @@ class TokenSequence:
     mask: Tensor
     pooled: Tensor
 
+    @classmethod
+    def pooled_first(cls, embeddings: Tensor) -> TokenSequence:
+        """Of a picture's tokens `[B, 1+N, d]`: no padding, and the first one stands for all."""
+        mask = torch.ones(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
+        return cls(embeddings, mask, mask.new_zeros(mask.shape[0], dtype=torch.long))
+
     @property
     def present(self) -> Tensor:
         """`[B]` bool: the rows that have this modality."""
@@ -231,9 +237,7 @@ class Backbone(nn.Module):
 
     def encode_image(self, images: Tensor) -> TokenSequence:
         """Encode `images`, `[B, 3, H, W]` normalised floats, to `1+N` tokens each, pooled at the first."""
-        embeddings = self.image(images)
-        mask = torch.ones(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
-        return TokenSequence(embeddings, mask, mask.new_zeros(mask.shape[0], dtype=torch.long))
+        return TokenSequence.pooled_first(self.image(images))
 
     def encode_text(self, tokens: Tensor) -> TokenSequence:
         """Encode `tokens`, `[B, L]` int64 padded with zeros, pooled at EOT: the highest id of the vocabulary."""

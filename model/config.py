@@ -148,10 +148,10 @@ class TrainConfig:
     modality_dropout: chance that a listing with both modalities loses one of them, either as likely, in the
     reading of both. foreign_titles, foreign_images: share of listings that are read, in the reading of both, with
     the title or the picture of another one, so that the network learns to see when the two do not belong
-    together, and which to believe. lock_image: the image tower stays as it was given, which halves the time and
-    keeps a tower that has learned enough from learning its pictures by heart. keep_heads: everything is kept of the
-    checkpoint that training starts from, its heads too, for which it must know the very same labels. ema_decay: decay
-    of the exponential moving average of the weights, which is what is validated and saved.
+    together, and which to believe. lock_image: the image tower stays as it was given, which saves its backward pass
+    and keeps a tower that has learned enough from learning its pictures by heart. keep_heads: everything is kept of
+    the checkpoint that training starts from, its heads too, for which it must know the very same labels. ema_decay:
+    decay of the exponential moving average of the weights, which is what is validated and saved.
     """
 
     optimiser: OptimiserConfig

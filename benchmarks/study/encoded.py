@@ -1,8 +1,8 @@
 """Pictures encoded once for all runs: their image tower is the same, and locked.
 
 What a run sees of a picture depends on the tower, the epoch and the listing alone, never on the run. So each epoch's
-variations are encoded once and kept on disk, and a run trains in a third of the time, to the same weights but for
-rounding to half precision.
+variations are encoded once and kept on disk, and a run computes no convolution, to the same weights but for rounding to
+half precision.
 
 Shapes: n listings, N image patches, d width of the tower, B listings of a batch.
 """
@@ -22,9 +22,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from model.backbone import Backbone, TokenSequence
-from model.catalogue import Catalogue, Listing
 from model.cma_clip import AttributeNetwork
-from model.config import AugmentConfig, ModelConfig, PreprocessConfig
+from model.config import ModelConfig
 from model.dataset import Collate, ListingDataset
 from model.device import training_precision
 from model.preprocess import ImageTransform
@@ -85,25 +84,17 @@ def _variation(dataset: ListingDataset, epoch: int) -> str:
 
 
 class EncodedListings(ListingDataset):
-    """Listings whose picture is what the locked tower made of it: `pixels` is `[1+N, d]` float16."""
+    """The listings of `plain`, whose picture is what the locked tower made of it: `pixels` is `[1+N, d]` float16."""
 
-    def __init__(
-        self,
-        images: EncodedImages,
-        catalogue: Catalogue,
-        listings: Sequence[Listing],
-        tasks: Sequence[Task],
-        preprocess: PreprocessConfig,
-        *,
-        augment: AugmentConfig | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(catalogue, listings, tasks, preprocess, augment=augment, seed=seed)
+    def __init__(self, images: EncodedImages, plain: ListingDataset) -> None:
+        preprocess = plain.transform.config
+        super().__init__(
+            plain.catalogue, plain.listings, plain.tasks, preprocess, augment=plain.augment, seed=plain.seed
+        )
         self.transform = _AsGiven(preprocess)
         self.blank = np.zeros(images.shape, dtype=np.float16)
-        self.images = images
-        self.plain = ListingDataset(catalogue, listings, tasks, preprocess, augment=augment, seed=seed)
-        self.rows = {listing.image: row for row, listing in enumerate(listings)}
+        self.images, self.plain = images, plain
+        self.rows = {listing.image: row for row, listing in enumerate(plain.listings)}
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
@@ -127,11 +118,9 @@ class GivenTokens(Backbone):
 
     def encode_image(self, images: Tensor) -> TokenSequence:
         """Return tokens `[B, 1+N, d]` as the sequence that they are, pooled at the first."""
-        mask = torch.ones(images.shape[:2], dtype=torch.bool, device=images.device)
-        pooled = mask.new_zeros(len(images), dtype=torch.long)
         kind = images.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
-        return TokenSequence(images.to(dtype), mask, pooled)
+        return TokenSequence.pooled_first(images.to(dtype))
 
 
 def given_tokens(build: BuildNetwork) -> BuildNetwork:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from benchmarks.study.references import TITLES_OF, late_fusion, majority_answers
 from benchmarks.study.runs import IMAGE_ALONE, RUNS, TITLE_ALONE, Run
 from model.catalogue import Catalogue, Part
 from model.checkpoint import load_checkpoint, load_weights
+from model.dataset import ListingDataset
 from model.device import pick_device, training_dtype
 from model.errors import ConfigError
 from model.loop import STATE
@@ -142,7 +143,7 @@ class Study:
                 config=run.config(self.epochs),
                 initial=str(self.initial),
                 build=given_tokens(run.build),
-                read=partial(EncodedListings, self.images),
+                read=lambda *given, **options: EncodedListings(self.images, ListingDataset(*given, **options)),
                 device=str(self.device),
                 console=self.console,
             )

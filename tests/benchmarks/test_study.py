@@ -146,9 +146,10 @@ def test_an_encoded_picture_trains_as_the_picture_does(
     listings = [dataclasses.replace(x, image=None if n == 2 else x.image) for n, x in enumerate(catalogue.listings[:9])]
     arguments: dict[str, Any] = {"tasks": tasks, "preprocess": model.preprocess, "augment": augment, "seed": 5}
     found = []
+    plain = ListingDataset(catalogue, listings, **arguments)
     for dataset, build in (
-        (ListingDataset(catalogue, listings, **arguments), initial_network),
-        (EncodedListings(images, catalogue, listings, **arguments), given_tokens(initial_network)),
+        (plain, initial_network),
+        (EncodedListings(images, plain), given_tokens(initial_network)),
     ):
         torch.manual_seed(0)
         network = build(model, tasks, str(towers))
@@ -170,7 +171,8 @@ def test_encoded_pictures_are_kept_by_epoch_and_variation(
 ) -> None:
     def tokens(epoch: int, augment: AugmentConfig | None) -> list[float]:
         listings = catalogue.part(Part.TRAIN)
-        dataset = EncodedListings(images, catalogue, listings, tasks, model_config.preprocess, augment=augment)
+        plain = ListingDataset(catalogue, listings, tasks, model_config.preprocess, augment=augment)
+        dataset = EncodedListings(images, plain)
         dataset.set_epoch(epoch)
         pixels = dataset[0].pixels
         assert pixels is not None

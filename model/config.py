@@ -146,12 +146,13 @@ class TrainConfig:
     """Multi-task fine-tuning.
 
     modality_dropout: chance that a listing with both modalities loses one of them, either as likely, in the
-    reading of both. foreign_titles, foreign_images: share of listings that are read, in the reading of both, with
-    the title or the picture of another one, so that the network learns to see when the two do not belong
-    together, and which to believe. lock_image: the image tower stays as it was given, which saves its backward pass
-    and keeps a tower that has learned enough from learning its pictures by heart. keep_heads: everything is kept of
-    the checkpoint that training starts from, its heads too, for which it must know the very same labels. ema_decay:
-    decay of the exponential moving average of the weights, which is what is validated and saved.
+    reading of both. foreign_titles, foreign_images: the share of that reading's loss that is of pictures with the
+    title of another listing, and asks for the labels of the picture's listing, or of the title's: so the network
+    learns to see when the two do not belong together, and which to believe. lock_image: the image tower stays as it
+    was given, which saves its backward pass and keeps a tower that has learned enough from learning its pictures by
+    heart. keep_heads: everything is kept of the checkpoint that training starts from, its heads too, for which it
+    must know the very same labels. ema_decay: decay of the exponential moving average of the weights,
+    which is what is validated and saved.
     """
 
     optimiser: OptimiserConfig
@@ -169,6 +170,8 @@ class TrainConfig:
         for name in ("modality_dropout", "foreign_titles", "foreign_images", "label_smoothing", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 0 and below 1")
+        if self.foreign_titles + self.foreign_images >= 1:
+            raise ConfigError("foreign_titles and foreign_images must be below 1 together")
 
 
 @dataclass(frozen=True, kw_only=True)

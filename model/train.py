@@ -204,8 +204,12 @@ class TrainingLoss:
     transform: ImageTransform
 
     def __call__(self, network: nn.Module, batch: TrainingBatch) -> dict[str, Tensor]:
-        """Return `both`, `image`, `title` (where they weigh) and their weighted sum `total`: scalars, in nats
-        summed over attributes.
+        """Return the losses of the readings that weigh, and their weighted sum `total`: scalars, in nats summed over
+        attributes.
+
+        `both`, `image`, `title`: each listing as it is, or one modality of it. `foreign`: each image with another
+        listing's title, whose labels are the image's (`foreign_titles`) or the title's (`foreign_images`); all are
+        read so and count little, instead of a few drawn ones that count fully, to the same expected loss.
         """
         assert isinstance(network, AttributeNetwork)
         weights = self.config.weights
@@ -218,10 +222,15 @@ class TrainingLoss:
         total = batch.pixels.new_zeros((), dtype=torch.float32)
         if image and text and weights.both:
             kept = drop_modalities(batch.has_image, batch.has_title, self.config.modality_dropout)
-            sources = exchange_modalities(*kept, self.config.foreign_images, self.config.foreign_titles)
-            output = network(image.keep(kept[0]).select(sources[0]), text.keep(kept[1]).select(sources[1]))
-            losses["both"] = self._loss(output, batch.labels)
-            total = total + weights.both * losses["both"]
+            losses["both"] = self._loss(network(image.keep(kept[0]), text.keep(kept[1])), batch.labels)
+            foreign = self.config.foreign_titles + self.config.foreign_images
+            total = total + weights.both * (1 - foreign) * losses["both"]
+            images, titles = mismatched(batch.has_image, batch.has_title)
+            if foreign and len(images):
+                output = network(image.select(images), text.select(titles))
+                seen, told = (self._loss(output, batch.labels[rows]) for rows in (images, titles))
+                losses["foreign"] = self.config.foreign_titles * seen + self.config.foreign_images * told
+                total = total + weights.both * losses["foreign"]
         # Alone, a modality is read on the rows that have it: elsewhere there is nothing to read.
         if image and weights.image and batch.has_image.any():
             rows = batch.has_image
@@ -244,20 +253,15 @@ def drop_modalities(has_image: Tensor, has_title: Tensor, chance: float) -> tupl
     return has_image & ~(both & (drawn < chance / 2)), has_title & ~(both & (drawn > 1 - chance / 2))
 
 
-def exchange_modalities(
-    has_image: Tensor, has_title: Tensor, foreign_images: float, foreign_titles: float
-) -> tuple[Tensor, Tensor]:
-    """Give a share of the rows that have both modalities the image, or the title, of the row before, never both.
+def mismatched(has_image: Tensor, has_title: Tensor) -> tuple[Tensor, Tensor]:
+    """Pair each listing's image with the title of the listing before it, where there are both.
 
-    Returns the row that each row's image, and each row's title, is to be read from: `[B]` int64 both.
+    Takes `[B]` bool masks; returns the rows of the images and those of their titles, `[P]` int64 both.
     """
-    own = torch.arange(len(has_image), device=has_image.device)
-    neighbour = own.roll(1)
-    drawn = torch.rand(has_image.shape, device=has_image.device)
-    both = has_image & has_title
-    image = both & has_image[neighbour] & (drawn < foreign_images)
-    title = both & has_title[neighbour] & (drawn > 1 - foreign_titles)
-    return torch.where(image, neighbour, own), torch.where(title, neighbour, own)
+    images = (has_image & has_title.roll(1)).nonzero().flatten()
+    titles = (images - 1) % len(has_image)
+    apart = images != titles  # in a batch of one, a listing is its own neighbour
+    return images[apart], titles[apart]
 
 
 class Validation:

@@ -57,7 +57,7 @@ def pretrain(
     from model.config import override, small_pretraining  # noqa: PLC0415
     from model.pretrain import pretrain as run  # noqa: PLC0415
 
-    fusion, own = _settings(settings, epochs)
+    fusion, own = split_settings(settings, epochs)
     config = override(small_pretraining(), own)
     folder = run(
         Catalogue.open(catalogue),
@@ -96,7 +96,7 @@ def train(
     from model.config import clip_training, override, small_training  # noqa: PLC0415
     from model.train import train as run  # noqa: PLC0415
 
-    fusion, own = _settings(settings, epochs)
+    fusion, own = split_settings(settings, epochs)
     preset = clip_training() if init and not Path(init).is_dir() else small_training()
     folder = run(
         Catalogue.open(catalogue),
@@ -208,7 +208,7 @@ def label(
     print(f"{out}: {done.rows:,} rows, {done.failed:,} of them with an error", file=sys.stderr)
 
 
-def _settings(texts: list[str] | None, epochs: int | None) -> tuple[dict[str, str], dict[str, str]]:
+def split_settings(texts: list[str] | None, epochs: int | None) -> tuple[dict[str, str], dict[str, str]]:
     """Split `--set` into fusion settings (without their prefix) and the others, `--epochs` among them."""
     fusion: dict[str, str] = {}
     others: dict[str, str] = {"optimiser.epochs": str(epochs)} if epochs else {}

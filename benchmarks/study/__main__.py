@@ -1,4 +1,4 @@
-"""The study's commands: `run`, `shipped` and `report`."""
+"""The study's commands: `run`, `trial`, `shipped` and `report`."""
 
 from __future__ import annotations
 
@@ -7,26 +7,30 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from benchmarks.study.cells import write_cells
 from benchmarks.study.report import write_report
 from benchmarks.study.results import SHIPPED
 from benchmarks.study.results import Results as Figures
-from benchmarks.study.runs import EPOCHS
+from benchmarks.study.runs import EPOCHS, Run
 from benchmarks.study.shipped import measure_shipped
 from benchmarks.study.study import Study, all_names
-from model.catalogue import Catalogue
+from model.catalogue import Catalogue, Part
 from model.device import pick_device
 from model.errors import ModelError
+from service.model_commands import split_settings
 
 BENCHMARKS = Path(__file__).parents[1]
 FASHION = BENCHMARKS / "fashion.toml"
 RESULTS = BENCHMARKS / "results" / "study"
+TRIALS = RESULTS / "trials"
 PAGE = BENCHMARKS.parent / "docs" / "results.md"
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
+Init = Annotated[Path, typer.Option(help="checkpoint folder whose towers all runs start from", show_default=False)]
+Runs = Annotated[Path, typer.Option(help="folder of the runs; interrupted ones go on", show_default=False)]
+Epochs = Annotated[int, typer.Option(min=1, help="passes over the train part, for each run")]
 CatalogueFile = Annotated[Path, typer.Option(help="the catalogue's TOML file")]
 Results = Annotated[Path, typer.Option(help="folder of the figures, one JSON file a run")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
@@ -35,10 +39,10 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
 @app.command()
 def run(
     *,
-    init: Annotated[Path, typer.Option(help="checkpoint folder whose towers all runs start from", show_default=False)],
-    runs: Annotated[Path, typer.Option(help="folder of the runs; interrupted ones go on", show_default=False)],
+    init: Init,
+    runs: Runs,
     only: Annotated[str | None, typer.Option(help="these alone, by name, with commas", show_default="all")] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="passes over the train part, for each run")] = EPOCHS,
+    epochs: Epochs = EPOCHS,
     catalogue: CatalogueFile = FASHION,
     results: Results = RESULTS,
     device: Device = "auto",
@@ -51,9 +55,39 @@ def run(
         results=results,
         epochs=epochs,
         device=pick_device(device),
-        console=Console(stderr=True),
     )
     study.run(only.split(",") if only else all_names())
+
+
+@app.command()
+def trial(
+    name: Annotated[str, typer.Argument(help="what to call the recipe", show_default=False)],
+    *,
+    init: Init,
+    runs: Runs,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="name=value of the training, or of fusion. as in cma-clip train", show_default=False
+        ),
+    ] = None,
+    epochs: Epochs = EPOCHS,
+    catalogue: CatalogueFile = FASHION,
+    results: Annotated[Path, typer.Option(help="folder of the figures, one JSON file a recipe")] = TRIALS,
+    device: Device = "auto",
+) -> None:
+    """Train CMA-CLIP by another recipe and measure it on the validation part, where recipes are chosen."""
+    fusion, training = split_settings(set_, epochs=None)
+    study = Study(
+        catalogue=Catalogue.open(catalogue),
+        initial=init,
+        runs=runs,
+        results=results,
+        epochs=epochs,
+        measured=Part.VALIDATION,
+        device=pick_device(device),
+    )
+    study.complete(Run(name=name, title=name, fusion=fusion, training=training, spoilt=True))
 
 
 @app.command()

@@ -46,18 +46,17 @@ class Answers:
 class TestPart:
     """The listings that everything is measured on: those of the test part with a title and a readable image.
 
-    The same for every situation and every network, so that figures can be compared listing by listing.
+    The same for every situation and every network, so that figures can be compared listing by listing. `part` may be
+    another one: recipes are chosen on the validation part.
     """
 
     __test__ = False  # no test case, whatever pytest makes of the name
 
-    def __init__(self, catalogue: Catalogue, tasks: Sequence[Task]) -> None:
+    def __init__(self, catalogue: Catalogue, tasks: Sequence[Task], part: Part = Part.TEST) -> None:
         self.catalogue, self.tasks = catalogue, tuple(tasks)
-        self.listings = tuple(
-            listing for listing in catalogue.part(Part.TEST) if listing.title and self._readable(listing)
-        )
+        self.listings = tuple(listing for listing in catalogue.part(part) if listing.title and self._readable(listing))
         if not self.listings:
-            raise CatalogueError("the test part holds no listing with both a title and an image")
+            raise CatalogueError(f"the {part} part holds no listing with both a title and an image")
         keys = [" ".join((listing.title or "").casefold().split()) for listing in self.listings]
         self.group = np.unique(np.array(keys, dtype=np.str_), return_inverse=True)[1].astype(np.int64)
         self.labels = np.array(

@@ -18,7 +18,7 @@ from model.train import BuildNetwork, initial_network
 Settings = Mapping[str, str]
 """Dotted path in `TrainConfig` or `FusionConfig` -> value as JSON, as `cma-clip train --set` takes them."""
 
-EPOCHS = 4
+EPOCHS = 3
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,7 +46,8 @@ STRONGEST = tuple(
 class Study:
     """`initial`: the checkpoint folder whose towers all runs start from. `runs`: where they are trained and kept.
 
-    `results`: where each run's figures go, and from where a finished run is known.
+    `results`: where each run's figures go, and from where a finished run is known. `measured`: the part that they are
+    measured on.
     """
 
     catalogue: Catalogue
@@ -54,10 +55,11 @@ class Study:
     runs: Path
     results: Path
     epochs: int
+    measured: Part = Part.TEST
     device: torch.device = field(default_factory=lambda: pick_device("auto"))
     console: Console = field(default_factory=lambda: Console(stderr=True))
     seen: Seen = field(default_factory=dict)
-    """The test part's pictures, spoilt or not, as the shared tower sees them."""
+    """The measured pictures, spoilt or not, as the shared tower sees them."""
 
     def run(self, names: Iterable[str]) -> None:
         """Complete the named runs and references, in the order of the study; finished ones are left as they are.
@@ -68,8 +70,8 @@ class Study:
         if unknown := sorted(wanted - {*(run.name for run in RUNS), *TITLES_OF}):
             raise ConfigError(f"there is no run {unknown[0]!r}; known are {', '.join(all_names())}")
         for run in RUNS:
-            if run.name in wanted and not self._finished(run.name):
-                self._complete(run)
+            if run.name in wanted:
+                self.complete(run)
         if "majority" in wanted:
             self._reference("majority", lambda: majority_answers(self.part, self.catalogue.part(Part.TRAIN)))
         if "tf-idf" in wanted:
@@ -88,7 +90,7 @@ class Study:
     @cached_property
     def part(self) -> TestPart:
         """What everything is measured on."""
-        return TestPart(self.catalogue, self.tasks)
+        return TestPart(self.catalogue, self.tasks, self.measured)
 
     @cached_property
     def images(self) -> EncodedImages:
@@ -130,7 +132,10 @@ class Study:
         self.console.print(f"{name}: finished already", highlight=False)
         return True
 
-    def _complete(self, run: Run) -> None:
+    def complete(self, run: Run) -> None:
+        """Train a run and write its figures, or what of it is not done yet."""
+        if self._finished(run.name):
+            return
         self.console.rule(run.name)
         folder = self.runs / run.name
         model = run.model(initial_model("", str(self.initial)))

@@ -26,10 +26,10 @@ from model.train import (
     TrainingLoss,
     Validation,
     drop_modalities,
-    exchange_modalities,
     initial_model,
     initial_network,
     keep_heads,
+    mismatched,
     train,
 )
 
@@ -264,20 +264,14 @@ def test_modalities_are_dropped_one_at_a_time_and_never_the_only_one() -> None:
     assert (~kept_title[both]).float().mean().item() == pytest.approx(0.2, abs=0.03)
 
 
-def test_modalities_are_exchanged_one_at_a_time_and_only_where_both_are_there() -> None:
-    torch.manual_seed(0)
-    image = torch.tensor([True, True, False, True]).repeat(2000)
-    title = torch.tensor([True, True, True, False]).repeat(2000)
-    from_image, from_title = exchange_modalities(image, title, 0.2, 0.3)
-    own = torch.arange(len(image))
-    foreign_image, foreign_title = from_image != own, from_title != own
-    assert not (foreign_image & foreign_title).any()
-    assert not ((foreign_image | foreign_title) & ~(image & title)).any()
-    assert image[from_image[foreign_image]].all()
-    assert title[from_title[foreign_title]].all()
-    # Of each four rows, two have both modalities; the first has a neighbour without a title.
-    assert foreign_image.float().mean().item() == pytest.approx(0.2 * 2 / 4, abs=0.02)
-    assert foreign_title.float().mean().item() == pytest.approx(0.3 * 1 / 4, abs=0.02)
+def test_a_picture_meets_another_listings_title_only_where_there_are_both() -> None:
+    image = torch.tensor([True, True, False, True])
+    title = torch.tensor([True, True, True, False])
+    images, titles = mismatched(image, title)
+    assert images.tolist() == [1, 3]  # the first listing's neighbour is the last, which has no title
+    assert titles.tolist() == [0, 2]
+    alone = torch.tensor([True])
+    assert mismatched(alone, alone)[0].tolist() == []
 
 
 def test_the_backbone_learns_at_its_own_rate_and_vectors_do_not_decay(network: CMAClip) -> None:

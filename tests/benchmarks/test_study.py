@@ -27,7 +27,7 @@ from benchmarks.study.reading import points
 from benchmarks.study.references import late_fusion, majority_answers, title_answers
 from benchmarks.study.report import render, write_report
 from benchmarks.study.results import Results
-from benchmarks.study.runs import RUNS
+from benchmarks.study.runs import RUNS, Run
 from benchmarks.study.shipped import measure_shipped
 from benchmarks.study.study import Study, all_names
 from model import scores
@@ -531,6 +531,16 @@ def test_answers_that_are_there_are_not_computed_again(tiny_study: Study, monkey
     monkeypatch.setattr(study, "read_clean", None)
     tiny_study.run(["no-modality-attention"])
     assert read_cells(path)["conditions"] == before["conditions"]
+
+
+def test_recipes_are_tried_on_the_validation_part(tiny_study: Study) -> None:
+    tiny_study.measured = Part.VALIDATION
+    tiny_study.complete(Run(name="no-dropout", title="no dropout", training={"modality_dropout": "0"}, spoilt=True))
+    cells = read_cells(tiny_study.results / "no-dropout.json")
+    validation = {listing.id for listing in tiny_study.catalogue.part(Part.VALIDATION)}
+    assert {listing.id for listing in tiny_study.part.listings} <= validation
+    assert cells["budget"]["test_listings"] == len(tiny_study.part.listings)
+    assert cells["settings"]["modality_dropout"] == "0"
 
 
 def test_results_of_another_budget_are_not_mixed_in(tiny_study: Study) -> None:

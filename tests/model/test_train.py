@@ -252,6 +252,40 @@ def test_rows_without_a_modality_do_not_spoil_the_unimodal_losses(
     assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
 
 
+def test_a_mismatched_pair_counts_by_its_share_and_asks_for_the_labels_of_either_listing(
+    network: CMAClip, train_config: TrainConfig, model_config: ModelConfig
+) -> None:
+    batch = TrainingBatch(
+        pixels=torch.randint(0, 255, (3, 3, 24, 16), dtype=torch.uint8),
+        tokens=torch.tensor([[49406, 320, 49407], [49406, 322, 49407], [49406, 321, 49407]]),
+        labels=torch.tensor([[0, 1], [1, 0], [2, 1]]),
+        has_image=torch.tensor([True, True, True]),
+        has_title=torch.tensor([True, True, True]),
+    )
+    config = dataclasses.replace(
+        train_config,
+        weights=SituationWeights(both=2.0, image=0, title=0),
+        modality_dropout=0,
+        foreign_titles=0.3,
+        foreign_images=0.1,
+    )
+    transform = ImageTransform(model_config.preprocess)
+    network.eval()
+    losses = TrainingLoss(config, transform)(network, batch)
+    image = network.backbone.encode_image(transform.normalise(batch.pixels))
+    text = network.backbone.encode_text(batch.tokens)
+
+    def loss(title_of: list[int], labels_of: list[int]) -> torch.Tensor:
+        logits = network(image, text.select(torch.tensor(title_of))).logits
+        return multi_task_loss(logits, batch.labels[labels_of], label_smoothing=config.label_smoothing)
+
+    own, before = [0, 1, 2], [2, 0, 1]
+    expected = 2.0 * (0.6 * loss(own, own) + 0.3 * loss(before, own) + 0.1 * loss(before, before))
+    assert losses["total"].item() == pytest.approx(expected.item(), rel=1e-4)
+    none = dataclasses.replace(config, foreign_titles=0, foreign_images=0)
+    assert "foreign" not in TrainingLoss(none, transform)(network, batch)
+
+
 def test_modalities_are_dropped_one_at_a_time_and_never_the_only_one() -> None:
     torch.manual_seed(0)
     image = torch.tensor([True, True, False]).repeat(2000)

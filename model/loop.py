@@ -68,8 +68,7 @@ class Loop:
         """Train to the end, resuming where an earlier run in the folder stopped; return the best score."""
         # Convolutions are about twice as fast with the channels last.
         self.network.to(self.device).to(memory_format=torch.channels_last)
-        average = get_ema_multi_avg_fn(self.ema_decay)  # type: ignore[no-untyped-call]
-        self.average = AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
+        self.average = AveragedModel(self.network, multi_avg_fn=moving_average(self.ema_decay), use_buffers=True)
         self.adamw = torch.optim.AdamW(parameter_groups(self.network, self.optimiser), fused=True)
         self._resume()
         self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step)
@@ -202,6 +201,20 @@ class Loop:
         self.adamw.load_state_dict(state["adamw"])
         self.step, self.best, self.seconds = state["step"], state["best"], state["seconds"]
         self.console.print(f"resuming {self.folder} at step {self.step}")
+
+
+def moving_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
+    """Return PyTorch's exponential moving average of `decay`, with a warm-up.
+
+    After n updates the decay is at most `1 - (1 + n) ** (-2/3)`, as timm's `ModelEmaV3` has it: an average over more
+    steps than that would remember, in a short run, weights from before the learning rate fell.
+    """
+
+    def move(averages: list[Tensor], values: list[Tensor], updates: Tensor) -> None:
+        warmed_up = min(decay, 1 - (1 + int(updates)) ** (-2 / 3))
+        get_ema_multi_avg_fn(warmed_up)(averages, values, updates)  # type: ignore[no-untyped-call]
+
+    return move
 
 
 def parameter_groups(network: nn.Module, config: OptimiserConfig) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import typer
 
 from benchmarks.study.cells import write_cells
 from benchmarks.study.report import write_report
-from benchmarks.study.results import SHIPPED
+from benchmarks.study.results import SHIPPED, TRIALS
 from benchmarks.study.results import Results as Figures
 from benchmarks.study.runs import EPOCHS, Run
 from benchmarks.study.shipped import measure_shipped
@@ -23,7 +23,6 @@ from service.model_commands import split_settings
 BENCHMARKS = Path(__file__).parents[1]
 FASHION = BENCHMARKS / "fashion.toml"
 RESULTS = BENCHMARKS / "results" / "study"
-TRIALS = RESULTS / "trials"
 PAGE = BENCHMARKS.parent / "docs" / "results.md"
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -73,7 +72,7 @@ def trial(
     ] = None,
     epochs: Epochs = EPOCHS,
     catalogue: CatalogueFile = FASHION,
-    results: Annotated[Path, typer.Option(help="folder of the figures, one JSON file a recipe")] = TRIALS,
+    results: Annotated[Path, typer.Option(help="folder of the figures, one JSON file a recipe")] = RESULTS / TRIALS,
     device: Device = "auto",
 ) -> None:
     """Train CMA-CLIP by another recipe and measure it on the validation part, where recipes are chosen."""

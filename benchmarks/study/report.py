@@ -10,6 +10,7 @@ import numpy as np
 
 from benchmarks.certificates import DELTA, LabelTrial, Outcome, Trial, label_summary, summary
 from benchmarks.study import reading
+from benchmarks.study.cells import Cells
 from benchmarks.study.conditions import UNSPOILT, Condition, clean
 from benchmarks.study.corruptions import CORRUPTIONS
 from benchmarks.study.figures import save_figures
@@ -58,6 +59,7 @@ def render(results: Results, plots: Sequence[str]) -> str:
         _budget(results),
         _clean(results),
         _ablations(results),
+        _trials(results),
         _spoilt(results, plots),
         _weights(results, plots),
         _calibration(results, plots),
@@ -159,6 +161,43 @@ def _ablations(results: Results) -> str:
     return "\n".join(
         ["## Ablations", "", "Image and title; means over the attributes.", "", *_table(headings, rows), ""]
     )
+
+
+TRIED = (
+    ("accuracy", reading.BOTH, "accuracy"),
+    ("R@95", reading.BOTH, "recall_at_95"),
+    ("R@95, label words removed", reading.NO_LABEL_WORDS, "recall_at_95"),
+    ("accuracy, another's title", reading.FOREIGN_TITLE, "accuracy"),
+    ("accuracy, another's picture", both("another's picture", 1.0), "accuracy"),
+    ("accuracy, image alone", clean(Situation.IMAGE), "accuracy"),
+    ("accuracy, title alone", clean(Situation.TITLE), "accuracy"),
+)
+
+
+def _trials(results: Results) -> str:
+    if not results.trials:
+        return ""
+    budget = next(iter(results.trials.values()))["budget"]
+    rows = (
+        [f"`{name}`", *(_percent(results.tried(name, key, measure)) for _, key, measure in TRIED), _settings(cells)]
+        for name, cells in results.trials.items()
+    )
+    lines = [
+        "## Recipes tried",
+        "",
+        f"Where the recipe was chosen: on {budget['test_listings']:,} listings of the validation part, "
+        f"{budget['steps']:,} steps each (`python -m benchmarks.study trial NAME --set ...`). Means over the "
+        "attributes.",
+        "",
+        *_table(["recipe", *(heading for heading, *_ in TRIED), "settings"], rows),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _settings(cells: Cells) -> str:
+    settings = {name: value for name, value in cells["settings"].items() if name not in ("network", "text")}
+    return ", ".join(f"`{name}={value}`" for name, value in settings.items()) or "as they are"
 
 
 def _spoilt(results: Results, plots: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ from benchmarks.study.study import all_names
 from model.errors import ConfigError
 from model.readings import Situation
 
-SHIPPED, CERTIFICATES = "shipped.json", "certificates.json"
+SHIPPED, CERTIFICATES, TRIALS = "shipped.json", "certificates.json", "trials"
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,9 @@ class Results:
         self.folder = folder
         self.runs: dict[str, Cells] = {
             name: read_cells(folder / f"{name}.json") for name in all_names() if (folder / f"{name}.json").is_file()
+        }
+        self.trials: dict[str, Cells] = {
+            path.stem: read_cells(path) for path in sorted((folder / TRIALS).glob("*.json"))
         }
         self.shipped = self._other(SHIPPED)
         self.certificates = self._other(CERTIFICATES)
@@ -99,6 +102,12 @@ class Results:
         """Return a figure without its interval."""
         values = (self.cell(run, key, attribute) or {}).get(measure)
         return values[0] if values else None
+
+    def tried(self, recipe: str, key: str, measure: str) -> float | None:
+        """Return a mean of a recipe that was tried, under a condition."""
+        condition = self.trials[recipe]["conditions"].get(key)
+        value: float | None = condition["attributes"]["mean"][measure][0] if condition else None
+        return value
 
     def on_curve(self, run: str, corruption: str, strength: float, measure: str) -> float | None:
         """Return a mean along a curve; a run that does not read what is spoilt stays where it is unspoilt."""

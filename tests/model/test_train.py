@@ -18,7 +18,7 @@ from model.cma_clip import CMAClip, build_cma_clip, multi_task_loss
 from model.config import ModelConfig, OptimiserConfig, PretrainConfig, SituationWeights, TrainConfig
 from model.dataset import Collate, ListingDataset, TrainingBatch, TrainingBatches
 from model.errors import CheckpointError, ConfigError, TrainingError
-from model.loop import Loop, parameter_groups, rate_factor
+from model.loop import Loop, moving_average, parameter_groups, rate_factor
 from model.preprocess import ImageTransform
 from model.pretrain import pretrain
 from model.tasks import OUT_OF_VOCABULARY, UNLABELLED, Task
@@ -306,6 +306,16 @@ def test_a_picture_meets_another_listings_title_only_where_there_are_both() -> N
     assert titles.tolist() == [0, 2]
     alone = torch.tensor([True])
     assert mismatched(alone, alone)[0].tolist() == []
+
+
+def test_the_average_follows_closely_at_first_and_by_its_decay_in_the_end() -> None:
+    move = moving_average(0.9)
+    for updates, remembered in ((1, 1 - 2 ** (-2 / 3)), (7, 0.75), (1000, 0.9)):
+        average, value = torch.zeros(2), torch.ones(2)
+        move([average], [value], torch.tensor(updates))
+        assert average.tolist() == pytest.approx([1 - remembered] * 2)
+    moving_average(0.0)([average], [value], torch.tensor(5))
+    assert torch.equal(average, value)
 
 
 def test_the_backbone_learns_at_its_own_rate_and_vectors_do_not_decay(network: CMAClip) -> None:

@@ -111,9 +111,9 @@ class AugmentConfig:
     stretch: float = 0.1
     flip: bool = True
     spoiled_images: float = 0.1
-    title_dropout: float = 0.5
+    title_dropout: float = 0.15
     word_dropout: float = 0.2
-    label_word_dropout: float = 0.1
+    label_word_dropout: float = 0.04
 
     def __post_init__(self) -> None:
         if not 0 < self.crop <= 1:
@@ -133,7 +133,7 @@ class SituationWeights:
     """
 
     both: float = 1.0
-    image: float = 1.0
+    image: float = 0.3
     title: float = 0.5
 
     def __post_init__(self) -> None:
@@ -158,9 +158,9 @@ class TrainConfig:
     optimiser: OptimiserConfig
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     weights: SituationWeights = field(default_factory=SituationWeights)
-    modality_dropout: float = 0.1
-    foreign_titles: float = 0.06
-    foreign_images: float = 0.02
+    modality_dropout: float = 0.05
+    foreign_titles: float = 0.08
+    foreign_images: float = 0.01
     label_smoothing: float = 0.02
     lock_image: bool = False
     keep_heads: bool = False

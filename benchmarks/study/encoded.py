@@ -10,6 +10,7 @@ Shapes: n listings, N image patches, d width of the tower, B listings of a batch
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,7 +58,7 @@ class EncodedImages:
         self.console.print(f"encoding pictures: {path}", highlight=False)
         self.folder.mkdir(parents=True, exist_ok=True)
         dataset.set_epoch(epoch)
-        temporary = path.with_name(f".{path.name}")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")  # two processes may share the work
         tokens = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=(len(dataset), *self.shape))
         loader = DataLoader(
             dataset,

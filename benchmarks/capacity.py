@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.server import Server, resident_mib, server
+from model.device import training_dtype
 from service.bench import Load, run
 
 TITLE = "Turtle Check Men Navy Blue Shirt"
@@ -50,8 +51,9 @@ class Setting:
 
 def settings(cores: int) -> Iterator[Setting]:
     """Yield the rows that a machine with so many cores allows."""
-    # Multiplied natively or not at all: emulated, bfloat16 is a hundred times slower than float32.
-    dtypes = ["float32", *(["bfloat16"] if torch.cpu._is_amx_tile_supported() else [])]
+    dtypes = ["float32"]
+    if training_dtype(torch.device("cpu")) is torch.bfloat16:  # emulated, it is a hundred times slower
+        dtypes.append("bfloat16")
     for picture in PICTURES:
         for some in sorted({1, cores}):
             for dtype in dtypes:

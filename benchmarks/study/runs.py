@@ -59,8 +59,9 @@ class Run:
         return override(small_training(), {**LOCKED, **self.training, "optimiser.epochs": str(epochs)})
 
 
-# Its pictures are encoded beforehand (`encoded.py`), so that no worker has anything to decode.
-LOCKED: Settings = {"lock_image": "true", "optimiser.workers": "0"}
+# Its pictures are encoded beforehand (`encoded.py`), so that no worker has anything to decode; a tower that does not
+# learn needs less of a loss of its own.
+LOCKED: Settings = {"lock_image": "true", "optimiser.workers": "0", "weights.image": "0.3"}
 # Crops and mirrored pictures stay in every run: they are as usual for CLIP as for anything else.
 NO_CORRUPTIONS: Settings = {
     "augment.spoiled_images": "0",

@@ -132,6 +132,81 @@ def label_trials(scores: ScoresBySituation, *, splits: int, seed: int = 0) -> It
                 yield _label_trial(answers, sides, calibrated, target=target, situation=situation, attribute=attribute)
 
 
+@dataclass(frozen=True, kw_only=True)
+class JointOutcome:
+    """What certifying all of a situation came to.
+
+    broken: splits in which any attribute's precision at any target was below that target. lost: per target, the mean
+    coverage lost against the oracle thresholds.
+    """
+
+    broken: float
+    lost: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointTrial:
+    """All promises of one situation: each kept by itself, or all of them together (`cma-clip calibrate --together`)."""
+
+    situation: str
+    promises: int
+    single: JointOutcome
+    together: JointOutcome
+
+
+def joint_trials(scores: ScoresBySituation, *, splits: int, seed: int = 0) -> Iterator[JointTrial]:
+    """Yield a trial per situation; each split is the same for all of its attributes."""
+    for situation, by_attribute in scores.items():
+        attributes = [answers for answers in by_attribute.values() if len(answers.labels)]
+        if not attributes:
+            continue
+        promises = len(attributes) * len(TARGET_PRECISIONS)
+        generator = np.random.default_rng(seed)
+        halves = generator.random((splits, 1 + max(answers.group.max() for answers in attributes))) < 0.5
+        single, together = (_joint_outcome(attributes, halves, delta) for delta in (DELTA, DELTA / promises))
+        yield JointTrial(situation=situation, promises=promises, single=single, together=together)
+
+
+def _joint_outcome(attributes: Sequence[Answers], halves: NDArray[np.bool_], delta: float) -> JointOutcome:
+    broken = np.zeros(len(halves), dtype=bool)
+    lost: dict[float, list[float]] = {target: [] for target in TARGET_PRECISIONS}
+    for answers in attributes:
+        oracles = {target: oracle_point(answers.confidence, answers.correct, target) for target in TARGET_PRECISIONS}
+        for split, half in enumerate(halves):
+            side = half[answers.group]
+            confidence, correct = answers.confidence[~side], answers.correct[~side]
+            certificates = certify(
+                answers.confidence[side], answers.correct[side], TARGET_PRECISIONS, delta, group=answers.group[side]
+            )
+            for target, certificate in certificates.items():
+                oracle = oracles[target]
+                best, coverage = oracle.coverage if oracle else 0.0, 0.0
+                if certificate:
+                    point = operating_point(confidence, correct, certificate.threshold)
+                    coverage = point.coverage
+                    broken[split] |= point.precision is not None and point.precision < target
+                lost[target].append(best - coverage)
+    return JointOutcome(
+        broken=float(broken.mean()), lost={f"{target:g}": float(np.mean(each)) for target, each in lost.items()}
+    )
+
+
+def joint_summary(results: Sequence[JointTrial]) -> str:
+    """Return the verdict in a line per situation."""
+    lines = []
+    for trial in results:
+        ways = (
+            f"{name} in {100 * way.broken:.1f} % of splits, at a cost in coverage of "
+            + ", ".join(f"{100 * lost:.1f} (at {100 * float(target):g} %)" for target, lost in way.lost.items())
+            for name, way in (("certified one by one", trial.single), ("together", trial.together))
+        )
+        lines.append(
+            f"{trial.situation.replace('_', ' ')}: one of {trial.promises} promises at least is broken, "
+            + "; ".join(ways)
+        )
+    return "\n".join(lines)
+
+
 def _certified_by_label(answers: Answers, side: NDArray[np.bool_]) -> AttributeCalibration:
     confidence, correct, group = answers.confidence[side], answers.correct[side], answers.group[side]
     labels = certify_labels(confidence, correct, answers.predicted[side], TARGET_PRECISIONS, DELTA, group=group)
@@ -280,7 +355,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the experiment and print it; exit status 2 on a file that holds no scores."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("scores", type=Path, help=".npz file of held-out scores")
-    parser.add_argument("--splits", type=int, default=500, help="random splits per attribute and situation")
+    parser.add_argument("--splits", type=int, default=500, help="random splits")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--per-label", action="store_true", help="also each label with a threshold of its own")
     parser.add_argument("--json", type=Path, help="also write the trials here")
@@ -296,6 +371,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = list(track(running, "splitting", total=total, console=Console(stderr=True)))
     console.print(table(results, options.splits))
     console.print(summary(results), highlight=False)
+    running_jointly = joint_trials(scores, splits=options.splits, seed=options.seed)
+    jointly = list(track(running_jointly, "splitting, together", total=len(scores), console=Console(stderr=True)))
+    console.print(joint_summary(jointly), highlight=False)
     by_label: list[LabelTrial] = []
     if options.per_label:
         running_labels = label_trials(scores, splits=options.splits, seed=options.seed)
@@ -307,6 +385,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "splits": options.splits,
             "seed": options.seed,
             "trials": [asdict(trial) for trial in results],
+            "joint_trials": [asdict(trial) for trial in jointly],
             "label_trials": [asdict(trial) for trial in by_label],
         }
         options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

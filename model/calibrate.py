@@ -17,6 +17,7 @@ from model.readings import ModelInfo, Situation
 from model.tasks import Task
 
 TARGET_PRECISIONS = (0.9, 0.95, 0.99)
+TOGETHER = "all promises of a situation at once (Bonferroni)"
 
 
 class CalibratedPredictor(LogitPredictor, Protocol):
@@ -34,27 +35,35 @@ def calibrate(
     target_precisions: Sequence[float] = TARGET_PRECISIONS,
     delta: float = 0.05,
     per_label: bool = False,
+    together: bool = False,
 ) -> Calibration:
     """Calibrate every attribute in every situation on its own; with `per_label`, also each label.
 
+    Each promise is kept with probability 1 - `delta`. With `together`, all of a situation are, at once: its attributes
+    and targets share `delta` evenly (Bonferroni).
+
     The two parts are kept apart: were the temperature fitted on the calibration listings, their confidences
     would depend on one another, and the certificate (`model.certificates.certify`) would not hold.
-    Raises `ConfigError` for a target precision or a `delta` that is not between 0 and 1.
+    Raises `ConfigError` for a target precision or a `delta` that is not between 0 and 1, and for `per_label` and
+    `together` at once: how many labels there are to share `delta` is not known beforehand.
     """
     if not all(0 < share < 1 for share in (delta, *target_precisions)):
         raise ConfigError("target precisions and delta must lie between 0 and 1")
+    if per_label and together:
+        raise ConfigError("labels are certified one by one or promises are kept together, not both")
     targets = tuple(sorted(set(target_precisions)))
+    level = delta / (len(predictor.tasks) * len(targets)) if together else delta
     situations = {}
     for situation in Situation:
         validation = collect(predictor, catalogue, Part.VALIDATION, situation, console=console)
         calibration = collect(predictor, catalogue, Part.CALIBRATION, situation, console=console)
         situations[situation] = {
-            task.name: _calibrate_attribute(task, validation, calibration, targets, delta, per_label=per_label)
+            task.name: _calibrate_attribute(task, validation, calibration, targets, level, per_label=per_label)
             for task in predictor.tasks
         }
     return Calibration(
         version=predictor.info.version,
-        method=METHOD,
+        method=f"{METHOD}; {TOGETHER}" if together else METHOD,
         confidence_level=1 - delta,
         target_precisions=targets,
         situations=situations,

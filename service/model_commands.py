@@ -120,6 +120,9 @@ def calibrate(
     per_label: Annotated[
         bool, typer.Option("--per-label", help="certify each label by itself, where it has examples enough")
     ] = False,
+    together: Annotated[
+        bool, typer.Option("--together", help="keep all promises of a situation at once, not each by itself")
+    ] = False,
     device: Device = "auto",
 ) -> None:
     """Fit temperatures and certify thresholds, for each situation; writes calibration.json into the checkpoint."""
@@ -136,6 +139,7 @@ def calibrate(
         console=Console(stderr=True),
         target_precisions=tuple(target_precision or TARGET_PRECISIONS),
         per_label=per_label,
+        together=together,
     )
     write_part(predictor.checkpoint, CALIBRATION, calibration.to_json())
     Console().print(calibration_table(calibration))

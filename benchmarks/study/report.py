@@ -8,7 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.certificates import DELTA, LabelTrial, Outcome, Trial, label_summary, summary
+from benchmarks.certificates import (
+    DELTA,
+    JointOutcome,
+    JointTrial,
+    LabelTrial,
+    Outcome,
+    Trial,
+    joint_summary,
+    label_summary,
+    summary,
+)
 from benchmarks.study import reading
 from benchmarks.study.cells import Cells
 from benchmarks.study.conditions import UNSPOILT, Condition, clean
@@ -319,6 +329,10 @@ def _certificates(results: Results) -> str:
         for each in document["trials"]
     ]
     labels = [LabelTrial(**each) for each in document["label_trials"]]
+    joint = [
+        JointTrial(**{**each, **{way: JointOutcome(**each[way]) for way in ("single", "together")}})
+        for each in document["joint_trials"]
+    ]
     lines = [
         "## Certified thresholds",
         "",
@@ -330,6 +344,7 @@ def _certificates(results: Results) -> str:
         "points, against the oracle threshold, the best there is for all the listings together.",
         "",
         *(f"- {line}." for line in summary(trials).splitlines()),
+        *(f"- {line}." for line in joint_summary(joint).splitlines()),
         *(f"- {line}." for line in (label_summary(labels).splitlines() if labels else ())),
         "",
     ]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.certificates import label_summary, label_trials, main, summary, trials
+from benchmarks.certificates import joint_summary, joint_trials, label_summary, label_trials, main, summary, trials
 from model.heldout import Answers, save_scores
 from model.readings import Situation
 
@@ -68,6 +68,18 @@ def test_each_certified_label_keeps_the_promise() -> None:
     assert "of 1 labels" in label_summary([trial])
 
 
+def test_promises_kept_together_are_broken_less_often_and_cost_more() -> None:
+    scores = {Situation.TITLE: {name: answers(1_500, seed=seed) for seed, name in enumerate(("colour", "season"))}}
+    (trial,) = joint_trials(scores, splits=60)
+    assert (trial.situation, trial.promises) == (Situation.TITLE, 6)
+    # One by one, any of six may break; together, at most 5 %, three standard errors of 60 splits aside.
+    assert trial.together.broken <= min(trial.single.broken, 0.05 + 3 * (0.05 * 0.95 / 60) ** 0.5)
+    assert trial.single.lost.keys() == {"0.9", "0.95", "0.99"}
+    assert all(trial.together.lost[target] >= lost for target, lost in trial.single.lost.items())
+    assert trial.together.lost["0.9"] > trial.single.lost["0.9"]
+    assert "one of 6 promises at least is broken" in joint_summary([trial])
+
+
 def test_the_command_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "scores.npz"
     save_scores(path, {Situation.TITLE: {"colour": answers(600, groups=200)}})
@@ -76,6 +88,7 @@ def test_the_command_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert [trial["target"] for trial in document["trials"]] == [0.9, 0.95, 0.99]
     assert document["trials"][0]["listings"] == 600
     assert [trial["target"] for trial in document["label_trials"]] == [0.9, 0.95, 0.99]
+    assert document["joint_trials"][0]["promises"] == 3
     assert "naive thresholds" in capsys.readouterr().out
 
 

@@ -83,6 +83,23 @@ def test_temperature_and_thresholds_come_from_their_own_parts(calibration: Calib
         assert set(after.thresholds.values()) == {None}
 
 
+def test_promises_kept_together_ask_for_more_evidence_each(squares: Catalogue, calibration: Calibration) -> None:
+    together = calibrate(ColourReader(), squares, console=CONSOLE, together=True)
+    shared = calibrate(ColourReader(), squares, console=CONSOLE, delta=0.05 / (len(ColourReader().tasks) * 3))
+    assert together.situations == shared.situations
+    assert together.confidence_level == 0.95
+    assert together.method.startswith(calibration.method)
+    assert "at once" in together.method
+    assert Calibration.from_json(json.loads(json.dumps(together.to_json()))) == together
+    for situation, attributes in calibration.situations.items():
+        for attribute, single in attributes.items():
+            for target, certificate in together.situations[situation][attribute].thresholds.items():
+                alone = single.thresholds[target]
+                assert certificate is None or (alone is not None and certificate.threshold >= alone.threshold)
+    with pytest.raises(ConfigError, match="not both"):
+        calibrate(ColourReader(), squares, console=CONSOLE, together=True, per_label=True)
+
+
 def test_labels_are_certified_and_measured_by_themselves(squares: Catalogue, calibration: Calibration) -> None:
     per_label = calibrate(ColourReader(), squares, console=CONSOLE, per_label=True)
     for situation in Situation:

@@ -17,7 +17,7 @@ from model.readings import ModelInfo, Situation
 from model.tasks import Task
 
 TARGET_PRECISIONS = (0.9, 0.95, 0.99)
-TOGETHER = "all promises of a situation at once (Bonferroni)"
+TOGETHER = "all attributes at once (Bonferroni)"
 
 
 class CalibratedPredictor(LogitPredictor, Protocol):
@@ -39,8 +39,8 @@ def calibrate(
 ) -> Calibration:
     """Calibrate every attribute in every situation on its own; with `per_label`, also each label.
 
-    Each promise is kept with probability 1 - `delta`. With `together`, all of a situation are, at once: its attributes
-    and targets share `delta` evenly (Bonferroni).
+    Each promise is kept with probability 1 - `delta`. With `together`, at each target all attributes of a situation
+    keep theirs at once, with that probability: they share `delta` evenly (Bonferroni).
 
     The two parts are kept apart: were the temperature fitted on the calibration listings, their confidences
     would depend on one another, and the certificate (`model.certificates.certify`) would not hold.
@@ -52,7 +52,7 @@ def calibrate(
     if per_label and together:
         raise ConfigError("labels are certified one by one or promises are kept together, not both")
     targets = tuple(sorted(set(target_precisions)))
-    level = delta / (len(predictor.tasks) * len(targets)) if together else delta
+    level = delta / len(predictor.tasks) if together else delta
     situations = {}
     for situation in Situation:
         validation = collect(predictor, catalogue, Part.VALIDATION, situation, console=console)

@@ -121,7 +121,7 @@ def calibrate(
         bool, typer.Option("--per-label", help="certify each label by itself, where it has examples enough")
     ] = False,
     together: Annotated[
-        bool, typer.Option("--together", help="keep all promises of a situation at once, not each by itself")
+        bool, typer.Option("--together", help="keep the promises of all attributes at once, not each by itself")
     ] = False,
     device: Device = "auto",
 ) -> None:

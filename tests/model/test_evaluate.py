@@ -85,7 +85,7 @@ def test_temperature_and_thresholds_come_from_their_own_parts(calibration: Calib
 
 def test_promises_kept_together_ask_for_more_evidence_each(squares: Catalogue, calibration: Calibration) -> None:
     together = calibrate(ColourReader(), squares, console=CONSOLE, together=True)
-    shared = calibrate(ColourReader(), squares, console=CONSOLE, delta=0.05 / (len(ColourReader().tasks) * 3))
+    shared = calibrate(ColourReader(), squares, console=CONSOLE, delta=0.05 / len(ColourReader().tasks))
     assert together.situations == shared.situations
     assert together.confidence_level == 0.95
     assert together.method.startswith(calibration.method)

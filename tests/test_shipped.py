@@ -79,7 +79,7 @@ def test_an_image_alone_is_read_as_well_as_by_a_convnet(metrics: dict) -> None: 
         assert ours[attribute] >= convnet[attribute], attribute
 
 
-def test_accepted_labels_meet_the_target_as_often_as_promised(metrics: dict) -> None:  # type: ignore[type-arg]
+def test_accepted_labels_meet_the_target_everywhere(metrics: dict) -> None:  # type: ignore[type-arg]
     met = [
         point["precision"] >= float(target)
         for measured in metrics["situations"].values()
@@ -88,7 +88,7 @@ def test_accepted_labels_meet_the_target_as_often_as_promised(metrics: dict) -> 
         if point is not None
     ]
     assert len(met) >= 40
-    assert met.count(False) <= 0.05 * len(met)
+    assert all(met)
 
 
 def test_modalities_did_not_collapse(metrics: dict) -> None:  # type: ignore[type-arg]

@@ -69,16 +69,24 @@ def occlude(pixels: Pixels, rng: random.Random) -> Pixels:
     return covered
 
 
+def blank(pixels: Pixels, rng: random.Random) -> Pixels:
+    """Replace a picture by one colour, white every other time: what stands where a feed has lost its pictures."""
+    colour = [255] * 3 if rng.random() < 0.5 else [rng.randrange(256) for _ in range(3)]
+    return np.broadcast_to(np.array(colour, dtype=np.uint8)[:, None, None], pixels.shape).copy()
+
+
 SPOILERS: Sequence[Callable[[Pixels, random.Random], Pixels]] = (compress, blur, add_noise, occlude)
 
 
 def vary_pixels(pixels: Pixels, config: AugmentConfig, rng: random.Random) -> Pixels:
-    """Mirror every other picture, and spoil a share `config.spoiled_images` in one of the ways of `SPOILERS`."""
+    """Mirror every other picture; spoil a share `config.spoiled_images` in one of the ways of `SPOILERS`; leave nothing
+    of a share `config.blank_images`.
+    """
     if config.flip and rng.random() < 0.5:
         pixels = np.ascontiguousarray(pixels[:, :, ::-1])
     if rng.random() < config.spoiled_images:
         pixels = rng.choice(SPOILERS)(pixels, rng)
-    return pixels
+    return blank(pixels, rng) if rng.random() < config.blank_images else pixels
 
 
 def _picture(pixels: Pixels) -> Image.Image:

@@ -103,6 +103,8 @@ class AugmentConfig:
 
     crop: smallest share of the picture's area that a random crop keeps. stretch: largest relative change of
     its aspect ratio. spoiled_images: share of pictures compressed, blurred, made noisy or partly covered.
+    blank_images: share of pictures that become one colour, so that a title is believed beside a picture that shows
+    nothing, even by a network that has learned to distrust titles (`TrainConfig.foreign_titles`).
     title_dropout: share of titles that lose words; word_dropout: chance of each of theirs.
     label_word_dropout: share of titles that lose the words that name the listing's own labels.
     """
@@ -111,6 +113,7 @@ class AugmentConfig:
     stretch: float = 0.1
     flip: bool = True
     spoiled_images: float = 0.1
+    blank_images: float = 0.02
     title_dropout: float = 0.15
     word_dropout: float = 0.2
     label_word_dropout: float = 0.04
@@ -118,7 +121,14 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         if not 0 < self.crop <= 1:
             raise ConfigError("crop must be above 0 and at most 1")
-        for name in ("stretch", "spoiled_images", "title_dropout", "word_dropout", "label_word_dropout"):
+        for name in (
+            "stretch",
+            "spoiled_images",
+            "blank_images",
+            "title_dropout",
+            "word_dropout",
+            "label_word_dropout",
+        ):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 0 and below 1")
 

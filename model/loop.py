@@ -35,6 +35,8 @@ STATE = "state.pt"
 SAVE_EVERY_SECONDS = 180.0
 LOG_EVERY_STEPS = 20
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
 LossFunction = Callable[[nn.Module, TrainingBatch], dict[str, Tensor]]
 """Network and batch (on the device) -> named scalar losses; `total` is what is minimised."""
 
@@ -203,14 +205,14 @@ class Loop:
         self.console.print(f"resuming {self.folder} at step {self.step}")
 
 
-def moving_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
+def moving_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
     """Return PyTorch's exponential moving average of `decay`, with a warm-up.
 
     After n updates the decay is at most `1 - (1 + n) ** (-2/3)`, as timm's `ModelEmaV3` has it: an average over more
     steps than that would remember, in a short run, weights from before the learning rate fell.
     """
 
-    def move(averages: list[Tensor], values: list[Tensor], updates: Tensor) -> None:
+    def move(averages: Tensors, values: Tensors, updates: Tensor | int) -> None:
         warmed_up = min(decay, 1 - (1 + int(updates)) ** (-2 / 3))
         get_ema_multi_avg_fn(warmed_up)(averages, values, updates)  # type: ignore[no-untyped-call]
 

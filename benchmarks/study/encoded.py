@@ -80,7 +80,15 @@ def _variation(dataset: ListingDataset, epoch: int) -> str:
     """Name what decides how an epoch's pictures are varied; nothing, where they are not."""
     if (augment := dataset.augment) is None:
         return ""
-    fields = (augment.crop, augment.stretch, augment.flip, augment.spoiled_images, dataset.seed, epoch)
+    fields = (
+        augment.crop,
+        augment.stretch,
+        augment.flip,
+        augment.spoiled_images,
+        augment.blank_images,
+        dataset.seed,
+        epoch,
+    )
     return "-" + hashlib.sha256(repr(fields).encode()).hexdigest()[:12]
 
 

@@ -224,7 +224,7 @@ def test_every_run_has_the_same_budget_of_steps(model_config: ModelConfig) -> No
     assert (plain.weights.both, plain.weights.image, plain.weights.title) == (1, 0, 0)
     assert (plain.modality_dropout, plain.foreign_titles, plain.foreign_images) == (0, 0, 0)
     augment = plain.augment
-    assert (augment.title_dropout, augment.label_word_dropout, augment.spoiled_images) == (0, 0, 0)
+    assert (augment.title_dropout, augment.label_word_dropout, augment.spoiled_images, augment.blank_images) == (0,) * 4
     assert augment.crop < 1
     neither = next(run for run in RUNS if run.name == "no-attention").model(model_config).fusion
     assert (neither.depth, neither.modality_attention, neither.width) == (0, False, model_config.fusion.width)

@@ -13,7 +13,7 @@ from model.augment import SPOILERS, random_box, stem, vary_pixels, vary_title, w
 from model.config import AugmentConfig
 from model.errors import ConfigError
 
-PLAIN = AugmentConfig(flip=False, spoiled_images=0, title_dropout=0, label_word_dropout=0)
+PLAIN = AugmentConfig(flip=False, spoiled_images=0, blank_images=0, title_dropout=0, label_word_dropout=0)
 LABELS = ("Men", "Apparel", "Tshirts", "Navy Blue")
 
 
@@ -51,12 +51,23 @@ def test_pictures_are_mirrored_and_spoiled_in_the_shares_asked_for(pixels: np.nd
     left_heavy = np.concatenate([pixels[:, :, :8], np.full_like(pixels[:, :, :8], 255)], axis=2)
     rng = random.Random(0)
     mirrored = sum(
-        (vary_pixels(left_heavy, AugmentConfig(spoiled_images=0), rng) != left_heavy).any() for _ in range(400)
+        (vary_pixels(left_heavy, AugmentConfig(spoiled_images=0, blank_images=0), rng) != left_heavy).any()
+        for _ in range(400)
     )
     assert mirrored / 400 == pytest.approx(0.5, abs=0.1)
-    config = AugmentConfig(flip=False, spoiled_images=0.25)
+    config = AugmentConfig(flip=False, spoiled_images=0.25, blank_images=0)
     spoiled = sum((vary_pixels(pixels, config, rng) != pixels).any() for _ in range(400))
     assert spoiled / 400 == pytest.approx(0.25, abs=0.08)
+
+
+def test_blank_pictures_are_one_colour_and_as_many_as_asked_for(pixels: np.ndarray) -> None:
+    config, rng = AugmentConfig(flip=False, spoiled_images=0, blank_images=0.25), random.Random(0)
+    varied = [vary_pixels(pixels, config, rng) for _ in range(400)]
+    blank = [picture for picture in varied if (picture == picture[:, :1, :1]).all()]
+    assert len(blank) / 400 == pytest.approx(0.25, abs=0.07)
+    assert all(picture.shape == pixels.shape and picture.flags.writeable for picture in blank)
+    assert 0.3 < np.mean([(picture == 255).all() for picture in blank]) < 0.7
+    assert all((picture == pixels).all() for picture in varied if not any(picture is each for each in blank))
 
 
 def test_words_are_dropped_but_never_all() -> None:

@@ -312,9 +312,9 @@ def test_the_average_follows_closely_at_first_and_by_its_decay_in_the_end() -> N
     move = moving_average(0.9)
     for updates, remembered in ((1, 1 - 2 ** (-2 / 3)), (7, 0.75), (1000, 0.9)):
         average, value = torch.zeros(2), torch.ones(2)
-        move([average], [value], torch.tensor(updates))
+        move([average], [value], updates)
         assert average.tolist() == pytest.approx([1 - remembered] * 2)
-    moving_average(0.0)([average], [value], torch.tensor(5))
+    moving_average(0.0)([average], [value], 5)
     assert torch.equal(average, value)
 
 

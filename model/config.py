@@ -213,7 +213,7 @@ def small_pretraining() -> PretrainConfig:
     """
     return PretrainConfig(
         optimiser=OptimiserConfig(epochs=2, batch_size=256, learning_rate=1.5e-3),
-        augment=AugmentConfig(title_dropout=0.5, label_word_dropout=0.1),
+        augment=AugmentConfig(blank_images=0, title_dropout=0.5, label_word_dropout=0.1),
     )
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from model.backbone import Backbone, backbone_config, pretrained_backbone
+from model.backbone import Backbone, TokenSequence, backbone_config, pretrained_backbone
 from model.catalogue import Catalogue, Part
 from model.checkpoint import WEIGHTS, load_checkpoint, load_weights, provenance, read_tensors, save_checkpoint
 from model.cma_clip import AttributeNetwork, CMAClip, Output, build_cma_clip, multi_task_loss
@@ -225,11 +225,8 @@ class TrainingLoss:
             losses["both"] = self._loss(network(image.keep(kept[0]), text.keep(kept[1])), batch.labels)
             foreign = self.config.foreign_titles + self.config.foreign_images
             total = total + weights.both * (1 - foreign) * losses["both"]
-            images, titles = mismatched(batch.has_image, batch.has_title)
-            if foreign and len(images):
-                output = network(image.select(images), text.select(titles))
-                seen, told = (self._loss(output, batch.labels[rows]) for rows in (images, titles))
-                losses["foreign"] = self.config.foreign_titles * seen + self.config.foreign_images * told
+            if foreign:
+                losses["foreign"] = self._foreign(network, image, text, batch)
                 total = total + weights.both * losses["foreign"]
         # Alone, a modality is read on the rows that have it: elsewhere there is nothing to read.
         if image and weights.image and batch.has_image.any():
@@ -241,6 +238,16 @@ class TrainingLoss:
             losses["title"] = self._loss(network(None, text.select(rows)), batch.labels[rows])
             total = total + weights.title * losses["title"]
         return losses | {"total": total}
+
+    def _foreign(
+        self, network: AttributeNetwork, image: TokenSequence, text: TokenSequence, batch: TrainingBatch
+    ) -> Tensor:
+        images, titles = mismatched(batch.has_image, batch.has_title)
+        if not len(images):
+            return batch.pixels.new_zeros((), dtype=torch.float32)
+        output = network(image.select(images), text.select(titles))
+        seen, told = (self._loss(output, batch.labels[rows]) for rows in (images, titles))
+        return self.config.foreign_titles * seen + self.config.foreign_images * told
 
     def _loss(self, output: Output, labels: Tensor) -> Tensor:
         return multi_task_loss(output.logits, labels, label_smoothing=self.config.label_smoothing)

@@ -165,7 +165,8 @@ def joint_trials(scores: ScoresBySituation, *, splits: int, seed: int = 0) -> It
         if not attributes:
             continue
         generator = np.random.default_rng(seed)
-        halves = generator.random((splits, 1 + max(answers.group.max() for answers in attributes))) < 0.5
+        groups = np.arange(1 + max(answers.group.max() for answers in attributes))
+        halves = [_calibration_side(groups, generator) for _ in range(splits)]
         single, together = (_joint_outcomes(attributes, halves, delta) for delta in (DELTA, DELTA / len(attributes)))
         for target in TARGET_PRECISIONS:
             yield JointTrial(
@@ -178,7 +179,7 @@ def joint_trials(scores: ScoresBySituation, *, splits: int, seed: int = 0) -> It
 
 
 def _joint_outcomes(
-    attributes: Sequence[Answers], halves: NDArray[np.bool_], delta: float
+    attributes: Sequence[Answers], halves: Sequence[NDArray[np.bool_]], delta: float
 ) -> dict[float, JointOutcome]:
     broken = {target: np.zeros(len(halves), dtype=bool) for target in TARGET_PRECISIONS}
     lost: dict[float, list[float]] = {target: [] for target in TARGET_PRECISIONS}

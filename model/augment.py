@@ -69,13 +69,22 @@ def occlude(pixels: Pixels, rng: random.Random) -> Pixels:
     return covered
 
 
+def enlarge(pixels: Pixels, rng: random.Random) -> Pixels:
+    """Leave nothing but a detail, of a twentieth to three tenths of the picture's area, as large as the picture was."""
+    height, width = pixels.shape[1:]
+    side = math.sqrt(rng.uniform(0.05, 0.3))
+    left, top = rng.uniform(0, width * (1 - side)), rng.uniform(0, height * (1 - side))
+    box = (left, top, left + width * side, top + height * side)
+    return _pixels(_picture(pixels).resize((width, height), Image.Resampling.BILINEAR, box=box))
+
+
 def blank(pixels: Pixels, rng: random.Random) -> Pixels:
     """Replace a picture by one colour, white every other time: what stands where a feed has lost its pictures."""
     colour = [255] * 3 if rng.random() < 0.5 else [rng.randrange(256) for _ in range(3)]
     return np.broadcast_to(np.array(colour, dtype=np.uint8)[:, None, None], pixels.shape).copy()
 
 
-SPOILERS: Sequence[Callable[[Pixels, random.Random], Pixels]] = (compress, blur, add_noise, occlude)
+SPOILERS: Sequence[Callable[[Pixels, random.Random], Pixels]] = (compress, blur, add_noise, occlude, enlarge)
 
 
 def vary_pixels(pixels: Pixels, config: AugmentConfig, rng: random.Random) -> Pixels:

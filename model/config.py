@@ -97,12 +97,17 @@ class OptimiserConfig:
             raise ConfigError("workers cannot be negative")
 
 
+SPOILT_SHARES = ("spoiled_images", "blank_images", "title_dropout", "label_word_dropout")
+"""What `AugmentConfig` says of how many listings are spoilt; the rest is about how."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
     """Augmentation that respects colour (`model/augment.py`).
 
     crop: smallest share of the picture's area that a random crop keeps. stretch: largest relative change of
-    its aspect ratio. spoiled_images: share of pictures compressed, blurred, made noisy or partly covered.
+    its aspect ratio. spoiled_images: share of pictures compressed, blurred, made noisy, partly covered or
+    reduced to a detail.
     blank_images: share of pictures that become one colour, so that a title is believed beside a picture that shows
     nothing, even by a network that has learned to distrust titles (`TrainConfig.foreign_titles`).
     title_dropout: share of titles that lose words; word_dropout: chance of each of theirs.
@@ -121,14 +126,7 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         if not 0 < self.crop <= 1:
             raise ConfigError("crop must be above 0 and at most 1")
-        for name in (
-            "stretch",
-            "spoiled_images",
-            "blank_images",
-            "title_dropout",
-            "word_dropout",
-            "label_word_dropout",
-        ):
+        for name in ("stretch", "word_dropout", *SPOILT_SHARES):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 0 and below 1")
 
@@ -163,6 +161,10 @@ class TrainConfig:
     heart. keep_heads: everything is kept of the checkpoint that training starts from, its heads too, for which it
     must know the very same labels. ema_decay: decay of the exponential moving average of the weights,
     which is what is validated and saved.
+    anneal: how far the spoilt shares fall during training: those of `augment` (`SPOILT_SHARES`), modality_dropout,
+    foreign_titles and foreign_images. They begin at 1 + anneal times what is given here and end at 1 - anneal times,
+    along a straight line. At first a network learns what to do with spoilt listings, at last what to read off clean
+    ones, which are what it mostly meets.
     """
 
     optimiser: OptimiserConfig
@@ -175,6 +177,7 @@ class TrainConfig:
     lock_image: bool = False
     keep_heads: bool = False
     ema_decay: float = 0.998
+    anneal: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("modality_dropout", "foreign_titles", "foreign_images", "label_smoothing", "ema_decay"):
@@ -182,6 +185,26 @@ class TrainConfig:
                 raise ConfigError(f"{name} must be at least 0 and below 1")
         if self.foreign_titles + self.foreign_images >= 1:
             raise ConfigError("foreign_titles and foreign_images must be below 1 together")
+        if not 0 <= self.anneal <= 1:
+            raise ConfigError("anneal must be from 0 to 1")
+        if self.anneal:
+            try:
+                self.at(0.0)
+            except ConfigError as error:
+                raise ConfigError(f"with anneal {self.anneal:g}, at the start of training: {error}") from error
+
+    def at(self, progress: float) -> TrainConfig:
+        """Return what holds when a share `progress` of the training is done: constant, its shares those of then."""
+        factor = 1 + self.anneal * (1 - 2 * progress)
+        own = ("modality_dropout", "foreign_titles", "foreign_images")
+        return dataclasses.replace(
+            self,
+            anneal=0.0,
+            augment=dataclasses.replace(
+                self.augment, **{name: factor * getattr(self.augment, name) for name in SPOILT_SHARES}
+            ),
+            **{name: factor * getattr(self, name) for name in own},
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,7 +51,7 @@ class TrainingBatch:
 
 
 class ListingDataset(Dataset[Example]):
-    """Reads, decodes and (with `augment`) varies listings.
+    """Reads, decodes and (with `augment`, one for each epoch) varies listings.
 
     What an index gives depends only on (seed, epoch, index), not on the worker that reads it: call
     `set_epoch` before iterating, and a resumed training sees what an uninterrupted one would have seen. Pictures and
@@ -67,7 +67,7 @@ class ListingDataset(Dataset[Example]):
         tasks: Sequence[Task],
         preprocess: PreprocessConfig,
         *,
-        augment: AugmentConfig | None = None,
+        augment: Sequence[AugmentConfig] | None = None,
         seed: int = 0,
     ) -> None:
         self.catalogue = catalogue
@@ -104,10 +104,11 @@ class ListingDataset(Dataset[Example]):
         image = decode_image(self.catalogue.image_bytes(name))
         if self.augment is None:
             return self.transform(image)
-        return vary_pixels(self.transform(image, random_box(image.size, self.augment, rng)), self.augment, rng)
+        augment = self.augment[self.epoch]
+        return vary_pixels(self.transform(image, random_box(image.size, augment, rng)), augment, rng)
 
     def _tokens(self, title: str, labels: Iterable[str], rng: random.Random) -> NDArray[np.int64]:
-        return self.tokenise(vary_title(title, labels, self.augment, rng) if self.augment else title).tokens
+        return self.tokenise(vary_title(title, labels, self.augment[self.epoch], rng) if self.augment else title).tokens
 
 
 class ShuffledSampler(Sampler[int]):

@@ -37,8 +37,9 @@ LOG_EVERY_STEPS = 20
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
-LossFunction = Callable[[nn.Module, TrainingBatch], dict[str, Tensor]]
-"""Network and batch (on the device) -> named scalar losses; `total` is what is minimised."""
+LossFunction = Callable[[nn.Module, TrainingBatch, float], dict[str, Tensor]]
+"""Network, batch (on the device) and the share of the training that is done -> named scalar losses; `total` is what
+is minimised."""
 
 
 @dataclass(kw_only=True)
@@ -79,7 +80,7 @@ class Loop:
             raise TrainingError(
                 f"{len(self.batches.dataset)} training listings do not fill one batch of {self.optimiser.batch_size}"
             )
-        with self._progress(steps * self.optimiser.epochs), _defer_interrupts() as interrupted:
+        with self._progress(self._steps), _defer_interrupts() as interrupted:
             for epoch in range(self.step // steps, self.optimiser.epochs):
                 self._epoch(epoch, steps, interrupted)
                 self._end_epoch(epoch)
@@ -106,7 +107,7 @@ class Loop:
         torch.manual_seed(self.optimiser.seed * 1_000_000_007 + self.step)
         self._set_rate()
         with training_precision(self.device):
-            losses = self.loss(self.network, batch)
+            losses = self.loss(self.network, batch, self.step / self._steps)
         if not torch.isfinite(losses["total"]):
             raise TrainingError(
                 f"the loss is {losses['total'].item()} at epoch {epoch + 1}, batch {self.step % len(self.batches)} "
@@ -122,9 +123,12 @@ class Loop:
         self.step += 1
         return losses | {"gradient_norm": norm}
 
+    @property
+    def _steps(self) -> int:
+        return len(self.batches) * self.optimiser.epochs
+
     def _set_rate(self) -> None:
-        total = len(self.batches) * self.optimiser.epochs
-        factor = rate_factor(self.step, total, warmup=round(total * self.optimiser.warmup_share))
+        factor = rate_factor(self.step, self._steps, warmup=round(self._steps * self.optimiser.warmup_share))
         for group in self.adamw.param_groups:
             group["lr"] = group["peak"] * factor
 
@@ -155,10 +159,9 @@ class Loop:
             self.task, description=f"epoch {epoch + 1} loss {values['total']:.3f} {rate:.0f} listings/s"
         )
         if not self.console.is_terminal and self.step % (5 * LOG_EVERY_STEPS) == 0:
-            total = len(self.batches) * self.optimiser.epochs
-            left = (total - self.step) * self.seconds / self.step
-            shown = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
-            self.console.print(f"step {self.step}/{total}  {shown}  {rate:.0f} listings/s  {left / 60:.0f} min left")
+            minutes = (self._steps - self.step) * self.seconds / self.step / 60
+            shown = "  ".join(f"{name} {value:.3f}" for name, value in values.items()) + f"  {rate:.0f} listings/s"
+            self.console.print(f"step {self.step}/{self._steps}  {shown}  {minutes:.0f} min left")
 
     @contextmanager
     def _progress(self, total: int) -> Iterator[None]:

@@ -121,9 +121,16 @@ def pretrain(
     loss = ContrastiveLoss(ImageTransform(model.preprocess))
     Loop(
         network=ContrastiveModel(backbone, config.embed_dim),
-        loss=loss,
+        loss=lambda network, batch, _progress: loss(network, batch),
         batches=TrainingBatches(
-            ListingDataset(catalogue, pairs, (), model.preprocess, augment=config.augment, seed=optimiser.seed),
+            ListingDataset(
+                catalogue,
+                pairs,
+                (),
+                model.preprocess,
+                augment=[config.augment] * optimiser.epochs,
+                seed=optimiser.seed,
+            ),
             batch_size=optimiser.batch_size,
             workers=optimiser.workers,
             seed=optimiser.seed,

@@ -93,7 +93,9 @@ def train(
 
     dataset = partial(read, catalogue, tasks=tasks, preprocess=model.preprocess)
     seed = config.optimiser.seed
-    examples = dataset(listings, augment=config.augment, seed=seed)
+    epochs = config.optimiser.epochs
+    augment = [config.at((epoch + 0.5) / epochs).augment for epoch in range(epochs)]
+    examples = dataset(listings, augment=augment, seed=seed)
     Loop(
         network=network,
         loss=TrainingLoss(config, examples.transform),
@@ -203,16 +205,17 @@ class TrainingLoss:
     config: TrainConfig
     transform: ImageTransform
 
-    def __call__(self, network: nn.Module, batch: TrainingBatch) -> dict[str, Tensor]:
+    def __call__(self, network: nn.Module, batch: TrainingBatch, progress: float) -> dict[str, Tensor]:
         """Return the losses of the readings that weigh, and their weighted sum `total`: scalars, in nats summed over
         attributes.
 
         `both`, `image`, `title`: each listing as it is, or one modality of it. `foreign`: each image with another
         listing's title, whose labels are the image's (`foreign_titles`) or the title's (`foreign_images`); all are
         read so and count little, instead of a few drawn ones that count fully, to the same expected loss.
+        `progress` is the share of the training that is done.
         """
         assert isinstance(network, AttributeNetwork)
-        weights = self.config.weights
+        config, weights = self.config.at(progress), self.config.weights
         image = text = None
         if weights.both or weights.image:
             image = network.backbone.encode_image(self.transform.normalise(batch.pixels)).keep(batch.has_image)
@@ -221,12 +224,12 @@ class TrainingLoss:
         losses: dict[str, Tensor] = {}
         total = batch.pixels.new_zeros((), dtype=torch.float32)
         if image and text and weights.both:
-            kept = drop_modalities(batch.has_image, batch.has_title, self.config.modality_dropout)
+            kept = drop_modalities(batch.has_image, batch.has_title, config.modality_dropout)
             losses["both"] = self._loss(network(image.keep(kept[0]), text.keep(kept[1])), batch.labels)
-            foreign = self.config.foreign_titles + self.config.foreign_images
+            foreign = config.foreign_titles + config.foreign_images
             total = total + weights.both * (1 - foreign) * losses["both"]
             if foreign:
-                losses["foreign"] = self._foreign(network, image, text, batch)
+                losses["foreign"] = self._foreign(network, image, text, batch, config)
                 total = total + weights.both * losses["foreign"]
         # Alone, a modality is read on the rows that have it: elsewhere there is nothing to read.
         if image and weights.image and batch.has_image.any():
@@ -240,14 +243,19 @@ class TrainingLoss:
         return losses | {"total": total}
 
     def _foreign(
-        self, network: AttributeNetwork, image: TokenSequence, text: TokenSequence, batch: TrainingBatch
+        self,
+        network: AttributeNetwork,
+        image: TokenSequence,
+        text: TokenSequence,
+        batch: TrainingBatch,
+        config: TrainConfig,
     ) -> Tensor:
         images, titles = mismatched(batch.has_image, batch.has_title)
         if not len(images):
             return batch.pixels.new_zeros((), dtype=torch.float32)
         output = network(image.select(images), text.select(titles))
         seen, told = (self._loss(output, batch.labels[rows]) for rows in (images, titles))
-        return self.config.foreign_titles * seen + self.config.foreign_images * told
+        return config.foreign_titles * seen + config.foreign_images * told
 
     def _loss(self, output: Output, labels: Tensor) -> Tensor:
         return multi_task_loss(output.logits, labels, label_smoothing=self.config.label_smoothing)

@@ -78,8 +78,9 @@ class EncodedImages:
 
 def _variation(dataset: ListingDataset, epoch: int) -> str:
     """Name what decides how an epoch's pictures are varied; nothing, where they are not."""
-    if (augment := dataset.augment) is None:
+    if dataset.augment is None:
         return ""
+    augment = dataset.augment[epoch]
     fields = (
         augment.crop,
         augment.stretch,

@@ -60,11 +60,12 @@ class Run:
 
 
 # Its pictures are encoded beforehand (`encoded.py`), so that no worker has anything to decode; a tower that does not
-# learn needs less of a loss of its own. No blank pictures: what they are good for was found by this study.
-LOCKED: Settings = {"lock_image": "true", "optimiser.workers": "0", "weights.image": "0.3", "augment.blank_images": "0"}
+# learn needs less of a loss of its own.
+LOCKED: Settings = {"lock_image": "true", "optimiser.workers": "0", "weights.image": "0.3"}
 # Crops and mirrored pictures stay in every run: they are as usual for CLIP as for anything else.
 NO_CORRUPTIONS: Settings = {
     "augment.spoiled_images": "0",
+    "augment.blank_images": "0",
     "augment.title_dropout": "0",
     "augment.label_word_dropout": "0",
     "foreign_titles": "0",

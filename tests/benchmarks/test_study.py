@@ -107,7 +107,7 @@ def test_every_parameter_of_the_pooled_network_gets_a_gradient(
 ) -> None:
     dataset = ListingDataset(catalogue, catalogue.listings[:16], tasks, model_config.preprocess)
     batch = Collate(dataset)([dataset[i] for i in range(16)])
-    TrainingLoss(train_config, dataset.transform)(pooled.train(), batch)["total"].backward()
+    TrainingLoss(train_config, dataset.transform)(pooled.train(), batch, 0.5)["total"].backward()
     without = [name for name, p in pooled.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == []
     assert all(torch.isfinite(p.grad).all() for p in pooled.parameters() if p.grad is not None)
@@ -158,7 +158,7 @@ def test_an_encoded_picture_trains_as_the_picture_does(
         torch.manual_seed(0)
         batch = Collate(dataset)([dataset[i] for i in range(9)])
         with training_precision(torch.device("cpu")):
-            loss = TrainingLoss(train_config, dataset.transform)(network.train(), batch)["total"]
+            loss = TrainingLoss(train_config, dataset.transform)(network.train(), batch, 0.5)["total"]
         loss.backward()  # type: ignore[no-untyped-call]
         gradient = network.sequence_attention.project_image[1].weight.grad  # type: ignore[union-attr, index]
         found.append((loss.item(), gradient))
@@ -171,7 +171,7 @@ def test_encoded_pictures_are_kept_by_epoch_and_variation(
 ) -> None:
     def tokens(epoch: int, augment: AugmentConfig | None) -> list[float]:
         listings = catalogue.part(Part.TRAIN)
-        plain = ListingDataset(catalogue, listings, tasks, model_config.preprocess, augment=augment)
+        plain = ListingDataset(catalogue, listings, tasks, model_config.preprocess, augment=augment and [augment] * 2)
         dataset = EncodedListings(images, plain)
         dataset.set_epoch(epoch)
         pixels = dataset[0].pixels

@@ -109,9 +109,9 @@ def test_a_non_finite_loss_stops_before_the_update(
     dataset = ListingDataset(catalogue, catalogue.part(Part.TRAIN), tasks, model_config.preprocess)
     seen: list[dict[str, torch.Tensor]] = []
 
-    def poisoned(module: nn.Module, batch: TrainingBatch) -> dict[str, torch.Tensor]:
+    def poisoned(module: nn.Module, batch: TrainingBatch, progress: float) -> dict[str, torch.Tensor]:
         seen.append({key: value.clone() for key, value in module.state_dict().items()})
-        loss = TrainingLoss(train_config, dataset.transform)(module, batch)
+        loss = TrainingLoss(train_config, dataset.transform)(module, batch, progress)
         return loss | {"total": loss["total"] * (float("nan") if len(seen) == 3 else 1.0)}
 
     loop = Loop(
@@ -221,8 +221,8 @@ def test_every_parameter_gets_a_gradient(
     network = build_cma_clip(model_config, tasks).train()
     dataset = ListingDataset(catalogue, catalogue.listings[:16], tasks, model_config.preprocess)
     # Two steps: the modality attention starts at zero, and what stands before it must learn through it too.
-    loss = TrainingLoss(train_config, dataset.transform)(network, Collate(dataset)([dataset[i] for i in range(16)]))
-    loss["total"].backward()
+    batch = Collate(dataset)([dataset[i] for i in range(16)])
+    TrainingLoss(train_config, dataset.transform)(network, batch, 0.5)["total"].backward()
     without = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == []
 
@@ -246,7 +246,7 @@ def test_rows_without_a_modality_do_not_spoil_the_unimodal_losses(
         has_image=torch.tensor([True, True, False]),
         has_title=torch.tensor([True, False, True]),
     )
-    losses = TrainingLoss(train_config, ImageTransform(model_config.preprocess))(network, batch)
+    losses = TrainingLoss(train_config, ImageTransform(model_config.preprocess))(network, batch, 0.5)
     losses["total"].backward()
     assert all(torch.isfinite(value) for value in losses.values())
     assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
@@ -271,7 +271,7 @@ def test_a_mismatched_pair_counts_by_its_share_and_asks_for_the_labels_of_either
     )
     transform = ImageTransform(model_config.preprocess)
     network.eval()
-    losses = TrainingLoss(config, transform)(network, batch)
+    losses = TrainingLoss(config, transform)(network, batch, 0.5)
     image = network.backbone.encode_image(transform.normalise(batch.pixels))
     text = network.backbone.encode_text(batch.tokens)
 
@@ -283,7 +283,7 @@ def test_a_mismatched_pair_counts_by_its_share_and_asks_for_the_labels_of_either
     expected = 2.0 * (0.6 * loss(own, own) + 0.3 * loss(before, own) + 0.1 * loss(before, before))
     assert losses["total"].item() == pytest.approx(expected.item(), rel=1e-4)
     none = dataclasses.replace(config, foreign_titles=0, foreign_images=0)
-    assert "foreign" not in TrainingLoss(none, transform)(network, batch)
+    assert "foreign" not in TrainingLoss(none, transform)(network, batch, 0.5)
 
 
 def test_modalities_are_dropped_one_at_a_time_and_never_the_only_one() -> None:
@@ -360,7 +360,7 @@ def test_a_situation_without_weight_is_not_computed(
     dataset = ListingDataset(catalogue, catalogue.listings[:8], tasks, model_config.preprocess)
     batch = Collate(dataset)([dataset[i] for i in range(8)])
     alone = dataclasses.replace(train_config, weights=SituationWeights(both=0, image=1, title=0))
-    losses = TrainingLoss(alone, dataset.transform)(network, batch)
+    losses = TrainingLoss(alone, dataset.transform)(network, batch, 0.5)
     assert losses.keys() == {"image", "total"}
     losses["total"].backward()
     assert all(p.grad is None for p in network.backbone.text.parameters())

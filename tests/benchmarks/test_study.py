@@ -144,7 +144,8 @@ def test_an_encoded_picture_trains_as_the_picture_does(
 ) -> None:
     model = initial_model("", str(towers))
     listings = [dataclasses.replace(x, image=None if n == 2 else x.image) for n, x in enumerate(catalogue.listings[:9])]
-    arguments: dict[str, Any] = {"tasks": tasks, "preprocess": model.preprocess, "augment": augment, "seed": 5}
+    varied = augment and [augment] * 2
+    arguments: dict[str, Any] = {"tasks": tasks, "preprocess": model.preprocess, "augment": varied, "seed": 5}
     found = []
     plain = ListingDataset(catalogue, listings, **arguments)
     for dataset, build in (

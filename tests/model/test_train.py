@@ -15,7 +15,15 @@ from torch import nn
 from model.catalogue import Catalogue, Part
 from model.checkpoint import WEIGHTS, load_checkpoint, read_tensors
 from model.cma_clip import CMAClip, build_cma_clip, multi_task_loss
-from model.config import ModelConfig, OptimiserConfig, PretrainConfig, SituationWeights, TrainConfig
+from model.config import (
+    SPOILT_SHARES,
+    AugmentConfig,
+    ModelConfig,
+    OptimiserConfig,
+    PretrainConfig,
+    SituationWeights,
+    TrainConfig,
+)
 from model.dataset import Collate, ListingDataset, TrainingBatch, TrainingBatches
 from model.errors import CheckpointError, ConfigError, TrainingError
 from model.loop import Loop, moving_average, parameter_groups, rate_factor
@@ -282,8 +290,57 @@ def test_a_mismatched_pair_counts_by_its_share_and_asks_for_the_labels_of_either
     own, before = [0, 1, 2], [2, 0, 1]
     expected = 2.0 * (0.6 * loss(own, own) + 0.3 * loss(before, own) + 0.1 * loss(before, before))
     assert losses["total"].item() == pytest.approx(expected.item(), rel=1e-4)
+    annealed = TrainingLoss(dataclasses.replace(config, anneal=0.5), transform)
+    late = 2.0 * (0.8 * loss(own, own) + 0.15 * loss(before, own) + 0.05 * loss(before, before))
+    assert annealed(network, batch, 0.5)["total"].item() == pytest.approx(expected.item(), rel=1e-4)
+    assert annealed(network, batch, 1.0)["total"].item() == pytest.approx(late.item(), rel=1e-4)
     none = dataclasses.replace(config, foreign_titles=0, foreign_images=0)
     assert "foreign" not in TrainingLoss(none, transform)(network, batch, 0.5)
+
+
+def test_spoilt_shares_fall_along_a_line_and_nothing_else_changes(train_config: TrainConfig) -> None:
+    augment = AugmentConfig(spoiled_images=0.2, blank_images=0.02, title_dropout=0.3, label_word_dropout=0.04)
+    config = dataclasses.replace(
+        train_config, anneal=0.5, augment=augment, modality_dropout=0.1, foreign_titles=0.08, foreign_images=0.02
+    )
+
+    def shares(at: TrainConfig) -> list[float]:
+        varied = [getattr(at.augment, name) for name in SPOILT_SHARES]
+        return [at.modality_dropout, at.foreign_titles, at.foreign_images, *varied]
+
+    for progress, factor in ((0.0, 1.5), (0.25, 1.25), (0.5, 1.0), (1.0, 0.5)):
+        assert shares(config.at(progress)) == pytest.approx([factor * share for share in shares(config)])
+    constant = dataclasses.replace(config, anneal=0.0)
+    assert constant.at(0.0) == constant.at(0.5) == constant.at(1.0) == config.at(0.5) == constant
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"anneal": 1.5}, "anneal must be from 0 to 1"),
+        ({"anneal": 1.0, "foreign_titles": 0.6}, "at the start of training"),
+    ],
+)
+def test_an_impossible_fall_is_refused(train_config: TrainConfig, wrong: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(train_config, **wrong)
+
+
+def test_training_varies_each_epoch_by_the_shares_of_its_middle(
+    catalogue: Catalogue, tmp_path: Path, model_config: ModelConfig, train_config: TrainConfig, console: Console
+) -> None:
+    given: list[Any] = []
+
+    def read(*arguments: Any, **options: Any) -> ListingDataset:
+        given.append(options.get("augment"))
+        return ListingDataset(*arguments, **options)
+
+    augment = AugmentConfig(title_dropout=0.2)
+    config = dataclasses.replace(train_config, augment=augment, anneal=1.0)
+    train(catalogue, tmp_path, name="t", model=model_config, config=config, read=read, console=console)
+    assert given[1] is None  # the validation part
+    assert [each.title_dropout for each in given[0]] == pytest.approx([0.3, 0.1])
+    assert [each.crop for each in given[0]] == [augment.crop, augment.crop]
 
 
 def test_modalities_are_dropped_one_at_a_time_and_never_the_only_one() -> None:

@@ -86,9 +86,9 @@ def certify(
     group = np.arange(len(confidence)) if group is None else group
     if not confidence.shape == correct.shape == group.shape or np.isnan(confidence).any():
         raise ValueError("confidence, correct and group must be of one length, and no confidence may be NaN")
-    accepted, right = _counts_on_grid(confidence, correct)
+    accepted, right = counts_on_grid(confidence, correct)
     effect = design_effects(confidence, correct, group, GRID)
-    alpha = 1 - NormalDist().cdf(math.sqrt(2) * NormalDist().inv_cdf(1 - delta))
+    alpha = significance_level(delta)
     certificates: dict[float, Certificate | None] = {}
     for target in targets:
         best = _smallest_certified(binomial_tail(right / effect, accepted / effect, target), alpha)
@@ -135,7 +135,12 @@ def certify_labels(
     return certificates
 
 
-def _counts_on_grid(
+def significance_level(delta: float) -> float:
+    """Return the level of the tests behind a promise that may be broken with probability `delta` (see `certify`)."""
+    return 1 - NormalDist().cdf(math.sqrt(2) * NormalDist().inv_cdf(1 - delta))
+
+
+def counts_on_grid(
     confidence: NDArray[np.floating[Any]], correct: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return how many listings each threshold of the grid accepts, and how many of those are correct."""

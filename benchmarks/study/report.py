@@ -10,6 +10,7 @@ import numpy as np
 
 from benchmarks.certificates import (
     DELTA,
+    WAYS,
     JointOutcome,
     JointTrial,
     LabelTrial,
@@ -325,10 +326,7 @@ def _certificates(results: Results) -> str:
     document = results.certificates
     if document is None:
         return ""
-    trials = [
-        Trial(**{**each, "certified": Outcome(**each["certified"]), "naive": Outcome(**each["naive"])})
-        for each in document["trials"]
-    ]
+    trials = [Trial(**{**each, **{way: Outcome(**each[way]) for way in WAYS}}) for each in document["trials"]]
     labels = [LabelTrial(**each) for each in document["label_trials"]]
     joint = [
         JointTrial(**{**each, **{way: JointOutcome(**each[way]) for way in ("single", "together")}})
@@ -349,7 +347,8 @@ def _certificates(results: Results) -> str:
         *(f"- {line}." for line in (label_summary(labels).splitlines() if labels else ())),
         "",
     ]
-    headings = [*CASE, "certified", "broken", "coverage", "lost", "naive: broken", "naive: lost"]
+    headings = [*CASE, "certified", "broken", "coverage", "lost"]
+    headings += [f"{way}: {what}" for way in WAYS[1:] for what in ("broken", "lost")]
     rows = [
         [
             trial.situation.replace("_", " "),
@@ -357,6 +356,7 @@ def _certificates(results: Results) -> str:
             f"{100 * trial.target:g}",
             *map(_percent, (trial.certified.certified, trial.certified.broken, trial.certified.coverage)),
             *map(_percent, (trial.certified.lost, trial.naive.broken, trial.naive.lost)),
+            *map(_percent, (trial.unadjusted.broken, trial.unadjusted.lost)),
         ]
         for trial in trials
     ]

@@ -30,6 +30,9 @@ def test_certified_thresholds_keep_the_promise_and_naive_ones_do_not() -> None:
     assert trial.naive.broken > 0.2
     assert 0 < trial.certified.lost < 0.1
     assert abs(trial.naive.lost) < 0.02
+    # Not to pay for the choice costs less coverage, and no more can be had of this sample.
+    assert 0 < trial.unadjusted.lost <= trial.certified.lost
+    assert trial.certified.broken <= trial.unadjusted.broken < trial.naive.broken
     assert "promise kept in 1 of 1 cases" in summary([trial]).splitlines()[0]
 
 

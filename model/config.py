@@ -119,9 +119,9 @@ class AugmentConfig:
     flip: bool = True
     spoiled_images: float = 0.1
     blank_images: float = 0.02
-    title_dropout: float = 0.15
+    title_dropout: float = 0.06
     word_dropout: float = 0.2
-    label_word_dropout: float = 0.04
+    label_word_dropout: float = 0.03
 
     def __post_init__(self) -> None:
         if not 0 < self.crop <= 1:
@@ -170,14 +170,14 @@ class TrainConfig:
     optimiser: OptimiserConfig
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     weights: SituationWeights = field(default_factory=SituationWeights)
-    modality_dropout: float = 0.05
-    foreign_titles: float = 0.08
-    foreign_images: float = 0.01
+    modality_dropout: float = 0.02
+    foreign_titles: float = 0.12
+    foreign_images: float = 0.02
     label_smoothing: float = 0.02
     lock_image: bool = False
     keep_heads: bool = False
     ema_decay: float = 0.998
-    anneal: float = 0.0
+    anneal: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("modality_dropout", "foreign_titles", "foreign_images", "label_smoothing", "ema_decay"):

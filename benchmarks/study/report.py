@@ -51,8 +51,7 @@ are no independent evidence. Differences are of the same listings, resampled ali
 of listings that is accepted and right at the best threshold for these very listings, as in the paper; confidences are
 the networks' own, before any temperature. A difference whose interval holds 0 is called no difference. The intervals
 say nothing about another seed: each run was trained once. All runs share an image tower that was trained on the labels
-before, and is locked: what is compared is how a network reads it together with the title. No run has seen blank
-pictures in training; the shipped checkpoint has, for what came out here about a network that distrusts titles.
+before, and is locked: what is compared is how a network reads it together with the title.
 """
 
 

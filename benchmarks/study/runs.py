@@ -59,9 +59,14 @@ class Run:
         return override(small_training(), {**LOCKED, **self.training, "optimiser.epochs": str(epochs)})
 
 
-# Its pictures are encoded beforehand (`encoded.py`), so that no worker has anything to decode; a tower that does not
-# learn needs less of a loss of its own.
-LOCKED: Settings = {"lock_image": "true", "optimiser.workers": "0", "weights.image": "0.3"}
+# Its pictures are encoded beforehand (`encoded.py`), so that no worker has anything to decode; beside a tower that does
+# not learn, little is left to do for the losses of one modality alone.
+LOCKED: Settings = {
+    "lock_image": "true",
+    "optimiser.workers": "0",
+    "weights.image": "0.15",
+    "weights.title": "0.25",
+}
 # Crops and mirrored pictures stay in every run: they are as usual for CLIP as for anything else.
 NO_CORRUPTIONS: Settings = {
     "augment.spoiled_images": "0",

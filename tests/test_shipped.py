@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from model.config import override, small_training, to_json
 from model.predictor import Predictor
 from model.readings import Situation
 
@@ -102,3 +108,44 @@ def test_the_example_of_the_readme(predictor: Predictor) -> None:
     reading = predictor.predict(predictor.collate([prepared]))[0].read("baseColour", target_precision=0.95, top_k=2)
     assert reading.label == "Navy Blue"
     assert f"{reading.confidence:.3f}" in (ROOT / "README.md").read_text()
+
+
+def card_commands() -> list[list[str]]:
+    """The model card's `cma-clip train` commands, split as a shell would."""
+    block = (FOLDER / "README.md").read_text(encoding="utf-8").split("```console\n")[1].split("```")[0]
+    variables: dict[str, str] = {}
+    commands = []
+    for line in block.replace("\\\n", " ").splitlines():
+        if assigned := re.fullmatch(r'(\w+)="(.*)"', line):
+            variables[assigned[1]] = assigned[2]
+        else:
+            commands.append(shlex.split(re.sub(r"\$(\w+)", lambda found: variables[found[1]], line)))
+    return [command for command in commands if command[:2] == ["cma-clip", "train"]]
+
+
+def leaves(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= leaves(value, f"{path}{key}.") if isinstance(value, dict) else {path + key: value}
+    return found
+
+
+def test_the_cards_commands_ask_for_what_the_checkpoint_was_trained_with() -> None:
+    # Whoever changes a default of training must say in the card what it was.
+    training = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))["training"]
+    trained = []
+    while training:
+        if "weights" in training["config"]:  # pre-training has none
+            trained.insert(0, leaves(training["config"]))
+        training = training.get("initial", {}).get("training")
+    commands = card_commands()
+    assert len(commands) == len(trained)
+    for command, recorded in zip(commands, trained, strict=True):
+        settings = [value.split("=", 1) for option, value in itertools.pairwise(command) if option == "--set"]
+        epochs = [("optimiser.epochs", value) for option, value in itertools.pairwise(command) if option == "--epochs"]
+        asked = leaves(to_json(override(small_training(), dict([*settings, *epochs]))))
+        assert {name: asked[name] for name in recorded if name != "optimiser.workers"} == {
+            name: value for name, value in recorded.items() if name != "optimiser.workers"
+        }
+        # What the recorded training did not know yet must be off.
+        assert not any(asked[name] for name in asked.keys() - recorded.keys())

@@ -23,10 +23,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from model.binomial import binomial_tail, design_effects
+from model.binomial import binomial_tail
 from model.calibrate import TARGET_PRECISIONS
 from model.calibration import AttributeCalibration
-from model.certificates import GRID, certify, certify_labels, counts_on_grid, significance_level
+from model.certificates import GRID, certify, certify_labels, effective_counts, significance_level
 from model.errors import ModelError
 from model.heldout import Answers, ScoresBySituation, load_scores
 from model.scores import operating_point, oracle_point
@@ -106,11 +106,10 @@ def _outcomes(answers: Answers, *, splits: int, seed: int) -> dict[tuple[str, fl
 def _unadjusted(
     confidence: NDArray[np.floating[Any]], correct: NDArray[np.bool_], group: NDArray[np.integer[Any]]
 ) -> dict[float, float | None]:
-    accepted, right = counts_on_grid(confidence, correct)
-    effect = design_effects(confidence, correct, group, GRID)
+    right, accepted = effective_counts(confidence, correct, group)
     chosen: dict[float, float | None] = {}
     for target in TARGET_PRECISIONS:
-        passed = np.flatnonzero(binomial_tail(right / effect, accepted / effect, target) <= significance_level(DELTA))
+        passed = np.flatnonzero(binomial_tail(right, accepted, target) <= significance_level(DELTA))
         chosen[target] = GRID[passed[-1]] if len(passed) else None
     return chosen
 
@@ -348,10 +347,8 @@ def summary(results: Sequence[Trial]) -> str:
         kept = sum(trial.certified.broken <= DELTA for trial in chosen)
         naive = sum(trial.naive.broken <= DELTA for trial in chosen)
         unadjusted = sum(trial.unadjusted.broken <= DELTA for trial in chosen)
-        lost, least = (
-            100 * np.mean([outcome.lost for outcome in each])
-            for each in ([trial.certified for trial in chosen], [trial.unadjusted for trial in chosen])
-        )
+        lost = 100 * np.mean([trial.certified.lost for trial in chosen])
+        least = 100 * np.mean([trial.unadjusted.lost for trial in chosen])
         worst = 100 * max(trial.certified.broken for trial in chosen)
         lines.append(
             f"at {100 * target:g} %: promise kept in {kept} of {len(chosen)} cases (worst: {worst:.1f} % of "

@@ -86,21 +86,20 @@ def certify(
     group = np.arange(len(confidence)) if group is None else group
     if not confidence.shape == correct.shape == group.shape or np.isnan(confidence).any():
         raise ValueError("confidence, correct and group must be of one length, and no confidence may be NaN")
-    accepted, right = counts_on_grid(confidence, correct)
-    effect = design_effects(confidence, correct, group, GRID)
+    right, accepted = effective_counts(confidence, correct, group)
     alpha = significance_level(delta)
     certificates: dict[float, Certificate | None] = {}
     for target in targets:
-        best = _smallest_certified(binomial_tail(right / effect, accepted / effect, target), alpha)
-        certificates[target] = (
-            None
-            if best is None
-            else Certificate(
-                threshold=GRID[best],
-                coverage=float(accepted[best] / len(confidence)),
-                support=int(accepted[best]),
-                bound=lower_bound(right[best] / effect[best], accepted[best] / effect[best], delta),
-            )
+        best = _smallest_certified(binomial_tail(right, accepted, target), alpha)
+        if best is None:
+            certificates[target] = None
+            continue
+        support = int((confidence >= GRID[best]).sum())
+        certificates[target] = Certificate(
+            threshold=GRID[best],
+            coverage=support / len(confidence),
+            support=support,
+            bound=lower_bound(right[best], accepted[best], delta),
         )
     return certificates
 
@@ -140,14 +139,18 @@ def significance_level(delta: float) -> float:
     return 1 - NormalDist().cdf(math.sqrt(2) * NormalDist().inv_cdf(1 - delta))
 
 
-def counts_on_grid(
-    confidence: NDArray[np.floating[Any]], correct: NDArray[np.bool_]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return how many listings each threshold of the grid accepts, and how many of those are correct."""
+def effective_counts(
+    confidence: NDArray[np.floating[Any]], correct: NDArray[np.bool_], group: NDArray[np.integer[Any]]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return how many correct answers each threshold of `GRID` accepts, and how many answers in all.
+
+    In independent listings: both are divided by the design effect of the groups.
+    """
     order = np.argsort(-confidence)
     right_of_first = np.concatenate([[0], np.cumsum(correct[order])])
     accepted = np.searchsorted(-confidence[order], -np.asarray(GRID), side="right")
-    return accepted, right_of_first[accepted]
+    effect = design_effects(confidence, correct, group, GRID)
+    return right_of_first[accepted] / effect, accepted / effect
 
 
 def _smallest_certified(p_values: NDArray[np.float64], alpha: float) -> int | None:

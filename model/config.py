@@ -149,6 +149,10 @@ class SituationWeights:
             raise ConfigError("situation weights cannot be negative, and one at least must be positive")
 
 
+SPOILT_READINGS = ("modality_dropout", "foreign_titles", "foreign_images")
+"""What `TrainConfig` says of how many listings are read with a modality that is absent, or another listing's."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Multi-task fine-tuning.
@@ -161,10 +165,9 @@ class TrainConfig:
     heart. keep_heads: everything is kept of the checkpoint that training starts from, its heads too, for which it
     must know the very same labels. ema_decay: decay of the exponential moving average of the weights,
     which is what is validated and saved.
-    anneal: how far the spoilt shares fall during training: those of `augment` (`SPOILT_SHARES`), modality_dropout,
-    foreign_titles and foreign_images. They begin at 1 + anneal times what is given here and end at 1 - anneal times,
-    along a straight line. At first a network learns what to do with spoilt listings, at last what to read off clean
-    ones, which are what it mostly meets.
+    anneal: how far the spoilt shares (`SPOILT_READINGS`, and `SPOILT_SHARES` of `augment`) fall during training. They
+    begin at 1 + anneal times what is given here and end at 1 - anneal times, along a straight line. At first a network
+    learns what to do with spoilt listings, at last what to read off clean ones, which are what it mostly meets.
     """
 
     optimiser: OptimiserConfig
@@ -180,7 +183,7 @@ class TrainConfig:
     anneal: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("modality_dropout", "foreign_titles", "foreign_images", "label_smoothing", "ema_decay"):
+        for name in (*SPOILT_READINGS, "label_smoothing", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 0 and below 1")
         if self.foreign_titles + self.foreign_images >= 1:
@@ -196,14 +199,13 @@ class TrainConfig:
     def at(self, progress: float) -> TrainConfig:
         """Return what holds when a share `progress` of the training is done: constant, its shares those of then."""
         factor = 1 + self.anneal * (1 - 2 * progress)
-        own = ("modality_dropout", "foreign_titles", "foreign_images")
         return dataclasses.replace(
             self,
             anneal=0.0,
             augment=dataclasses.replace(
                 self.augment, **{name: factor * getattr(self.augment, name) for name in SPOILT_SHARES}
             ),
-            **{name: factor * getattr(self, name) for name in own},
+            **{name: factor * getattr(self, name) for name in SPOILT_READINGS},
         )
 
 

@@ -160,8 +160,10 @@ class Loop:
         )
         if not self.console.is_terminal and self.step % (5 * LOG_EVERY_STEPS) == 0:
             minutes = (self._steps - self.step) * self.seconds / self.step / 60
-            shown = "  ".join(f"{name} {value:.3f}" for name, value in values.items()) + f"  {rate:.0f} listings/s"
-            self.console.print(f"step {self.step}/{self._steps}  {shown}  {minutes:.0f} min left")
+            shown = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
+            self.console.print(
+                f"step {self.step}/{self._steps}  {shown}  {rate:.0f} listings/s  {minutes:.0f} min left"
+            )
 
     @contextmanager
     def _progress(self, total: int) -> Iterator[None]:

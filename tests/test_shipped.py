@@ -17,6 +17,7 @@ from PIL import Image
 from model.config import override, small_training, to_json
 from model.predictor import Predictor
 from model.readings import Situation
+from service.model_commands import split_settings
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "weights" / "fashion"
@@ -137,15 +138,17 @@ def test_the_cards_commands_ask_for_what_the_checkpoint_was_trained_with() -> No
     while training:
         if "weights" in training["config"]:  # pre-training has none
             trained.insert(0, leaves(training["config"]))
+            del trained[0]["optimiser.workers"]  # how it was read, not what
         training = training.get("initial", {}).get("training")
     commands = card_commands()
     assert len(commands) == len(trained)
     for command, recorded in zip(commands, trained, strict=True):
-        settings = [value.split("=", 1) for option, value in itertools.pairwise(command) if option == "--set"]
-        epochs = [("optimiser.epochs", value) for option, value in itertools.pairwise(command) if option == "--epochs"]
-        asked = leaves(to_json(override(small_training(), dict([*settings, *epochs]))))
-        assert {name: asked[name] for name in recorded if name != "optimiser.workers"} == {
-            name: value for name, value in recorded.items() if name != "optimiser.workers"
-        }
+        settings = [value for option, value in itertools.pairwise(command) if option == "--set"]
+        epochs = next((int(value) for option, value in itertools.pairwise(command) if option == "--epochs"), None)
+        fusion, others = split_settings(settings, epochs)
+        assert not fusion
+        asked = leaves(to_json(override(small_training(), others)))
+        del asked["optimiser.workers"]
+        assert {name: asked[name] for name in recorded} == recorded
         # What the recorded training did not know yet must be off.
         assert not any(asked[name] for name in asked.keys() - recorded.keys())

@@ -28,28 +28,42 @@ class EncoderBlock(nn.Module):
         # On the residual branches only: dropout inside attention is costly on CPUs.
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, mask: Tensor, *, with_weights: bool = False) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, mask: Tensor, *, positions: Tensor | None = None, with_weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """Map tokens `x`, `[B, S, D]`, attending where `mask`, `[B, S]` bool, is True.
 
-        Returns the new tokens and, if asked for, the attention `[B, H, S, S]` (head, query, key).
+        positions: `[B, P]` int64, the tokens to compute; None stands for all of them, P = S.
+        Returns the new tokens `[B, P, D]` and, if asked for, the attention `[B, H, P, S]` (head, query, key).
         """
-        attended, weights = self._attend(self.norm_attention(x), mask, with_weights=with_weights)
+        normed = self.norm_attention(x)
+        asking = normed if positions is None else tokens_at(normed, positions)
+        attended, weights = self._attend(asking, normed, mask, with_weights=with_weights)
+        x = x if positions is None else tokens_at(x, positions)
         x = x + self.dropout(self.output(attended))
         return x + self.dropout(self.mlp(self.norm_mlp(x))), weights
 
-    def _attend(self, x: Tensor, mask: Tensor, *, with_weights: bool) -> tuple[Tensor, Tensor | None]:
-        batch, length, width = x.shape
-        split = self.query_key_value(x).view(batch, length, 3, self.heads, width // self.heads)
-        query, key, value = split.permute(2, 0, 3, 1, 4)  # [B, S, 3, H, D/H] -> 3 x [B, H, S, D/H]
+    def _attend(self, asking: Tensor, x: Tensor, mask: Tensor, *, with_weights: bool) -> tuple[Tensor, Tensor | None]:
+        width, weight, bias = x.shape[-1], self.query_key_value.weight, self.query_key_value.bias
+        query = self._split_heads(F.linear(asking, weight[:width], bias[:width]))  # [B, H, P, D/H]
+        key, value = map(self._split_heads, F.linear(x, weight[width:], bias[width:]).chunk(2, dim=-1))
         key_mask = mask[:, None, None, :]  # [B, 1, 1, S]
         weights = None
         if with_weights:
             scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
-            weights = scores.masked_fill(~key_mask, float("-inf")).softmax(dim=-1)  # [B, H, S, S]
+            weights = scores.masked_fill(~key_mask, float("-inf")).softmax(dim=-1)  # [B, H, P, S]
             attended = weights @ value
         else:
             attended = F.scaled_dot_product_attention(query, key, value, attn_mask=key_mask)
-        return attended.transpose(1, 2).reshape(batch, length, width), weights  # [B, H, S, D/H] -> [B, S, D]
+        return attended.transpose(1, 2).flatten(2), weights  # [B, H, P, D/H] -> [B, P, D]
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)  # [B, S, D] -> [B, H, S, D/H]
+
+
+def tokens_at(x: Tensor, positions: Tensor) -> Tensor:
+    """Return the tokens of `x`, `[B, S, D]`, at `positions`, `[B, P]` int64: `[B, P, D]`."""
+    return x.gather(1, positions[:, :, None].expand(-1, -1, x.shape[-1]))
 
 
 class SequenceAttention(nn.Module):
@@ -81,18 +95,24 @@ class SequenceAttention(nn.Module):
             parts.append(self.project_image(image) + self.modality[0])
         return torch.cat(parts, dim=1)
 
-    def forward(self, x: Tensor, mask: Tensor, *, with_weights: bool = False) -> tuple[Tensor, list[Tensor]]:
-        """Encode projected tokens `[B, S, D]` under `mask` `[B, S]`.
+    def forward(
+        self, x: Tensor, mask: Tensor, positions: Tensor, *, with_weights: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Encode projected tokens `[B, S, D]` under `mask` `[B, S]`, and return those at `positions`, `[B, P]` int64.
 
-        Returns `[B, S, D]` and, if asked for, each block's attention `[B, H, S, S]`, first block first.
+        Returns `[B, P, D]` and, if asked for, each block's attention `[B, H, S, S]`, first block first. The last block
+        computes nothing but what is returned, which makes it several times cheaper.
         """
         # What stands at a masked place must not matter, not even as 0 x NaN.
         x = torch.where(mask[:, :, None], x, 0.0)
         attentions = []
         for block in self.blocks:
-            x, weights = block(x, mask, with_weights=with_weights)
+            last = block is self.blocks[-1] and not with_weights
+            x, weights = block(x, mask, positions=positions if last else None, with_weights=with_weights)
             if weights is not None:
                 attentions.append(weights)
+        if with_weights or not self.blocks:
+            x = tokens_at(x, positions)
         return self.norm(x), attentions
 
 

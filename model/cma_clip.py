@@ -74,16 +74,15 @@ class CMAClip(AttributeNetwork):
         present = [s for s in (text, image) if s is not None]
         tokens = self.sequence_attention.project(image.embeddings if image else None, text.embeddings if text else None)
         mask = torch.cat([s.mask for s in present], dim=1)  # [B, S], text first
-        tokens, attentions = self.sequence_attention(tokens, mask, with_weights=with_weights)
-
         offset = text.mask.shape[1] if text else 0
-        rows = torch.arange(tokens.shape[0], device=tokens.device)
-        nothing, absent = tokens.new_zeros(tokens[:, 0].shape), mask.new_zeros(mask.shape[0])
-        h_image = tokens[rows, offset + image.pooled] if image else nothing  # [B, D]
-        h_text = tokens[rows, text.pooled] if text else nothing  # [B, D]
+        nowhere = mask.new_zeros(mask.shape[0], dtype=torch.long)
+        pooled = [offset + image.pooled if image else nowhere, text.pooled if text else nowhere]
+        h, attentions = self.sequence_attention(tokens, mask, torch.stack(pooled, dim=1), with_weights=with_weights)
+
+        absent = mask.new_zeros(mask.shape[0])
         here = torch.stack([image.present if image else absent, text.present if text else absent], dim=1)
         # An absent modality's aggregate is zeroed, so that weight 0 times its placeholder is 0, never NaN.
-        h = torch.where(here[:, :, None], torch.stack([h_image, h_text], dim=1), 0.0)  # [B, M, D]
+        h = torch.where(here[:, :, None], h, 0.0)  # [B, M, D]
 
         fused, weights = self.modality_attention(h, here)  # [B, T, D], [B, T, M]
         logits = tuple(head(fused[:, t]) for t, head in enumerate(self.heads))

@@ -11,7 +11,7 @@ import torch
 from open_clip.model import CustomTextCLIP
 from torch import Tensor
 
-from model.attention import EncoderBlock, ModalityAttention
+from model.attention import EncoderBlock, ModalityAttention, tokens_at
 from model.backbone import TokenSequence, backbone_config, build_backbone, pretrained_backbone
 from model.cma_clip import CMAClip, Output, build_cma_clip
 from model.config import FusionConfig, ModelConfig, PreprocessConfig
@@ -97,6 +97,36 @@ def test_the_fused_attention_equals_the_plain_one_in_value_and_gradient() -> Non
         gradients.append(x.grad)
     torch.testing.assert_close(values[0], values[1], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-4)
+
+
+def test_a_block_at_some_positions_equals_the_whole_block_in_value_and_gradient() -> None:
+    torch.manual_seed(0)
+    block = EncoderBlock(32, heads=4, mlp_ratio=2.0, dropout=0.0)
+    mask = torch.rand(3, 9) > 0.3
+    positions = torch.tensor([[0, 4], [8, 8], [3, 1]])
+    gradients, values = [], []
+    for given in (None, positions):
+        block.zero_grad()
+        x = torch.randn(3, 9, 32, generator=torch.Generator().manual_seed(2)).requires_grad_()
+        y, _ = block(x, mask, positions=given)
+        y = tokens_at(y, positions) if given is None else y
+        y.square().sum().backward()
+        values.append(y)
+        gradients.append([x.grad, *(parameter.grad for parameter in block.parameters())])
+    torch.testing.assert_close(values[0], values[1], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_asking_for_the_weights_changes_nothing(model_config: ModelConfig, tasks: tuple[Task, ...], depth: int) -> None:
+    """With them all tokens are computed, without them the last block computes those alone that are read."""
+    fusion = FusionConfig(width=32, depth=depth, heads=2)
+    network = build_cma_clip(dataclasses.replace(model_config, fusion=fusion), tasks).eval()
+    image, text = encode(network)
+    seen, told = torch.tensor([True, False, True, True, True]), torch.tensor([True, True, False, True, True])
+    for given in ((image, text), (image.keep(seen), text.keep(told)), (image, None), (None, text)):
+        assert_same(network(*given), network(*given, with_weights=True))
 
 
 def test_the_towers_equal_open_clips_own(network: CMAClip) -> None:

@@ -14,7 +14,7 @@ from benchmarks.study.results import SHIPPED, TRIALS
 from benchmarks.study.results import Results as Figures
 from benchmarks.study.runs import EPOCHS, Run
 from benchmarks.study.shipped import measure_shipped
-from benchmarks.study.study import Study, all_names
+from benchmarks.study.study import Study, all_names, repeat_names
 from model.catalogue import Catalogue, Part
 from model.device import pick_device
 from model.errors import ModelError
@@ -55,7 +55,7 @@ def run(
         epochs=epochs,
         device=pick_device(device),
     )
-    study.run(only.split(",") if only else all_names())
+    study.run(only.split(",") if only else [*all_names(), *repeat_names()])
 
 
 @app.command()

@@ -51,8 +51,14 @@ def compared(results: Results, run: str, other: str, key: str, measure: str) -> 
     difference = results.difference(run, other, key, measure)
     if difference is None:
         return None
-    what = MEASURE_NAMES[measure]
-    return f"{what}: {results.title(run)} against {results.title(other)}, {points(difference)}: {verdict(difference)}"
+    what, pair = MEASURE_NAMES[measure], f"{results.title(run)} against {results.title(other)}"
+    return f"{what}: {pair}{over_seeds(results, run, other)}, {points(difference)}: {verdict(difference)}"
+
+
+def over_seeds(results: Results, run: str, other: str) -> str:
+    """Say over how many seeds two runs are compared, if more than one."""
+    seeds = results.seeds(run, other)
+    return f" (means of {seeds} seeds)" if seeds > 1 else ""
 
 
 def sentences(results: Results) -> dict[str, list[str]]:
@@ -96,7 +102,8 @@ def _spoilt(results: Results) -> Iterator[str]:
             ]
             yield (
                 f"mean accuracy under the {total} corruptions at their strongest: {results.title(CMA_CLIP.name)} "
-                f"against {results.title(other)}, in points, {'; '.join(parts)}"
+                f"against {results.title(other)}{over_seeds(results, CMA_CLIP.name, other)}, in points, "
+                f"{'; '.join(parts)}"
             )
 
 
@@ -222,7 +229,8 @@ def _aims(results: Results) -> Iterator[str]:
             f"{_met(not below)}: at least as accurate as the fine-tuned CLIP on clean listings for every attribute"
             + (f"; below for {', '.join(below)}" if below else "")
         )
-    lost = [_lost(results, run.name) for run in (CMA_CLIP, CLIP_FINETUNED)]
+    seeds = results.seeds(CMA_CLIP.name, CLIP_FINETUNED.name)
+    lost = [_lost(results, run.name, seeds) for run in (CMA_CLIP, CLIP_FINETUNED)]
     if lost[0] is not None and lost[1] is not None and lost[1] > 0:
         share = lost[0] / lost[1]
         yield (
@@ -259,8 +267,8 @@ def _certificate_aims(results: Results) -> Iterator[str]:
     )
 
 
-def _lost(results: Results, run: str) -> float | None:
-    values = [results.value(run, key, "accuracy") for key in (both(UNSPOILT, 0.0), FOREIGN_TITLE)]
+def _lost(results: Results, run: str, seeds: int) -> float | None:
+    values = [results.mean(run, key, "accuracy", seeds=seeds) for key in (both(UNSPOILT, 0.0), FOREIGN_TITLE)]
     return None if values[0] is None or values[1] is None else values[0] - values[1]
 
 

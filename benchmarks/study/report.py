@@ -26,7 +26,7 @@ from benchmarks.study.conditions import UNSPOILT, Condition, clean
 from benchmarks.study.corruptions import CORRUPTIONS
 from benchmarks.study.figures import save_figures
 from benchmarks.study.results import Estimate, Results, both
-from benchmarks.study.runs import ABLATIONS, CMA_CLIP
+from benchmarks.study.runs import ABLATIONS, CLIP_FINETUNED, CMA_CLIP
 from benchmarks.study.study import all_names
 from model.evaluate import HEADINGS
 from model.readings import Situation
@@ -49,9 +49,11 @@ figure and every sentence with a figure in it is computed. How the study is made
 All figures are in %, with 95 % intervals in brackets: from a bootstrap over titles, since listings that share a title
 are no independent evidence. Differences are of the same listings, resampled alike. Recall at p % precision is the share
 of listings that is accepted and right at the best threshold for these very listings, as in the paper; confidences are
-the networks' own, before any temperature. A difference whose interval holds 0 is called no difference. The intervals
-say nothing about another seed: each run was trained once. All runs share an image tower that was trained on the labels
-before, and is locked: what is compared is how a network reads it together with the title.
+the networks' own, before any temperature. A difference whose interval holds 0 is called no difference. CMA-CLIP and
+the fine-tuned CLIP were trained with several seeds: the difference between these two is of their means, and its
+interval of other listings and other seeds. All else was trained once and is compared with seed 0 alone; its intervals
+say nothing about another seed. All runs share an image tower that was trained on the labels before, and is locked: what
+is compared is how a network reads it together with the title.
 """
 
 
@@ -69,6 +71,7 @@ def render(results: Results, plots: Sequence[str]) -> str:
         _reading(results),
         _budget(results),
         _clean(results),
+        _seeds(results),
         _ablations(results),
         _trials(results),
         _spoilt(results, plots),
@@ -90,27 +93,27 @@ def _reading(results: Results) -> str:
 
 
 def _budget(results: Results) -> str:
-    lines = ["## What was run", ""]
+    lines, trained = ["## What was run", ""], results.runs | results.repeats
     if budget := results.budget:
         lines += [
             f"Each run: {budget['epochs']} epochs of {budget['train_listings']:,} listings in batches of "
-            f"{budget['batch_size']}, {budget['steps']:,} steps, seed {budget['seed']}, from the same towers "
-            f"(`{budget['towers']}`), on the same split. Measured on {budget['test_listings']:,} test listings that "
-            f"have both title and image; spoilt listings on a fixed {budget['spoilt_listings']:,} of them "
-            f"(corruption seed {budget['corruption_seed']}), in the number format of training.",
+            f"{budget['batch_size']}, {budget['steps']:,} steps, from the same towers (`{budget['towers']}`), on the "
+            "same split, with seed 0 where its name says no other. Measured on "
+            f"{budget['test_listings']:,} test listings that have both title and image; spoilt listings on a fixed "
+            f"{budget['spoilt_listings']:,} of them (corruption seed {budget['corruption_seed']}), in the number "
+            "format of training.",
             "",
         ]
         headings = ["run", "", "parameters", "training", "date"]
-        lines += _table(headings, (_run_row(results, name) for name in results.runs), left=2)
-        machines = sorted({cells["machine"] for cells in results.runs.values()})
+        lines += _table(headings, (_run_row(name, cells) for name, cells in trained.items()), left=2)
+        machines = sorted({cells["machine"] for cells in trained.values()})
         lines += ["", f"Times are minutes, on: {'; '.join(machines)}.", ""]
     if results.missing:
         lines += [f"**Not run yet**: {', '.join(f'`{name}`' for name in results.missing)}.", ""]
     return "\n".join(lines)
 
 
-def _run_row(results: Results, name: str) -> list[str]:
-    cells = results.runs[name]
+def _run_row(name: str, cells: Cells) -> list[str]:
     parameters = f"{cells['parameters'] / 1e6:.1f} M" if "parameters" in cells else "-"
     return [f"`{name}`", cells["title"], parameters, f"{cells['training_seconds'] / 60:.1f}", cells["date"]]
 
@@ -149,6 +152,29 @@ def _compared(results: Results) -> list[str]:
     """The rows of the main tables: all but the ablations."""
     ablations = {run.name for run in ABLATIONS}
     return [name for name in all_names() if name in results.runs and name not in ablations]
+
+
+def _seeds(results: Results) -> str:
+    pair = CMA_CLIP.name, CLIP_FINETUNED.name
+    seeds = results.seeds(*pair)
+    if seeds < 2:
+        return ""
+    rows = []
+    for attribute in (*results.attributes, "mean"):
+        difference = results.difference(*pair, reading.BOTH, "accuracy", attribute)
+        each = [results.by_seed(name, reading.BOTH, "accuracy", attribute)[:seeds] for name in pair]
+        spreads = [f"{_percent(float(np.mean(of)))} ({_percent(min(of))} to {_percent(max(of))})" for of in each]
+        rows.append([attribute, *spreads, "-" if difference is None else reading.points(difference)])
+    headings = ["attribute", *(results.title(name) for name in pair), "difference of the means"]
+    lines = [
+        "## Seeds",
+        "",
+        f"Accuracy on clean listings with image and title: the mean of {seeds} seeds, and the lowest to the highest.",
+        "",
+        *_table(headings, rows),
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def _ablations(results: Results) -> str:
@@ -197,8 +223,8 @@ def _trials(results: Results) -> str:
         "## Recipes tried",
         "",
         f"Where the recipe was chosen: on {budget['test_listings']:,} listings of the validation part, "
-        f"{budget['steps']:,} steps each (`python -m benchmarks.study trial NAME --set ...`). Means over the "
-        "attributes.",
+        f"{budget['steps']:,} steps each from the towers `{budget['towers']}` "
+        "(`python -m benchmarks.study trial NAME --set ...`). Means over the attributes.",
         "",
         *_table(["recipe", *(heading for heading, *_ in TRIED), "settings"], rows),
         "",

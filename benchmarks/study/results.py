@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.study.cells import Cells, read_cells
 from benchmarks.study.conditions import UNSPOILT, Condition
-from benchmarks.study.runs import RUNS
-from benchmarks.study.study import all_names
+from benchmarks.study.runs import REPEATS, RUNS
+from benchmarks.study.study import all_names, repeat_names
 from model.errors import ConfigError
 from model.readings import Situation
 
@@ -43,20 +43,23 @@ class Results:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.runs: dict[str, Cells] = {
-            name: read_cells(folder / f"{name}.json") for name in all_names() if (folder / f"{name}.json").is_file()
-        }
+        self.runs = self._read(all_names())
+        self.repeats = self._read(repeat_names())
         self.trials: dict[str, Cells] = {
             path.stem: read_cells(path) for path in sorted((folder / TRIALS).glob("*.json"))
         }
         self.shipped = self._other(SHIPPED)
         self.certificates = self._other(CERTIFICATES)
-        for name, cells in self.runs.items():
+        for name, cells in (self.runs | self.repeats).items():
             if cells["budget"] != self.budget:
                 first = next(iter(self.runs))
                 raise ConfigError(
                     f"{folder}: {name} and {first} are of different budgets and belong in no table together"
                 )
+
+    def _read(self, names: Sequence[str]) -> dict[str, Cells]:
+        paths = {name: self.folder / f"{name}.json" for name in names}
+        return {name: read_cells(path) for name, path in paths.items() if path.is_file()}
 
     def _other(self, name: str) -> Cells | None:
         path = self.folder / name
@@ -72,7 +75,8 @@ class Results:
     def missing(self) -> list[str]:
         """What has not been run yet."""
         others = [name for name, cells in ((SHIPPED, self.shipped), (CERTIFICATES, self.certificates)) if cells is None]
-        return [*(name for name in all_names() if name not in self.runs), *others]
+        trained = self.runs | self.repeats
+        return [*(name for name in (*all_names(), *repeat_names()) if name not in trained), *others]
 
     @cached_property
     def attributes(self) -> list[str]:
@@ -115,18 +119,50 @@ class Results:
         return self.value(run, key if self.cell(run, key) else both(UNSPOILT, 0.0), measure)
 
     def difference(self, run: str, other: str, key: str, measure: str, attribute: str = "mean") -> Estimate | None:
-        """Return `run` minus `other`: both were resampled alike, so listings that both find hard cancel out."""
-        samples = [self._resamples(each, key, measure, attribute) for each in (run, other)]
-        values = [self.value(each, key, measure, attribute) for each in (run, other)]
+        """Return `run` minus `other`: both were resampled alike, so listings that both find hard cancel out.
+
+        Of the means over the seeds that both were trained with; the interval is of other listings and other seeds.
+        """
+        seeds, generator = self.seeds(run, other), np.random.default_rng(0)
+        values = [self.mean(each, key, measure, attribute, seeds=seeds) for each in (run, other)]
+        samples = [
+            _resamples(self._conditions(each, key)[:seeds], measure, attribute, generator) for each in (run, other)
+        ]
         if samples[0] is None or samples[1] is None or values[0] is None or values[1] is None:
             return None
         low, high = np.quantile(samples[0] - samples[1], (0.025, 0.975))
         return Estimate(values[0] - values[1], float(low), float(high))
 
-    def _resamples(self, run: str, key: str, measure: str, attribute: str) -> Any | None:
-        kept = self.runs.get(run, {}).get("conditions", {}).get(key, {}).get("resamples", {})
-        values: Sequence[int] | None = kept.get(measure, {}).get(attribute)
-        return None if values is None else np.array(values) / 10_000
+    def seeds(self, run: str, other: str) -> int:
+        """Return with how many seeds both were trained, 0 among them."""
+        return 1 + min(sum(each.name in self.repeats for each in REPEATS.get(name, ())) for name in (run, other))
+
+    def mean(self, run: str, key: str, measure: str, attribute: str = "mean", *, seeds: int) -> float | None:
+        """Return the mean of a figure over the first `seeds` seeds."""
+        values = self.by_seed(run, key, measure, attribute)[:seeds]
+        return float(np.mean(values)) if len(values) == seeds else None
+
+    def by_seed(self, run: str, key: str, measure: str, attribute: str = "mean") -> list[float]:
+        """Return a figure for each seed that the run was trained with, seed 0 first."""
+        cells = [condition.get("attributes", {}).get(attribute) for condition in self._conditions(run, key)]
+        return [cell[measure][0] for cell in cells if cell and cell.get(measure)]
+
+    def _conditions(self, run: str, key: str) -> list[Cells]:
+        """A condition's figures in each seed of a run."""
+        trained = [self.runs.get(run), *(self.repeats.get(each.name) for each in REPEATS.get(run, ()))]
+        return [cells["conditions"].get(key, {}) for cells in trained if cells]
+
+
+def _resamples(
+    conditions: Sequence[Cells], measure: str, attribute: str, generator: np.random.Generator
+) -> NDArray[np.float64] | None:
+    """Return `[R]` means over seeds, which are drawn with replacement anew for each resample of the listings."""
+    kept = [condition.get("resamples", {}).get(measure, {}).get(attribute) for condition in conditions]
+    if not kept or None in kept:
+        return None
+    values = np.array(kept) / 10_000  # [seeds, R]
+    drawn = generator.integers(len(kept), size=values.shape)
+    return np.take_along_axis(values, drawn, axis=0).mean(axis=0)
 
 
 def both(corruption: str, strength: float) -> str:

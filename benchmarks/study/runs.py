@@ -1,7 +1,8 @@
 """What is trained, by name: each run is our recipe but for the settings that it names.
 
-All start from the same towers, on the same split, for the same number of steps, with the same seed. The image tower
-was trained before, on the labels, and is locked: what is compared is how a network reads it together with a title.
+All start from the same towers, on the same split, for the same number of steps, with the same seed; the two that
+matter most are repeated with others. The image tower was trained before, on the labels, and is locked: what is compared
+is how a network reads it together with a title.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ Settings = Mapping[str, str]
 """Dotted path in `TrainConfig` or `FusionConfig` -> value as JSON, as `cma-clip train --set` takes them."""
 
 EPOCHS = 3
+SEEDS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +29,7 @@ class Run:
 
     text: what the text tower starts from: the study's own, or random weights. The image tower is the study's in any
     case, and locked. reads: the situations in which it can be read; what it is not given there it would not look at.
-    spoilt: whether it is measured on spoilt listings too.
+    spoilt: whether it is measured on spoilt listings too. seed: of batches, augmentation, new weights and dropout.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Run:
     text: Literal["pre-trained", "random"] = "pre-trained"
     reads: tuple[Situation, ...] = tuple(Situation)
     spoilt: bool = False
+    seed: int = 0
 
     @property
     def build(self) -> BuildNetwork:
@@ -56,7 +59,12 @@ class Run:
 
     def config(self, epochs: int) -> TrainConfig:
         """Return the training configuration."""
-        return override(small_training(), {**LOCKED, **self.training, "optimiser.epochs": str(epochs)})
+        budget = {"optimiser.epochs": str(epochs), "optimiser.seed": str(self.seed)}
+        return override(small_training(), {**LOCKED, **self.training, **budget})
+
+    def repeated(self, seed: int) -> Run:
+        """Return the same run with another seed, read with both modalities alone."""
+        return replace(self, name=f"{self.name}-seed-{seed}", seed=seed, reads=(Situation.BOTH,))
 
 
 # Its pictures are encoded beforehand (`encoded.py`), so that no worker has anything to decode; beside a tower that does
@@ -124,7 +132,7 @@ ABLATIONS = (
     Run(name="depth-2", title="two fusion blocks", fusion={"depth": "2"}),
     Run(name="depth-4", title="four fusion blocks", fusion={"depth": "4"}),
     Run(name="one-loss", title="without modality dropout and unimodal losses", training=ONE_LOSS),
-    Run(name="no-corruptions", title="without corruptions in training", training=NO_CORRUPTIONS),
+    Run(name="no-corruptions", title="without corruptions in training", training=NO_CORRUPTIONS, spoilt=True),
     Run(name="no-pretraining", title="without contrastive pre-training", text="random"),
 )
 
@@ -138,3 +146,8 @@ RUNS: tuple[Run, ...] = (
     *ABLATIONS,
 )
 """In the order in which they are trained: what answers the main question comes first."""
+
+REPEATS: Mapping[str, tuple[Run, ...]] = {
+    run.name: tuple(run.repeated(seed) for seed in range(1, SEEDS)) for run in (CMA_CLIP, CLIP_FINETUNED)
+}
+"""The further seeds of the two that are held against each other, so that luck of one training is told from the rest."""

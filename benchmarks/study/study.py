@@ -22,7 +22,7 @@ from benchmarks.study.corruptions import CORRUPTIONS, SEED
 from benchmarks.study.encoded import EncodedImages, EncodedListings, given_tokens
 from benchmarks.study.networks import parameters
 from benchmarks.study.references import TITLES_OF, late_fusion, majority_answers, title_answers
-from benchmarks.study.runs import IMAGE_ALONE, RUNS, TITLE_ALONE, Run
+from benchmarks.study.runs import IMAGE_ALONE, REPEATS, RUNS, TITLE_ALONE, Run
 from model.catalogue import Catalogue, Part
 from model.checkpoint import load_checkpoint, load_weights
 from model.dataset import ListingDataset
@@ -66,10 +66,10 @@ class Study:
 
         Raises `ConfigError` for a result of another budget or an unknown name.
         """
-        wanted = set(names)
-        if unknown := sorted(wanted - {*(run.name for run in RUNS), *TITLES_OF}):
-            raise ConfigError(f"there is no run {unknown[0]!r}; known are {', '.join(all_names())}")
-        for run in RUNS:
+        wanted, known = set(names), (*all_names(), *repeat_names())
+        if unknown := sorted(wanted - set(known)):
+            raise ConfigError(f"there is no run {unknown[0]!r}; known are {', '.join(known)}")
+        for run in (*RUNS, *(repeat for repeats in REPEATS.values() for repeat in repeats)):
             if run.name in wanted:
                 self.complete(run)
         if "majority" in wanted:
@@ -114,7 +114,6 @@ class Study:
             "steps": self.epochs * (listings // optimiser.batch_size),
             "batch_size": optimiser.batch_size,
             "train_listings": listings,
-            "seed": optimiser.seed,
             "towers": load_checkpoint(self.initial).version,
             "test_listings": len(self.part.listings),
             "test": self.part.digest,
@@ -171,6 +170,7 @@ class Study:
             head={
                 "title": run.title,
                 "parameters": parameters(network),
+                "seed": run.seed,
                 "settings": {"network": run.network, **run.fusion, **run.training, "text": run.text},
                 "validation": checkpoint.training["validation"],
                 "training_seconds": round(_training_seconds(folder)),
@@ -215,6 +215,11 @@ class Study:
 def all_names() -> list[str]:
     """Return the names of all runs and references, in their order."""
     return [*(run.name for run in RUNS), *TITLES_OF]
+
+
+def repeat_names() -> list[str]:
+    """Return the names of the runs that repeat one of the others with another seed."""
+    return [repeat.name for repeats in REPEATS.values() for repeat in repeats]
 
 
 def _training_seconds(folder: Path) -> float:

@@ -29,14 +29,14 @@ from benchmarks.study.report import render, write_report
 from benchmarks.study.results import Results
 from benchmarks.study.runs import RUNS, Run
 from benchmarks.study.shipped import measure_shipped
-from benchmarks.study.study import Study, all_names
+from benchmarks.study.study import Study, all_names, repeat_names
 from model import scores
 from model.backbone import Backbone, TokenSequence, build_backbone
 from model.calibration import AttributeCalibration, Calibration, Certificate, softmax
 from model.catalogue import Catalogue, Listing, Part
 from model.checkpoint import CALIBRATION, load_checkpoint, save_checkpoint, write_part
 from model.cma_clip import CMAClip
-from model.config import AugmentConfig, ModelConfig, TrainConfig
+from model.config import AugmentConfig, ModelConfig, TrainConfig, override
 from model.dataset import Collate, ListingDataset
 from model.device import training_precision
 from model.errors import ConfigError
@@ -215,6 +215,13 @@ def test_the_runs_are_what_the_study_is_about() -> None:
     assert by_name["clip-finetuned"].config(4) == by_name["cma-clip-plain"].config(4)
     assert by_name["clip-finetuned-same-recipe"].config(4) == by_name["cma-clip"].config(4)
     assert [run.name for run in RUNS if run.text == "random"] == ["no-pretraining"]
+    for name, repeats in runs.REPEATS.items():
+        original = by_name[name].config(4)
+        seeds = [repeat.config(4).optimiser.seed for repeat in repeats]
+        assert [original.optimiser.seed, *seeds] == list(range(runs.SEEDS))
+        for repeat in repeats:
+            other = repeat.config(4)
+            assert override(other, {"optimiser.seed": "0"}) == original
 
 
 def test_every_run_has_the_same_budget_of_steps(model_config: ModelConfig) -> None:
@@ -557,6 +564,8 @@ def test_unknown_runs_are_refused_and_fusion_waits_for_its_parts(tiny_study: Stu
     tiny_study.run(["late-fusion"])
     assert not (tiny_study.results / "late-fusion.json").exists()
     assert len(all_names()) == len(RUNS) + 3
+    assert "clip-finetuned-seed-4" in repeat_names()
+    assert not set(all_names()) & set(repeat_names())
 
 
 def test_cells_are_plain_json(tiny_study: Study) -> None:
@@ -595,7 +604,6 @@ def write_result(
             "steps": 10,
             "batch_size": 16,
             "train_listings": 180,
-            "seed": 0,
             "towers": "0123456789ab",
             "test_listings": len(everything),
             "test": "abc",
@@ -659,6 +667,39 @@ def test_differences_are_those_of_the_resamples(part: TestPart, tmp_path: Path) 
     assert results.difference("cma-clip", "clip-finetuned", key, "macro_f1") is None  # whose resamples are not kept
 
 
+def test_two_with_several_seeds_are_compared_by_their_means(part: TestPart, tmp_path: Path) -> None:
+    noises = {
+        "cma-clip": 3.0,
+        "cma-clip-seed-1": 0.2,
+        "cma-clip-seed-2": 0.2,
+        "clip-finetuned": 0.2,
+        "clip-finetuned-seed-1": 3.0,
+        "depth-2": 0.2,
+    }
+    for name, noise in noises.items():
+        write_result(part, tmp_path, name, noise)
+    results, key = Results(tmp_path), clean(Situation.BOTH)
+    assert (results.seeds("cma-clip", "clip-finetuned"), results.seeds("cma-clip", "depth-2")) == (2, 1)
+    values = {
+        name: read_cells(tmp_path / f"{name}.json")["conditions"][key]["attributes"]["mean"]["accuracy"][0]
+        for name in noises
+    }
+    assert results.by_seed("cma-clip", key, "accuracy") == [values["cma-clip"], *2 * [values["cma-clip-seed-1"]]]
+    difference = results.difference("cma-clip", "clip-finetuned", key, "accuracy")
+    alone = results.difference("cma-clip", "depth-2", key, "accuracy")
+    assert difference is not None
+    assert alone is not None
+    # The same two networks on either side: even in the mean, and uncertain by which seed is drawn.
+    assert difference.value == pytest.approx(0)
+    assert difference.low < -0.1 < 0.1 < difference.high
+    assert alone.value == pytest.approx(values["cma-clip"] - values["depth-2"])
+    page = render(results, ())
+    assert "CMA-CLIP against fine-tuned CLIP (means of 2 seeds), +0.0 points" in page
+    lowest, highest = (f"{100 * values[name]:.1f}" for name in ("cma-clip", "clip-finetuned"))
+    assert f"({lowest} to {highest})" in page.split("## Seeds")[1].split("## ")[0]
+    assert "`cma-clip-seed-2`" in page
+
+
 def test_budgets_are_not_mixed(part: TestPart, tmp_path: Path) -> None:
     write_result(part, tmp_path, "cma-clip", 1.0)
     write_result(part, tmp_path, "clip-finetuned", 2.0, epochs=5)
@@ -668,7 +709,7 @@ def test_budgets_are_not_mixed(part: TestPart, tmp_path: Path) -> None:
 
 def test_without_results_everything_is_missing(tmp_path: Path) -> None:
     results = Results(tmp_path)
-    assert results.missing == [*all_names(), "shipped.json", "certificates.json"]
+    assert results.missing == [*all_names(), *repeat_names(), "shipped.json", "certificates.json"]
     page = render(results, [])
     assert "Nothing has been run yet" in page
     assert "`cma-clip`" in page

@@ -75,7 +75,7 @@ class CMAClip(AttributeNetwork):
         tokens = self.sequence_attention.project(image.embeddings if image else None, text.embeddings if text else None)
         mask = torch.cat([s.mask for s in present], dim=1)  # [B, S], text first
         offset = text.mask.shape[1] if text else 0
-        nowhere = mask.new_zeros(mask.shape[0], dtype=torch.long)
+        nowhere = mask.new_zeros(mask.shape[0], dtype=torch.long)  # some token for an absent modality: zeroed below
         pooled = [offset + image.pooled if image else nowhere, text.pooled if text else nowhere]
         h, attentions = self.sequence_attention(tokens, mask, torch.stack(pooled, dim=1), with_weights=with_weights)
 

@@ -63,8 +63,8 @@ class Run:
         return override(small_training(), {**LOCKED, **self.training, **budget})
 
     def repeated(self, seed: int) -> Run:
-        """Return the same run with another seed, read with both modalities alone."""
-        return replace(self, name=f"{self.name}-seed-{seed}", seed=seed, reads=(Situation.BOTH,))
+        """Return the same run with another seed."""
+        return replace(self, name=f"{self.name}-seed-{seed}", seed=seed)
 
 
 # Its pictures are encoded beforehand (`encoded.py`), so that no worker has anything to decode; beside a tower that does

@@ -551,6 +551,24 @@ def test_recipes_are_tried_on_the_validation_part(tiny_study: Study) -> None:
     assert cells["settings"]["modality_dropout"] == "0"
 
 
+def test_a_run_is_repeated_with_another_seed(tiny_study: Study) -> None:
+    tiny_study.run(["clip-finetuned", "clip-finetuned-seed-1"])
+    first, second = (
+        read_cells(tiny_study.results / f"{name}.json") for name in ("clip-finetuned", "clip-finetuned-seed-1")
+    )
+    assert (first["seed"], second["seed"]) == (0, 1)
+    assert first["budget"] == second["budget"]
+    assert first["conditions"].keys() == second["conditions"].keys()
+    logits = [
+        load_answers(tiny_study.runs / name / study.ANSWERS)[clean(Situation.BOTH)].logits[0]
+        for name in ("clip-finetuned", "clip-finetuned-seed-1")
+    ]
+    assert not np.allclose(*logits)
+    assert Results(tiny_study.results).by_seed("clip-finetuned", clean(Situation.TITLE), "accuracy") == [
+        each["conditions"][clean(Situation.TITLE)]["attributes"]["mean"]["accuracy"][0] for each in (first, second)
+    ]
+
+
 def test_results_of_another_budget_are_not_mixed_in(tiny_study: Study) -> None:
     tiny_study.run(["majority"])
     longer = dataclasses.replace(tiny_study, epochs=2)

@@ -34,9 +34,10 @@ MEASURE_NAMES = {
 }
 
 
-def points(difference: Estimate) -> str:
+def points(difference: Estimate, *, digits: int = 1) -> str:
     """Write a difference in percentage points, with its interval."""
-    return f"{100 * difference.value:+.1f} points [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+    value, low, high = (f"{100 * each:+.{digits}f}" for each in (difference.value, difference.low, difference.high))
+    return f"{value} points [{low}, {high}]"
 
 
 def verdict(difference: Estimate) -> str:
@@ -224,7 +225,7 @@ def _aims(results: Results) -> Iterator[str]:
         if (difference := results.difference(CMA_CLIP.name, CLIP_FINETUNED.name, BOTH, "accuracy", attribute))
     }
     if differences:
-        below = [f"{name} {points(each)}" for name, each in differences.items() if each.value < 0]
+        below = [f"{name} {points(each, digits=2)}" for name, each in differences.items() if each.value < 0]
         yield (
             f"{_met(not below)}: at least as accurate as the fine-tuned CLIP on clean listings for every attribute"
             + (f"; below for {', '.join(below)}" if below else "")

@@ -163,8 +163,9 @@ def _seeds(results: Results) -> str:
     for attribute in (*results.attributes, "mean"):
         difference = results.difference(*pair, reading.BOTH, "accuracy", attribute)
         each = [results.by_seed(name, reading.BOTH, "accuracy", attribute)[:seeds] for name in pair]
-        spreads = [f"{_percent(float(np.mean(of)))} ({_percent(min(of))} to {_percent(max(of))})" for of in each]
-        rows.append([attribute, *spreads, "-" if difference is None else reading.points(difference)])
+        spreads = [" to ".join(f"{100 * share:.2f}" for share in (min(of), max(of))) for of in each]
+        means = [f"{100 * float(np.mean(of)):.2f} ({spread})" for of, spread in zip(each, spreads, strict=True)]
+        rows.append([attribute, *means, "-" if difference is None else reading.points(difference, digits=2)])
     headings = ["attribute", *(results.title(name) for name in pair), "difference of the means"]
     lines = [
         "## Seeds",

@@ -713,7 +713,7 @@ def test_two_with_several_seeds_are_compared_by_their_means(part: TestPart, tmp_
     assert alone.value == pytest.approx(values["cma-clip"] - values["depth-2"])
     page = render(results, ())
     assert "CMA-CLIP against fine-tuned CLIP (means of 2 seeds), +0.0 points" in page
-    lowest, highest = (f"{100 * values[name]:.1f}" for name in ("cma-clip", "clip-finetuned"))
+    lowest, highest = (f"{100 * values[name]:.2f}" for name in ("cma-clip", "clip-finetuned"))
     assert f"({lowest} to {highest})" in page.split("## Seeds")[1].split("## ")[0]
     assert "`cma-clip-seed-2`" in page
 

@@ -93,7 +93,7 @@ def _reading(results: Results) -> str:
 
 
 def _budget(results: Results) -> str:
-    lines, trained = ["## What was run", ""], results.runs | results.repeats
+    lines = ["## What was run", ""]
     if budget := results.budget:
         lines += [
             f"Each run: {budget['epochs']} epochs of {budget['train_listings']:,} listings in batches of "
@@ -105,8 +105,8 @@ def _budget(results: Results) -> str:
             "",
         ]
         headings = ["run", "", "parameters", "training", "date"]
-        lines += _table(headings, (_run_row(name, cells) for name, cells in trained.items()), left=2)
-        machines = sorted({cells["machine"] for cells in trained.values()})
+        lines += _table(headings, (_run_row(name, cells) for name, cells in results.trained.items()), left=2)
+        machines = sorted({cells["machine"] for cells in results.trained.values()})
         lines += ["", f"Times are minutes, on: {'; '.join(machines)}.", ""]
     if results.missing:
         lines += [f"**Not run yet**: {', '.join(f'`{name}`' for name in results.missing)}.", ""]

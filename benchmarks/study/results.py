@@ -50,7 +50,7 @@ class Results:
         }
         self.shipped = self._other(SHIPPED)
         self.certificates = self._other(CERTIFICATES)
-        for name, cells in (self.runs | self.repeats).items():
+        for name, cells in self.trained.items():
             if cells["budget"] != self.budget:
                 first = next(iter(self.runs))
                 raise ConfigError(
@@ -66,6 +66,11 @@ class Results:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
     @property
+    def trained(self) -> dict[str, Cells]:
+        """The runs, and their repeats with other seeds."""
+        return self.runs | self.repeats
+
+    @property
     def budget(self) -> Cells:
         """The budget that all share; empty where there is no result."""
         budget: Cells = next(iter(self.runs.values()))["budget"] if self.runs else {}
@@ -75,8 +80,7 @@ class Results:
     def missing(self) -> list[str]:
         """What has not been run yet."""
         others = [name for name, cells in ((SHIPPED, self.shipped), (CERTIFICATES, self.certificates)) if cells is None]
-        trained = self.runs | self.repeats
-        return [*(name for name in (*all_names(), *repeat_names()) if name not in trained), *others]
+        return [*(name for name in (*all_names(), *repeat_names()) if name not in self.trained), *others]
 
     @cached_property
     def attributes(self) -> list[str]:
@@ -144,13 +148,15 @@ class Results:
 
     def by_seed(self, run: str, key: str, measure: str, attribute: str = "mean") -> list[float]:
         """Return a figure for each seed that the run was trained with, seed 0 first."""
-        cells = [condition.get("attributes", {}).get(attribute) for condition in self._conditions(run, key)]
-        return [cell[measure][0] for cell in cells if cell and cell.get(measure)]
+        figures = [
+            condition.get("attributes", {}).get(attribute, {}).get(measure) for condition in self._conditions(run, key)
+        ]
+        return [each[0] for each in figures if each and each[0] is not None]
 
     def _conditions(self, run: str, key: str) -> list[Cells]:
         """A condition's figures in each seed of a run."""
-        trained = [self.runs.get(run), *(self.repeats.get(each.name) for each in REPEATS.get(run, ()))]
-        return [cells["conditions"].get(key, {}) for cells in trained if cells]
+        names = (run, *(repeat.name for repeat in REPEATS.get(run, ())))
+        return [self.trained[name]["conditions"].get(key, {}) for name in names if name in self.trained]
 
 
 def _resamples(

@@ -7,6 +7,7 @@ is how a network reads it together with a title.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -151,3 +152,6 @@ REPEATS: Mapping[str, tuple[Run, ...]] = {
     run.name: tuple(run.repeated(seed) for seed in range(1, SEEDS)) for run in (CMA_CLIP, CLIP_FINETUNED)
 }
 """The further seeds of the two that are held against each other, so that luck of one training is told from the rest."""
+
+TRAINED: tuple[Run, ...] = (*RUNS, *itertools.chain.from_iterable(REPEATS.values()))
+"""Everything that is trained, in its order."""

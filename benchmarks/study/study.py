@@ -22,7 +22,7 @@ from benchmarks.study.corruptions import CORRUPTIONS, SEED
 from benchmarks.study.encoded import EncodedImages, EncodedListings, given_tokens
 from benchmarks.study.networks import parameters
 from benchmarks.study.references import TITLES_OF, late_fusion, majority_answers, title_answers
-from benchmarks.study.runs import IMAGE_ALONE, REPEATS, RUNS, TITLE_ALONE, Run
+from benchmarks.study.runs import IMAGE_ALONE, RUNS, TITLE_ALONE, TRAINED, Run
 from model.catalogue import Catalogue, Part
 from model.checkpoint import load_checkpoint, load_weights
 from model.dataset import ListingDataset
@@ -69,7 +69,7 @@ class Study:
         wanted, known = set(names), (*all_names(), *repeat_names())
         if unknown := sorted(wanted - set(known)):
             raise ConfigError(f"there is no run {unknown[0]!r}; known are {', '.join(known)}")
-        for run in (*RUNS, *(repeat for repeats in REPEATS.values() for repeat in repeats)):
+        for run in TRAINED:
             if run.name in wanted:
                 self.complete(run)
         if "majority" in wanted:
@@ -219,7 +219,7 @@ def all_names() -> list[str]:
 
 def repeat_names() -> list[str]:
     """Return the names of the runs that repeat one of the others with another seed."""
-    return [repeat.name for repeats in REPEATS.values() for repeat in repeats]
+    return [run.name for run in TRAINED if run not in RUNS]
 
 
 def _training_seconds(folder: Path) -> float:

@@ -35,6 +35,10 @@ IMAGE, CPU_IMAGE = "localhost/cma-clip:test", "localhost/cma-clip:cpu"
 CHROOT = ("--isolation", "chroot")
 MINUTES = 60.0
 GIGABYTES = 30
+TRIES = 3
+BUSY = "sealing memfd copy: Device or resource busy"
+"""What buildah says where it could not seal the copy of itself that it starts: under load the kernel may still hold one
+of the copy's pages, for a moment. Nothing is wrong with the build, and buildah does not try again by itself."""
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 PINS = dict(re.findall(r'"(torch\w*)==([^"]+)"', (ROOT / "pyproject.toml").read_text()))
 ARGUMENTS = dict(re.findall(r"^ARG (\w+)=(\S+)$", DOCKERFILE, re.MULTILINE))
@@ -64,6 +68,12 @@ class Buildah:
         self.command = ("env", f"TMPDIR={temporary}", "buildah", *own)
 
     def __call__(self, *arguments: str | Path, seconds: float = 5 * MINUTES) -> str:
+        for _ in range(TRIES - 1):
+            try:
+                return run(*self.command, *arguments, seconds=seconds).strip()
+            except AssertionError as error:
+                if BUSY not in str(error):
+                    raise
         return run(*self.command, *arguments, seconds=seconds).strip()
 
 

@@ -18,7 +18,7 @@ from model.errors import ConfigError, ModelError
 from service import model_commands
 from service.settings import PREFIX, Settings, load_settings
 
-TRAINING_MODULES = ("matplotlib", "pyarrow", "tensorboard")
+TRAINING_MODULES = ("matplotlib", "pyarrow", "scipy", "tensorboard")
 """What serving does not need and the extra `train` installs."""
 
 app = typer.Typer(

@@ -68,12 +68,6 @@ class Settings(BaseSettings):
         """Listings in one request: more than the whole queue could never be admitted."""
         return min(self.max_listings, self.max_queue)
 
-    @property
-    def url(self) -> str:
-        """Where a browser on this machine finds the service."""
-        host = "127.0.0.1" if self.host in {"0.0.0.0", "::", ""} else self.host  # noqa: S104 - compared, not bound
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
-
 
 def load_settings(**flags: Any) -> Settings:
     """Read the settings; a flag that is None has not been given.

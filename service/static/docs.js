@@ -1,6 +1,18 @@
 // Draws openapi.json: one section an operation, with its parameters, bodies and statuses.
 
-const description = await (await fetch("openapi.json")).json();
+const loadDescription = async () => {
+  try {
+    const response = await fetch("openapi.json");
+    if (response.ok) return await response.json();
+  } catch {
+    // Said below, whatever it was.
+  }
+  document.querySelector("#operations").textContent =
+    "The description could not be loaded: the service is away, or starting. Load the page again.";
+  return { paths: {} };
+};
+
+const description = await loadDescription();
 
 const element = (tag, text, ...children) => {
   const node = document.createElement(tag);
@@ -36,7 +48,7 @@ const fields = (schema) => {
     field.default === undefined || field.default === null ? "" : JSON.stringify(field.default),
     field.description ?? "",
   ]);
-  return rows.length ? table(["field", "type", "required", "default", ""], rows) : element("p", typeName(schema));
+  return rows.length ? table(["field", "type", "required", "default", "meaning"], rows) : element("p", typeName(schema));
 };
 
 // The schemas that a schema refers to, each once, so that a reader finds every name below the operation.
@@ -70,10 +82,9 @@ const section = (path, method, operation) =>
     ...body("Request", operation.requestBody?.content),
     ...body("Reply", operation.responses[200]?.content),
     element("h3", "Statuses"),
-    table(["status", ""], Object.entries(operation.responses).map(([status, { description: text }]) => [status, text])),
+    table(["status", "meaning"], Object.entries(operation.responses).map(([status, { description: text }]) => [status, text])),
   );
 
-document.querySelector("#operations").replaceChildren(
-  ...Object.entries(description.paths).flatMap(([path, operations]) =>
-    Object.entries(operations).map(([method, operation]) => section(path, method, operation))),
-);
+const sections = Object.entries(description.paths).flatMap(([path, operations]) =>
+  Object.entries(operations).map(([method, operation]) => section(path, method, operation)));
+if (sections.length) document.querySelector("#operations").replaceChildren(...sections);

@@ -11,8 +11,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.errors import PROBLEM_TYPE
+from service.middleware import SANE_ID
 from tests.deployment.load import LISTING, Load
 from tests.deployment.processes import Balancer, Replica, running
+from tests.deployment.tools import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -183,8 +186,39 @@ def test_the_request_id_is_the_same_everywhere(balancer: Balancer) -> None:
     assert reply.headers["x-request-id"] == balancer.served()[-1]["request_id"]
 
 
+def test_a_callers_sane_request_id_is_kept(balancer: Balancer) -> None:
+    assert f'"~^{SANE_ID.pattern}$"' in (ROOT / "deploy/nginx/nginx.conf").read_text()
+    sane = "order/2026+11=a@b~c"
+    reply = httpx.post(f"{balancer.url}/v1/classify", json=LISTING, headers={"X-Request-ID": sane})
+    assert reply.headers["x-request-id"] == balancer.served()[-1]["request_id"] == sane
+
+
 def test_metrics_are_not_public(balancer: Balancer) -> None:
-    assert httpx.get(f"{balancer.url}/metrics").status_code == 404
+    expect_problem(httpx.get(f"{balancer.url}/metrics"), 404, "not_found")
+
+
+def test_what_is_no_http_is_refused_as_the_service_would(balancer: Balancer) -> None:
+    reply = httpx.get(f"{balancer.url}/v1/model", headers={"X-Long": "a" * 40_000})
+    expect_problem(reply, 400, "invalid_request")
+
+
+def test_a_body_that_there_is_no_room_for_is_refused_and_not_lost(balancer: Balancer) -> None:
+    bodies = Path(balancer.environment["RUN_DIR"]) / "body"
+    elsewhere = bodies.rename(bodies.with_name("elsewhere"))  # writing there fails, as it does on a full disk
+    try:
+        reply = httpx.post(f"{balancer.url}/v1/classify", content=b" " * 2**20)
+    finally:
+        elsewhere.rename(bodies)
+    expect_problem(reply, 503, "overloaded")
+    assert reply.headers["retry-after"] == "1"
+
+
+def expect_problem(reply: httpx.Response, status: int, code: str) -> None:
+    problem = reply.json()
+    assert reply.headers["content-type"] == PROBLEM_TYPE
+    assert (reply.status_code, problem["status"], problem["code"]) == (status, status, code)
+    assert problem["type"] == f"urn:cma-clip:problem:{code}"
+    assert reply.headers["x-request-id"] == problem["request_id"]
 
 
 def test_the_balancer_finishes_what_it_has_begun(balancer: Balancer) -> None:

@@ -44,6 +44,7 @@ def container(overlay: str) -> dict[str, Any]:
 def test_every_object_fits_its_schema(overlay: str) -> None:
     kinds = rendered(overlay)
     assert set(kinds) == OPERATOR_KINDS | {
+        "ConfigMap",
         "Deployment",
         "Service",
         "PodDisruptionBudget",
@@ -75,16 +76,27 @@ def test_everything_selects_the_pods_and_nothing_else(overlay: str) -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_grace_period_holds_the_whole_drain(overlay: str) -> None:
-    environment = {entry["name"]: entry["value"] for entry in container(overlay)["env"]}
     waiting = int(container(overlay)["lifecycle"]["preStop"]["exec"]["command"][1])
-    drain = int(environment["CMA_CLIP_DRAIN_SECONDS"])
+    drain = int(rendered(overlay)["ConfigMap"]["data"]["CMA_CLIP_DRAIN_SECONDS"])
     assert pod(overlay)["terminationGracePeriodSeconds"] >= waiting + drain + 5
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_settings_named_in_manifests_exist(overlay: str) -> None:
     known = {f"CMA_CLIP_{name.upper()}" for name in Settings.model_fields} | {"OMP_NUM_THREADS"}
-    assert {entry["name"] for entry in container(overlay)["env"]} <= known
+    assert set(rendered(overlay)["ConfigMap"]["data"]) <= known
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_shops_own_settings_override_the_defaults(overlay: str) -> None:
+    """Of several sources the last counts; what stands in `env` itself would count before them all."""
+    defaults = rendered(overlay)["ConfigMap"]["metadata"]["name"]
+    assert "env" not in container(overlay)
+    assert container(overlay)["envFrom"] == [
+        {"configMapRef": {"name": defaults}},
+        {"configMapRef": {"name": "cma-clip", "optional": True}},
+        {"secretRef": {"name": "cma-clip", "optional": True}},
+    ]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

@@ -35,6 +35,7 @@ const MEANING = {
   method_not_allowed: ["The service does not take this", "The page and the service may be of different versions."],
   away: ["The service cannot be reached", "Is it running, and is this machine online?"],
   silent: ["The service does not answer", "A minute has passed."],
+  unreadable: ["The file could not be read", "Was it moved, changed or deleted since? Choose it again."],
   odd: ["That was not the service's own answer", "Something between this page and the service may be in the way."],
 };
 
@@ -64,10 +65,20 @@ const problemOf = async (response) => {
   const after = Number(response.headers.get("Retry-After") ?? NaN);
   const retryAfter = Number.isFinite(after) ? Math.min(300, Math.max(1, after)) : null;
   if (response.headers.get("Content-Type")?.startsWith("application/problem+json")) {
-    return new Problem(await response.json(), retryAfter);
+    try {
+      return new Problem(await response.json(), retryAfter);
+    } catch (error) {
+      if (!(error instanceof SyntaxError)) throw error; // cut off
+    }
   }
   return new Problem({ code: "odd", status: response.status, detail: `It has status ${response.status}.` }, retryAfter);
 };
+
+/** What to say of a file that the browser could not read. */
+export const unreadable = (file) => new Problem({ code: "unreadable", detail: `The browser could not read ${file.name}.` });
+
+/** Text as a header carries it: a character for each of its bytes in UTF-8. */
+const asBytes = (text) => String.fromCharCode(...new TextEncoder().encode(text));
 
 /**
  * Call the service: GET, or POST of `json` or `form`. Returns `{ reply, milliseconds }`.
@@ -76,7 +87,7 @@ const problemOf = async (response) => {
  */
 export const call = async (path, { json, form, signal } = {}) => {
   const key = sessionStorage.getItem(KEY);
-  const headers = { Accept: "application/json", ...(key && { Authorization: `Bearer ${key}` }) };
+  const headers = { Accept: "application/json", ...(key && { Authorization: `Bearer ${asBytes(key)}` }) };
   if (json) headers["Content-Type"] = "application/json";
   const body = json ? JSON.stringify(json) : form;
   const patience = AbortSignal.timeout(PATIENCE_MS);

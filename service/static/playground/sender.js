@@ -1,6 +1,6 @@
 // Sends listings in batches that the service can take, and waits when it says so.
 
-import { Problem, call, pause } from "./api.js";
+import { Problem, call, pause, unreadable } from "./api.js";
 
 const MOST_LISTINGS = 32;
 const MOST_BYTES = 8 * 2 ** 20; // of pictures, before base64 makes them a third larger
@@ -10,7 +10,7 @@ const asBase64 = (file) =>
   new Promise((resolve, reject) => {
     const reader = new FileReader();
     reader.onload = () => resolve(reader.result.slice(reader.result.indexOf(",") + 1));
-    reader.onerror = () => reject(reader.error);
+    reader.onerror = () => reject(unreadable(file));
     reader.readAsDataURL(file);
   });
 
@@ -20,6 +20,16 @@ const bodyOf = async ({ id, title, picture, address }) => ({
   ...(picture && { image: { base64: await asBase64(picture) } }),
   ...(address && { image: { url: address } }),
 });
+
+/** Read the pictures of `jobs`: `{ batch, listings }` of those that could be read; the others are settled. */
+const prepare = async (jobs, onDone) => {
+  const bodies = await Promise.allSettled(jobs.map(({ listing }) => bodyOf(listing)));
+  const batch = jobs.filter((job, at) => {
+    if (bodies[at].status === "rejected") finish(job, { error: bodies[at].reason }, onDone);
+    return !job.settled;
+  });
+  return { batch, listings: bodies.filter(({ status }) => status === "fulfilled").map(({ value }) => value) };
+};
 
 /** Take from the front of `waiting` as many as fit, one at least. */
 const take = (waiting, limit) => {
@@ -37,7 +47,8 @@ const take = (waiting, limit) => {
  * Send all `jobs` (`{ listing, tries }`), and settle each with `onDone(job, result)`: a reply, or `{ error }`.
  *
  * A batch that is too large is halved; one that the service has no room for waits as long as `Retry-After` says, for as
- * often as it takes (`onWait(problem, seconds)` each second). What was not settled when this throws is in `jobs` again.
+ * often as it takes (`onWait(problem, seconds)` each second). The service fails a batch as a whole where the model fails on
+ * each of its listings. What was not settled when this throws is in `jobs` again.
  *
  * Throws `Problem` for what no waiting mends, and the signal's AbortError.
  */
@@ -45,9 +56,9 @@ export const sendAll = async (jobs, options, { signal, onDone, onWait }) => {
   let limit = MOST_LISTINGS;
   let attempt = 0;
   while (jobs.length) {
-    const batch = take(jobs, limit);
+    const { batch, listings } = await prepare(take(jobs, limit), onDone);
+    if (!batch.length) continue;
     try {
-      const listings = await Promise.all(batch.map(({ listing }) => bodyOf(listing)));
       const { reply } = await call("v1/classify/batch", { json: { listings, ...options }, signal });
       const { late, problem } = settle(batch, reply.results, onDone);
       jobs.unshift(...late);
@@ -59,8 +70,8 @@ export const sendAll = async (jobs, options, { signal, onDone, onWait }) => {
         throw error;
       }
       const smaller = ["payload_too_large", "deadline_exceeded"].includes(error.code) && batch.length > 1;
-      if (error.code === "payload_too_large" && batch.length === 1) {
-        finish(batch[0], { error }, onDone);
+      if (error.code === "inference_failed" || (error.code === "payload_too_large" && batch.length === 1)) {
+        for (const job of batch) finish(job, { error }, onDone);
         continue;
       }
       jobs.unshift(...batch);

@@ -1,6 +1,6 @@
 // The view of one listing: what is given, the request that follows, and its answer.
 
-import { Problem, call, hasKey, pause, service } from "./api.js";
+import { Problem, call, hasKey, pause, service, unreadable } from "./api.js";
 import { $, element, plural, segments, shortPercent, tabs } from "./dom.js";
 import { describe, drawHeat, drawWords } from "./evidence.js";
 import { row } from "./readings.js";
@@ -129,10 +129,13 @@ const requestOf = () => {
   };
 };
 
-const send = ({ path, json, fields }, signal) => {
+const send = async ({ path, json, fields }, signal) => {
   if (json) return call(path, { json, signal });
+  const { file } = listing.picture;
+  // What a browser says of a form whose file it cannot read is what it says of a service that is away.
+  await file.slice(0, 1).arrayBuffer().catch(() => { throw unreadable(file); });
   const form = new FormData();
-  form.append("image", listing.picture.file);
+  form.append("image", file);
   for (const [name, value] of Object.entries(fields)) form.append(name, value);
   return call(path, { form, signal });
 };

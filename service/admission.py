@@ -48,7 +48,7 @@ class Deadline:
         """
         if header is None:
             milliseconds = cap_ms
-        elif re.fullmatch(r"0*[1-9][0-9]{0,8}", header):
+        elif re.fullmatch(r"[ \t]*0*[1-9][0-9]{0,8}[ \t]*", header):
             milliseconds = min(int(header), cap_ms)
         else:
             raise InvalidRequest(f"{TIMEOUT_HEADER} must be a whole number of milliseconds, at least 1")

@@ -11,6 +11,7 @@ import base64
 import binascii
 import logging
 import os
+import string
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -76,6 +77,7 @@ class Engine:
         self.metrics = Metrics()
         self.failure: Exception | None = None
         self.draining = False
+        self._over = asyncio.Event()
         self._load = load
         self._predictor: Predictor | None = None
         self._batcher: MicroBatcher[Prepared, Any, Prediction] | None = None
@@ -151,9 +153,15 @@ class Engine:
         self.draining = True
 
     def give_up(self) -> None:
-        """Answer whoever still waits for the device with 503: the time to drain is over."""
+        """Answer whoever still waits, for the device or for anything else, with 503: the time to drain is over."""
+        self._over.set()
         if self._batcher is not None:
             self._batcher.close()
+
+    async def given_up(self) -> None:
+        """Wait for that time, and raise `Draining`."""
+        await self._over.wait()
+        raise Draining("the service has stopped", retry_after=1)
 
     async def stop(self) -> None:
         self.draining = True
@@ -226,6 +234,9 @@ class Engine:
         return prepared
 
     async def infer(self, prepared: Prepared, call: Call) -> Prediction:
+        """Compute, once there is a chance to be in time: on arrival it was counted as a plain listing."""
+        if prepared.work > 1:
+            self.admission.check_deadline(call.deadline, listings=prepared.work - 1)
         answer = await self.batcher.submit(prepared, deadline=call.deadline.at)
         self.stage("queue", answer.queue_seconds, call)
         self.stage("inference", answer.inference_seconds, call)
@@ -236,12 +247,9 @@ class Engine:
         limits, image = self.settings, None
         encoded = given.image if fetched is None else fetched
         if isinstance(encoded, str):
-            encoded = _from_base64(encoded)
+            encoded = _from_base64(encoded, limits.max_image_bytes)
         if encoded is not None:
-            if len(encoded) > limits.max_image_bytes:
-                raise PayloadTooLarge(
-                    f"the image has {len(encoded)} bytes; at most {limits.max_image_bytes} are accepted"
-                )
+            _check_size(len(encoded), limits.max_image_bytes)
             try:
                 image = images.decode(
                     encoded, max_pixels=limits.max_image_pixels, target=self.predictor.info.image_size
@@ -258,10 +266,17 @@ class Engine:
         call.record.stage(stage, seconds)
 
 
-def _from_base64(text: str) -> bytes:
+def _check_size(nbytes: int, limit: int) -> None:
+    if nbytes > limit:
+        raise PayloadTooLarge(f"the image has {nbytes} bytes; at most {limit} are accepted")
+
+
+def _from_base64(text: str, limit: int) -> bytes:
     """Decode standard base64; line breaks, as the `base64` command writes them, are let pass."""
     try:
-        return base64.b64decode("".join(text.split()), validate=True)
+        encoded = text.encode("ascii").translate(None, string.whitespace.encode())
+        _check_size(len(encoded) // 4 * 3 - 2, limit)
+        return base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError):
         raise InvalidRequest("image.base64 is not valid base64") from None
 

@@ -1,6 +1,7 @@
 """The errors of the service, drawn as a tree, and the one place that turns them into problem documents.
 
     ServiceError
+    ├── MalformedRequest         400  not HTTP
     ├── Unauthorized             401  no API key, or a wrong one
     ├── NotFound                 404  no such path
     ├── MethodNotAllowed         405  the path exists, the method does not
@@ -35,6 +36,8 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 PROBLEM_TYPE = "application/problem+json"
+MAX_NAME = 64
+"""Characters that are repeated of a field's name: an unknown one is the caller's, and may be of any length."""
 
 
 class ServiceError(Exception):
@@ -48,6 +51,10 @@ class ServiceError(Exception):
         super().__init__(detail)
         self.detail = detail
         self.retry_after = retry_after
+
+
+class MalformedRequest(ServiceError):
+    status, code = 400, "malformed_request"
 
 
 class Unauthorized(ServiceError):
@@ -140,7 +147,7 @@ def as_service_error(error: Exception) -> ServiceError:
 def describe(errors: Sequence[Any]) -> str:
     """Say in one line what pydantic found, place by place; the caller's own values are not repeated."""
     return "; ".join(
-        f"{'.'.join(str(part) for part in error['loc'] if part != 'body') or 'body'}: "
+        f"{'.'.join(str(part)[:MAX_NAME] for part in error['loc'] if part != 'body') or 'body'}: "
         f"{error['msg'].removeprefix('Value error, ')}"
         for error in errors[:5]
     )

@@ -252,7 +252,7 @@ class Fetcher:
             raise ImageUrlForbidden("image URLs must be http or https")
         if not url.host or url.userinfo:
             raise ImageUrlForbidden("image URLs must have a host and no credentials")
-        self._gate.check_host(url.host)
+        self._gate.check_host(url.raw_host.decode("ascii"))  # as it goes to the resolver; `host` is for people
 
     async def _read(self, response: httpx.Response, on_bytes: Callable[[int], None]) -> bytes:
         if response.status_code != 200:

@@ -7,6 +7,7 @@ the header before anything is decoded. Whatever a decoder stumbles over is the c
 from __future__ import annotations
 
 import io
+import re
 import struct
 import threading
 
@@ -19,6 +20,11 @@ ACCEPTED = "JPEG, PNG, WebP, GIF, AVIF, BMP"
 MAX_JPEG_SCANS = 64
 """A progressive JPEG has about ten scans. Each costs a pass over all pixels in a few bytes, so a small file
 with thousands of them would keep a decoder busy for minutes."""
+
+MAX_JPEG_SEGMENTS = 10_000
+JPEG_MARKER = re.compile(rb"\xff+([\x02-\xcf\xd9-\xfe])", re.DOTALL)
+"""Neither an escaped 0xff within a scan, nor one of the markers that stand alone (restarts, start of the image)."""
+JPEG_SCAN, JPEG_END = b"\xda", b"\xd9"
 
 DRAFT_MARGIN = 2
 """JPEGs are decoded at the smallest scale that is still this many times the model's input, so that the
@@ -93,11 +99,17 @@ def sniff(data: bytes) -> str:
             return "GIF"
         case head if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
             return "WEBP"
-        case head if head[4:8] == b"ftyp" and head[8:12] in {b"avif", b"avis", b"mif1", b"msf1"}:
+        case head if head[4:8] == b"ftyp" and {b"avif", b"avis"} & _brands(data):
             return "AVIF"
         case head if head.startswith(b"BM"):
             return "BMP"
     raise UnsupportedMediaType(f"the image is in none of the accepted formats ({ACCEPTED})")
+
+
+def _brands(data: bytes) -> set[bytes]:
+    """The brands of an ISO media file, the major one and those it is compatible with: AVIF and HEIC differ in them."""
+    box = data[8 : min(int.from_bytes(data[:4]), 256)]
+    return {box[at : at + 4] for at in range(0, len(box), 4)}
 
 
 def _check_header(data: bytes, file_format: str, max_pixels: int) -> None:
@@ -105,8 +117,22 @@ def _check_header(data: bytes, file_format: str, max_pixels: int) -> None:
     if file_format == "WEBP" and (size := _webp_size(data)):
         # Its decoder allocates the whole canvas on opening.
         _check_pixels(size, max_pixels)
-    if file_format == "JPEG" and data.count(b"\xff\xda") > MAX_JPEG_SCANS:
-        raise UndecodableImage(f"the image has more than {MAX_JPEG_SCANS} JPEG scans")
+    if file_format == "JPEG":
+        _check_jpeg(data)
+
+
+def _check_jpeg(data: bytes) -> None:
+    """Count scans, segment by segment up to the end of the image: phones put whole films behind it."""
+    scans, at = 0, 2
+    for _ in range(MAX_JPEG_SEGMENTS):
+        marker = JPEG_MARKER.search(data, at)
+        if marker is None or marker[1] == JPEG_END:
+            return
+        scans += marker[1] == JPEG_SCAN
+        if scans > MAX_JPEG_SCANS:
+            raise UndecodableImage(f"the image has more than {MAX_JPEG_SCANS} JPEG scans")
+        at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
+    raise UndecodableImage(f"the image has more than {MAX_JPEG_SEGMENTS} JPEG segments")
 
 
 def _check_pixels(size: tuple[int, int], max_pixels: int) -> None:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
+from python_multipart.multipart import parse_options_header
 from starlette.formparsers import MultiPartParser
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive
@@ -21,6 +22,7 @@ from service.admission import TIMEOUT_HEADER, Deadline, Ticket, check_key
 from service.engine import Call, Engine
 from service.errors import ClientGone, InvalidRequest, PayloadTooLarge, UnsupportedMediaType
 from service.middleware import record_of
+from service.schemas import check_members
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -62,9 +64,12 @@ class AdmittedRoute(APIRoute):
             length = _declared_length(request, engine.settings.max_body_bytes)
             with engine.admission.admit(deadline, nbytes=length) as ticket:
                 async with deadline.enforced():
-                    body = await _read_body(request, ticket, declared=length, limit=engine.settings.max_body_bytes)
+                    reading = _read_body(request, ticket, declared=length, limit=engine.settings.max_body_bytes)
+                    body = await _unless(engine.given_up(), reading)
                 request.state.call = Call(deadline, ticket, record_of(request))
-                return await _unless_gone(handle(BufferedRequest(request, body)), request.receive)
+                ends = engine.given_up(), _hang_up(request.receive)
+                response: Response = await _unless(*ends, handle(BufferedRequest(request, body)))
+                return response
 
         return admitted
 
@@ -83,6 +88,13 @@ class JsonRoute(AdmittedRoute):
 class FormRoute(AdmittedRoute):
     media_type = "multipart/form-data"
 
+    def _check_media_type(self, request: Request) -> None:
+        super()._check_media_type(request)
+        # Any codec of Python's would be taken, and some of them take minutes for a few hundred kilobytes.
+        charset = parse_options_header(request.headers["Content-Type"])[1].get(b"charset", b"utf-8")
+        if charset.lower() not in {b"utf-8", b"us-ascii"}:
+            raise UnsupportedMediaType("the fields of a form are taken in UTF-8")
+
 
 class BufferedRequest(Request):
     """A request whose body has been read; its JSON is parsed by pydantic's parser, whose depth is bounded."""
@@ -98,9 +110,14 @@ class BufferedRequest(Request):
         if self._bytes.count(b",") > MAX_JSON_ELEMENTS:
             raise PayloadTooLarge(f"the body has more than {MAX_JSON_ELEMENTS} JSON elements")
         try:
-            return from_json(self._bytes)
+            document = from_json(self._bytes)
         except ValueError as error:
             raise InvalidRequest(f"the body is not JSON: {error}") from None
+        try:
+            check_members(document)
+        except ValueError as error:
+            raise InvalidRequest(str(error)) from None
+        return document
 
 
 def _declared_length(request: Request, limit: int) -> int:
@@ -127,23 +144,24 @@ async def _read_body(request: Request, ticket: Ticket, *, declared: int, limit: 
     return bytes(body)
 
 
-async def _unless_gone(work: Coroutine[Any, Any, Response], receive: Receive) -> Response:
-    """Do the work, but cancel it if the caller hangs up: nobody's answer is computed for nobody."""
+async def _hang_up(receive: Receive) -> None:
+    """Wait until the caller hangs up: nobody's answer is computed for nobody."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    raise ClientGone("the caller hung up")
 
-    async def hang_up() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
 
-    answer, gone = asyncio.ensure_future(work), asyncio.ensure_future(hang_up())
+async def _unless(*given: Coroutine[Any, Any, Any]) -> Any:
+    """Do the last of what is given, but cancel it as soon as one of those before it raises."""
+    tasks = [asyncio.ensure_future(each) for each in given]
+    *ends, work = tasks
     try:
-        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not answer.done():
-            raise ClientGone("the caller hung up")
-        return answer.result()
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return work.result() if work.done() else next(end for end in ends if end.done()).result()
     finally:
-        answer.cancel()
-        gone.cancel()
-        await asyncio.gather(answer, gone, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def engine_of(request: Request) -> Engine:

@@ -133,5 +133,8 @@ class Metrics:
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """Return the exposition in the format that the scraper prefers, and its content type."""
-        encode, content_type = choose_encoder(accept)
+        try:
+            encode, content_type = choose_encoder(accept)
+        except (TypeError, ValueError):  # a version that is no number
+            encode, content_type = choose_encoder("")
         return encode(self.registry), content_type

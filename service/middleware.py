@@ -54,6 +54,8 @@ class Observed:
             return
         record = RequestRecord(_request_id(scope))
         scope.setdefault("state", {})["record"] = record
+        # HEAD is GET without the body, which the server leaves out.
+        inner: Scope = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         status = 0
 
         async def send_with_id(message: Message) -> None:
@@ -66,7 +68,7 @@ class Observed:
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_id)
+            await self._app(inner, receive, send_with_id)
         except Exception as error:
             log.exception("unforeseen", extra={"fields": {"request_id": record.id}})
             if not status:
@@ -74,11 +76,10 @@ class Observed:
                 record.code = failure.code
                 await problem_response(failure, record.id)(scope, receive, send_with_id)
         finally:
-            self._finish(scope, record, status or ClientGone.status)
+            self._finish(scope, _route(inner), record, status or ClientGone.status)
 
-    def _finish(self, scope: Scope, record: RequestRecord, status: int) -> None:
+    def _finish(self, scope: Scope, route: str | None, record: RequestRecord, status: int) -> None:
         seconds = time.monotonic() - record.started
-        route = getattr(scope.get("route"), "path", None)
         self._metrics.request(method=scope["method"], route=route, status=status, seconds=seconds)
         fields = {
             "request_id": record.id,
@@ -91,6 +92,14 @@ class Observed:
             "stages_ms": {name: round(1000 * spent, 3) for name, spent in record.stages.items()},
         }
         log.info("request", extra={"fields": {name: value for name, value in fields.items() if value}})
+
+
+def _route(scope: Scope) -> str | None:
+    """The template that was matched; None for an unknown path."""
+    if scope["path"].startswith("/static/"):
+        return "/static"
+    path: str | None = getattr(scope.get("route"), "path", None)
+    return path
 
 
 def _request_id(scope: Scope) -> str:

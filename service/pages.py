@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Response
-from fastapi.responses import FileResponse
+from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 
 STATIC = Path(__file__).parent / "static"
+INDEX, DOCS = ((STATIC / name).read_text(encoding="utf-8") for name in ("index.html", "docs.html"))
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -31,11 +32,11 @@ class RevalidatedFiles(StaticFiles):
 
 def add_to(app: FastAPI) -> None:
     @app.get("/", include_in_schema=False)
-    async def index() -> FileResponse:
-        return FileResponse(STATIC / "index.html", headers=HEADERS)
+    async def index() -> HTMLResponse:
+        return HTMLResponse(INDEX, headers=HEADERS)
 
     @app.get("/docs", include_in_schema=False)
-    async def docs() -> FileResponse:
-        return FileResponse(STATIC / "docs.html", headers=HEADERS)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(DOCS, headers=HEADERS)
 
     app.mount("/static", RevalidatedFiles(directory=STATIC), name="static")

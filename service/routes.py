@@ -32,6 +32,7 @@ from service.schemas import (
     Problem,
     StatusReply,
     UploadForm,
+    check_members,
 )
 
 log = logging.getLogger(__name__)
@@ -61,9 +62,12 @@ async def read_or_fail(
 ) -> ClassifyReply | tuple[str | None, ServiceError]:
     """Answer one listing of a batch, or say what is wrong with this one."""
     try:
+        check_members(listing)
         given = Listing.model_validate(listing).given()
     except ValidationError as error:
         return _usable_id(listing), InvalidRequest(describe(error.errors()))
+    except ValueError as error:
+        return _usable_id(listing), InvalidRequest(str(error))
     try:
         return await read(engine, given, wanted, call)
     except ServiceError as error:

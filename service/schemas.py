@@ -15,6 +15,11 @@ from service.fetch import MAX_URL_LENGTH
 
 MAX_TITLE = 4096
 MAX_ID = 256
+MAX_NAMES = 1000
+"""Attributes that may be asked for by name."""
+MAX_MEMBERS = 32
+"""Members of an object, more than any here knows: pydantic would name each unknown one, which takes time if there are
+many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +46,14 @@ class Request(BaseModel):
     """No coercion, no unknown fields: a typing mistake is named, not passed over."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def check_members(value: object) -> None:
+    """Raise `ValueError` for an object with too many members, or one whose `image` has too many."""
+    if isinstance(value, dict):
+        if len(value) > MAX_MEMBERS:
+            raise ValueError(f"an object has {len(value)} members; none here has more than {MAX_MEMBERS}")
+        check_members(value.get("image"))
 
 
 class ImageSource(Request):
@@ -84,7 +97,9 @@ class Listing(Request):
 class Options(Request):
     """What is wanted of each listing."""
 
-    attributes: list[str] | None = Field(None, min_length=1, description="default: all that the checkpoint reads")
+    attributes: list[str] | None = Field(
+        None, min_length=1, max_length=MAX_NAMES, description="default: all that the checkpoint reads"
+    )
     target_precision: float | None = Field(
         None, description="one of those that were calibrated (GET /v1/model); default: the configured one"
     )
@@ -109,7 +124,7 @@ class BatchRequest(Options):
 class UploadForm(BaseModel):
     """A listing and its options as a multipart form."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     image: UploadFile | None = Field(None, description="the image file")
     id: str | None = Field(None, max_length=MAX_ID)

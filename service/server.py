@@ -15,11 +15,14 @@ import socket
 import threading
 import time
 from types import FrameType
+from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 
 from model.errors import ConfigError
 from service.app import create_app
+from service.connection import Connection
 from service.engine import Engine, Load
 from service.settings import Settings
 
@@ -76,18 +79,26 @@ def serve(settings: Settings, load: Load) -> Exception | None:
     """
     app = create_app(settings, load)
     engine: Engine = app.state.engine
-    config = uvicorn.Config(
+    config = configuration(app)
+    with listen(settings.host, settings.port) as listener:
+        log.info("listening", extra={"fields": {"host": settings.host, "port": listener.getsockname()[1]}})
+        Server(config, engine, drain_seconds=settings.drain_seconds).run(sockets=[listener])
+    return engine.failure
+
+
+def configuration(app: FastAPI, **options: Any) -> uvicorn.Config:
+    """How uvicorn runs the application; `options` are more of its own."""
+    return uvicorn.Config(
         app,
+        http=Connection,
+        ws="none",
         log_config=None,  # `service.logs` has been configured already
         access_log=False,  # `service.middleware` writes a better line
         server_header=False,
         timeout_keep_alive=75,  # longer than a balancer keeps idle connections, so that it is never cut off by us
         timeout_graceful_shutdown=1,  # what has not been answered by the end of the drain
+        **options,
     )
-    with listen(settings.host, settings.port) as listener:
-        log.info("listening", extra={"fields": {"host": settings.host, "port": listener.getsockname()[1]}})
-        Server(config, engine, drain_seconds=settings.drain_seconds).run(sockets=[listener])
-    return engine.failure
 
 
 def listen(host: str, port: int) -> socket.socket:

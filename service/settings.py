@@ -55,7 +55,7 @@ class Settings(BaseSettings):
     allow_private_image_hosts: bool = Field(
         False, description="let image URLs lead into private networks and to this machine"
     )
-    drain_seconds: float = Field(20, ge=0, description="longest time from SIGTERM to the end")
+    drain_seconds: float = Field(20, ge=0, le=86_400, description="longest time from SIGTERM to the end")
     log_format: Literal["json", "text"] = Field("json", description="json or text")
 
     @property

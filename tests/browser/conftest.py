@@ -18,6 +18,7 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, 
 from model.readings import Explanation, ImageExplanation, TokenWeight
 from service.app import create_app
 from service.engine import Engine
+from service.server import configuration
 from service.settings import Settings
 from tests.service.conftest import encoded
 from tests.service.fake_predictor import WARM_UP, WHOLE, FakePrediction, FakePredictor, FakePrepared
@@ -91,7 +92,7 @@ def serving(
         return predictor
 
     app = create_app(Settings(**settings), load)
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_config=None, timeout_graceful_shutdown=1))
+    server = uvicorn.Server(configuration(app, port=port))
     thread = threading.Thread(target=server.run)
 
     def stop() -> None:

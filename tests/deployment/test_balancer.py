@@ -199,7 +199,7 @@ def test_metrics_are_not_public(balancer: Balancer) -> None:
 
 def test_what_is_no_http_is_refused_as_the_service_would(balancer: Balancer) -> None:
     reply = httpx.get(f"{balancer.url}/v1/model", headers={"X-Long": "a" * 40_000})
-    expect_problem(reply, 400, "invalid_request")
+    expect_problem(reply, 400, "malformed_request")
 
 
 def test_a_body_that_there_is_no_room_for_is_refused_and_not_lost(balancer: Balancer) -> None:

@@ -19,6 +19,7 @@ from service.app import create_app
 from service.engine import Engine
 from service.errors import NotReady
 from service.fetch import Gate
+from service.server import configuration
 from service.settings import Settings
 from tests.service.fake_predictor import FakePredictor
 from tests.service.tally import TALLY
@@ -91,9 +92,7 @@ async def on_port(
     """Run the application behind uvicorn on a free port of this machine."""
     predictor = predictor or FakePredictor()
     app = create_app(Settings(**settings), lambda _: predictor, gate=gate)
-    server = uvicorn.Server(
-        uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=2, timeout_keep_alive=75)
-    )
+    server = uvicorn.Server(configuration(app, port=0))
     serving = asyncio.create_task(server.serve())
     await until(lambda: server.started)
     port = server.servers[0].sockets[0].getsockname()[1]

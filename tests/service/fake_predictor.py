@@ -49,7 +49,7 @@ class FakePrepared:
 
     @property
     def work(self) -> int:
-        return 1
+        return 20 if self.explain else 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -317,6 +317,16 @@ async def test_an_allow_list_names_hosts_and_domains() -> None:
                 await fetcher.fetch(origin.url(name="imagestest"))
 
 
+async def test_an_allow_list_names_international_hosts_as_dns_does() -> None:
+    for url in ("http://bücher.invalid/a.jpg", "http://xn--bcher-kva.invalid/a.jpg"):
+        async with fetching(allowed_hosts=["xn--bcher-kva.invalid"]) as fetcher:
+            with pytest.raises(ImageFetchFailed):  # let pass, and there is no such host
+                await fetcher.fetch(url)
+        async with fetching(allowed_hosts=["xn--bcher-abc.invalid"]) as fetcher:
+            with pytest.raises(ImageUrlForbidden):
+                await fetcher.fetch(url)
+
+
 async def test_private_addresses_are_reached_where_that_is_configured() -> None:
     async with host(says(answer(IMAGE))) as origin, fetching(allow_private=True) as fetcher:
         assert await fetcher.fetch(origin.url(name="127.0.0.1")) == IMAGE

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from service.app import create_app
 from service.engine import Engine
+from service.server import configuration
 from service.settings import Settings
 from tests.service.conftest import encoded
 from tests.service.fake_predictor import FakePredictor
@@ -39,7 +40,7 @@ FUZZ = settings(
 def server() -> Iterator[str]:
     """The application on a real port, for the whole module: nothing that is sent may break it for the rest."""
     app = create_app(Settings(max_image_pixels=100_000, max_body_bytes=200_000), lambda _: FakePredictor())
-    uvicorn_server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None))
+    uvicorn_server = uvicorn.Server(configuration(app, port=0))
     thread = threading.Thread(target=uvicorn_server.run)
     thread.start()
     while not uvicorn_server.started:

@@ -260,6 +260,28 @@ def test_a_jpeg_of_thousands_of_scans_is_refused() -> None:
         read(data[:start] + scan * 1000 + data[-2:])
 
 
+def test_what_lies_behind_a_jpeg_does_not_count() -> None:
+    """Phones put a film there; 0xff 0xda occurs in it by chance."""
+    data = write(scene(), "JPEG", exif=b"Exif\0\0" + b"\xff\xda" * 100)
+    assert read(data + b"\xff\xda" * 1000).size == scene().size
+
+
+def test_a_jpeg_of_endless_segments_is_refused_soon() -> None:
+    data = write(scene(), "JPEG")
+    with pytest.raises(UndecodableImage, match="segments"):
+        read(data[:2] + b"\xff\xfe\0\2" * 100_000 + data[2:])
+
+
+def test_heic_is_told_from_avif() -> None:
+    avif = write(scene(), "AVIF")
+    size = int.from_bytes(avif[:4])
+    generic = avif[:8] + b"mif1" + avif[12:]
+    assert b"avif" in generic[16:size]
+    assert read(generic).size == scene().size
+    with pytest.raises(UnsupportedMediaType):
+        read(generic[:16] + generic[16:size].replace(b"avif", b"heic") + generic[size:])
+
+
 def test_many_small_blocks_do_not_take_quadratic_time() -> None:
     gif = write(scene(), "GIF")
     comment = b"!\xfe" + b"\xff" + b"c" * 255 + b"\0"

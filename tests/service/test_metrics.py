@@ -56,6 +56,21 @@ async def test_names_and_labels_are_as_agreed(client: Client) -> None:
     assert families["cma_clip_model_info"].samples[0].value == 1
 
 
+async def test_a_scraper_of_no_known_version_gets_the_text_format(client: Client) -> None:
+    for accept in ('application/openmetrics-text;version="1.0.0"', "text/plain;version=x", "*/*", ""):
+        response = await client.get("/metrics", headers={"Accept": accept})
+        assert response.status_code == 200
+        assert b"cma_clip_queue_depth" in response.content
+
+
+async def test_files_of_the_pages_are_counted_apart_from_unknown_paths(client: Client) -> None:
+    await client.get("/static/page.css")
+    await client.get("/nowhere")
+    for route, status in (("/static", "200"), ("unknown", "404")):
+        counted = {"method": "GET", "route": route, "status": status}
+        assert await client.metric("cma_clip_http_requests_total", **counted) == 1
+
+
 async def test_series_exist_at_zero_before_anything_is_answered(client: Client) -> None:
     text = await exposition(client)
     assert 'cma_clip_predictions_total{attribute="season",outcome="accepted"} 0.0' in text

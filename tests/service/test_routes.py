@@ -8,6 +8,7 @@ import json
 import os
 import re
 import threading
+import time
 from typing import Any
 
 import httpx
@@ -231,6 +232,21 @@ async def test_a_bad_upload_is_named(client: Client, data: dict[str, str], image
     check_problem(await client.post("/v1/classify/upload", data=data, files=files), 422, code)
 
 
+@pytest.mark.parametrize("value", ["nan", "inf", "1e999"])
+async def test_an_upload_asks_for_a_precision_that_is_a_number(client: Client, value: str) -> None:
+    response = await client.post("/v1/classify/upload", data={"target_precision": value}, files={"title": (None, "a")})
+    assert "target_precision" in check_problem(response, 422, "invalid_request")["detail"]
+
+
+@pytest.mark.parametrize("charset", ["punycode", "unicode_escape", "utf-7", '"latin-1"', ""])
+async def test_an_upload_in_another_encoding_is_unsupported(client: Client, charset: str) -> None:
+    body = b'--b\r\nContent-Disposition: form-data; name="title"\r\n\r\nshirt\r\n--b--\r\n'
+    for named, status in ((charset, 415), ("UTF-8", 200), ('"us-ascii"', 200)):
+        headers = {"Content-Type": f"multipart/form-data; boundary=b; charset={named}"}
+        response = await client.post("/v1/classify/upload", content=body, headers=headers)
+        assert response.status_code == status, (named, response.text)
+
+
 async def test_an_upload_of_another_type_is_unsupported(client: Client) -> None:
     response = await client.post("/v1/classify/upload", data={"title": "as a plain form"})
     check_problem(response, 415, "unsupported_media_type")
@@ -267,6 +283,10 @@ async def test_a_broken_form_is_named(client: Client) -> None:
         ({"title": "a", "top_k": True}, "invalid_request", "top_k"),
         ({"title": "a", "explain": 1}, "invalid_request", "explain"),
         ({"title": "a", "attributes": []}, "invalid_request", "attributes"),
+        ({"title": "a", "attributes": [1] * 200_000}, "invalid_request", "attributes"),
+        ({"title": "a", **{f"k{number}": 1 for number in range(200_000)}}, "invalid_request", "200001 members"),
+        ({"image": {f"k{number}": 1 for number in range(200_000)}}, "invalid_request", "200000 members"),
+        ({"title": "a", "x" * 100_000: 1}, "invalid_request", "x" * 64 + ": "),
         ({"title": "a", "attributes": ["colour"]}, "unknown_attribute", "baseColour, season"),
         ({"title": "a", "target_precision": 0.5}, "invalid_request", "0.9, 0.95, 0.99"),
         ({"title": "a", "target_precision": "0.9"}, "invalid_request", "target_precision"),
@@ -292,6 +312,20 @@ async def test_the_callers_mistake_is_named(client: Client, listing: dict[str, A
 async def test_a_body_that_is_no_listing_is_refused(client: Client, body: bytes) -> None:
     response = await client.post("/v1/classify", content=body, headers={"Content-Type": "application/json"})
     check_problem(response, 422, "invalid_request")
+
+
+async def test_a_body_of_mistakes_by_the_thousand_is_refused_at_once(client: Client) -> None:
+    """pydantic would name each of them: seconds on the event loop, and a gigabyte."""
+    crowd = {f"k{number}": 1 for number in range(300_000)}
+    for listing in ({"title": "a", "attributes": [1] * 900_000}, {"title": "a", **crowd}, {"image": crowd}):
+        began = time.process_time()
+        check_problem(await client.classify(**listing), 422, "invalid_request")
+        assert time.process_time() - began < 2  # most of it is writing and reading the JSON
+    response = await client.post("/v1/classify/batch", json={"listings": [{"title": "a"}, {"id": "b", **crowd}]})
+    good, bad = response.json()["results"]
+    assert good["attributes"]
+    assert bad["error"]["code"] == "invalid_request"
+    assert "300001 members" in bad["error"]["detail"]
 
 
 async def test_details_repeat_nothing_of_the_request(client: Client) -> None:
@@ -320,11 +354,28 @@ async def test_a_compressed_body_is_unsupported(client: Client) -> None:
 
 async def test_an_image_over_its_limits_is_too_large() -> None:
     async with in_process(max_image_bytes=2000, max_image_pixels=10_000) as client:
+        spaced = " ".join(as_base64(bytes(3000)))
+        check_problem(await client.classify(image={"base64": spaced}), 413, "payload_too_large")
         for image in (bytes(2001), encoded(size=(200, 100))):
             check_problem(await client.classify(image={"base64": as_base64(image)}), 413, "payload_too_large")
             upload = await client.post("/v1/classify/upload", files={"image": ("a.png", image)})
             check_problem(upload, 413, "payload_too_large")
         assert (await client.classify(image={"base64": as_base64(encoded(size=(100, 100)))})).status_code == 200
+
+
+async def test_head_is_get_without_the_body(client: Client) -> None:
+    for path in ("/", "/docs", "/healthz", "/readyz", "/metrics", "/v1/model", "/v1/attributes", "/static/page.css"):
+        assert (await client.head(path)).status_code == 200, path
+    assert (await client.head("/v1/classify")).status_code == 405
+    counted = {"method": "HEAD", "route": "/healthz", "status": "200"}
+    assert await client.metric("cma_clip_http_requests_total", **counted) == 1
+
+
+async def test_a_page_is_sent_whole_whatever_range_is_asked_for(client: Client) -> None:
+    whole = await client.get("/")
+    for asked in ("bytes=abc", "bytes=99999999-", "bytes=0-5"):
+        response = await client.get("/", headers={"Range": asked})
+        assert (response.status_code, response.content) == (200, whole.content)
 
 
 async def test_unknown_paths_and_methods_are_problems_too(client: Client) -> None:
@@ -412,6 +463,24 @@ async def test_pages_load_nothing_from_elsewhere(client: Client, path: str) -> N
 
 
 # ── deadlines ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_blanks_around_a_timeout_are_no_part_of_it(client: Client) -> None:
+    headers = {"X-Request-Timeout-Ms": "\t 5000 "}
+    response = await client.post("/v1/classify", json={"title": "a"}, headers=headers)
+    assert response.status_code == 200
+
+
+async def test_an_explanation_that_cannot_be_in_time_is_not_computed(client: Client) -> None:
+    """On arrival nobody knows how long a title is; once it is known, the forecast is made again."""
+    for size in [1, 32] * 5:
+        client.engine.batcher.cost.observe(size, 0.01 * size)
+    headers = {"X-Request-Timeout-Ms": "100"}
+    asked = {"title": "a", "explain": True}
+    response = await client.post("/v1/classify", json=asked, headers=headers)
+    assert "would take about" in check_problem(response, 504, "deadline_exceeded")["detail"]
+    assert client.predictor.batches == []
+    assert (await client.post("/v1/classify", json=asked | {"explain": False}, headers=headers)).status_code == 200
 
 
 @pytest.mark.parametrize("value", ["", "0", "-5", "1.5", "soon", "1e3", "9" * 5000, "٣"])

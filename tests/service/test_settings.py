@@ -56,7 +56,7 @@ def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("port", "http"), ("port", "70000"), ("max_batch_size", "0"), ("max_queue", "-1"), ("max_wait_ms", "-1"),
         ("request_timeout_ms", "0"), ("target_precision", "95"), ("log_format", "xml"), ("drain_seconds", "soon"),
-        ("allow_private_image_hosts", "maybe"), ("image_hosts", "http://example.com/"),
+        ("drain_seconds", "inf"), ("allow_private_image_hosts", "maybe"), ("image_hosts", "http://example.com/"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_that_names_the_variable(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:

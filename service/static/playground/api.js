@@ -17,6 +17,7 @@ export const useKey = (key) => {
 
 // What each code means for whoever looks at the page. The service's own `detail` is shown beside it.
 const MEANING = {
+  malformed_request: ["The request was not understood", "Something between this page and the service may be in the way."],
   unauthorized: ["An API key is needed", "Enter one at the top of the page."],
   payload_too_large: ["Too large for this service", "Use a smaller picture; one megapixel is plenty."],
   unsupported_media_type: ["Not a picture that can be read", "Save it in one of these formats, JPEG for instance, and try again."],

@@ -1,0 +1,108 @@
+"""What comes over a connection before there is a request: bytes, as whoever knocks may send them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from service import connection
+from tests.service.conftest import Client, on_port, until
+
+BODY = b'{"title": "shirt"}'
+HEAD = b"POST /v1/classify HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: %d\r\n" % len(BODY)
+
+
+async def talk(client: Client, *parts: bytes, hang_up: bool = True) -> bytes:
+    """Send the parts, one packet each, and read until the other side closes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", client.base_url.port)
+    for part in parts:
+        writer.write(part)
+        await writer.drain()
+        await asyncio.sleep(0.02)
+    if hang_up:
+        writer.write_eof()
+    answer = await asyncio.wait_for(reader.read(), 20)
+    writer.close()
+    await writer.wait_closed()
+    return answer
+
+
+@pytest.mark.parametrize("upgrade", [b"h2c", b"websocket"])
+@pytest.mark.parametrize("apart", [False, True])
+async def test_a_request_that_would_rather_upgrade_is_answered_as_any_other(upgrade: bytes, apart: bool) -> None:
+    """Java's HttpClient asks for h2c by default. What follows is its body, never a request of its own."""
+    more = b"Connection: Upgrade, close\r\nUpgrade: " + upgrade + b"\r\n\r\n"
+    async with on_port() as client:
+        parts = (HEAD + more, BODY) if apart else (HEAD + more + BODY,)
+        answer = await talk(client, *parts, hang_up=False)
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert answer.count(b"HTTP/1.1") == 1
+        assert client.predictor.batches == [["shirt"]]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(600),  # TLS
+        b"GET / HTTP/1.1\r\n\r\n",  # no Host
+        b"GET /\xff HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+    ],
+)
+async def test_what_is_no_request_is_refused_with_a_problem(sent: bytes) -> None:
+    async with on_port() as client:
+        head, _, body = (await talk(client, sent)).partition(b"\r\n\r\n")
+        problem = json.loads(body)
+        assert head.startswith(b"HTTP/1.1 400 ")
+        assert b"application/problem+json" in head
+        assert problem["code"] == "malformed_request"
+        assert problem["request_id"].encode() in head
+
+
+@pytest.mark.parametrize("more", [b"a: b\r\n" * 10_000, b"a" * 60_000])
+async def test_headers_without_end_are_not_read_to_the_end(more: bytes) -> None:
+    async with on_port() as client:
+        _, writer = await asyncio.open_connection("127.0.0.1", client.base_url.port)
+
+        async def send() -> None:
+            writer.write(b"GET / HTTP/1.1\r\nHost: a\r\nLong: a")
+            for _ in range(1000):  # 60 MB, of which buffers on the way take a few
+                writer.write(more)
+                await writer.drain()
+
+        with pytest.raises(ConnectionError):
+            await send()
+        writer.transport.abort()
+
+
+@pytest.mark.parametrize("sent", [(), (b"GET / HT",), (b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n", b"GET / HT")])
+async def test_whoever_says_nothing_more_is_not_waited_for(
+    sent: tuple[bytes, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "HEADER_SECONDS", 0.3)
+    async with on_port() as client:
+        answer = await talk(client, *sent, hang_up=False)
+        assert answer.count(b"HTTP/1.1 200") == max(0, len(sent) - 1)
+
+
+async def test_whoever_waits_for_an_answer_or_for_the_next_request_is_not_cut_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connection, "HEADER_SECONDS", 0.2)
+    async with on_port() as client:
+        client.predictor.free.clear()
+        reader, writer = await asyncio.open_connection("127.0.0.1", client.base_url.port)
+        for _ in range(2):
+            client.predictor.free.clear()
+            writer.write(HEAD + b"\r\n" + BODY)
+            await until(lambda: client.predictor.batches)
+            await asyncio.sleep(0.4)
+            client.predictor.free.set()
+            assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 200 ")
+            await asyncio.sleep(0.4)  # answered, and idle for longer than headers may take
+            await reader.read(100_000)
+            client.predictor.batches.clear()
+        writer.close()
+        await writer.wait_closed()

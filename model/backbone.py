@@ -249,9 +249,11 @@ class Backbone(nn.Module):
 def build_backbone(config: Mapping[str, Any], *, image_size: tuple[int, int], context_length: int) -> Backbone:
     """Build both towers with random weights from an open_clip configuration.
 
-    Raises `ConfigError` for a tower that cannot be read as tokens.
+    Raises `ConfigError` for a tower that cannot be built, or not be read as tokens.
     """
     config = copy.deepcopy(dict(config))
+    if missing := [key for key in ("vision_cfg", "text_cfg") if not isinstance(config.get(key), dict)]:
+        raise ConfigError(f"the backbone has no {missing[0]}")
     config["vision_cfg"]["image_size"] = list(image_size)
     config["text_cfg"]["context_length"] = context_length
     if isinstance(config["vision_cfg"].get("layers"), list):
@@ -259,7 +261,15 @@ def build_backbone(config: Mapping[str, Any], *, image_size: tuple[int, int], co
     if "hf_model_name" in config["text_cfg"]:
         raise ConfigError("Hugging Face text towers are not supported; open_clip's own text Transformer is")
     wanted = {key: config[key] for key in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu") if key in config}
-    return _from_clip(CustomTextCLIP(**wanted))
+    try:
+        clip = CustomTextCLIP(**wanted)
+    except Exception as error:  # open_clip and timm check few of their settings
+        raise ConfigError(f"no such towers can be built: {_first_line(error)}") from error
+    return _from_clip(clip)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def pretrained_backbone(name: str, weights: str) -> Backbone:
@@ -272,8 +282,8 @@ def pretrained_backbone(name: str, weights: str) -> Backbone:
         raise ConfigError(f"{weights!r} is neither a file nor a pretrained tag of {name} (tags: {tags})")
     try:
         clip = open_clip.create_model(name, pretrained=weights, force_custom_text=True)
-    except RuntimeError as error:
-        raise ConfigError(f"{weights} does not fit {name}: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # what is no weights file can fail in any way
+        raise ConfigError(f"{weights} does not fit {name}: {_first_line(error)}") from error
     return _from_clip(clip)
 
 

@@ -12,7 +12,7 @@ from model.calibration import AttributeCalibration, Calibration, fit_temperature
 from model.catalogue import Catalogue, Part
 from model.certificates import METHOD, certify, certify_labels
 from model.errors import ConfigError
-from model.heldout import HeldOut, LogitPredictor, collect
+from model.heldout import HeldOut, LogitPredictor, check_attributes, collect
 from model.readings import ModelInfo, Situation
 from model.tasks import Task
 
@@ -44,13 +44,15 @@ def calibrate(
 
     The two parts are kept apart: were the temperature fitted on the calibration listings, their confidences
     would depend on one another, and the certificate (`model.certificates.certify`) would not hold.
-    Raises `ConfigError` for a target precision or a `delta` that is not between 0 and 1, and for `per_label` and
-    `together` at once: how many labels there are to share `delta` is not known beforehand.
+    Raises `ConfigError` for a target precision that is not between 0 and 1, a `delta` above a half, a catalogue that
+    does not name every attribute, and for `per_label` and `together` at once: how many labels there are to share
+    `delta` is not known beforehand.
     """
-    if not all(0 < share < 1 for share in (delta, *target_precisions)):
-        raise ConfigError("target precisions and delta must lie between 0 and 1")
+    if not all(0 < target < 1 for target in target_precisions) or not 0 < delta <= 0.5:
+        raise ConfigError("target precisions must lie between 0 and 1, and delta between 0 and a half")
     if per_label and together:
         raise ConfigError("labels are certified one by one or promises are kept together, not both")
+    check_attributes(predictor.tasks, catalogue)
     targets = tuple(sorted(set(target_precisions)))
     level = delta / len(predictor.tasks) if together else delta
     situations = {}

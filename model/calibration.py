@@ -24,6 +24,9 @@ FORMAT = 1
 _LOG_TEMPERATURE = math.log(20.0)
 """Temperatures are sought in [1/20, 20]: beyond lies a degenerate fit, not a calibration."""
 
+MIN_TEMPERATURE = 1e-3
+"""The least that is read from a file: much less would overflow, and answer NaN."""
+
 
 # --- temperature -------------------------------------------------------------------------------------------
 
@@ -69,11 +72,12 @@ class Certificate:
     threshold: float
     """Accept a label whose confidence is at least this."""
     coverage: float
-    """The share of labelled calibration listings that it accepts."""
+    """The share of labelled calibration listings that it accepts; for a label's own, of those answered with it."""
     support: int
     """The number of calibration listings that it accepts."""
     bound: float
-    """Clopper-Pearson lower bound, at the confidence level, of the precision at this one threshold."""
+    """Clopper-Pearson lower bound of the precision at this one threshold, at the level that was asked of `certify`: the
+    confidence level, or more where several promises share it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,9 +194,7 @@ def _attribute(value: object, targets: tuple[float, ...], where: str) -> Attribu
         label: _certificates(own, targets, f"{where}.labels.{label}")
         for label, own in _mapping(fields.get("labels", {}), f"{where}.labels").items()
     }
-    temperature = _number(fields.get("temperature"), f"{where}.temperature", 0, math.inf)
-    if temperature == 0:
-        raise _wrong(f"{where}.temperature", "must be above 0")
+    temperature = _number(fields.get("temperature"), f"{where}.temperature", MIN_TEMPERATURE, math.inf)
     return AttributeCalibration(temperature=temperature, thresholds=thresholds, labels=labels)
 
 

@@ -6,20 +6,37 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from model.checkpoint import Checkpoint
+from model.checkpoint import Checkpoint, write_text
 from model.evaluate import model_card_tables
 
 BEGIN, END = "<!-- results: written by cma-clip evaluate -->", "<!-- end of results -->"
 
 TEMPLATE = """# {name}
 
-Reads {attributes} off a product's image and title. Backbone `{backbone}`; trained on {listings:,} listings of
-`{catalogue}`.
+Reads {attributes} off a product's image, its title, or both, by CMA-CLIP (arXiv:2112.03562).
+
+## Data
+
+{listings:,} training listings of `{catalogue}`. Say here where they come from, and who labelled them.
+
+## Training
+
+Backbone `{backbone}`, by `cma-clip train`; every setting, and what the training started from, is in `config.json` under
+`training`.
 
 ## Results
 
 {begin}
 {end}
+
+## Limits
+
+Thresholds are certified for listings like those they were calibrated on: another assortment, other titles or other
+pictures want a calibration of their own. Say here what else the model should not be used for.
+
+## Licence
+
+Say here under which licence the weights, and the data, may be used.
 """
 
 
@@ -46,5 +63,5 @@ def update_card(checkpoint: Checkpoint, metrics: Mapping[str, Any]) -> Path:
     if not begin or not end:
         before, after = f"{text.rstrip()}\n\n## Results\n\n", "\n"
     results = f"Version `{checkpoint.version}`. {model_card_tables(metrics)}"
-    path.write_text(f"{before}{BEGIN}\n\n{results}\n{END}{after}", encoding="utf-8")
+    write_text(path, f"{before}{BEGIN}\n\n{results}\n{END}{after}")
     return path

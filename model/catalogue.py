@@ -182,13 +182,14 @@ class Listing:
     """One product: at least one of `title` and `image` is there.
 
     `image` is a name inside the folder or zip, None when there is no such picture. `labels` maps attributes
-    to the raw labels of the table; an attribute without a label is absent.
+    to the raw labels of the table; an attribute without a label is absent. Listings of one `group` are in one part.
     """
 
     id: str
     title: str | None
     image: str | None
     labels: Mapping[str, str]
+    group: str
     part: Part
 
 
@@ -297,6 +298,14 @@ class Catalogue:
         """Return the listings of one part, in the table's order."""
         return [listing for listing in self.listings if listing.part is part]
 
+    @property
+    def digest(self) -> str:
+        """A hash of all that the table says: of two tables that differ anywhere, it differs."""
+        found = hashlib.sha256()
+        for each in self.listings:
+            found.update(repr((each.id, each.title, each.image, sorted(each.labels.items()), each.part)).encode())
+        return found.hexdigest()
+
     def image_bytes(self, name: str) -> bytes:
         """Return the file behind `Listing.image`; safe in threads and forks. Raises `CatalogueError`."""
         return self.images.read(name)
@@ -342,20 +351,22 @@ def _listing_of(row: Row, config: CatalogueConfig, images: Images) -> Listing | 
             image = None
     if title is None and image is None:
         return bad("neither title nor image")
+    group = _group(values, config)
     return Listing(
         id=name,
         title=title,
         image=image,
         labels={a: sys.intern(values[a]) for a in config.attributes if values[a]},
-        part=part_of(_split_key(values, config)),
+        group=group,
+        part=part_of(group),
     )
 
 
-def _split_key(values: Mapping[str, str], config: CatalogueConfig) -> str:
-    group = [" ".join(values[column].casefold().split()) for column in config.group]
+def _group(values: Mapping[str, str], config: CatalogueConfig) -> str:
+    parts = [" ".join(values[column].casefold().split()) for column in config.group]
     # As NULL in SQL: an absent value equals nothing, so such a row is a group of its own. The separator is
     # white space to str.split, hence in no value.
-    return "\x1f".join(group) if group and all(group) else values[config.id]
+    return "\x1f".join(parts) if parts and all(parts) else values[config.id]
 
 
 def _stays_inside(name: str) -> bool:

@@ -109,7 +109,9 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     try:
         name, training = str(content.pop("name")), dict(content.pop("training", {}))
         content.pop("version")
-        tasks = tuple(Task(name=t["name"], labels=tuple(t["labels"])) for t in content.pop("attributes"))
+        tasks = tuple(_task(attribute) for attribute in content.pop("attributes"))
+        if len({task.name for task in tasks}) < len(tasks):
+            raise ConfigError("an attribute is listed twice")
         config = from_json(ModelConfig, content)
     except (KeyError, TypeError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error
@@ -127,6 +129,12 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     return checkpoint
 
 
+def _task(attribute: Mapping[str, Any]) -> Task:
+    if not isinstance(attribute["labels"], list):
+        raise ConfigError(f"the labels of {attribute['name']!r} are not a list")
+    return Task(name=attribute["name"], labels=tuple(map(str, attribute["labels"])))
+
+
 def load_weights(network: nn.Module, checkpoint: Checkpoint) -> None:
     """Fill `network` with the checkpoint's weights, in float32.
 
@@ -134,6 +142,8 @@ def load_weights(network: nn.Module, checkpoint: Checkpoint) -> None:
     """
     path = checkpoint.folder / WEIGHTS
     tensors = read_tensors(path)
+    if weights_version(path) != checkpoint.version:
+        raise CheckpointError(f"{path} has been replaced since {CONFIG} was read; load it again")
     expected = network.state_dict()
     if difference := sorted(set(expected) ^ set(tensors)):
         raise CheckpointError(
@@ -169,10 +179,22 @@ def write_part(checkpoint: Checkpoint, part: str, content: Mapping[str, Any]) ->
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write indented JSON atomically: readers see the old file or the new one."""
+    """Write indented JSON as `write_text` does."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file atomically: readers see the old one or the new one.
+
+    Raises `CheckpointError` where it cannot be written; the old one is still there then.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def weights_version(path: Path) -> str:
@@ -240,5 +262,10 @@ def _replace(new: Path, folder: Path) -> None:
         return
     old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
     folder.rename(old / folder.name)
-    new.rename(folder)
-    shutil.rmtree(old)
+    try:
+        new.rename(folder)
+    except BaseException:
+        (old / folder.name).rename(folder)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)

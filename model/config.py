@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -39,6 +40,8 @@ class PreprocessConfig:
     def __post_init__(self) -> None:
         if min(self.image_size) < 1:
             raise ConfigError(f"image_size must be positive, it is {self.image_size}")
+        if not all(0 < deviation < math.inf for deviation in self.std):
+            raise ConfigError(f"std must be positive, it is {self.std}")
         if self.context_length < 3:
             raise ConfigError("context_length must leave room for start, one token and end: 3 at least")
 
@@ -59,6 +62,8 @@ class FusionConfig:
             raise ConfigError(f"fusion width {self.width} cannot be split into {self.heads} heads")
         if self.depth < 0:
             raise ConfigError("fusion depth cannot be negative")
+        if self.mlp_ratio <= 0:
+            raise ConfigError("fusion mlp_ratio must be positive")
         if not 0 <= self.dropout < 1:
             raise ConfigError("fusion dropout must be at least 0 and below 1")
 
@@ -91,6 +96,11 @@ class OptimiserConfig:
         for name in ("epochs", "batch_size", "learning_rate", "clip_norm"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be positive, it is {getattr(self, name)}")
+        for name in ("backbone_rate", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} cannot be negative, it is {getattr(self, name)}")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed must be at least 0 and below 2**32, it is {self.seed}")
         if not 0 <= self.warmup_share < 1:
             raise ConfigError("warmup_share must be at least 0 and below 1")
         if self.workers < 0:
@@ -298,6 +308,8 @@ def from_json(kind: Any, value: Any) -> Any:
         return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{value} is not a finite number")
     if type(value) is not kind:
         raise ConfigError(f"{value!r} is not of type {kind.__name__}")
     return value

@@ -6,6 +6,8 @@ Shapes: B listings, L tokens of the longest title in the batch, T attributes, H 
 from __future__ import annotations
 
 import random
+import signal
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +21,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from model.augment import random_box, vary_pixels, vary_title
 from model.catalogue import Catalogue, Listing
 from model.config import AugmentConfig, PreprocessConfig
+from model.errors import ModelError
 from model.preprocess import ImageTransform, TitleTokeniser, decode_image, pad_tokens
-from model.tasks import Task
+from model.tasks import UNLABELLED, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,8 @@ class TrainingBatch:
 class ListingDataset(Dataset[Example]):
     """Reads, decodes and (with `augment`, one for each epoch) varies listings.
 
+    A picture that cannot be read is as good as absent, and named on standard error.
+
     What an index gives depends only on (seed, epoch, index), not on the worker that reads it: call
     `set_epoch` before iterating, and a resumed training sees what an uninterrupted one would have seen. Pictures and
     titles are varied by draws of their own.
@@ -78,6 +83,7 @@ class ListingDataset(Dataset[Example]):
         self.augment = augment
         self.seed = seed
         self.epoch = 0
+        self._told: set[str] = set()
         self.blank: NDArray[Any] = np.zeros((3, *preprocess.image_size), dtype=np.uint8)
 
     def set_epoch(self, epoch: int) -> None:
@@ -89,19 +95,29 @@ class ListingDataset(Dataset[Example]):
     def __getitem__(self, index: int) -> Example:
         listing = self.listings[index]
         labels = [task.encode(listing.labels.get(task.name)) for task in self.tasks]
-        pixels = self._pixels(listing.image, self._generator("image", index)) if listing.image else None
-        tokens = (
-            self._tokens(listing.title, listing.labels.values(), self._generator("title", index))
-            if listing.title
-            else None
-        )
+        pixels = tokens = None
+        if listing.title:
+            tokens = self._tokens(listing.title, listing.labels.values(), self._generator("title", index))
+        if listing.image:
+            try:
+                pixels = self._pixels(listing.image, self._generator("image", index))
+            except ModelError as error:
+                self._tell(listing.image, error)
+        if pixels is None and tokens is None:  # nothing to learn from, and no reason to stop
+            pixels, labels = self.blank, [UNLABELLED] * len(labels)
         return Example(pixels, tokens, np.array(labels, dtype=np.int64))
+
+    def _tell(self, image: str, error: ModelError) -> None:
+        """Say once, from whichever worker, that a picture is passed over."""
+        if image not in self._told:
+            self._told.add(image)
+            print(f"{image}: {error}; its listing is read without it", file=sys.stderr, flush=True)
 
     def _generator(self, what: str, index: int) -> random.Random:
         return random.Random(f"{self.seed}/{self.epoch}/{index}/{what}")  # noqa: S311 - augmentation, no secret
 
     def _pixels(self, name: str, rng: random.Random) -> NDArray[Any]:
-        image = decode_image(self.catalogue.image_bytes(name))
+        image = decode_image(self.catalogue.image_bytes(name), self.transform.config.image_size)
         if self.augment is None:
             return self.transform(image)
         augment = self.augment[self.epoch]
@@ -137,6 +153,15 @@ class Collate:
 
     def __call__(self, examples: Sequence[Example]) -> TrainingBatch:
         return collate(examples, self.blank)
+
+
+def leave_signals_to_the_parent(_worker: int) -> None:
+    """Let a worker go on when a terminal or systemd tells the whole process group to end: training saves first.
+
+    The loop ends its workers itself, by the end of their queue.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def collate(examples: Sequence[Example], blank: NDArray[Any]) -> TrainingBatch:
@@ -177,5 +202,6 @@ class TrainingBatches:
                 # A module imported once in a fork server, not a copy of a process that already runs threads.
                 multiprocessing_context="forkserver" if self.workers else None,
                 prefetch_factor=4 if self.workers else None,
+                worker_init_fn=leave_signals_to_the_parent,
             )
         )

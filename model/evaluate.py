@@ -21,7 +21,7 @@ from model.binomial import clopper_pearson, design_effects
 from model.calibrate import CalibratedPredictor
 from model.calibration import AttributeCalibration, Calibration
 from model.catalogue import Catalogue, Part
-from model.heldout import Answers, HeldOut, collect, joined
+from model.heldout import Answers, HeldOut, check_attributes, collect, joined
 from model.readings import Situation
 from model.tasks import OUT_OF_VOCABULARY, Task
 
@@ -48,8 +48,9 @@ def evaluate(
     """Measure every attribute in every situation on the test part.
 
     A figure that has no rows to stand on is None. Intervals are at 95 %, and allow for listings that share
-    their title.
+    their title. Raises `ConfigError` for a catalogue that does not name every attribute of the predictor.
     """
+    check_attributes(predictor.tasks, catalogue)
     situations: dict[Situation, dict[str, Any]] = {}
     answers: dict[Situation, dict[str, Answers]] = {}
     for situation in Situation:

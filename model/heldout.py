@@ -17,12 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from model.calibration import softmax
 from model.catalogue import Catalogue, Listing, Part
-from model.errors import ModelError
+from model.errors import ConfigError, ModelError
 from model.preprocess import decode_image
-from model.readings import Situation
+from model.readings import ModelInfo, Situation
 from model.scores import labelled
 from model.tasks import Task
 
@@ -49,6 +51,8 @@ class LogitPredictor(Protocol):
 
     @property
     def tasks(self) -> tuple[Task, ...]: ...
+    @property
+    def info(self) -> ModelInfo: ...
     def prepare(self, title: str | None, image: Image | None) -> Any: ...
     def collate(self, items: Sequence[Any]) -> Any: ...
     def logits(self, batch: Any) -> RawOutputs: ...
@@ -107,12 +111,8 @@ class HeldOut:
             confidence=probabilities.max(axis=1),
             predicted=probabilities.argmax(axis=1),
             labels=labels[counted],
-            group=self._groups()[counted],
+            group=evidence_groups(self.listings)[counted],
         )
-
-    def _groups(self) -> NDArray[np.int64]:
-        keys = [" ".join((listing.title or listing.id).casefold().split()) for listing in self.listings]
-        return np.unique(np.array(keys, dtype=np.str_), return_inverse=True)[1].astype(np.int64)
 
 
 def collect(
@@ -158,6 +158,28 @@ def collect(
     )
 
 
+def evidence_groups(listings: Sequence[Listing]) -> NDArray[np.int64]:
+    """Return group numbers [n]: listings that share a title or the catalogue's own group, however far apart, share one.
+
+    They are no independent evidence: a model that reads one right, or wrong, does so with its likes.
+    """
+    titles = [" ".join((listing.title or f"\x1f{listing.id}").casefold().split()) for listing in listings]
+    title, group = (
+        np.unique(np.array(keys, dtype=np.str_), return_inverse=True)[1]
+        for keys in (titles, [listing.group for listing in listings])
+    )
+    nodes = len(listings) and int(title.max() + group.max()) + 2
+    edges = coo_array((np.ones(len(listings), np.bool_), (title, title.max(initial=-1) + 1 + group)), (nodes, nodes))
+    component = connected_components(edges, directed=False)[1] if nodes else np.empty(0, np.int64)
+    return np.asarray(component[title], dtype=np.int64)
+
+
+def check_attributes(tasks: Sequence[Task], catalogue: Catalogue) -> None:
+    """Raise `ConfigError` where the catalogue does not name an attribute that is to be measured on it."""
+    if missing := [task.name for task in tasks if task.name not in catalogue.config.attributes]:
+        raise ConfigError(f"{catalogue.config.path} does not name {', '.join(missing)} among its attributes")
+
+
 def _takes_part(listing: Listing, situation: Situation) -> bool:
     return (situation is Situation.TITLE or listing.image is not None) and (
         situation is Situation.IMAGE or listing.title is not None
@@ -170,7 +192,7 @@ def _prepare(predictor: LogitPredictor, catalogue: Catalogue, listing: Listing, 
     if situation is Situation.TITLE or listing.image is None:
         return predictor.prepare(title, None)
     try:
-        image = decode_image(catalogue.image_bytes(listing.image))
+        image = decode_image(catalogue.image_bytes(listing.image), predictor.info.image_size)
     except ModelError:
         return None
     return predictor.prepare(title, image)

@@ -172,7 +172,7 @@ def _prepare(predictor: Predictor, images: Images, item: Listing | BadRow) -> An
     if isinstance(item, BadRow):
         return Failure(f"line {item.line}: {item.reason}")
     try:
-        image = decode_image(images.read(item.image)) if item.image else None
+        image = decode_image(images.read(item.image), predictor.info.image_size) if item.image else None
         return predictor.prepare(item.title, image)
     except ModelError as error:
         return Failure(str(error))

@@ -65,24 +65,28 @@ class Loop:
     console: Console = field(default_factory=lambda: Console(stderr=True))
     best: float = -math.inf
     step: int = 0
+    validated: int = 0
     seconds: float = 0.0
 
     def run(self) -> float:
         """Train to the end, resuming where an earlier run in the folder stopped; return the best score."""
+        steps = len(self.batches)
+        if steps == 0:
+            raise TrainingError(
+                f"{len(self.batches.dataset)} training listings do not fill one batch of {self.optimiser.batch_size}"
+            )
+        if self.folder.exists() and not self.folder.is_dir():
+            raise TrainingError(f"{self.folder} is a file; a run needs a folder")
         # Convolutions are about twice as fast with the channels last.
         self.network.to(self.device).to(memory_format=torch.channels_last)
         self.average = AveragedModel(self.network, multi_avg_fn=moving_average(self.ema_decay), use_buffers=True)
         self.adamw = torch.optim.AdamW(parameter_groups(self.network, self.optimiser), fused=True)
         self._resume()
         self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step)
-        steps = len(self.batches)
-        if steps == 0:
-            raise TrainingError(
-                f"{len(self.batches.dataset)} training listings do not fill one batch of {self.optimiser.batch_size}"
-            )
         with self._progress(self._steps), _defer_interrupts() as interrupted:
-            for epoch in range(self.step // steps, self.optimiser.epochs):
-                self._epoch(epoch, steps, interrupted)
+            for epoch in range(self.validated, self.optimiser.epochs):
+                if self.step < (epoch + 1) * steps:
+                    self._epoch(epoch, steps, interrupted)
                 self._end_epoch(epoch)
         self.writer.close()
         return self.best
@@ -113,6 +117,9 @@ class Loop:
                 f"the loss is {losses['total'].item()} at epoch {epoch + 1}, batch {self.step % len(self.batches)} "
                 f"(step {self.step}); nothing was updated. A smaller learning rate may help."
             )
+        if not losses["total"].requires_grad:  # nothing in this batch can be read in a situation that is trained
+            self.step += 1
+            return losses
         self.adamw.zero_grad(set_to_none=True)
         losses["total"].backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.optimiser.clip_norm)
@@ -133,6 +140,7 @@ class Loop:
             group["lr"] = group["peak"] * factor
 
     def _end_epoch(self, epoch: int) -> None:
+        self._save()  # whatever may go wrong while validating
         self.average.eval()
         began = time.monotonic()
         scores = dict(self.validate(self.average.module))
@@ -143,6 +151,7 @@ class Loop:
         if better:
             self.best = scores["score"]
             self.save_best(self.average.module, scores)
+        self.validated = epoch + 1
         self._save()
         summary = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
         self.console.print(
@@ -185,6 +194,7 @@ class Loop:
             "average": self.average.state_dict(),
             "adamw": self.adamw.state_dict(),
             "step": self.step,
+            "validated": self.validated,
             "best": self.best,
             "seconds": self.seconds,
         }
@@ -197,7 +207,10 @@ class Loop:
         path = self.folder / STATE
         if not path.is_file():
             return
-        state = torch.load(path, map_location=self.device, weights_only=True)
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+        except Exception as error:  # what is no state can fail in any way
+            raise TrainingError(f"{path} cannot be read ({error}); remove it to start afresh") from error
         if state["fingerprint"] != _digest(self.fingerprint):
             raise TrainingError(
                 f"{self.folder} holds a run with another catalogue or configuration; "
@@ -206,8 +219,17 @@ class Loop:
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self.adamw.load_state_dict(state["adamw"])
-        self.step, self.best, self.seconds = state["step"], state["best"], state["seconds"]
+        self.step, self.validated = state["step"], state["validated"]
+        self.best, self.seconds = state["best"], state["seconds"]
         self.console.print(f"resuming {self.folder} at step {self.step}")
+
+
+def finished_checkpoint(out: Path) -> Path:
+    """Return the checkpoint folder of a run that has ended. Raises `TrainingError` where it is gone."""
+    folder = out / "checkpoint"
+    if not folder.is_dir():
+        raise TrainingError(f"the run in {out} has ended, but its checkpoint is gone; remove {out} to start afresh")
+    return folder
 
 
 def moving_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:

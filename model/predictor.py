@@ -23,10 +23,10 @@ from torch import Tensor
 
 from model.backbone import TokenSequence
 from model.calibration import Calibration, softmax
-from model.checkpoint import Checkpoint, load_checkpoint, load_weights
+from model.checkpoint import CONFIG, Checkpoint, load_checkpoint, load_weights
 from model.cma_clip import CMAClip, build_cma_clip
 from model.device import pick_device, serving_dtype
-from model.errors import CheckpointError
+from model.errors import CheckpointError, ConfigError
 from model.explain import PictureVariants, TitleVariants, log_odds
 from model.preprocess import ImageTransform, TitleTokeniser, TokenisedTitle, pad_tokens
 from model.readings import AttributeReading, Candidate, Explanation, Frame, ModelInfo, Situation
@@ -173,7 +173,10 @@ class Predictor:
         checkpoint = load_checkpoint(folder)
         if not checkpoint.tasks:
             raise CheckpointError(f"{folder} holds pre-trained towers without attributes; train on it first")
-        network = build_cma_clip(checkpoint.config, checkpoint.tasks)
+        try:
+            network = build_cma_clip(checkpoint.config, checkpoint.tasks)
+        except ConfigError as error:
+            raise CheckpointError(f"{folder / CONFIG}: {error}") from error
         load_weights(network, checkpoint)
         return cls(checkpoint, network, target, number_format)
 

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from open_clip.tokenizer import SimpleTokenizer
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from model.config import PreprocessConfig
 from model.errors import ModelError
+from model.pictures import upright_rgb
 
 MAX_WORD_CHARACTERS = 128
 """A longer word is read by its beginning: byte-pair merging takes time quadratic in a word's length."""
@@ -29,28 +30,19 @@ MAX_CACHED_WORDS = 20_000
 Box = tuple[float, float, float, float]
 
 
-def decode_image(data: bytes) -> Image.Image:
-    """Decode a catalogue's picture to upright RGB, transparency on white.
+def decode_image(data: bytes, target: tuple[int, int] | None = None) -> Image.Image:
+    """Decode a catalogue's picture as `upright_rgb` does, whatever format Pillow knows.
 
     Raises `ModelError` when the bytes are no picture. For files of one's own: what strangers send over HTTP is
     checked first by `service.images`.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return to_rgb(ImageOps.exif_transpose(image))
+            return upright_rgb(image, target)
     except UnidentifiedImageError:  # whose message is an address in memory
         raise ModelError("the image cannot be decoded: it is in no known format") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's parsers let almost anything escape
         raise ModelError(f"the image cannot be decoded: {error}") from error
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode to RGB; transparent pixels become white, as product pictures stand on white."""
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        return Image.alpha_composite(white, layer).convert("RGB")
-    return image.convert("RGB")
 
 
 class ImageTransform:

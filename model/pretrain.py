@@ -26,7 +26,7 @@ from model.config import ModelConfig, PretrainConfig, to_json
 from model.dataset import Collate, ListingDataset, TrainingBatch, TrainingBatches
 from model.device import pick_device
 from model.errors import CatalogueError, ConfigError
-from model.loop import Loop
+from model.loop import Loop, finished_checkpoint
 from model.preprocess import ImageTransform
 
 MAX_LOGIT_SCALE = math.log(100)  # as CLIP: larger ones make training unstable
@@ -140,11 +140,11 @@ def pretrain(
         device=pick_device(device),
         validate=_Validation(ListingDataset(catalogue, held_out, (), model.preprocess), loss, optimiser.batch_size),
         save_best=save,
-        fingerprint={"model": to_json(model), **training},
+        fingerprint={"name": name, "model": to_json(model), "digest": catalogue.digest, **training},
         ema_decay=0.0,  # a few hundred steps are too few to average over
         console=console,
     ).run()
-    return out / "checkpoint"
+    return finished_checkpoint(out)
 
 
 def take_image_tower(backbone: Backbone, folder: Path) -> None:

@@ -16,18 +16,19 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from model.backbone import Backbone, TokenSequence, backbone_config, pretrained_backbone
-from model.catalogue import Catalogue, Part
+from model.catalogue import Catalogue, Listing, Part
 from model.checkpoint import WEIGHTS, load_checkpoint, load_weights, provenance, read_tensors, save_checkpoint
 from model.cma_clip import AttributeNetwork, CMAClip, Output, build_cma_clip, multi_task_loss
 from model.config import FusionConfig, ModelConfig, PreprocessConfig, SituationWeights, TrainConfig, to_json
-from model.dataset import Collate, ListingDataset, TrainingBatch, TrainingBatches
+from model.dataset import Collate, ListingDataset, TrainingBatch, TrainingBatches, leave_signals_to_the_parent
 from model.device import pick_device
 from model.errors import CatalogueError, ConfigError
-from model.loop import Loop
+from model.loop import Loop, finished_checkpoint
 from model.preprocess import ImageTransform
 from model.tasks import UNLABELLED, Task, build_tasks
 
 VALIDATION_BATCH = 128
+DEFAULT_BACKBONE = "cma-small"
 
 BuildNetwork = Callable[[ModelConfig, Sequence[Task], str | None], AttributeNetwork]
 """Configuration, attributes and start (see `train`) -> the network to train."""
@@ -60,6 +61,8 @@ def train(
     console = console or Console(stderr=True)
     console.print(str(catalogue.report))
     listings = catalogue.part(Part.TRAIN)
+    if not any(_can_be_read(listing, config.weights) for listing in listings):
+        raise ConfigError("no listing of the train part can be read in a situation whose weight is not 0")
     attributes = catalogue.config.attributes
     if not attributes:
         raise ConfigError("the catalogue names no attributes to train on")
@@ -115,28 +118,47 @@ def train(
             workers=config.optimiser.workers,
         ),
         save_best=save,
-        fingerprint={"model": to_json(model), "tasks": [[t.name, *t.labels] for t in tasks], **training},
+        fingerprint={
+            "name": name,
+            "model": to_json(model),
+            "tasks": [[t.name, *t.labels] for t in tasks],
+            "digest": catalogue.digest,
+            **training,
+        },
         ema_decay=config.ema_decay,
         console=console,
     ).run()
-    return out / "checkpoint"
+    return finished_checkpoint(out)
+
+
+def _can_be_read(listing: Listing, weights: SituationWeights) -> bool:
+    image, title = bool(listing.image), bool(listing.title)
+    return bool((weights.image and image) or (weights.title and title) or (weights.both and image and title))
 
 
 def initial_model(
-    backbone: str, initial: str | None, *, image_size: tuple[int, int] | None = None, fusion: FusionConfig | None = None
+    backbone: str | None,
+    initial: str | None,
+    *,
+    image_size: tuple[int, int] | None = None,
+    fusion: FusionConfig | None = None,
 ) -> ModelConfig:
     """Return the model configuration for a start from `initial`, or for a new network on `backbone`.
 
     A start from a checkpoint of ours keeps its towers, preprocessing and (unless `fusion` is given) its fusion.
+    `backbone` is `cma-small` where nothing says otherwise. Raises `ConfigError` where `initial` has another one.
     """
     if initial and Path(initial).is_dir():
         config = load_checkpoint(Path(initial)).config
+        if backbone not in (None, config.backbone_name):
+            raise ConfigError(f"{initial} has the backbone {config.backbone_name}, not {backbone}")
         return ModelConfig(
             backbone_name=config.backbone_name,
             backbone=config.backbone,
             preprocess=config.preprocess,
             fusion=fusion or config.fusion,
         )
+    backbone = backbone or DEFAULT_BACKBONE
     clip = backbone_config(backbone)
     size = image_size or _size(clip["vision_cfg"]["image_size"])
     ours = "timm_model_name" in clip["vision_cfg"]
@@ -289,6 +311,8 @@ class Validation:
     def __init__(
         self, dataset: ListingDataset, weights: SituationWeights, *, device: torch.device, workers: int
     ) -> None:
+        if not any(listing.labels for listing in dataset.listings):
+            raise CatalogueError("the validation part holds no labelled listing: there are too few listings, or groups")
         self.device = device
         self.trained = [situation for situation, weight in vars(weights).items() if weight]
         self.transform = dataset.transform
@@ -298,6 +322,7 @@ class Validation:
             num_workers=workers,
             collate_fn=Collate(dataset),
             multiprocessing_context="forkserver" if workers else None,
+            worker_init_fn=leave_signals_to_the_parent,
         )
 
     @torch.inference_mode()

@@ -106,11 +106,11 @@ class Admission:
         max_listings: int,
         max_bytes: int,
         expected_seconds: Callable[[int], float],
-        estimate_age: Callable[[], float],
+        estimate_age: Callable[[int], float],
     ) -> None:
         """
         expected_seconds: predicts how long until that many listings are answered
-        estimate_age: seconds since that prediction was last fed by a real batch
+        estimate_age: seconds since its prediction for so many was last fed by a real batch
         """
         self._max_listings, self._max_bytes = max_listings, max_bytes
         self._expected_seconds, self._estimate_age = expected_seconds, estimate_age
@@ -143,9 +143,12 @@ class Admission:
             return
         raise Overloaded(full, retry_after=self._expected_seconds(self.listings))
 
-    def check_deadline(self, deadline: Deadline, *, listings: int) -> None:
-        """Raise `DeadlineExceeded` if so many listings cannot be answered in time, those before them included."""
-        if not self.listings and self._estimate_age() > 1.0:
+    def check_deadline(self, deadline: Deadline, *, listings: int, own: int = 0) -> None:
+        """Raise `DeadlineExceeded` if so many more listings cannot be answered in time, those before them included.
+
+        own: how many of those inside are the request's own.
+        """
+        if self.listings == own and self._estimate_age(own + listings) > 1.0:
             # Nobody is inside and the estimate is old: let this one try. Were it refused too, a device that
             # was slow once would be thought slow for ever.
             return

@@ -83,11 +83,12 @@ class BatchCost:
 
     def __init__(self) -> None:
         self._seen: dict[int, deque[float]] = {}
-        self._updated = -float("inf")
+        self._updated: dict[int, float] = {}
 
     def observe(self, size: int, seconds: float) -> None:
-        self._seen.setdefault(self._row(size), deque(maxlen=5)).append(seconds)
-        self._updated = time.monotonic()
+        row = self._row(size)
+        self._seen.setdefault(row, deque(maxlen=5)).append(seconds)
+        self._updated[row] = time.monotonic()
 
     def seconds(self, size: int) -> float:
         """Expected seconds of a batch of `size`; 0 before anything was seen."""
@@ -100,10 +101,13 @@ class BatchCost:
         (low, fast), (high, slow) = rows[above - 1], rows[above]
         return fast + (slow - fast) * (size - low) / (high - low)
 
-    @property
-    def age(self) -> float:
-        """Seconds since a batch was last seen."""
-        return time.monotonic() - self._updated
+    def age(self, size: int) -> float:
+        """Seconds since a batch was last seen that `seconds(size)` goes by: of the next larger known size, if any."""
+        rows = sorted(self._updated.items())
+        if not rows:
+            return float("inf")
+        above = bisect.bisect_left(rows, (size, 0.0))
+        return time.monotonic() - rows[min(above, len(rows) - 1)][1]
 
     @staticmethod
     def _row(size: int) -> int:
@@ -235,8 +239,9 @@ class MicroBatcher(Generic[Item, Batch, Result]):
 
     def _collate_next(self) -> bool:
         with self._changed:
-            while self._closed is None and not self._may_seal():
-                self._changed.wait(self._until_due())
+            # One look at the clock decides and sets the alarm: between two, the moment could pass unnoticed.
+            while self._closed is None and not self._may_seal(due := self._until_due()):
+                self._changed.wait(due)
             if self._closed is not None:
                 return False
             taken = [self._waiting.popleft()]
@@ -267,13 +272,16 @@ class MicroBatcher(Generic[Item, Batch, Result]):
             self._changed.notify_all()  # the device is free: a partial batch may leave
         return True
 
-    def _may_seal(self) -> bool:
-        """Whether a batch leaves now: a full one as soon as the slot is free, a partial one for an idle device."""
+    def _may_seal(self, due: float | None) -> bool:
+        """Whether a batch leaves now: a full one as soon as the slot is free, a partial one for an idle device.
+
+        due: what `_until_due` has just said.
+        """
         if not self._waiting or self._sealed is not None:
             return False
         if self._places(itertools.islice(self._waiting, self._max_batch_size)) >= self._max_batch_size:
             return True
-        return not self._computing and self._until_due() is None
+        return not self._computing and due is None
 
     def _until_due(self) -> float | None:
         """Seconds that the oldest waiter has yet to wait for company; None where there is nothing to wait for."""

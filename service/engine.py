@@ -92,7 +92,7 @@ class Engine:
             max_listings=settings.max_queue,
             max_bytes=settings.max_inflight_bytes,
             expected_seconds=lambda listings: self.batcher.expected_seconds(listings),  # noqa: PLW0108 - not there yet
-            estimate_age=lambda: self.batcher.cost.age,
+            estimate_age=lambda listings: self.batcher.cost.age(min(listings, settings.max_batch_size)),
         )
         self.metrics.in_flight.set_function(lambda: self.admission.listings)
         self.metrics.queue_depth.set_function(lambda: self._batcher.waiting if self._batcher else 0)
@@ -236,7 +236,7 @@ class Engine:
     async def infer(self, prepared: Prepared, call: Call) -> Prediction:
         """Compute, once there is a chance to be in time: on arrival it was counted as a plain listing."""
         if prepared.work > 1:
-            self.admission.check_deadline(call.deadline, listings=prepared.work - 1)
+            self.admission.check_deadline(call.deadline, listings=prepared.work - 1, own=call.ticket.listings)
         answer = await self.batcher.submit(prepared, deadline=call.deadline.at)
         self.stage("queue", answer.queue_seconds, call)
         self.stage("inference", answer.inference_seconds, call)

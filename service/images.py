@@ -9,10 +9,10 @@ from __future__ import annotations
 import io
 import re
 import struct
-import threading
 
 from PIL import AvifImagePlugin, Image
 
+from model.pictures import upright_rgb
 from service.errors import PayloadTooLarge, ServiceError, UndecodableImage, UnsupportedMediaType
 
 ACCEPTED = "JPEG, PNG, WebP, GIF, AVIF, BMP"
@@ -26,30 +26,9 @@ JPEG_MARKER = re.compile(rb"\xff+([\x02-\xcf\xd9-\xfe])", re.DOTALL)
 """Neither an escaped 0xff within a scan, nor one of the markers that stand alone (restarts, start of the image)."""
 JPEG_SCAN, JPEG_END = b"\xda", b"\xd9"
 
-DRAFT_MARGIN = 2
-"""JPEGs are decoded at the smallest scale that is still this many times the model's input, so that the
-model's own resampling still has more pixels than it needs (Pillow's `reducing_gap` makes the same choice)."""
-
-LARGE_PIXELS = 4_000_000
-"""What still has more pixels than this after the draft takes hundreds of megabytes to decode and convert: such
-pictures are decoded two at a time, whatever the number of threads, and reduced before they are passed on."""
-
-ORIENTATION_TAG = 0x0112
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""What undoes each value of EXIF's orientation tag."""
-
 # The limit on pixels is a setting, checked below for every format; Pillow's own, fixed one would only get in
 # its way.
 Image.MAX_IMAGE_PIXELS = None
-_large_pictures = threading.Semaphore(2)
 # The pool decodes several pictures at once; threads inside one decoder would compete with it.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
@@ -57,7 +36,7 @@ AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 def decode(data: bytes, *, max_pixels: int, target: tuple[int, int]) -> Image.Image:
     """Decode the first frame upright, as RGB, transparency on white.
 
-    target: the model's input (height, width); large JPEGs are decoded at a reduced scale not far above it.
+    target: the model's input (height, width); large pictures are reduced to a scale not far above it.
 
     Raises `UnsupportedMediaType` (not one of the accepted formats), `PayloadTooLarge` (too many pixels) or
     `UndecodableImage` (damaged).
@@ -67,13 +46,7 @@ def decode(data: bytes, *, max_pixels: int, target: tuple[int, int]) -> Image.Im
     try:
         with Image.open(io.BytesIO(data), formats=(file_format,)) as image:
             _check_pixels(image.size, max_pixels)
-            if file_format == "JPEG":
-                height, width = target
-                image.draft(None, (DRAFT_MARGIN * width, DRAFT_MARGIN * height))
-            if image.width * image.height <= LARGE_PIXELS:
-                return _upright(_as_rgb(image), image)
-            with _large_pictures:
-                return _upright(_reduced(_as_rgb(image), target), image)
+            return upright_rgb(image, target)
     except ServiceError:
         raise
     except Exception as error:
@@ -153,34 +126,3 @@ def _webp_size(data: bytes) -> tuple[int, int] | None:
         (bits,) = struct.unpack_from("<I", data, 21)
         return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
     return None
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    image.load()
-    if image.mode.startswith("I"):
-        # 16 bits a pixel, which Pillow would clip at 255 instead of scaling. A transparent grey value (rare)
-        # is let be.
-        image.info.pop("transparency", None)
-        image = image.convert("I").point(lambda value: value / 256).convert("L")
-    if image.has_transparency_data:
-        with_alpha = image.convert("RGBA") if image.mode != "RGBA" else image
-        white = Image.new("RGB", image.size, "white")
-        white.paste(with_alpha, mask=with_alpha.getchannel("A"))
-        return white
-    return image.convert("RGB") if image.mode != "RGB" else image
-
-
-def _reduced(image: Image.Image, target: tuple[int, int]) -> Image.Image:
-    """Average whole blocks of pixels, down to no less than a JPEG's draft would leave."""
-    height, width = target
-    factor = min(image.width // (DRAFT_MARGIN * width), image.height // (DRAFT_MARGIN * height))
-    return image.reduce(factor) if factor > 1 else image
-
-
-def _upright(rgb: Image.Image, source: Image.Image) -> Image.Image:
-    """Undo the camera's orientation; an EXIF block that cannot be read is no reason to refuse the picture."""
-    try:
-        orientation = source.getexif().get(ORIENTATION_TAG)
-    except Exception:
-        return rgb
-    return rgb.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else rgb

@@ -19,12 +19,17 @@ from service.settings import load_settings
 if TYPE_CHECKING:
     from model.config import ModelConfig
 
+MAX_TABLE_WIDTH = 160
+
 CatalogueFile = Annotated[Path, typer.Argument(help="the catalogue's TOML file", show_default=False)]
 RunFolder = Annotated[Path, typer.Option(help="folder of the run; an interrupted one goes on", show_default=False)]
 CheckpointFolder = Annotated[Path, typer.Argument(help="checkpoint folder", show_default=False)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
 Name = Annotated[str, typer.Option(help="the model's name")]
-Backbone = Annotated[str, typer.Option(help="cma-small, cma-tiny, or an open_clip ViT such as ViT-B-32")]
+Backbone = Annotated[
+    str | None,
+    typer.Option(help="cma-small, cma-tiny, or an open_clip ViT such as ViT-B-32", show_default="cma-small, or INIT's"),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
@@ -40,7 +45,7 @@ def pretrain(
     *,
     out: RunFolder,
     name: Name = "pretrained",
-    backbone: Backbone = "cma-small",
+    backbone: Backbone = None,
     init: Annotated[
         Path | None,
         typer.Option(help="keep the image tower of this checkpoint folder, and train a new text tower to match it"),
@@ -76,7 +81,7 @@ def train(
     *,
     out: RunFolder,
     name: Name = "cma-clip",
-    backbone: Backbone = "cma-small",
+    backbone: Backbone = None,
     init: Annotated[
         str | None,
         typer.Option(
@@ -129,7 +134,7 @@ def calibrate(
     from model.calibrate import TARGET_PRECISIONS, calibration_table  # noqa: PLC0415
     from model.calibrate import calibrate as run  # noqa: PLC0415
     from model.catalogue import Catalogue  # noqa: PLC0415
-    from model.checkpoint import CALIBRATION, write_part  # noqa: PLC0415
+    from model.checkpoint import CALIBRATION, METRICS, write_part  # noqa: PLC0415
     from model.predictor import Predictor  # noqa: PLC0415
 
     predictor = Predictor.load(checkpoint, device=device)
@@ -141,8 +146,12 @@ def calibrate(
         per_label=per_label,
         together=together,
     )
+    old, stale = predictor.checkpoint.calibration, predictor.checkpoint.folder / METRICS
     write_part(predictor.checkpoint, CALIBRATION, calibration.to_json())
-    Console().print(calibration_table(calibration))
+    _tables().print(calibration_table(calibration))
+    if stale.is_file() and (old is None or old.to_json() != calibration.to_json()):
+        stale.unlink()
+        print(f"{stale} was measured with other thresholds, and is removed: run `cma-clip evaluate`", file=sys.stderr)
 
 
 def evaluate(
@@ -168,6 +177,10 @@ def evaluate(
     from model.plots import save_plots  # noqa: PLC0415
     from model.predictor import Predictor  # noqa: PLC0415
 
+    if plots and plots.exists() and not plots.is_dir():
+        raise ConfigError(f"{plots} is a file; plots need a folder")
+    if scores and not scores.parent.is_dir():
+        raise ConfigError(f"there is no folder {scores.parent} for the scores")
     predictor = Predictor.load(checkpoint, device=device)
     calibration = predictor.checkpoint.calibration
     if calibration is None:
@@ -177,7 +190,7 @@ def evaluate(
     write_part(predictor.checkpoint, METRICS, evaluation.metrics)
     update_card(predictor.checkpoint, evaluation.metrics)
     for table in evaluation_tables(evaluation.metrics):
-        Console().print(table)
+        _tables().print(table)
     if plots:
         for path in save_plots(evaluation, plots):
             print(path)
@@ -212,6 +225,12 @@ def label(
     print(f"{out}: {done.rows:,} rows, {done.failed:,} of them with an error", file=sys.stderr)
 
 
+def _tables() -> Console:
+    """Where tables go: to a file or a pipe in their full width."""
+    console = Console()
+    return console if console.is_terminal else Console(width=MAX_TABLE_WIDTH)
+
+
 def split_settings(texts: list[str] | None, epochs: int | None) -> tuple[dict[str, str], dict[str, str]]:
     """Split `--set` into fusion settings (without their prefix) and the others, `--epochs` among them."""
     fusion: dict[str, str] = {}
@@ -227,7 +246,7 @@ def split_settings(texts: list[str] | None, epochs: int | None) -> tuple[dict[st
     return fusion, others
 
 
-def _model(backbone: str, init: str | None, fusion: dict[str, str]) -> ModelConfig:
+def _model(backbone: str | None, init: str | None, fusion: dict[str, str]) -> ModelConfig:
     """The model to train: that of `init` where it is a checkpoint of ours, with fusion settings overridden."""
     from model.config import override  # noqa: PLC0415
     from model.train import initial_model  # noqa: PLC0415

@@ -116,7 +116,7 @@ async def classify_batch(batch: BatchRequest, request: Request) -> BatchReply:
     wanted = engine.check_options(batch)
     more = len(batch.listings) - 1  # one has been admitted already
     call.ticket.add_listings(more)
-    engine.admission.check_deadline(call.deadline, listings=0)
+    engine.admission.check_deadline(call.deadline, listings=0, own=call.ticket.listings)
     call.record.listings = len(batch.listings)
     outcomes = await asyncio.gather(*(read_or_fail(engine, listing, wanted, call) for listing in batch.listings))
     failures = [outcome[1] for outcome in outcomes if isinstance(outcome, tuple)]

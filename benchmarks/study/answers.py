@@ -24,6 +24,7 @@ from model.cma_clip import AttributeNetwork
 from model.config import PreprocessConfig
 from model.device import training_precision
 from model.errors import CatalogueError, ModelError
+from model.heldout import evidence_groups
 from model.preprocess import ImageTransform, TitleTokeniser, decode_image, pad_tokens
 from model.tasks import Task
 
@@ -57,8 +58,7 @@ class TestPart:
         self.listings = tuple(listing for listing in catalogue.part(part) if listing.title and self._readable(listing))
         if not self.listings:
             raise CatalogueError(f"the {part} part holds no listing with both a title and an image")
-        keys = [" ".join((listing.title or "").casefold().split()) for listing in self.listings]
-        self.group = np.unique(np.array(keys, dtype=np.str_), return_inverse=True)[1].astype(np.int64)
+        self.group = evidence_groups(self.listings)
         self.labels = np.array(
             [[task.encode(listing.labels.get(task.name)) for task in self.tasks] for listing in self.listings]
         )

@@ -95,7 +95,7 @@ class Study:
     @cached_property
     def images(self) -> EncodedImages:
         """The pictures of training and validation, encoded by the tower that all runs share."""
-        model, towers = initial_model("", str(self.initial)), load_checkpoint(self.initial).version
+        model, towers = initial_model(None, str(self.initial)), load_checkpoint(self.initial).version
         backbone = initial_network(model, self.tasks, str(self.initial)).backbone
         return EncodedImages(self.runs / "encoded" / towers, backbone, self.device, self.console)
 
@@ -137,7 +137,7 @@ class Study:
             return
         self.console.rule(run.name)
         folder = self.runs / run.name
-        model = run.model(initial_model("", str(self.initial)))
+        model = run.model(initial_model(None, str(self.initial)))
         checkpoint = load_checkpoint(
             train(
                 self.catalogue,

@@ -114,7 +114,7 @@ def test_every_parameter_of_the_pooled_network_gets_a_gradient(
 
 
 def test_all_networks_start_from_the_same_towers(towers: Path, tasks: tuple[Task, ...]) -> None:
-    initial = initial_model("", str(towers))
+    initial = initial_model(None, str(towers))
     states = {run.name: run.build(run.model(initial), tasks, str(towers)).backbone.state_dict() for run in RUNS}
     for name, state in states.items():
         assert state.keys() == states["cma-clip"].keys()
@@ -129,7 +129,7 @@ def test_all_networks_start_from_the_same_towers(towers: Path, tasks: tuple[Task
 
 @pytest.fixture
 def images(towers: Path, tasks: tuple[Task, ...], tmp_path: Path) -> EncodedImages:
-    network = initial_network(initial_model("", str(towers)), tasks, str(towers))
+    network = initial_network(initial_model(None, str(towers)), tasks, str(towers))
     return EncodedImages(tmp_path / "encoded", network.backbone, torch.device("cpu"), Console(file=io.StringIO()))
 
 
@@ -142,7 +142,7 @@ def test_an_encoded_picture_trains_as_the_picture_does(
     train_config: TrainConfig,
     augment: AugmentConfig | None,
 ) -> None:
-    model = initial_model("", str(towers))
+    model = initial_model(None, str(towers))
     listings = [dataclasses.replace(x, image=None if n == 2 else x.image) for n, x in enumerate(catalogue.listings[:9])]
     varied = augment and [augment] * 2
     arguments: dict[str, Any] = {"tasks": tasks, "preprocess": model.preprocess, "augment": varied, "seed": 5}
@@ -245,7 +245,7 @@ TITLE = "Plain Blue Square number 7 of the old Reds"
 
 def listing(number: int = 1, title: str = TITLE) -> Listing:
     labels = {"colour": "Blue", "shape": "Square"}
-    return Listing(id=f"sku-{number}", title=title, image="x.png", labels=labels, part=Part.TEST)
+    return Listing(id=f"sku-{number}", title=title, image="x.png", labels=labels, group=title, part=Part.TEST)
 
 
 @pytest.mark.parametrize("corruption", TITLES, ids=lambda corruption: corruption.name)

@@ -48,6 +48,7 @@ def catalogue(*listings: Listing) -> Catalogue:
         group=(),
         images=None,
         image=None,
+        attributes=tuple(task.name for task in TASKS),
     )
     return Catalogue(config, listings, ReadReport("squares.csv"), Squares())
 
@@ -70,6 +71,7 @@ def noisy_listings(
                 title=f"{shown(label, title_right)} shirt no {number}",
                 image=shown(label, image_right),
                 labels={"colour": label},
+                group=f"{part}-{number}",
                 part=part,
             )
         )

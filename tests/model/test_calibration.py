@@ -119,7 +119,7 @@ THRESHOLD = (*COLOUR, "thresholds", "0.9")
         (("situations", "title"), None, "situations.title is missing"),
         (("situations", "image"), {}, r"situations.image differs from image_and_title in \['baseColour'\]"),
         (COLOUR, [], "situations.image.baseColour must be an object"),
-        ((*COLOUR, "temperature"), 0, "baseColour.temperature must be above 0"),
+        ((*COLOUR, "temperature"), 0, "baseColour.temperature must be a number from 0.001"),
         ((*COLOUR, "temperature"), float("nan"), "baseColour.temperature must be a number"),
         ((*COLOUR, "temperature"), float("inf"), "baseColour.temperature must be a number"),
         (THRESHOLD, None, "baseColour.thresholds must grow with the target precision"),

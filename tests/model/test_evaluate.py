@@ -23,7 +23,9 @@ from model.readings import Situation
 from tests.model.held_out_catalogue import ColourReader, catalogue, noisy_listings
 
 CONSOLE = Console(file=io.StringIO())
-UNKNOWN = Listing(id="mauve", title="blue shirt", image="blue", labels={"colour": "mauve"}, part=Part.TEST)
+UNKNOWN = Listing(
+    id="mauve", title="blue shirt", image="blue", labels={"colour": "mauve"}, group="mauve", part=Part.TEST
+)
 
 
 @pytest.fixture(scope="module")

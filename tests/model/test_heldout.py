@@ -21,7 +21,7 @@ CONSOLE = Console(file=io.StringIO())
 
 def listing(number: int, title: str | None, image: str | None, colour: str | None = None) -> Listing:
     labels = {} if colour is None else {"colour": colour}
-    return Listing(id=str(number), title=title, image=image, labels=labels, part=Part.TEST)
+    return Listing(id=str(number), title=title, image=image, labels=labels, group=str(number), part=Part.TEST)
 
 
 LISTINGS = (

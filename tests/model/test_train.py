@@ -149,7 +149,7 @@ def test_pretrained_towers_are_taken_over(
     )
     folder = pretrain(catalogue, tmp_path, name="towers", model=model_config, config=config, console=console)
     assert load_checkpoint(folder).tasks == ()
-    network = initial_network(initial_model("unused", str(folder), fusion=model_config.fusion), tasks, str(folder))
+    network = initial_network(initial_model(None, str(folder), fusion=model_config.fusion), tasks, str(folder))
     stored = tensors(folder)
     actual = network.state_dict()
     assert stored
@@ -182,7 +182,7 @@ def test_a_new_text_tower_is_taught_to_match_a_locked_image_tower(
 
 def test_a_start_from_a_trained_checkpoint_keeps_towers_and_fusion(checkpoint_folder: Path) -> None:
     other = (Task(name="sleeve", labels=("long", "short", "none")),)
-    network = initial_network(initial_model("unused", str(checkpoint_folder)), other, str(checkpoint_folder))
+    network = initial_network(initial_model(None, str(checkpoint_folder)), other, str(checkpoint_folder))
     stored, actual = tensors(checkpoint_folder), network.state_dict()
     kept = [key for key in stored if key.startswith(("backbone.", "sequence_attention."))]
     assert kept

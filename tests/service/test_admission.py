@@ -197,9 +197,25 @@ async def test_a_batch_too_long_for_its_deadline_is_refused() -> None:
         assert client.predictor.batches == []
 
 
+async def test_an_old_estimate_of_large_batches_does_not_refuse_them_for_ever() -> None:
+    """Single listings keep the estimate of small batches fresh, and say nothing about large ones."""
+    async with in_process() as client:
+        cost = client.engine.batcher.cost
+        for _ in range(5):
+            cost.observe(32, 60.0)
+        body = {"listings": [{"title": "a"}] * 30}
+        check_problem(await client.post("/v1/classify/batch", json=body), 504, "deadline_exceeded")
+        cost._updated[32] -= 2
+        assert (await client.classify(title="a")).status_code == 200
+        assert (await client.post("/v1/classify/batch", json=body)).status_code == 200
+
+
 def admission(seconds: float, *, age: float = 0.0) -> Admission:
     return Admission(
-        max_listings=10, max_bytes=1000, expected_seconds=lambda listings: seconds * listings, estimate_age=lambda: age
+        max_listings=10,
+        max_bytes=1000,
+        expected_seconds=lambda listings: seconds * listings,
+        estimate_age=lambda _: age,
     )
 
 

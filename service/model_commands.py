@@ -146,12 +146,12 @@ def calibrate(
         per_label=per_label,
         together=together,
     )
-    old, stale = predictor.checkpoint.calibration, predictor.checkpoint.folder / METRICS
+    stale = predictor.checkpoint.folder / METRICS
     write_part(predictor.checkpoint, CALIBRATION, calibration.to_json())
     _tables().print(calibration_table(calibration))
-    if stale.is_file() and (old is None or old.to_json() != calibration.to_json()):
+    if stale.is_file():
         stale.unlink()
-        print(f"{stale} was measured with other thresholds, and is removed: run `cma-clip evaluate`", file=sys.stderr)
+        print(f"{stale} was measured with the old thresholds, and is removed: run `cma-clip evaluate`", file=sys.stderr)
 
 
 def evaluate(

@@ -48,7 +48,7 @@ class EncodedImages:
 
     def of(self, dataset: ListingDataset, epoch: int) -> NDArray[np.float16]:
         """Return the tokens of a data set's listings in one epoch, encoding them where that was not done yet."""
-        path = self.folder / f"{dataset.listings[0].part}{_variation(dataset, epoch)}.npy"
+        path = self.folder / f"{dataset.listings[0].part}-{_variation(dataset, epoch)}.npy"
         if not path.is_file():
             self._encode(dataset, epoch, path)
         tokens: NDArray[np.float16] = np.load(path, mmap_mode="r")
@@ -77,20 +77,13 @@ class EncodedImages:
 
 
 def _variation(dataset: ListingDataset, epoch: int) -> str:
-    """Name what decides how an epoch's pictures are varied; nothing, where they are not."""
-    if dataset.augment is None:
-        return ""
-    augment = dataset.augment[epoch]
-    fields = (
-        augment.crop,
-        augment.stretch,
-        augment.flip,
-        augment.spoiled_images,
-        augment.blank_images,
-        dataset.seed,
-        epoch,
-    )
-    return "-" + hashlib.sha256(repr(fields).encode()).hexdigest()[:12]
+    """Name what decides what an epoch's pictures are: the listings, in their order, and how they are varied."""
+    fields: list[object] = [dataset.catalogue.config.images, [listing.image for listing in dataset.listings]]
+    if dataset.augment is not None:
+        augment = dataset.augment[epoch]
+        fields += [augment.crop, augment.stretch, augment.flip, augment.spoiled_images, augment.blank_images]
+        fields += [dataset.seed, epoch]
+    return hashlib.sha256(repr(fields).encode()).hexdigest()[:12]
 
 
 class EncodedListings(ListingDataset):

@@ -52,8 +52,8 @@ of listings that is accepted and right at the best threshold for these very list
 the networks' own, before any temperature. A difference whose interval holds 0 is called no difference. CMA-CLIP and
 the fine-tuned CLIP were trained with several seeds: the difference between these two is of their means, and its
 interval of other listings and other seeds. All else was trained once and is compared with seed 0 alone; its intervals
-say nothing about another seed. All runs share an image tower that was trained on the labels before, and is locked: what
-is compared is how a network reads it together with the title.
+are widened by what figures vary from seed to seed in the runs with several. All runs share an image tower that was
+trained on the labels before, and is locked: what is compared is how a network reads it together with the title.
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,8 @@ from benchmarks.study.study import all_names, repeat_names
 from model.errors import ConfigError
 from model.readings import Situation
 
+DETERMINISTIC = ("majority", "tf-idf")
+"""Trained without luck."""
 SHIPPED, CERTIFICATES, TRIALS = "shipped.json", "certificates.json", "trials"
 
 
@@ -125,7 +128,8 @@ class Results:
     def difference(self, run: str, other: str, key: str, measure: str, attribute: str = "mean") -> Estimate | None:
         """Return `run` minus `other`: both were resampled alike, so listings that both find hard cancel out.
 
-        Of the means over the seeds that both were trained with; the interval is of other listings and other seeds.
+        Of the means over the seeds that both were trained with; the interval is of other listings and other seeds. What
+        was trained once has the luck of one seed: as much as those had that were trained several times.
         """
         seeds, generator = self.seeds(run, other), np.random.default_rng(0)
         values = [self.mean(each, key, measure, attribute, seeds=seeds) for each in (run, other)]
@@ -134,8 +138,18 @@ class Results:
         ]
         if samples[0] is None or samples[1] is None or values[0] is None or values[1] is None:
             return None
-        low, high = np.quantile(samples[0] - samples[1], (0.025, 0.975))
+        drawn = samples[0] - samples[1]
+        if seeds == 1:
+            trained = sum(each not in DETERMINISTIC for each in (run, other))
+            drawn = drawn + generator.normal(0.0, math.sqrt(trained) * self.luck(key, measure, attribute), drawn.shape)
+        low, high = np.quantile(drawn, (0.025, 0.975))
         return Estimate(values[0] - values[1], float(low), float(high))
+
+    def luck(self, key: str, measure: str, attribute: str = "mean") -> float:
+        """Return the standard deviation of a figure from seed to seed, in the runs with several; 0 without any."""
+        figures = [self.by_seed(run, key, measure, attribute) for run in REPEATS]
+        variances = [np.var(each, ddof=1) for each in figures if len(each) > 1]
+        return float(np.sqrt(np.mean(variances))) if variances else 0.0
 
     def seeds(self, run: str, other: str) -> int:
         """Return with how many seeds both were trained, 0 among them."""
@@ -162,12 +176,18 @@ class Results:
 def _resamples(
     conditions: Sequence[Cells], measure: str, attribute: str, generator: np.random.Generator
 ) -> NDArray[np.float64] | None:
-    """Return `[R]` means over seeds, which are drawn with replacement anew for each resample of the listings."""
+    """Return `[R]` means over seeds, which are drawn with replacement anew for each resample of the listings.
+
+    Of k seeds drawn so, the mean varies by (k - 1) / k of what it would vary by with fresh ones: that is made up for.
+    """
     kept = [condition.get("resamples", {}).get(measure, {}).get(attribute) for condition in conditions]
     if not kept or None in kept:
         return None
     values = np.array(kept) / 10_000  # [seeds, R]
-    drawn = generator.integers(len(kept), size=values.shape)
+    if (k := len(kept)) > 1:
+        middle = values.mean(axis=0)
+        values = middle + (values - middle) * math.sqrt(k / (k - 1))
+    drawn = generator.integers(k, size=values.shape)
     return np.take_along_axis(values, drawn, axis=0).mean(axis=0)
 
 

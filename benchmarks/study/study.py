@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import platform
 import time
@@ -36,7 +38,6 @@ from model.train import initial_model, initial_network, train
 SUBSET = 1_200
 """Listings that are spoilt: enough for curves, and few enough for minutes."""
 
-ANSWERS = "answers.npz"
 STRONGEST = tuple(
     Condition(situation=Situation.BOTH, corruption=each.name, strength=each.strengths[-1]).key for each in CORRUPTIONS
 )
@@ -121,6 +122,11 @@ class Study:
             "corruption_seed": SEED,
         }
 
+    def answers_of(self, name: str) -> Path:
+        """Where the answers of a run are kept; those on other listings, or spoilt otherwise, are other ones."""
+        budget = hashlib.sha256(json.dumps(self.budget, sort_keys=True).encode()).hexdigest()
+        return self.runs / name / f"answers-{budget[:12]}.npz"
+
     def _finished(self, name: str) -> bool:
         path = self.results / f"{name}.json"
         if not path.is_file():
@@ -155,17 +161,17 @@ class Study:
         network = run.build(model, self.tasks, None)
         load_weights(network, checkpoint)
         began = time.monotonic()
-        if not (folder / ANSWERS).is_file():
+        if not self.answers_of(run.name).is_file():
             reader = Reader(network, model.preprocess, self.device, seen=self.seen)
             answers = dict(read_clean(reader, self.part, run.reads))
             if run.spoilt:
                 # The curves need no answer to the last bit.
                 fast = Reader(network, model.preprocess, self.device, fast=True, seen=self.seen)
                 answers |= dict(read_spoilt(fast, self.part, self.subset, reads=run.reads))
-            save_answers(folder / ANSWERS, answers)
+            save_answers(self.answers_of(run.name), answers)
         self._write(
             run.name,
-            load_answers(folder / ANSWERS),
+            load_answers(self.answers_of(run.name)),
             weighs=run.weighs,
             head={
                 "title": run.title,
@@ -189,7 +195,7 @@ class Study:
         self._write(name, answers, weighs=False, head={"title": TITLES_OF[name], "training_seconds": seconds})
 
     def _late_fusion(self) -> None:
-        files = [self.runs / run.name / ANSWERS for run in (IMAGE_ALONE, TITLE_ALONE)]
+        files = [self.answers_of(run.name) for run in (IMAGE_ALONE, TITLE_ALONE)]
         if missing := [file for file in files if not file.is_file()]:
             if not (self.results / "late-fusion.json").is_file():
                 self.console.print(f"late-fusion: needs {missing[0]}; run image-alone and title-alone here first")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -560,7 +561,7 @@ def test_a_run_is_repeated_with_another_seed(tiny_study: Study) -> None:
     assert first["budget"] == second["budget"]
     assert first["conditions"].keys() == second["conditions"].keys()
     logits = [
-        load_answers(tiny_study.runs / name / study.ANSWERS)[clean(Situation.BOTH)].logits[0]
+        load_answers(tiny_study.answers_of(name))[clean(Situation.BOTH)].logits[0]
         for name in ("clip-finetuned", "clip-finetuned-seed-1")
     ]
     assert not np.allclose(*logits)
@@ -683,6 +684,31 @@ def test_differences_are_those_of_the_resamples(part: TestPart, tmp_path: Path) 
     assert difference.low <= difference.value <= difference.high
     assert results.difference("cma-clip", "title-alone", key, "accuracy") is None
     assert results.difference("cma-clip", "clip-finetuned", key, "macro_f1") is None  # whose resamples are not kept
+
+
+def test_what_was_trained_once_has_the_luck_of_one_seed(part: TestPart, tmp_path: Path) -> None:
+    """As much as those that were trained several times; what learns without luck has none."""
+    for name, noise in {"depth-2": 1.0, "majority": 1.0, "cma-clip": 1.0}.items():
+        write_result(part, tmp_path, name, noise)
+    key = clean(Situation.BOTH)
+    once = Results(tmp_path)
+    assert once.luck(key, "accuracy") == 0
+    for name, noise in {"cma-clip-seed-1": 3.0, "cma-clip-seed-2": 0.2}.items():
+        write_result(part, tmp_path, name, noise)
+    often = Results(tmp_path)
+    figures = often.by_seed("cma-clip", key, "accuracy")
+    assert often.luck(key, "accuracy") == pytest.approx(np.std(figures, ddof=1))
+
+    def width(results: Results, other: str) -> float:
+        difference = results.difference("depth-2", other, key, "accuracy")
+        assert difference is not None
+        return difference.high - difference.low
+
+    # Drawn with the luck of both, of one, of neither: the same network, so nothing else varies.
+    widths = [width(often, "cma-clip"), width(often, "majority"), width(once, "cma-clip")]
+    assert widths == sorted(widths, reverse=True)
+    assert widths[0] == pytest.approx(math.sqrt(2) * widths[1], rel=0.2)
+    assert widths[2] == 0
 
 
 def test_two_with_several_seeds_are_compared_by_their_means(part: TestPart, tmp_path: Path) -> None:

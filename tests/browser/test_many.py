@@ -109,6 +109,75 @@ def test_a_folder_with_a_table(playground: Playground, tmp_path: Path) -> None:
     expect(playground["tbody tr"]).to_contain_text(["neither a title nor a picture"])
 
 
+def test_a_row_gets_the_picture_that_it_names(playground: Playground, tmp_path: Path) -> None:
+    """Or none: of several that it may mean, of one that another row names."""
+    rows = (
+        "1,One,a/1.png",
+        "2,Two,b/1.png",
+        "3,Missing,c/1.png",
+        "4,From elsewhere,C:\\photos\\shop\\a\\2.png",
+        "5,Beside the table,5.png",
+        "6,Anywhere,6.png",
+        "7,Several,7.png",
+        "8,Without an ending,deep/8",
+    )
+    names = ("a/1.png", "b/1.png", "a/2.png", "5.png", "b/5.png", "b/6.png", "a/7.png", "b/7.png", "deep/8.png")
+    folder = write(tmp_path / "shop", "id,title,image", *rows, pictures=names)
+    read_many(playground, folder)
+    expect_done(playground, 8)
+    notes = "2 rows name a picture that is not, or not clearly, among the files"
+    expect(playground["#notes"]).to_contain_text(notes)
+    shown = playground["tbody tr"].evaluate_all("rows => rows.map((row) => Boolean(row.querySelector('img')))")
+    assert shown == [True, True, False, True, True, True, False, True]
+    script = """async (files) => {
+        const { listingsOf } = await import("/static/playground/files.js");
+        const given = files.map(([path, text]) => ({ path, file: new File([text], path.split("/").at(-1)) }));
+        const { listings } = await listingsOf(given);
+        return Promise.all(listings.map(async ({ picture }) => picture && picture.text()));
+    }"""
+    table = "\n".join(["id,title,image", *rows])
+    given = [["shop/styles.csv", table], *([f"shop/{name}", name] for name in names)]
+    found = playground.page.evaluate(script, given)
+    assert found == ["a/1.png", "b/1.png", None, "a/2.png", "5.png", "b/6.png", None, "deep/8.png"]
+
+
+def test_an_id_stands_for_a_picture_only_where_there_is_one(playground: Playground, tmp_path: Path) -> None:
+    folder = write(tmp_path / "shop", "id,title", "1,One", "2,Two", pictures=("a/1.png", "b/1.png", "a/2.png"))
+    read_many(playground, folder)
+    expect_done(playground, 2)
+    expect(playground["#notes"]).to_contain_text("1 row has several pictures of its id's name")
+    expect(playground["td img"]).to_have_count(1)
+
+
+def test_a_table_in_the_encoding_of_an_office_program(playground: Playground, tmp_path: Path) -> None:
+    folder = write(tmp_path / "shop", "id;title", "1;Coat")
+    (folder / "styles.csv").write_bytes("id;title\n1;Chaussure \xe9t\xe9".encode("latin-1"))
+    read_many(playground, folder / "styles.csv")
+    expect(playground["#progress-text"]).to_have_text("1 of 1 listing read.")
+    expect(playground[".row-title"]).to_have_text("Chaussure \xe9t\xe9")
+    expect(playground["#notes"]).to_contain_text("not UTF-8")
+
+
+def test_a_picture_that_has_gone_meanwhile_fails_alone(playground: Playground, tmp_path: Path) -> None:
+    folder = write(tmp_path / "shop", "", pictures=tuple(f"{number}.png" for number in range(3)))
+    (folder / "styles.csv").unlink()
+    playground["#tab-many"].click()
+    playground.page.evaluate(
+        """() => {
+            const plain = FileReader.prototype.readAsDataURL;
+            FileReader.prototype.readAsDataURL = function (file) {
+                if (file.name === "1.png") setTimeout(() => this.onerror());
+                else plain.call(this, file);
+            };
+        }"""
+    )
+    playground["#folder"].set_input_files(folder)
+    expect_done(playground, 3)
+    labels = download(playground)
+    assert [bool(row["error"]) for row in labels] == [False, True, False]
+    assert labels[1]["error"] == "unreadable: The browser could not read 1.png."
+
+
 def test_a_folder_of_pictures(playground: Playground, tmp_path: Path) -> None:
     folder = write(tmp_path / "shop", "", pictures=tuple(f"{number}.png" for number in range(3)))
     (folder / "styles.csv").unlink()
@@ -182,6 +251,20 @@ def test_batches_are_halved_until_they_fit(open_playground: OpenPlayground, smal
     labels = download(playground)
     assert [row["id"] for row in labels if row["error"]] == ["4"]
     assert labels[4]["error"].startswith("inference_failed: ")
+
+
+def test_a_batch_that_fails_as_a_whole_does_not_hold_up_the_table(
+    open_playground: OpenPlayground, small: Site, tmp_path: Path
+) -> None:
+    """The last batch holds one row, at which the model fails: the service answers it 500, not in its place."""
+    playground = open_playground(small)
+    playground.expected = REFUSED
+    rows = [f"{number},Coat {number}" for number in range(32)]
+    read_many(playground, write(tmp_path / "shop", "id,title", *rows, "last,poison") / "styles.csv")
+    expect_done(playground, 33)
+    labels = download(playground)
+    assert [row["id"] for row in labels if row["error"]] == ["last"]
+    assert labels[-1]["error"].startswith("inference_failed: ")
 
 
 def test_overload_is_waited_out(open_playground: OpenPlayground, tmp_path: Path) -> None:

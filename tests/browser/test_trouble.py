@@ -123,6 +123,31 @@ def test_somebody_else_answers(troubled: Playground) -> None:
     troubled.expect_answer()
 
 
+def test_a_refusal_that_is_cut_off_is_tried_again(troubled: Playground) -> None:
+    troubled.page.route(
+        "**/v1/classify",
+        lambda route: route.fulfill(status=503, body='{"type": ', content_type=errors.PROBLEM_TYPE),
+    )
+    troubled["#title"].fill("Red Coat")
+    expect(troubled.expect_problem("odd")).to_contain_text("503")
+    troubled.page.unroute("**/v1/classify")
+    troubled.page.get_by_role("button", name="Try now").click()
+    troubled.expect_answer()
+
+
+def test_a_picture_that_has_gone_meanwhile_is_named(troubled: Playground) -> None:
+    gone = "new DOMException('gone', 'NotFoundError')"
+    troubled.page.evaluate(f"() => {{ Blob.prototype.arrayBuffer = () => Promise.reject({gone}); }}")
+    troubled.choose(picture())
+    expect(troubled.expect_problem("unreadable")).to_contain_text("Choose it again")
+
+
+def test_the_description_of_the_interface_is_missed(troubled: Playground) -> None:
+    troubled.page.route("**/openapi.json", lambda route: route.abort())
+    troubled.page.goto(troubled.page.url.rstrip("/") + "/docs")
+    expect(troubled["#operations"]).to_contain_text("could not be loaded")
+
+
 def test_overload_is_waited_out(open_playground: OpenPlayground) -> None:
     with serving(max_queue=1) as site:
         playground = open_playground(site)
@@ -173,7 +198,7 @@ def test_the_model_is_still_loading(open_playground: OpenPlayground) -> None:
 
 
 def test_an_api_key_is_asked_for(open_playground: OpenPlayground) -> None:
-    with serving(api_keys=("right",)) as site:
+    with serving(api_keys=("right", "ключ ✓")) as site:
         playground = open_playground(site)
         playground.expected = REFUSED
         expect(playground["#locked"]).to_be_visible()
@@ -182,6 +207,13 @@ def test_an_api_key_is_asked_for(open_playground: OpenPlayground) -> None:
         playground["#key"].fill("wrong")
         playground["#key"].press("Enter")
         expect(playground["#key-hint"]).to_contain_text("did not take")
+        playground["#key"].fill("ключ ✓")
+        playground["#key"].press("Enter")
+        playground.expect_answer()
+        playground.page.evaluate("sessionStorage.clear()")
+        playground.page.reload()
+        playground["#title"].fill("Red Coat")
+        playground.expect_problem("unauthorized")
         playground["#key"].fill("right")
         playground.page.get_by_role("button", name="Use this key").click()
         playground.expect_answer()

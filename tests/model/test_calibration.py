@@ -69,6 +69,13 @@ def test_rows_without_a_known_label_do_not_enter_the_fit() -> None:
     assert fit_temperature(logits[:200], unknown) == 1.0
 
 
+def test_softmax_is_of_double_precision() -> None:
+    """A confidence close to its threshold is on the same side of it wherever it is computed."""
+    logits = np.array([[1.1, 2.2, -0.3]], dtype=np.float32)
+    exact = [math.exp(float(value) / 1.3) for value in logits[0]]
+    assert softmax(logits, 1.3)[0] == pytest.approx([each / sum(exact) for each in exact], rel=1e-14)
+
+
 def test_fit_stays_within_its_limits_when_every_answer_is_right_or_wrong() -> None:
     logits = np.array([[3.0, 0.0]] * 50)
     assert fit_temperature(logits, np.zeros(50, dtype=int)) == pytest.approx(1 / 20)

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.certificates import GRID, START_SHARES, certify, certify_labels
+from model.binomial import lower_bound
+from model.certificates import GRID, START_SHARES, _smallest_certified, certify, certify_labels, effective_counts
 from model.scores import oracle_point
 
 TARGETS = (0.9, 0.95, 0.99)
@@ -67,6 +68,27 @@ def test_the_error_budget_is_spent_once_and_on_the_grid() -> None:
     assert sum(START_SHARES.values()) == pytest.approx(1.0)
     assert all(0 <= position < len(GRID) for position in START_SHARES)
     assert list(GRID) == sorted(set(GRID), reverse=True)
+
+
+def test_a_budget_is_lost_with_the_first_failure() -> None:
+    """Without that, the smallest of many thresholds that pass by themselves would be picked, and the promise broken."""
+    assert _smallest_certified(np.array([1.0, 1e-6]), 0.01) is None
+    assert _smallest_certified(np.array([1e-6, 1e-6, 1.0]), 0.01) == 1
+
+
+def test_the_bound_counts_a_repeated_title_once() -> None:
+    confidence, correct = np.full(2_000, 0.9995), np.ones(2_000, dtype=np.bool_)
+    certificate = certify(confidence, correct, [0.9], group=np.repeat(np.arange(500), 4))[0.9]
+    assert certificate is not None
+    assert certificate.bound == pytest.approx(lower_bound(500, 500, 0.05))
+
+
+@pytest.mark.parametrize(("target", "needed"), [(0.9, 57), (0.95, 117), (0.99, 597)])
+def test_so_much_evidence_is_needed_at_least(target: float, needed: int) -> None:
+    """The figures of docs/calibration.md: right answers throughout, all of them as sure as can be."""
+    for count, enough in ((needed - 1, False), (needed, True)):
+        certificate = certify(np.full(count, 0.9995), np.ones(count, dtype=np.bool_), [target])[target]
+        assert (certificate is not None) == enough
 
 
 def test_naive_thresholds_break_the_promise() -> None:
@@ -149,6 +171,9 @@ def test_the_confidence_that_equals_a_threshold_is_accepted() -> None:
     assert certificate is not None
     assert certificate.support == 2_000
     assert below is not None  # another start, further down, finds it
+    right, accepted = effective_counts(np.full(9, threshold), np.ones(9, dtype=np.bool_), np.arange(9))
+    assert (right[20], accepted[20]) == (9, 9)
+    assert accepted[19] == 0
 
 
 def test_rows_that_cannot_be_compared_are_refused() -> None:

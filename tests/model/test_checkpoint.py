@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from model import checkpoint as folder_of
 from model.checkpoint import (
@@ -18,13 +19,16 @@ from model.checkpoint import (
     WEIGHTS,
     load_checkpoint,
     load_weights,
+    read_tensors,
     save_checkpoint,
     weights_version,
     write_part,
+    write_text,
 )
 from model.cma_clip import CMAClip, build_cma_clip
 from model.config import ModelConfig, TrainConfig, from_json, override, small_training, to_json
 from model.errors import CheckpointError, ConfigError
+from model.predictor import Predictor
 from model.tasks import Task
 from tests.model.test_network import encode
 
@@ -107,6 +111,11 @@ def test_damaged_weights_are_named(
         ({"fusion": {"wdith": 32}}, "wdith"),
         ({"format": 99}, "format must be 1"),
         ({"extra": 1}, "extra"),
+        ({"attributes": [{"name": "a", "labels": ["x", "y"]}] * 2}, "listed twice"),
+        ({"attributes": [{"name": "a", "labels": "xyz"}]}, "not a list"),
+        ({"fusion": {"mlp_ratio": -1.0}}, "mlp_ratio"),
+        ({"preprocess": {"image_size": [24, 16], "context_length": 16, "std": [1.0, 0.0, 1.0]}}, "std"),
+        ({"preprocess": {"image_size": [24, 16], "context_length": 16, "mean": [0.0, 0.0, float("nan")]}}, "finite"),
     ],
 )
 def test_a_wrong_configuration_is_named(checkpoint_folder: Path, change: dict[str, object], message: str) -> None:
@@ -114,6 +123,41 @@ def test_a_wrong_configuration_is_named(checkpoint_folder: Path, change: dict[st
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(CheckpointError, match=message):
         load_checkpoint(checkpoint_folder)
+
+
+@pytest.mark.parametrize("backbone", [{}, {"vision_cfg": {}, "text_cfg": 3}, {"vision_cfg": {}, "text_cfg": {}}])
+def test_towers_that_cannot_be_built_are_named(checkpoint_folder: Path, backbone: dict[str, object]) -> None:
+    path = checkpoint_folder / CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"backbone": backbone}))
+    with pytest.raises(CheckpointError, match=re.escape(CONFIG)):
+        Predictor.load(checkpoint_folder)
+
+
+def test_weights_that_were_replaced_meanwhile_are_not_served_under_the_old_name(
+    checkpoint_folder: Path, network: CMAClip
+) -> None:
+    checkpoint = load_checkpoint(checkpoint_folder)
+    tensors = {key: value + 1 for key, value in read_tensors(checkpoint_folder / WEIGHTS).items()}
+    save_file(tensors, checkpoint_folder / WEIGHTS)
+    with pytest.raises(CheckpointError, match="has been replaced"):
+        load_weights(network, checkpoint)
+
+
+def test_a_card_that_cannot_be_written_is_still_the_old_one(
+    checkpoint_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = checkpoint_folder / "README.md"
+    write_text(card, "the old one")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(CheckpointError, match="No space left"):
+            write_text(card, "the new one")
+    assert card.read_text() == "the old one"
+    assert not list(checkpoint_folder.glob(".README*"))
 
 
 def test_weights_of_another_network_are_refused(checkpoint_folder: Path, tasks: tuple[Task, ...]) -> None:

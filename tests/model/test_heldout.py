@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from model.calibrate import calibrate
 from model.catalogue import Listing, Part
-from model.errors import ModelError
-from model.heldout import collect, load_scores, save_scores
+from model.errors import ConfigError, ModelError
+from model.heldout import collect, evidence_groups, load_scores, save_scores
 from model.readings import Situation
 from model.tasks import OUT_OF_VOCABULARY, UNLABELLED
 from tests.model.held_out_catalogue import BROKEN, TASKS, ColourReader, catalogue, noisy_listings
@@ -86,6 +87,26 @@ def test_answers_leave_out_the_unlabelled_and_keep_the_unknown_as_errors() -> No
     assert answers.correct.tolist() == [True, True, False]
     # Titles alike but for case and white space are one group.
     assert answers.group[0] == answers.group[2] != answers.group[1]
+
+
+def test_listings_that_share_a_title_or_a_group_are_one_piece_of_evidence() -> None:
+    """Size by size a style has a title of its own, and a title stands for several styles: linked, they count as one."""
+    shared = [("s1", "shirt S"), ("s1", "shirt M"), ("s2", "Shirt  m"), ("s2", "coat"), ("s3", "hat"), ("s4", None)]
+    listings = [
+        Listing(id=str(number), title=title, image="red", labels={}, group=group, part=Part.TEST)
+        for number, (group, title) in enumerate(shared)
+    ]
+    groups = evidence_groups(listings)
+    assert groups[0] == groups[1] == groups[2] == groups[3]
+    assert len({groups[0], groups[4], groups[5]}) == 3
+    assert len(evidence_groups([])) == 0
+
+
+def test_an_attribute_that_the_catalogue_does_not_name_is_named() -> None:
+    shop = catalogue(*LISTINGS)
+    without = replace(shop, config=replace(shop.config, attributes=("colour",)))
+    with pytest.raises(ConfigError, match="does not name season"):
+        calibrate(ColourReader(), without, console=CONSOLE)
 
 
 def test_scores_survive_the_disk(tmp_path: Path) -> None:

@@ -101,6 +101,10 @@ def test_a_label_with_a_threshold_of_its_own_is_judged_by_it(predictor: Predicto
         reading = loaded.predict(loaded.collate([item]))[0].read("colour", target_precision=0.5, top_k=1)
         return reading.threshold, reading.accepted
 
+    exactly = Certificate(threshold=plain.confidence, coverage=1.0, support=100, bound=0.6)
+    assert judged({plain.label: {0.5: exactly}}) == (plain.confidence, True)
+    above = dataclasses.replace(exactly, threshold=float(np.nextafter(plain.confidence, 1)))
+    assert judged({plain.label: {0.5: above}}) == (above.threshold, False)
     certified = Certificate(threshold=0.01, coverage=1.0, support=100, bound=0.6)
     assert judged({plain.label: {0.5: certified}}) == (0.01, True)
     assert judged({plain.label: {0.5: None}}) == (None, False)

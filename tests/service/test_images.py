@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageOps
 
+from model.preprocess import decode_image
 from service.errors import PayloadTooLarge, UndecodableImage, UnsupportedMediaType
 from service.images import ACCEPTED, decode, sniff
 from tests.service.tally import TALLY
@@ -258,6 +259,23 @@ def test_a_jpeg_of_thousands_of_scans_is_refused() -> None:
     assert read(data[:start] + scan * 3 + data[-2:]).size == scene().size
     with pytest.raises(UndecodableImage):
         read(data[:start] + scan * 1000 + data[-2:])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        write(Image.fromarray(np.full((9, 9), 40_000, dtype=np.uint16)), "PNG"),
+        write(Image.new("RGBA", (9, 9), (1, 2, 3, 4)), "PNG"),
+        write(Image.new("CMYK", (9, 9), (9, 99, 30, 0)), "JPEG"),
+        write(scene(2400, 1800), "PNG"),
+        write(scene(2400, 1800), "JPEG"),
+    ],
+)
+def test_catalogues_are_read_as_requests_are(data: bytes) -> None:
+    """A certificate is measured on the pixels of the one, and holds for those of the other."""
+    served, measured = read(data, max_pixels=10_000_000), decode_image(data, (80, 60))
+    assert served.size == measured.size
+    assert served.tobytes() == measured.tobytes()
 
 
 def test_what_lies_behind_a_jpeg_does_not_count() -> None:

@@ -60,6 +60,10 @@ def test_from_catalogue_to_labels(
     assert list(plots.glob("*.png"))
     capsys.readouterr()
 
+    assert run(monkeypatch, "calibrate", trained, toml, "--target-precision", 0.5) == 0
+    assert "run `cma-clip evaluate`" in capsys.readouterr().err
+    assert not (trained / "metrics.json").exists()
+
     picture = tmp_path / "photo.png"
     draw("Red", "Circle").save(picture)
     asked = ("--title", "Plain Red Circle", "--checkpoint", trained, "--target-precision", 0.5)

@@ -147,6 +147,34 @@ async def test_a_configured_wait_gathers_company_for_an_idle_device() -> None:
     assert device.batches[1:] == [[1, 2, 3, 4]]
 
 
+async def test_an_idle_device_does_not_miss_the_moment_that_a_listing_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever time passes between looking at the clock and going to sleep."""
+    look = MicroBatcher._until_due
+
+    def slowly(batcher: Batcher) -> float | None:
+        due = look(batcher)
+        time.sleep(0.02)
+        return due
+
+    monkeypatch.setattr(MicroBatcher, "_until_due", slowly)
+    async with running(Device(), max_wait=0.01) as batcher:
+        await asyncio.sleep(0.2)  # until the threads are asleep
+        async with asyncio.timeout(5):
+            assert await ask(batcher, 3) == 9
+
+
+async def test_who_waits_for_company_is_not_put_off_by_each_newcomer() -> None:
+    device = Device()
+    async with running(device, max_batch_size=1000, max_wait=0.3) as batcher:
+        first = asyncio.create_task(ask(batcher, 1))
+        others = []
+        while not first.done() and len(others) < 200:
+            others += asking(batcher, [2])
+            await asyncio.sleep(0.02)
+        assert len(others) < 200
+        assert await outcomes(others) == [4] * len(others)
+
+
 async def test_time_is_told_apart_into_queue_and_inference() -> None:
     device = Device(lambda item: time.sleep(0.03))
     async with running(device) as batcher:
@@ -421,6 +449,18 @@ def test_the_cost_of_a_batch_is_the_median_of_the_last_few_of_its_size() -> None
     for _ in range(3):
         cost.observe(8, 2.0)
     assert cost.seconds(8) == 2.0
+
+
+def test_an_estimate_is_as_old_as_the_batches_that_it_goes_by() -> None:
+    cost = BatchCost()
+    assert cost.age(1) == float("inf")
+    cost.observe(1, 1.0)
+    cost.observe(32, 4.0)
+    cost._updated[32] -= 60
+    assert cost.age(1) < 30
+    assert cost.age(2) >= 60
+    assert cost.age(32) >= 60
+    assert cost.age(1000) >= 60
 
 
 def test_between_known_sizes_the_cost_is_a_straight_line() -> None:

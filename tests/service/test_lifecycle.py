@@ -21,6 +21,7 @@ from model.errors import CheckpointError
 from service import engine as engine_module
 from service.app import create_app
 from service.engine import Engine
+from service.server import Server, configuration
 from service.settings import Settings
 from tests.service.conftest import in_process, on_port, until
 from tests.service.fake_predictor import FakePredictor
@@ -159,6 +160,20 @@ async def test_after_draining_begins_nobody_new_is_taken_in_and_the_rest_is_fini
         assert (await client.get("/healthz")).status_code == 200
         client.predictor.free.set()
         assert (await inside).status_code == 200
+
+
+def test_a_drain_waits_for_the_balancer_and_for_those_inside() -> None:
+    app = create_app(Settings(), lambda _: FakePredictor())
+    engine: Engine = app.state.engine
+    server = Server(configuration(app), engine, drain_seconds=8.0)
+    engine.drain()
+    server._draining_since, server._balancer_seconds = time.monotonic(), 60.0
+    assert not server._drained(), "it is still sent requests that want an answer"
+    server._balancer_seconds = 0.0
+    engine.admission.listings = 1
+    assert not server._drained()
+    engine.admission.listings = 0
+    assert server._drained()
 
 
 # ── the real process ─────────────────────────────────────────────────────────────────────────────────────────────

@@ -22,8 +22,10 @@ MAX_JPEG_SCANS = 64
 with thousands of them would keep a decoder busy for minutes."""
 
 MAX_JPEG_SEGMENTS = 10_000
-JPEG_MARKER = re.compile(rb"\xff+([\x02-\xcf\xd9-\xfe])", re.DOTALL)
-"""Neither an escaped 0xff within a scan, nor one of the markers that stand alone (restarts, start of the image)."""
+JPEG_MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")
+"""Neither fill bytes, nor an escaped 0xff within a scan, nor a marker that stands alone (restarts, start of the image).
+
+Two bytes and no repetition, so that a search takes linear time whatever it searches."""
 JPEG_SCAN, JPEG_END = b"\xda", b"\xd9"
 
 # The limit on pixels is a setting, checked below for every format; Pillow's own, fixed one would only get in

@@ -290,6 +290,14 @@ def test_a_jpeg_of_endless_segments_is_refused_soon() -> None:
         read(data[:2] + b"\xff\xfe\0\2" * 100_000 + data[2:])
 
 
+def test_fill_bytes_by_the_million_take_no_quadratic_time() -> None:
+    data = write(scene(), "JPEG")
+    began = time.process_time()
+    with pytest.raises(UndecodableImage):
+        read(data[:2] + (b"\xff" * 2_000_000 + b"\0") * 2)
+    assert time.process_time() - began < 5
+
+
 def test_heic_is_told_from_avif() -> None:
     avif = write(scene(), "AVIF")
     size = int.from_bytes(avif[:4])

@@ -61,7 +61,8 @@ class ContrastiveLoss:
         self.clip_loss = ClipLoss()
 
     def __call__(self, network: nn.Module, batch: TrainingBatch) -> dict[str, Tensor]:
-        image, text, scale = network(self.transform.normalise(batch.pixels), batch.tokens)
+        pairs = batch.has_image & batch.has_title  # a picture that could not be read is none
+        image, text, scale = network(self.transform.normalise(batch.pixels[pairs]), batch.tokens[pairs])
         best = (image @ text.T).argmax(dim=1)
         found = (best == torch.arange(len(best), device=best.device)).float().mean()
         return {"total": self.clip_loss(image, text, scale), "accuracy": found}

@@ -63,19 +63,8 @@ def train(
     listings = catalogue.part(Part.TRAIN)
     if not any(_can_be_read(listing, config.weights) for listing in listings):
         raise ConfigError("no listing of the train part can be read in a situation whose weight is not 0")
-    attributes = catalogue.config.attributes
-    if not attributes:
-        raise ConfigError("the catalogue names no attributes to train on")
-    tasks, rare = build_tasks(
-        (listing.labels for listing in listings), attributes, min_label_count=catalogue.config.min_label_count
-    )
-    _report_tasks(tasks, rare, console)
-    torch.manual_seed(config.optimiser.seed)
-    network = (build or initial_network)(model, tasks, initial)
-    if config.keep_heads:
-        keep_heads(network, tasks, initial)
-    if config.lock_image:
-        network.backbone.lock_image()
+    tasks = _tasks(catalogue, listings, console)
+    network = _started(build or initial_network, model, tasks, initial, config)
     target = pick_device(device)
     training = {
         "catalogue": catalogue.config.table.name,
@@ -129,6 +118,28 @@ def train(
         console=console,
     ).run()
     return finished_checkpoint(out)
+
+
+def _tasks(catalogue: Catalogue, listings: Sequence[Listing], console: Console) -> tuple[Task, ...]:
+    config = catalogue.config
+    if not config.attributes:
+        raise ConfigError("the catalogue names no attributes to train on")
+    labels = (listing.labels for listing in listings)
+    tasks, rare = build_tasks(labels, config.attributes, min_label_count=config.min_label_count)
+    _report_tasks(tasks, rare, console)
+    return tasks
+
+
+def _started(
+    build: BuildNetwork, model: ModelConfig, tasks: Sequence[Task], initial: str | None, config: TrainConfig
+) -> AttributeNetwork:
+    torch.manual_seed(config.optimiser.seed)
+    network = build(model, tasks, initial)
+    if config.keep_heads:
+        keep_heads(network, tasks, initial)
+    if config.lock_image:
+        network.backbone.lock_image()
+    return network
 
 
 def _can_be_read(listing: Listing, weights: SituationWeights) -> bool:

@@ -114,6 +114,19 @@ def test_a_label_with_a_threshold_of_its_own_is_judged_by_it(predictor: Predicto
         judged({"Mauve": {0.5: certified}})
 
 
+def test_a_calibration_of_other_attributes_is_named(predictor: Predictor) -> None:
+    calibration = predictor.checkpoint.calibration
+    assert calibration is not None
+    situations = {
+        situation: {"size" if name == "colour" else name: own for name, own in attributes.items()}
+        for situation, attributes in calibration.situations.items()
+    }
+    changed = dataclasses.replace(calibration, situations=situations)
+    write_part(predictor.checkpoint, CALIBRATION, changed.to_json())
+    with pytest.raises(CheckpointError, match=r"situation image_and_title and config.json differ in 'colour'"):
+        Predictor.load(predictor.checkpoint.folder)
+
+
 def test_readings_are_complete(predictor: Predictor) -> None:
     for answer in predictor.predict(predictor.collate(listings(predictor))):
         reading = answer.read("colour", target_precision=0.9, top_k=10)

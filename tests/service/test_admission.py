@@ -230,6 +230,17 @@ def test_an_old_estimate_does_not_keep_an_idle_service_closed() -> None:
         pass
 
 
+def test_a_full_house_says_so_before_it_looks_at_the_time() -> None:
+    """Another replica may have room, and then time as well; a deadline that cannot be met is the last word."""
+    soon = Deadline.of("100", cap_ms=10_000)
+    house = admission(0.001)
+    with house.admit(Deadline.of(None, cap_ms=10_000)) as ticket:
+        ticket.add_listings(9)
+        house._expected_seconds = lambda _: 5.0
+        with pytest.raises(Overloaded), house.admit(soon):
+            pass
+
+
 def test_room_is_taken_all_or_none_and_given_back() -> None:
     house = admission(0.0)
     with house.admit(Deadline.of(None, cap_ms=1000), nbytes=0) as ticket:

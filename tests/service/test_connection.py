@@ -81,7 +81,7 @@ async def test_headers_without_end_are_not_read_to_the_end(more: bytes) -> None:
 async def test_whoever_says_nothing_more_is_not_waited_for(
     sent: tuple[bytes, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "HEADER_SECONDS", 0.3)
+    monkeypatch.setattr(connection, "HEADER_SECONDS", 0.5)
     async with on_port() as client:
         answer = await talk(client, *sent, hang_up=False)
         assert answer.count(b"HTTP/1.1 200") == max(0, len(sent) - 1)
@@ -90,7 +90,7 @@ async def test_whoever_says_nothing_more_is_not_waited_for(
 async def test_whoever_waits_for_an_answer_or_for_the_next_request_is_not_cut_off(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(connection, "HEADER_SECONDS", 0.2)
+    monkeypatch.setattr(connection, "HEADER_SECONDS", 0.5)
     async with on_port() as client:
         client.predictor.free.clear()
         reader, writer = await asyncio.open_connection("127.0.0.1", client.base_url.port)
@@ -98,10 +98,10 @@ async def test_whoever_waits_for_an_answer_or_for_the_next_request_is_not_cut_of
             client.predictor.free.clear()
             writer.write(HEAD + b"\r\n" + BODY)
             await until(lambda: client.predictor.batches)
-            await asyncio.sleep(0.4)
+            await asyncio.sleep(0.8)
             client.predictor.free.set()
             assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 200 ")
-            await asyncio.sleep(0.4)  # answered, and idle for longer than headers may take
+            await asyncio.sleep(0.8)  # answered, and idle for longer than headers may take
             await reader.read(100_000)
             client.predictor.batches.clear()
         writer.close()

@@ -320,7 +320,7 @@ async def test_a_body_of_mistakes_by_the_thousand_is_refused_at_once(client: Cli
     for listing in ({"title": "a", "attributes": [1] * 900_000}, {"title": "a", **crowd}, {"image": crowd}):
         began = time.process_time()
         check_problem(await client.classify(**listing), 422, "invalid_request")
-        assert time.process_time() - began < 2  # most of it is writing and reading the JSON
+        assert time.process_time() - began < 5  # most of it is writing and reading the JSON; it was 20
     response = await client.post("/v1/classify/batch", json={"listings": [{"title": "a"}, {"id": "b", **crowd}]})
     good, bad = response.json()["results"]
     assert good["attributes"]
@@ -474,8 +474,8 @@ async def test_blanks_around_a_timeout_are_no_part_of_it(client: Client) -> None
 async def test_an_explanation_that_cannot_be_in_time_is_not_computed(client: Client) -> None:
     """On arrival nobody knows how long a title is; once it is known, the forecast is made again."""
     for size in [1, 32] * 5:
-        client.engine.batcher.cost.observe(size, 0.01 * size)
-    headers = {"X-Request-Timeout-Ms": "100"}
+        client.engine.batcher.cost.observe(size, 0.1 * size)
+    headers = {"X-Request-Timeout-Ms": "1000"}
     asked = {"title": "a", "explain": True}
     response = await client.post("/v1/classify", json=asked, headers=headers)
     assert "would take about" in check_problem(response, 504, "deadline_exceeded")["detail"]

@@ -155,7 +155,23 @@ class Collate:
         return collate(examples, self.blank)
 
 
-def leave_signals_to_the_parent(_worker: int) -> None:
+def load_batches(
+    dataset: ListingDataset, *, batch_size: int, workers: int, **options: Any
+) -> DataLoader[TrainingBatch]:
+    """Return what reads a data set in batches; `options` are more of `DataLoader`'s own."""
+    return DataLoader(
+        dataset,  # type: ignore[arg-type]
+        batch_size=batch_size,
+        num_workers=workers,
+        collate_fn=Collate(dataset),
+        # A module imported once in a fork server, not a copy of a process that already runs threads.
+        multiprocessing_context="forkserver" if workers else None,
+        worker_init_fn=_leave_signals_to_the_parent,
+        **options,
+    )
+
+
+def _leave_signals_to_the_parent(_worker: int) -> None:
     """Let a worker go on when a terminal or systemd tells the whole process group to end: training saves first.
 
     The loop ends its workers itself, by the end of their queue.
@@ -191,17 +207,13 @@ class TrainingBatches:
         self.dataset.set_epoch(epoch)
         self.sampler.set_epoch(epoch, start=first_step * self.batch_size)
         return iter(
-            DataLoader(
+            load_batches(
                 self.dataset,
                 batch_size=self.batch_size,
+                workers=self.workers,
                 sampler=self.sampler,
-                num_workers=self.workers,
-                collate_fn=Collate(self.dataset),
                 drop_last=True,
                 pin_memory=torch.cuda.is_available(),
-                # A module imported once in a fork server, not a copy of a process that already runs threads.
-                multiprocessing_context="forkserver" if self.workers else None,
                 prefetch_factor=4 if self.workers else None,
-                worker_init_fn=leave_signals_to_the_parent,
             )
         )

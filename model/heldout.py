@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from zipfile import BadZipFile
@@ -111,8 +112,12 @@ class HeldOut:
             confidence=probabilities.max(axis=1),
             predicted=probabilities.argmax(axis=1),
             labels=labels[counted],
-            group=evidence_groups(self.listings)[counted],
+            group=self._group[counted],
         )
+
+    @cached_property
+    def _group(self) -> NDArray[np.int64]:
+        return evidence_groups(self.listings)
 
 
 def collect(
@@ -163,15 +168,17 @@ def evidence_groups(listings: Sequence[Listing]) -> NDArray[np.int64]:
 
     They are no independent evidence: a model that reads one right, or wrong, does so with its likes.
     """
+    if not listings:
+        return np.empty(0, np.int64)
     titles = [" ".join((listing.title or f"\x1f{listing.id}").casefold().split()) for listing in listings]
     title, group = (
         np.unique(np.array(keys, dtype=np.str_), return_inverse=True)[1]
         for keys in (titles, [listing.group for listing in listings])
     )
-    nodes = len(listings) and int(title.max() + group.max()) + 2
-    edges = coo_array((np.ones(len(listings), np.bool_), (title, title.max(initial=-1) + 1 + group)), (nodes, nodes))
-    component = connected_components(edges, directed=False)[1] if nodes else np.empty(0, np.int64)
-    return np.asarray(component[title], dtype=np.int64)
+    group = group + 1 + title.max()
+    nodes = group.max() + 1
+    edges = coo_array((np.ones(len(listings), np.bool_), (title, group)), (nodes, nodes))
+    return np.asarray(connected_components(edges, directed=False)[1][title], dtype=np.int64)
 
 
 def check_attributes(tasks: Sequence[Task], catalogue: Catalogue) -> None:

@@ -189,7 +189,7 @@ class Loop:
 
     def _save(self) -> None:
         state = {
-            "fingerprint": _digest(self.fingerprint),
+            "fingerprint": digest(self.fingerprint),
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
             "adamw": self.adamw.state_dict(),
@@ -211,7 +211,7 @@ class Loop:
             state = torch.load(path, map_location=self.device, weights_only=True)
         except Exception as error:  # what is no state can fail in any way
             raise TrainingError(f"{path} cannot be read ({error}); remove it to start afresh") from error
-        if state["fingerprint"] != _digest(self.fingerprint):
+        if state["fingerprint"] != digest(self.fingerprint):
             raise TrainingError(
                 f"{self.folder} holds a run with another catalogue or configuration; "
                 "choose another folder, or remove this one to start afresh"
@@ -291,5 +291,6 @@ def _defer_interrupts() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def _digest(content: Mapping[str, Any]) -> str:
+def digest(content: Mapping[str, Any]) -> str:
+    """Return a hash of JSON content, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

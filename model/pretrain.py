@@ -17,13 +17,12 @@ import torch.nn.functional as F
 from open_clip.loss import ClipLoss
 from rich.console import Console
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from model.backbone import Backbone, build_backbone
 from model.catalogue import Catalogue, Listing, Part
 from model.checkpoint import WEIGHTS, load_checkpoint, provenance, read_tensors, save_checkpoint
 from model.config import ModelConfig, PretrainConfig, to_json
-from model.dataset import Collate, ListingDataset, TrainingBatch, TrainingBatches
+from model.dataset import ListingDataset, TrainingBatch, TrainingBatches, load_batches
 from model.device import pick_device
 from model.errors import CatalogueError, ConfigError
 from model.loop import Loop, finished_checkpoint
@@ -170,9 +169,7 @@ class _Validation:
     """Contrastive loss and accuracy over the validation pairs, within batches of the training size."""
 
     def __init__(self, dataset: ListingDataset, loss: ContrastiveLoss, batch_size: int) -> None:
-        self.loader = DataLoader(
-            dataset, batch_size=min(batch_size, len(dataset)), drop_last=True, collate_fn=Collate(dataset)
-        )
+        self.loader = load_batches(dataset, batch_size=min(batch_size, len(dataset)), workers=0, drop_last=True)
         self.loss = loss
 
     @torch.inference_mode()

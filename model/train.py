@@ -13,14 +13,13 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from model.backbone import Backbone, TokenSequence, backbone_config, pretrained_backbone
 from model.catalogue import Catalogue, Listing, Part
 from model.checkpoint import WEIGHTS, load_checkpoint, load_weights, provenance, read_tensors, save_checkpoint
 from model.cma_clip import AttributeNetwork, CMAClip, Output, build_cma_clip, multi_task_loss
 from model.config import FusionConfig, ModelConfig, PreprocessConfig, SituationWeights, TrainConfig, to_json
-from model.dataset import Collate, ListingDataset, TrainingBatch, TrainingBatches, leave_signals_to_the_parent
+from model.dataset import ListingDataset, TrainingBatch, TrainingBatches, load_batches
 from model.device import pick_device
 from model.errors import CatalogueError, ConfigError
 from model.loop import Loop, finished_checkpoint
@@ -327,14 +326,7 @@ class Validation:
         self.device = device
         self.trained = [situation for situation, weight in vars(weights).items() if weight]
         self.transform = dataset.transform
-        self.loader = DataLoader(
-            dataset,
-            batch_size=VALIDATION_BATCH,
-            num_workers=workers,
-            collate_fn=Collate(dataset),
-            multiprocessing_context="forkserver" if workers else None,
-            worker_init_fn=leave_signals_to_the_parent,
-        )
+        self.loader = load_batches(dataset, batch_size=VALIDATION_BATCH, workers=workers)
 
     @torch.inference_mode()
     def __call__(self, network: nn.Module) -> dict[str, float]:

@@ -113,10 +113,7 @@ class BufferedRequest(Request):
             document = from_json(self._bytes)
         except ValueError as error:
             raise InvalidRequest(f"the body is not JSON: {error}") from None
-        try:
-            check_members(document)
-        except ValueError as error:
-            raise InvalidRequest(str(error)) from None
+        check_members(document)
         return document
 
 

@@ -66,8 +66,8 @@ async def read_or_fail(
         given = Listing.model_validate(listing).given()
     except ValidationError as error:
         return _usable_id(listing), InvalidRequest(describe(error.errors()))
-    except ValueError as error:
-        return _usable_id(listing), InvalidRequest(str(error))
+    except InvalidRequest as error:
+        return _usable_id(listing), error
     try:
         return await read(engine, given, wanted, call)
     except ServiceError as error:

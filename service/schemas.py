@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, SkipValidation, model_validat
 from pydantic.json_schema import SkipJsonSchema
 
 from model import readings
+from service.errors import InvalidRequest
 from service.fetch import MAX_URL_LENGTH
 
 MAX_TITLE = 4096
@@ -49,10 +50,10 @@ class Request(BaseModel):
 
 
 def check_members(value: object) -> None:
-    """Raise `ValueError` for an object with too many members, or one whose `image` has too many."""
+    """Raise `InvalidRequest` for an object with too many members, or one whose `image` has too many."""
     if isinstance(value, dict):
         if len(value) > MAX_MEMBERS:
-            raise ValueError(f"an object has {len(value)} members; none here has more than {MAX_MEMBERS}")
+            raise InvalidRequest(f"an object has {len(value)} members; none here has more than {MAX_MEMBERS}")
         check_members(value.get("image"))
 
 

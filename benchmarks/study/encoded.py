@@ -20,12 +20,11 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from model.backbone import Backbone, TokenSequence
 from model.cma_clip import AttributeNetwork
 from model.config import ModelConfig
-from model.dataset import Collate, ListingDataset
+from model.dataset import ListingDataset, load_batches
 from model.device import training_precision
 from model.preprocess import ImageTransform
 from model.tasks import Task
@@ -60,14 +59,7 @@ class EncodedImages:
         dataset.set_epoch(epoch)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")  # two processes may share the work
         tokens = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=(len(dataset), *self.shape))
-        loader = DataLoader(
-            dataset,
-            batch_size=BATCH,
-            num_workers=1,
-            collate_fn=Collate(dataset),
-            multiprocessing_context="forkserver",
-        )
-        for number, batch in enumerate(loader):
+        for number, batch in enumerate(load_batches(dataset, batch_size=BATCH, workers=1)):
             with torch.inference_mode(), training_precision(self.device):
                 pixels = dataset.transform.normalise(batch.to(self.device).pixels)
                 encoded = self.backbone.encode_image(pixels).embeddings

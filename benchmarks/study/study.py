@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import platform
 import time
@@ -30,7 +28,7 @@ from model.checkpoint import load_checkpoint, load_weights
 from model.dataset import ListingDataset
 from model.device import pick_device, training_dtype
 from model.errors import ConfigError
-from model.loop import STATE
+from model.loop import STATE, digest
 from model.readings import Situation
 from model.tasks import Task, build_tasks
 from model.train import initial_model, initial_network, train
@@ -124,8 +122,7 @@ class Study:
 
     def answers_of(self, name: str) -> Path:
         """Where the answers of a run are kept; those on other listings, or spoilt otherwise, are other ones."""
-        budget = hashlib.sha256(json.dumps(self.budget, sort_keys=True).encode()).hexdigest()
-        return self.runs / name / f"answers-{budget[:12]}.npz"
+        return self.runs / name / f"answers-{digest(self.budget)[:12]}.npz"
 
     def _finished(self, name: str) -> bool:
         path = self.results / f"{name}.json"

@@ -61,8 +61,8 @@ test-browser: $(VENV)/.browser ## Click through the playground in a real Chromiu
 	@$(BIN)/python -m pytest tests/browser $(ARGS)
 
 study: $(VENV)/.test ## Run what the study lacks, and report (hours; ARGS="--init runs/towers/checkpoint --runs runs/study")
-	@$(BIN)/python -m benchmarks.study run $(ARGS)
-	@$(BIN)/python -m benchmarks.study report
+	@$(BIN)/python -m research.study run $(ARGS)
+	@$(BIN)/python -m research.study report
 
 rules: ## Write the alerts' expectations of the shipped checkpoint, and all rules once more for Kubernetes
 	@$(PYTHON) deploy/prometheus/expected.py weights/fashion >deploy/prometheus/rules/expected.yml

@@ -30,10 +30,11 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from model.catalogue import Catalogue, Listing, Part
+from model.catalogue.listings import Catalogue, Listing
+from model.catalogue.splits import Part
 from model.device import training_precision
 from model.errors import ModelError
-from model.preprocess import decode_image
+from model.inputs.decode import decode_image
 from model.tasks import UNLABELLED, Task, build_tasks
 
 Labels = NDArray[np.int64]

@@ -32,7 +32,7 @@ from rich.table import Table
 
 from benchmarks.server import Server, resident_mib, server
 from model.device import training_dtype
-from service.bench import Load, run
+from service.commands.bench import Load, run
 
 TITLE = "Turtle Check Men Navy Blue Shirt"
 PICTURES = {"60 × 80": (60, 80), "1200 × 1600": (1200, 1600)}

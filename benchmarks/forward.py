@@ -20,7 +20,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from model.predictor import Batch, Predictor
+from model.inference.predictor import Batch, Predictor
 
 TITLE = "Turtle Check Men Navy Blue Shirt"
 BATCH_SIZES = (32, 1, 8, 64)

@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from docs.blocks import between
-from model.predictor import Predictor
+from model.inference.predictor import Predictor
 from service.schemas import ClassifyReply
 
 ROOT = Path(__file__).parent.parent

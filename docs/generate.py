@@ -18,7 +18,7 @@ from service.settings import Settings, load_settings
 
 PAGE = Path(__file__).parent / "api.md"
 EXPLANATIONS = PAGE.with_name("explanations.md")
-FAITHFULNESS = PAGE.parents[1] / "benchmarks" / "results" / "faithfulness.json"
+FAITHFULNESS = PAGE.parents[1] / "research" / "results" / "faithfulness.json"
 
 HEAD = """\
 <!-- Written by `python -m docs.generate` from the service's OpenAPI document. Don't edit it here. -->
@@ -205,7 +205,7 @@ NAMES = {"served": "**taken away, as served**", "random": "at random"}
 
 
 def with_figures(text: str, found: Mapping[str, Any]) -> str:
-    """Return docs/explanations.md with the tables of what `benchmarks.faithfulness` found."""
+    """Return docs/explanations.md with the tables of what `research.faithfulness` found."""
     times = found["milliseconds"]
     said = (
         f"{found['listings']:,} listings of {found['data']}, model `{found['model']['version']}`. *time*: cost of "

@@ -9,12 +9,12 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from model.readings import Predictor
-from service import openapi, pages, routes
+from model.inference.predictions import Predictor
 from service.engine import Engine, Load
 from service.errors import ServiceError, as_service_error, problem_response
-from service.fetch import Gate
-from service.middleware import Observed, record_of
+from service.http import openapi, pages, routes
+from service.http.middleware import Observed, record_of
+from service.pipeline.fetch import Gate
 from service.settings import Settings, load_settings
 
 DESCRIPTION = (
@@ -25,7 +25,7 @@ DESCRIPTION = (
 
 def load_predictor(settings: Settings) -> Predictor:
     """Load the configured checkpoint. Imported here, since torch takes seconds that tests and --help need not wait."""
-    from model.predictor import Predictor as TorchPredictor  # noqa: PLC0415
+    from model.inference.predictor import Predictor as TorchPredictor  # noqa: PLC0415
 
     predictor: Predictor = TorchPredictor.load(settings.checkpoint, device=settings.device, dtype=settings.dtype)
     return predictor

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from model.errors import ConfigError, ModelError
-from service import model_commands
+from service.commands import evaluation, label, training
 from service.settings import PREFIX, Settings, load_settings
 
 TRAINING_MODULES = ("matplotlib", "pyarrow", "scipy", "tensorboard")
@@ -30,11 +30,11 @@ app = typer.Typer(
 )
 
 for _command in (
-    model_commands.pretrain,
-    model_commands.train,
-    model_commands.calibrate,
-    model_commands.evaluate,
-    model_commands.label,
+    training.pretrain,
+    training.train,
+    evaluation.calibrate,
+    evaluation.evaluate,
+    label.label,
 ):
     app.command()(_command)
 
@@ -83,8 +83,9 @@ def serve(settings: Settings) -> None:
 
     Each setting is a flag, or else an environment variable (CMA_CLIP_ and its name in capitals), or else its default.
     """
-    from service import logs, server  # noqa: PLC0415
     from service.app import load_predictor  # noqa: PLC0415
+    from service.http import server  # noqa: PLC0415
+    from service.observability import logs  # noqa: PLC0415
 
     print(_in_use(settings), file=sys.stderr, flush=True)
     logs.configure(settings.log_format)
@@ -119,7 +120,7 @@ def predict(  # noqa: PLR0917 - typer passes by name
     as_json: Annotated[bool, typer.Option("--json", help="print what the service would answer")] = False,
 ) -> None:
     """Read one listing: an image, a title, or both."""
-    from service.oneshot import draw, read_one  # noqa: PLC0415
+    from service.commands.predict import draw, read_one  # noqa: PLC0415
 
     settings = load_settings(checkpoint=checkpoint, target_precision=target_precision)
     reply = read_one(settings, image=image, title=title, top_k=top_k, explain=explain, heat_map_file=heat_map)
@@ -145,7 +146,7 @@ def bench(  # noqa: PLR0917 - typer passes by name
     as_json: Annotated[bool, typer.Option("--json", help="print figures as JSON")] = False,
 ) -> None:
     """Put load on a running service: statuses, throughput and latency percentiles."""
-    from service.bench import Load, draw, run  # noqa: PLC0415
+    from service.commands.bench import Load, draw, run  # noqa: PLC0415
 
     if image is None and title is None:
         raise ConfigError("give an --image, a --title, or both")

@@ -21,10 +21,7 @@ from typing import Any
 from PIL import Image
 
 from model.errors import ConfigError, ModelError
-from model.readings import Prediction, Predictor, Prepared
-from service import images
-from service.admission import Admission, Deadline, Ticket
-from service.batcher import MicroBatcher
+from model.inference.predictions import Prediction, Predictor, Prepared
 from service.errors import (
     Draining,
     ImageFetchFailed,
@@ -35,10 +32,13 @@ from service.errors import (
     UnknownAttribute,
     UnsupportedMediaType,
 )
-from service.fetch import Fetcher, FetchLimits, Gate
+from service.http.middleware import RequestRecord
 from service.memory import trim_now_and_then
-from service.metrics import Metrics
-from service.middleware import RequestRecord
+from service.observability.metrics import Metrics
+from service.pipeline import decode as images
+from service.pipeline.admission import Admission, Deadline, Ticket
+from service.pipeline.fetch import Fetcher, FetchLimits, Gate
+from service.scheduling.batcher import MicroBatcher
 from service.schemas import Given, Options
 from service.settings import Settings
 
@@ -226,7 +226,7 @@ class Engine:
         return data
 
     async def prepare(self, given: Given, fetched: bytes | None, wanted: Wanted, call: Call) -> Prepared:
-        """Decode and tokenise in the pool, so that a bad input fails alone and the event loop stays free."""
+        """Decode and tokenize in the pool, so that a bad input fails alone and the event loop stays free."""
         prepared, seconds = await asyncio.get_running_loop().run_in_executor(
             self._pool, self._prepare, given, fetched, wanted
         )

@@ -10,9 +10,9 @@ from fastapi import UploadFile
 from pydantic import BaseModel, ConfigDict, Field, SkipValidation, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from model import readings
+from model.inference import predictions
 from service.errors import InvalidRequest
-from service.fetch import MAX_URL_LENGTH
+from service.pipeline.fetch import MAX_URL_LENGTH
 
 MAX_TITLE = 4096
 MAX_ID = 256
@@ -202,7 +202,7 @@ class Explanation(Reply):
     text: list[TokenWeight] | None
 
     @classmethod
-    def of(cls, found: readings.Explanation) -> Self:
+    def of(cls, found: predictions.Explanation) -> Self:
         image, text = found.image, found.text
         return cls(
             image=None if image is None else ImageExplanation(**asdict(image)),
@@ -221,7 +221,7 @@ class AttributeReply(Reply):
     explanation: Explanation | SkipJsonSchema[None] = Field(None, description="only where `explain` was asked for")
 
     @classmethod
-    def of(cls, reading: readings.AttributeReading) -> Self:
+    def of(cls, reading: predictions.AttributePrediction) -> Self:
         """Put a reading into words; the explanation is left unset, and so out of the reply, where there is none."""
         fields: dict[str, Any] = {
             "label": reading.label,
@@ -248,7 +248,9 @@ class ClassifyReply(Reply):
     attributes: dict[str, AttributeReply]
 
     @classmethod
-    def of(cls, id: str | None, info: readings.ModelInfo, answers: Mapping[str, readings.AttributeReading]) -> Self:
+    def of(
+        cls, id: str | None, info: predictions.ModelInfo, answers: Mapping[str, predictions.AttributePrediction]
+    ) -> Self:
         return cls(
             id=id,
             model=ModelName(name=info.name, version=info.version),
@@ -304,7 +306,7 @@ class ModelReply(Reply):
     metrics: dict[str, Any] = Field(description="measured on the checkpoint's test part")
 
     @classmethod
-    def of(cls, info: readings.ModelInfo) -> Self:
+    def of(cls, info: predictions.ModelInfo) -> Self:
         return cls(
             name=info.name,
             version=info.version,

@@ -12,11 +12,13 @@ import torch
 from hypothesis import settings
 from PIL import Image, ImageDraw
 
-from model.catalogue import Catalogue
-from model.checkpoint import save_checkpoint
-from model.cma_clip import CMAClip, build_cma_clip
-from model.config import AugmentConfig, FusionConfig, ModelConfig, OptimiserConfig, PreprocessConfig, TrainConfig
+from model.catalogue.listings import Catalogue
+from model.checkpoint.folder import save_checkpoint
+from model.config import FusionConfig, ModelConfig, PreprocessConfig
+from model.inputs.augment import AugmentConfig
+from model.network.cma_clip import CMAClip, build_cma_clip
 from model.tasks import Task
+from model.training.config import OptimiserConfig, TrainConfig
 
 # A slow call on a busy machine is no bug.
 settings.register_profile("patient", deadline=None)

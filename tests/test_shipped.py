@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.config import override, small_training, to_json
-from model.predictor import Predictor
-from model.readings import Situation
-from service.model_commands import split_settings
+from model.config import override, to_json
+from model.inference.predictor import Predictor
+from model.situations import Situation
+from model.training.config import small_training
+from service.commands.training import split_settings
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "weights" / "fashion"
@@ -67,7 +68,7 @@ LEAVES_ROOM = ("articleType", "baseColour", "season", "usage")
 
 
 def test_it_beats_a_bag_of_words_wherever_that_leaves_room(metrics: dict) -> None:  # type: ignore[type-arg]
-    ours, bag_of_words = accuracies(metrics, Situation.BOTH), baseline("title")
+    ours, bag_of_words = accuracies(metrics, Situation.IMAGE_AND_TITLE), baseline("title")
     for attribute in LEAVES_ROOM:
         assert ours[attribute] > bag_of_words[attribute], attribute
     for attribute in ATTRIBUTES:
@@ -99,7 +100,7 @@ def test_accepted_labels_meet_the_target_everywhere(metrics: dict) -> None:  # t
 
 
 def test_modalities_did_not_collapse(metrics: dict) -> None:  # type: ignore[type-arg]
-    measured = metrics["situations"][Situation.BOTH]["attributes"]
+    measured = metrics["situations"][Situation.IMAGE_AND_TITLE]["attributes"]
     assert np.mean([measured[attribute]["modality_attention"]["image"] for attribute in ATTRIBUTES]) > 0.05
 
 

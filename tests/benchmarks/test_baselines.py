@@ -23,7 +23,7 @@ from benchmarks.baselines import (
     score,
     to_input,
 )
-from model.catalogue import Part, part_of
+from model.catalogue.splits import Part, part_of
 from model.tasks import OUT_OF_VOCABULARY, UNLABELLED, Task
 
 COLOURS = {"Red": (200, 20, 20), "Blue": (20, 20, 200)}

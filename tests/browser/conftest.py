@@ -15,10 +15,10 @@ import uvicorn
 from fastapi import FastAPI
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
-from model.readings import Explanation, ImageExplanation, TokenWeight
+from model.inference.predictions import Explanation, ImageExplanation, TokenWeight
 from service.app import create_app
 from service.engine import Engine
-from service.server import configuration
+from service.http.server import configuration
 from service.settings import Settings
 from tests.service.conftest import encoded
 from tests.service.fake_predictor import WARM_UP, WHOLE, FakePrediction, FakePredictor, FakePrepared

@@ -16,8 +16,8 @@ from PIL import Image, ImageDraw
 from playwright.sync_api import expect
 
 from model.config import PreprocessConfig
-from model.preprocess import ImageTransform
-from service.pages import STATIC
+from model.inputs.preprocess import ImageTransform
+from service.http.pages import STATIC
 from tests.browser.conftest import COLUMNS, ROWS, OpenPlayground, Playground, Site, picture, serving
 
 HOSTILE = '<img src=x onerror="document.title=1"> & {{7*7}}'

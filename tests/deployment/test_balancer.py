@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from service.errors import PROBLEM_TYPE
-from service.middleware import SANE_ID
+from service.http.middleware import SANE_ID
 from tests.deployment.load import LISTING, Load
 from tests.deployment.processes import Balancer, Replica, running
 from tests.deployment.tools import ROOT

@@ -65,7 +65,7 @@ def nginx(directive: str) -> int:
 
 def test_the_balancer_agrees_with_the_service() -> None:
     settings = Settings.model_construct()  # the defaults, whatever is set here
-    server = (capacity.ROOT / "service/server.py").read_text(encoding="utf-8")
+    server = (capacity.ROOT / "service/http/server.py").read_text(encoding="utf-8")
     kept = int(re.findall(r"timeout_keep_alive=(\d+)", server)[0])
     # Bodies: the service's own refusal says more, so the balancer's limit is the same, not a smaller one.
     assert nginx("client_max_body_size") * 2**20 == settings.max_body_bytes

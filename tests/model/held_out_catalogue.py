@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.catalogue import Catalogue, CatalogueConfig, Listing, Part, ReadReport
-from model.readings import ModelInfo
+from model.catalogue.config import CatalogueConfig
+from model.catalogue.listings import Catalogue, Listing, ReadReport
+from model.catalogue.splits import Part
+from model.inference.predictions import ModelInfo
 from model.tasks import Task
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}

@@ -9,11 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.augment import SPOILERS, random_box, stem, vary_pixels, vary_title, without_label_words
-from model.config import AugmentConfig
 from model.errors import ConfigError
+from model.inputs.augment import (
+    IMAGE_CORRUPTIONS,
+    AugmentConfig,
+    random_box,
+    stem,
+    vary_pixels,
+    vary_title,
+    without_label_words,
+)
 
-PLAIN = AugmentConfig(flip=False, spoiled_images=0, blank_images=0, title_dropout=0, label_word_dropout=0)
+PLAIN = AugmentConfig(flip=False, corrupted_images=0, blank_images=0, title_dropout=0, label_word_dropout=0)
 LABELS = ("Men", "Apparel", "Tshirts", "Navy Blue")
 
 
@@ -33,7 +40,7 @@ def test_crops_stay_inside_and_keep_their_share(width: int, height: int, seed: i
         assert (right - left) * (lower - upper) >= 0.5 * width * height
 
 
-@pytest.mark.parametrize("spoil", SPOILERS)
+@pytest.mark.parametrize("spoil", IMAGE_CORRUPTIONS)
 def test_spoiling_changes_a_copy_and_is_decided_by_the_generator(spoil, pixels: np.ndarray) -> None:  # type: ignore[no-untyped-def]
     before = pixels.copy()
     first, again, other = (spoil(pixels, random.Random(seed)) for seed in (1, 1, 2))
@@ -51,17 +58,17 @@ def test_pictures_are_mirrored_and_spoiled_in_the_shares_asked_for(pixels: np.nd
     left_heavy = np.concatenate([pixels[:, :, :8], np.full_like(pixels[:, :, :8], 255)], axis=2)
     rng = random.Random(0)
     mirrored = sum(
-        (vary_pixels(left_heavy, AugmentConfig(spoiled_images=0, blank_images=0), rng) != left_heavy).any()
+        (vary_pixels(left_heavy, AugmentConfig(corrupted_images=0, blank_images=0), rng) != left_heavy).any()
         for _ in range(400)
     )
     assert mirrored / 400 == pytest.approx(0.5, abs=0.1)
-    config = AugmentConfig(flip=False, spoiled_images=0.25, blank_images=0)
+    config = AugmentConfig(flip=False, corrupted_images=0.25, blank_images=0)
     spoiled = sum((vary_pixels(pixels, config, rng) != pixels).any() for _ in range(400))
     assert spoiled / 400 == pytest.approx(0.25, abs=0.08)
 
 
 def test_blank_pictures_are_one_colour_and_as_many_as_asked_for(pixels: np.ndarray) -> None:
-    config, rng = AugmentConfig(flip=False, spoiled_images=0, blank_images=0.25), random.Random(0)
+    config, rng = AugmentConfig(flip=False, corrupted_images=0, blank_images=0.25), random.Random(0)
     varied = [vary_pixels(pixels, config, rng) for _ in range(400)]
     blank = [picture for picture in varied if (picture == picture[:, :1, :1]).all()]
     assert len(blank) / 400 == pytest.approx(0.25, abs=0.07)
@@ -101,7 +108,7 @@ def test_stems(word: str, stemmed: str) -> None:
     assert stem(word) == stemmed
 
 
-@pytest.mark.parametrize("fields", [{"crop": 0.0}, {"spoiled_images": 1.5}, {"label_word_dropout": -0.1}])
+@pytest.mark.parametrize("fields", [{"crop": 0.0}, {"corrupted_images": 1.5}, {"label_word_dropout": -0.1}])
 def test_impossible_configurations_are_refused(fields: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
         AugmentConfig(**fields)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from model.binomial import binomial_tail, clopper_pearson, design_effects, lower_bound
+from model.trust.binomial import binomial_tail, clopper_pearson, design_effects, lower_bound
 
 
 @given(trials=st.integers(0, 5_000), share=st.floats(0, 1), probability=st.floats(0.01, 0.999))

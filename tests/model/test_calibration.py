@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import optimize
 
-from model.calibration import AttributeCalibration, Calibration, Certificate, fit_temperature, softmax
 from model.errors import CheckpointError
-from model.readings import Situation
+from model.situations import Situation
 from model.tasks import OUT_OF_VOCABULARY, UNLABELLED
+from model.trust.calibration import AttributeCalibration, Calibration, Certificate, fit_temperature, softmax
 
 TARGETS = (0.9, 0.95, 0.99)
 LOGITS = hnp.arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(2, 6)), elements=st.floats(-50, 50, width=32))

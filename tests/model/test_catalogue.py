@@ -17,19 +17,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from model.catalogue import (
-    SHARES,
-    BadRow,
-    Catalogue,
-    CatalogueConfig,
-    Listing,
-    Part,
-    ReadReport,
-    iter_listings,
-    part_of,
-)
+from model.catalogue.config import CatalogueConfig
+from model.catalogue.image_store import open_images
+from model.catalogue.listings import BadRow, Catalogue, Listing, ReadReport, iter_listings
+from model.catalogue.splits import SHARES, Part, part_of
 from model.errors import CatalogueError, ConfigError
-from model.image_store import open_images
 
 HEADER = "id,colour,kind,title"
 

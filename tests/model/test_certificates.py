@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.binomial import lower_bound
-from model.certificates import GRID, START_SHARES, _smallest_certified, certify, certify_labels, effective_counts
-from model.scores import oracle_point
+from model.evaluation.scores import oracle_point
+from model.trust.binomial import lower_bound
+from model.trust.certificates import GRID, START_SHARES, _smallest_certified, certify, certify_labels, effective_counts
 
 TARGETS = (0.9, 0.95, 0.99)
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from model import checkpoint as folder_of
-from model.checkpoint import (
+from model.checkpoint import folder as folder_of
+from model.checkpoint.folder import (
     CALIBRATION,
     CONFIG,
     METRICS,
@@ -25,11 +25,12 @@ from model.checkpoint import (
     write_part,
     write_text,
 )
-from model.cma_clip import CMAClip, build_cma_clip
-from model.config import ModelConfig, TrainConfig, from_json, override, small_training, to_json
+from model.config import ModelConfig, from_json, override, to_json
 from model.errors import CheckpointError, ConfigError
-from model.predictor import Predictor
+from model.inference.predictor import Predictor
+from model.network.cma_clip import CMAClip, build_cma_clip
 from model.tasks import Task
+from model.training.config import TrainConfig, small_training
 from tests.model.test_network import encode
 
 

@@ -13,13 +13,14 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from model.calibrate import calibrate, calibration_table
-from model.calibration import Calibration
-from model.catalogue import Catalogue, Listing, Part
+from model.catalogue.listings import Catalogue, Listing
+from model.catalogue.splits import Part
 from model.errors import ConfigError
-from model.evaluate import Evaluation, evaluate, evaluation_tables, held_out_scores, model_card_tables
-from model.plots import save_plots
-from model.readings import Situation
+from model.evaluation.calibrate import calibrate, calibration_table
+from model.evaluation.evaluate import Evaluation, evaluate, evaluation_tables, held_out_scores, model_card_tables
+from model.evaluation.plots import save_plots
+from model.situations import Situation
+from model.trust.calibration import Calibration
 from tests.model.held_out_catalogue import ColourReader, catalogue, noisy_listings
 
 CONSOLE = Console(file=io.StringIO())
@@ -55,7 +56,7 @@ def test_what_can_be_certified_is_and_the_rest_abstains(calibration: Calibration
     assert title[0.9].support == 400
     assert title[0.99] is None  # titles are right 98 times of 100
     assert set(calibration.situations[Situation.IMAGE]["colour"].thresholds.values()) == {None}
-    assert set(calibration.situations[Situation.BOTH]["season"].thresholds.values()) == {None}  # no labels
+    assert set(calibration.situations[Situation.IMAGE_AND_TITLE]["season"].thresholds.values()) == {None}  # no labels
 
 
 def test_the_temperature_makes_the_confidence_the_accuracy(calibration: Calibration) -> None:

@@ -11,13 +11,13 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.checkpoint import load_checkpoint, save_checkpoint
-from model.cma_clip import CMAClip
+from model.checkpoint.folder import load_checkpoint, save_checkpoint
 from model.config import ModelConfig, PreprocessConfig
-from model.explain import PictureVariants, TitleVariants, log_odds
-from model.predictor import Predictor, Prepared
-from model.preprocess import TitleTokeniser
-from model.readings import Explanation, Frame
+from model.inference.explain import ImageVariants, TitleVariants, log_odds
+from model.inference.predictions import Explanation, Frame
+from model.inference.predictor import Predictor, Prepared
+from model.inputs.tokenizer import TitleTokenizer
+from model.network.cma_clip import CMAClip
 from model.tasks import Task
 from tests.conftest import draw
 
@@ -26,15 +26,15 @@ FRAME = Frame(0.0, 0.0, 1.0, 1.0)
 
 
 @pytest.fixture(scope="module")
-def tokenise() -> TitleTokeniser:
-    return TitleTokeniser(PreprocessConfig(image_size=(24, 16), context_length=16))
+def tokenize() -> TitleTokenizer:
+    return TitleTokenizer(PreprocessConfig(image_size=(24, 16), context_length=16))
 
 
 # ── titles ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_titles_variants_are_what_the_tokeniser_makes_of_the_words_left(tokenise: TitleTokeniser) -> None:
-    variants = TitleVariants(tokenise(" Turtleneck  Red Turtleneck "))
+def test_a_titles_variants_are_what_the_tokeniser_makes_of_the_words_left(tokenize: TitleTokenizer) -> None:
+    variants = TitleVariants(tokenize(" Turtleneck  Red Turtleneck "))
     expected = [
         "Turtleneck Red Turtleneck",
         "",
@@ -45,20 +45,20 @@ def test_a_titles_variants_are_what_the_tokeniser_makes_of_the_words_left(tokeni
         "Red",
         "Turtleneck",
     ]
-    assert [list(tokens) for tokens in variants.tokens] == [list(tokenise(title).tokens) for title in expected]
+    assert [list(tokens) for tokens in variants.tokens] == [list(tokenize(title).tokens) for title in expected]
 
 
-def test_a_word_that_the_title_says_twice_is_not_missed(tokenise: TitleTokeniser) -> None:
+def test_a_word_that_the_title_says_twice_is_not_missed(tokenize: TitleTokenizer) -> None:
     """Without either "Red" nothing is lost, yet each alone says it all; "Coat" alone even speaks against it."""
-    variants = TitleVariants(tokenise("Red Red Coat"))
+    variants = TitleVariants(tokenize("Red Red Coat"))
     odds = np.array([5.0, -1.0, *(5.0, 5.0, 5.5), *(5.0, 5.0, -2.0)])
     found = variants.explain(odds)
     assert [word.token for word in found] == ["Red", "Red", "Coat"]
     assert [word.weight for word in found] == [0.5, 0.5, 0.0]
 
 
-def test_words_that_were_not_read_weigh_nothing(tokenise: TitleTokeniser) -> None:
-    title = tokenise("x " * 20)
+def test_words_that_were_not_read_weigh_nothing(tokenize: TitleTokenizer) -> None:
+    title = tokenize("x " * 20)
     variants = TitleVariants(title)
     assert len(variants.words) == 14  # of a context of 16, with start and end
     for odds in (np.array([13.0, 0.0, *range(14), *[0.0] * 14]), np.zeros(30)):
@@ -70,8 +70,8 @@ def test_words_that_were_not_read_weigh_nothing(tokenise: TitleTokeniser) -> Non
 
 
 @pytest.mark.parametrize("title", ["Red", "\u0301\u0301", "a" * 500])
-def test_titles_of_one_word_or_of_none_that_can_be_read(tokenise: TitleTokeniser, title: str) -> None:
-    variants = TitleVariants(tokenise(title))
+def test_titles_of_one_word_or_of_none_that_can_be_read(tokenize: TitleTokenizer, title: str) -> None:
+    variants = TitleVariants(tokenize(title))
     found = variants.explain(np.linspace(1.0, 0.0, len(variants.tokens)))
     assert [word.weight for word in found] == [1.0]
 
@@ -90,7 +90,7 @@ def test_titles_of_one_word_or_of_none_that_can_be_read(tokenise: TitleTokeniser
 )
 def test_every_pixel_is_covered_once(grid: tuple[int, int], parts: tuple[int, int], size: tuple[int, int]) -> None:
     pixels = np.zeros((3, *size), dtype=np.uint8)
-    variants = PictureVariants(pixels, grid, fill=1)
+    variants = ImageVariants(pixels, grid, fill=1)
     assert variants.parts == parts
     assert variants.pictures.shape == (1 + parts[0] * parts[1], 3, *size)
     assert not variants.pictures[0].any()
@@ -100,7 +100,7 @@ def test_every_pixel_is_covered_once(grid: tuple[int, int], parts: tuple[int, in
 
 
 def test_a_part_weighs_what_the_label_loses_without_it() -> None:
-    variants = PictureVariants(np.zeros((3, 4, 4), dtype=np.uint8), (2, 2), fill=255)
+    variants = ImageVariants(np.zeros((3, 4, 4), dtype=np.uint8), (2, 2), fill=255)
     found = variants.explain(np.array([4.0, 3.0, 4.5, 4.0, 1.0]), FRAME)
     assert found.weights == [[0.25, 0.0], [0.0, 0.75]]
     assert variants.explain(np.array([4.0, 5.0, 5.0, 5.0, 5.0]), FRAME).weights == [[0.25, 0.25], [0.25, 0.25]]

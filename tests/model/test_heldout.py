@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from model.calibrate import calibrate
-from model.catalogue import Listing, Part
+from model.catalogue.listings import Listing
+from model.catalogue.splits import Part
 from model.errors import ConfigError, ModelError
-from model.heldout import collect, evidence_groups, load_scores, save_scores
-from model.readings import Situation
+from model.evaluation.calibrate import calibrate
+from model.evaluation.heldout import collect, evidence_groups, load_scores, save_scores
+from model.situations import Situation
 from model.tasks import OUT_OF_VOCABULARY, UNLABELLED
 from tests.model.held_out_catalogue import BROKEN, TASKS, ColourReader, catalogue, noisy_listings
 
@@ -38,7 +39,7 @@ LISTINGS = (
 @pytest.mark.parametrize(
     ("situation", "ids", "unreadable", "colours", "attention"),
     [
-        (Situation.BOTH, ["0", "4"], 1, ["red", "green"], [0.5, 0.5]),
+        (Situation.IMAGE_AND_TITLE, ["0", "4"], 1, ["red", "green"], [0.5, 0.5]),
         (Situation.IMAGE, ["0", "1", "4"], 1, ["blue", "green", "green"], [1, 0]),
         (Situation.TITLE, ["0", "2", "4"], 0, ["red", "blue", "green"], [0, 1]),
     ],
@@ -110,15 +111,15 @@ def test_an_attribute_that_the_catalogue_does_not_name_is_named() -> None:
 
 
 def test_scores_survive_the_disk(tmp_path: Path) -> None:
-    held_out = collect(ColourReader(), catalogue(*LISTINGS), Part.TEST, Situation.BOTH, console=CONSOLE)
-    answers = {Situation.BOTH: {"a/strange name": held_out.answers(COLOUR, 1.0)}}
+    held_out = collect(ColourReader(), catalogue(*LISTINGS), Part.TEST, Situation.IMAGE_AND_TITLE, console=CONSOLE)
+    answers = {Situation.IMAGE_AND_TITLE: {"a/strange name": held_out.answers(COLOUR, 1.0)}}
     path = tmp_path / "scores.npz"
     save_scores(path, answers)
     read = load_scores(path)
-    assert list(read) == [Situation.BOTH]
-    assert list(read[Situation.BOTH]) == ["a/strange name"]
-    for column, values in vars(answers[Situation.BOTH]["a/strange name"]).items():
-        np.testing.assert_array_equal(vars(read[Situation.BOTH]["a/strange name"])[column], values)
+    assert list(read) == [Situation.IMAGE_AND_TITLE]
+    assert list(read[Situation.IMAGE_AND_TITLE]) == ["a/strange name"]
+    for column, values in vars(answers[Situation.IMAGE_AND_TITLE]["a/strange name"]).items():
+        np.testing.assert_array_equal(vars(read[Situation.IMAGE_AND_TITLE]["a/strange name"])[column], values)
 
 
 @pytest.mark.parametrize("content", [{"x": np.ones(2)}, {"title/colour/confidence": np.ones(2)}])

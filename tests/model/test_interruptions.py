@@ -18,14 +18,17 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from model.catalogue import Catalogue, Part
-from model.checkpoint import WEIGHTS, load_checkpoint, read_tensors
-from model.config import ModelConfig, OptimiserConfig, SituationWeights, TrainConfig
-from model.dataset import ListingDataset, TrainingBatch, TrainingBatches
+from model.catalogue.listings import Catalogue
+from model.catalogue.splits import Part
+from model.checkpoint.folder import WEIGHTS, load_checkpoint, read_tensors
+from model.config import ModelConfig
 from model.errors import CatalogueError, ConfigError, TrainingError
-from model.loop import STATE, Loop
+from model.inputs.dataset import ListingDataset, TrainingBatch, TrainingBatches
 from model.tasks import Task
-from model.train import Validation, train
+from model.training.config import OptimiserConfig, SituationWeights, TrainConfig
+from model.training.train import train
+from model.training.trainer import STATE, Loop
+from model.training.validation import Validation
 from tests.conftest import write_catalogue
 
 
@@ -291,7 +294,7 @@ def test_pictures_alone_are_trained_where_few_listings_have_one(tmp_path: Path, 
     toml = write_catalogue(tmp_path / "shop", 120)
     for listing in Catalogue.open(toml).part(Part.TRAIN)[6:]:
         (toml.parent / "images" / f"{listing.id}.png").unlink()
-    images = SituationWeights(both=0.0, image=1.0, title=0.0)
+    images = SituationWeights(image_and_title=0.0, image=1.0, title=0.0)
     arguments |= {"config": dataclasses.replace(arguments["config"], weights=images)}
     assert train(Catalogue.open(toml), tmp_path / "run", **arguments).is_dir()
     for path in (toml.parent / "images").glob("*.png"):

@@ -11,17 +11,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import model.label
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageStat
 
-import model.label
-from model.catalogue import iter_listings
+from model.catalogue.listings import iter_listings
 from model.errors import CatalogueError, ConfigError, ModelError
-from model.label import CsvFormat, Labelling, OutputRow, label_catalogue
-from model.readings import AttributeReading, Candidate, ModelInfo, Situation
+from model.inference.label import Labelling, label_catalogue
+from model.inference.output import CsvFormat, OutputRow
+from model.inference.predictions import AttributePrediction, Candidate, ModelInfo
+from model.situations import Situation
 from model.tasks import Task
 
 TASKS = (Task(name="colour", labels=("Blue", "Red")), Task(name="size", labels=("L", "S")))
@@ -31,9 +33,11 @@ THRESHOLDS = {0.9: 0.5, 0.95: 0.8, 0.99: None}
 class FakePrediction:
     def __init__(self, title: str | None, red: float | None) -> None:
         self.title, self.red = title, red
-        self.situation = Situation.BOTH if title and red is not None else Situation.TITLE if title else Situation.IMAGE
+        self.situation = (
+            Situation.IMAGE_AND_TITLE if title and red is not None else Situation.TITLE if title else Situation.IMAGE
+        )
 
-    def read(self, attribute: str, *, target_precision: float, top_k: int) -> AttributeReading:
+    def read(self, attribute: str, *, target_precision: float, top_k: int) -> AttributePrediction:
         """Red where the title or the picture is; long titles are size L and sure of it."""
         if attribute == "colour":
             is_red = "red" in (self.title or "").lower() or (self.red or 0) > 128
@@ -42,8 +46,8 @@ class FakePrediction:
             length = len(self.title or "")
             label, confidence = ("L" if length > 10 else "S"), min(1.0, 0.5 + length / 30)
         threshold = THRESHOLDS[target_precision]
-        weight = {Situation.BOTH: 0.25, Situation.IMAGE: 1.0, Situation.TITLE: 0.0}[self.situation]
-        return AttributeReading(
+        weight = {Situation.IMAGE_AND_TITLE: 0.25, Situation.IMAGE: 1.0, Situation.TITLE: 0.0}[self.situation]
+        return AttributePrediction(
             label=label,
             confidence=confidence,
             accepted=threshold is not None and confidence >= threshold,
@@ -80,7 +84,7 @@ class FakePredictor:
 
     def prepare(self, title: str | None, image: Image.Image | None, *, explain: bool = False) -> Any:
         self.prepared_in.add(threading.current_thread().name)
-        if title == "breaks the tokeniser":
+        if title == "breaks the tokenizer":
             raise RecursionError("too odd")
         red = None if image is None else ImageStat.Stat(image).mean[0]
         return FakePrediction(title, red)
@@ -122,7 +126,7 @@ def toml(tmp_path: Path) -> Path:
         ",No id\n"
         "6,\n"  # neither title nor picture
         "7\n"
-        "8,breaks the tokeniser\n"
+        "8,breaks the tokenizer\n"
         "1,Plain\n",  # an id again: every row counts
         {"2": picture("red"), "3": picture("blue"), "4": b"torn"},
     )

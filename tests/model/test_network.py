@@ -11,13 +11,13 @@ import torch
 from open_clip.model import CustomTextCLIP
 from torch import Tensor
 
-from model.attention import EncoderBlock, ModalityAttention, tokens_at
-from model.backbone import TokenSequence, backbone_config, build_backbone, pretrained_backbone
-from model.cma_clip import CMAClip, Output, build_cma_clip
 from model.config import FusionConfig, ModelConfig, PreprocessConfig
 from model.errors import ConfigError
+from model.network.attention import EncoderBlock, ModalityAttention, tokens_at
+from model.network.cma_clip import CMAClip, Output, build_cma_clip
+from model.network.towers import TokenSequence, backbone_config, build_backbone, pretrained_backbone
 from model.tasks import Task
-from model.train import initial_model
+from model.training.initialise import initial_model
 from tests.conftest import TINY_BACKBONE
 
 IMAGES = torch.randn(5, 3, 24, 16, generator=torch.Generator().manual_seed(1))

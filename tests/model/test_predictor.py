@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.calibration import AttributeCalibration, Calibration, Certificate
-from model.checkpoint import CALIBRATION, load_checkpoint, save_checkpoint, write_part
+from model.checkpoint.folder import CALIBRATION, load_checkpoint, save_checkpoint, write_part
 from model.errors import CheckpointError, ConfigError
-from model.predictor import Predictor, Prepared
-from model.readings import Situation
+from model.inference.predictor import Predictor, Prepared
+from model.situations import Situation
+from model.trust.calibration import AttributeCalibration, Calibration, Certificate
 from tests.conftest import draw
 
 TARGETS = (0.5, 0.9)
@@ -22,7 +22,7 @@ TARGETS = (0.5, 0.9)
 def predictor(checkpoint_folder: Path) -> Predictor:
     """The tiny network with a threshold of its own for each situation and target."""
     checkpoint = load_checkpoint(checkpoint_folder)
-    thresholds = {Situation.BOTH: (0.1, None), Situation.IMAGE: (0.2, 0.9), Situation.TITLE: (None, None)}
+    thresholds = {Situation.IMAGE_AND_TITLE: (0.1, None), Situation.IMAGE: (0.2, 0.9), Situation.TITLE: (None, None)}
     situations = {
         situation: {
             task.name: AttributeCalibration(
@@ -76,7 +76,11 @@ def test_a_listing_is_answered_the_same_in_any_company(predictor: Predictor) -> 
 
 def test_each_answer_is_judged_by_its_own_situation(predictor: Predictor) -> None:
     both, title, _, image, _ = predictor.predict(predictor.collate(listings(predictor)))
-    assert (both.situation, title.situation, image.situation) == (Situation.BOTH, Situation.TITLE, Situation.IMAGE)
+    assert (both.situation, title.situation, image.situation) == (
+        Situation.IMAGE_AND_TITLE,
+        Situation.TITLE,
+        Situation.IMAGE,
+    )
     read = [each.read("colour", target_precision=0.5, top_k=2) for each in (both, image, title)]
     assert [(r.threshold, r.accepted) for r in read] == [(0.1, True), (0.2, True), (None, False)]
     assert image.read("colour", target_precision=0.9, top_k=1).accepted is False

@@ -16,16 +16,12 @@ from PIL import Image
 
 from model.config import PreprocessConfig
 from model.errors import ConfigError, ModelError
-from model.preprocess import (
-    MAX_WORD_CHARACTERS,
-    ImageTransform,
-    TitleTokeniser,
-    decode_image,
-    pad_tokens,
-)
+from model.inputs.decode import decode_image
+from model.inputs.preprocess import ImageTransform
+from model.inputs.tokenizer import MAX_WORD_CHARACTERS, TitleTokenizer, pad_tokens
 
 CONFIG = PreprocessConfig(image_size=(24, 16), context_length=16)
-TOKENISE = TitleTokeniser(CONFIG)
+TOKENISE = TitleTokenizer(CONFIG)
 
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (24, 16, 3), dtype=np.uint8))
@@ -120,14 +116,14 @@ def test_tokens_are_open_clips(title: str) -> None:
 
 @given(st.text(max_size=300))
 def test_any_title_gives_start_words_end(title: str) -> None:
-    tokenised = TOKENISE(title)
-    tokens = tokenised.tokens.tolist()
+    tokenized = TOKENISE(title)
+    tokens = tokenized.tokens.tolist()
     assert (tokens[0], tokens[-1]) == (49406, 49407)
     assert 2 <= len(tokens) <= 16
     assert max(tokens[1:-1], default=0) < 49406
-    assert len(tokenised.word_of_token) == len(tokens) - 2
-    assert list(tokenised.word_of_token) == sorted(tokenised.word_of_token)
-    assert tokenised.words == tuple(title.split())
+    assert len(tokenized.word_of_token) == len(tokens) - 2
+    assert list(tokenized.word_of_token) == sorted(tokenized.word_of_token)
+    assert tokenized.words == tuple(title.split())
 
 
 def test_special_tokens_in_a_title_are_only_text() -> None:
@@ -142,15 +138,15 @@ def test_a_long_word_is_read_by_its_beginning() -> None:
 
 def test_what_is_remembered_of_words_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("model.preprocess.MAX_CACHED_WORDS", 50)
-    tokenise = TitleTokeniser(CONFIG)
-    before = tokenise("navy blue shirt").tokens.tolist()
-    held = len(pickle.dumps(tokenise))
+    tokenize = TitleTokenizer(CONFIG)
+    before = tokenize("navy blue shirt").tokens.tolist()
+    held = len(pickle.dumps(tokenize))
     for number in range(500):
-        tokenise(f"word{number} " + "!".join(f"piece{number}{letter}" for letter in "abcdefgh") * 20)
-        assert len(tokenise._known) <= 50
-        assert max(map(len, tokenise._known.values())) <= CONFIG.context_length
-    assert len(pickle.dumps(tokenise)) < held + 50 * 1000
-    assert tokenise("navy blue shirt").tokens.tolist() == before
+        tokenize(f"word{number} " + "!".join(f"piece{number}{letter}" for letter in "abcdefgh") * 20)
+        assert len(tokenize._known) <= 50
+        assert max(map(len, tokenize._known.values())) <= CONFIG.context_length
+    assert len(pickle.dumps(tokenize)) < held + 50 * 1000
+    assert tokenize("navy blue shirt").tokens.tolist() == before
 
 
 def test_a_tokeniser_that_was_sent_to_another_process_reads_the_same() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics
 
-from model import scores
+from model.evaluation import scores
 from model.tasks import OUT_OF_VOCABULARY, UNLABELLED
 
 # Few distinct confidences, so that ties are common.

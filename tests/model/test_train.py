@@ -12,34 +12,24 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from model.catalogue import Catalogue, Part
-from model.checkpoint import WEIGHTS, load_checkpoint, read_tensors
-from model.cma_clip import CMAClip, build_cma_clip, multi_task_loss
-from model.config import (
-    SPOILT_SHARES,
-    AugmentConfig,
-    ModelConfig,
-    OptimiserConfig,
-    PretrainConfig,
-    SituationWeights,
-    TrainConfig,
-)
-from model.dataset import Collate, ListingDataset, TrainingBatch, TrainingBatches
+from model.catalogue.listings import Catalogue
+from model.catalogue.splits import Part
+from model.checkpoint.folder import WEIGHTS, load_checkpoint, read_tensors
+from model.config import ModelConfig
 from model.errors import CheckpointError, ConfigError, TrainingError
-from model.loop import Loop, moving_average, parameter_groups, rate_factor
-from model.preprocess import ImageTransform
-from model.pretrain import pretrain
+from model.inputs.augment import CORRUPTION_SHARES, AugmentConfig
+from model.inputs.dataset import Collate, ListingDataset, TrainingBatch, TrainingBatches
+from model.inputs.preprocess import ImageTransform
+from model.network.cma_clip import CMAClip, build_cma_clip
+from model.network.losses import multi_task_loss
 from model.tasks import OUT_OF_VOCABULARY, UNLABELLED, Task
-from model.train import (
-    TrainingLoss,
-    Validation,
-    drop_modalities,
-    initial_model,
-    initial_network,
-    keep_heads,
-    mismatched,
-    train,
-)
+from model.training.config import OptimiserConfig, PretrainConfig, SituationWeights, TrainConfig
+from model.training.initialise import initial_model, initial_network, keep_heads
+from model.training.objective import TrainingLoss, drop_modalities, mismatched
+from model.training.pretrain import pretrain
+from model.training.train import train
+from model.training.trainer import Loop, moving_average, parameter_groups, rate_factor
+from model.training.validation import Validation
 
 
 @pytest.fixture
@@ -61,7 +51,7 @@ def test_training_learns_the_shapes(
     checkpoint = load_checkpoint(folder)
     assert [task.name for task in checkpoint.tasks] == ["colour", "shape"]
     assert checkpoint.training["validation"]["title"] > 0.9
-    assert checkpoint.training["validation"]["both"] > 0.9
+    assert checkpoint.training["validation"]["image_and_title"] > 0.9
     assert list((tmp_path / "tensorboard").glob("events*"))
 
 
@@ -272,10 +262,10 @@ def test_a_mismatched_pair_counts_by_its_share_and_asks_for_the_labels_of_either
     )
     config = dataclasses.replace(
         train_config,
-        weights=SituationWeights(both=2.0, image=0, title=0),
+        weights=SituationWeights(image_and_title=2.0, image=0, title=0),
         modality_dropout=0,
-        foreign_titles=0.3,
-        foreign_images=0.1,
+        mismatched_titles=0.3,
+        mismatched_images=0.1,
     )
     transform = ImageTransform(model_config.preprocess)
     network.eval()
@@ -294,19 +284,19 @@ def test_a_mismatched_pair_counts_by_its_share_and_asks_for_the_labels_of_either
     late = 2.0 * (0.8 * loss(own, own) + 0.15 * loss(before, own) + 0.05 * loss(before, before))
     assert annealed(network, batch, 0.5)["total"].item() == pytest.approx(expected.item(), rel=1e-4)
     assert annealed(network, batch, 1.0)["total"].item() == pytest.approx(late.item(), rel=1e-4)
-    none = dataclasses.replace(config, foreign_titles=0, foreign_images=0)
+    none = dataclasses.replace(config, mismatched_titles=0, mismatched_images=0)
     assert "foreign" not in TrainingLoss(none, transform)(network, batch, 0.5)
 
 
 def test_spoilt_shares_fall_along_a_line_and_nothing_else_changes(train_config: TrainConfig) -> None:
-    augment = AugmentConfig(spoiled_images=0.2, blank_images=0.02, title_dropout=0.3, label_word_dropout=0.04)
+    augment = AugmentConfig(corrupted_images=0.2, blank_images=0.02, title_dropout=0.3, label_word_dropout=0.04)
     config = dataclasses.replace(
-        train_config, anneal=0.5, augment=augment, modality_dropout=0.1, foreign_titles=0.08, foreign_images=0.02
+        train_config, anneal=0.5, augment=augment, modality_dropout=0.1, mismatched_titles=0.08, mismatched_images=0.02
     )
 
     def shares(at: TrainConfig) -> list[float]:
-        varied = [getattr(at.augment, name) for name in SPOILT_SHARES]
-        return [at.modality_dropout, at.foreign_titles, at.foreign_images, *varied]
+        varied = [getattr(at.augment, name) for name in CORRUPTION_SHARES]
+        return [at.modality_dropout, at.mismatched_titles, at.mismatched_images, *varied]
 
     for progress, factor in ((0.0, 1.5), (0.25, 1.25), (0.5, 1.0), (1.0, 0.5)):
         assert shares(config.at(progress)) == pytest.approx([factor * share for share in shares(config)])
@@ -318,7 +308,7 @@ def test_spoilt_shares_fall_along_a_line_and_nothing_else_changes(train_config: 
     ("wrong", "message"),
     [
         ({"anneal": 1.5}, "anneal must be from 0 to 1"),
-        ({"anneal": 1.0, "foreign_titles": 0.6}, "at the start of training"),
+        ({"anneal": 1.0, "mismatched_titles": 0.6}, "at the start of training"),
     ],
 )
 def test_an_impossible_fall_is_refused(train_config: TrainConfig, wrong: dict[str, float], message: str) -> None:
@@ -416,7 +406,7 @@ def test_a_situation_without_weight_is_not_computed(
 ) -> None:
     dataset = ListingDataset(catalogue, catalogue.listings[:8], tasks, model_config.preprocess)
     batch = Collate(dataset)([dataset[i] for i in range(8)])
-    alone = dataclasses.replace(train_config, weights=SituationWeights(both=0, image=1, title=0))
+    alone = dataclasses.replace(train_config, weights=SituationWeights(image_and_title=0, image=1, title=0))
     losses = TrainingLoss(alone, dataset.transform)(network, batch, 0.5)
     assert losses.keys() == {"image", "total"}
     losses["total"].backward()
@@ -428,13 +418,13 @@ def test_validation_scores_what_is_trained(
     network: CMAClip, catalogue: Catalogue, tasks: tuple[Task, ...], model_config: ModelConfig
 ) -> None:
     dataset = ListingDataset(catalogue, catalogue.listings[:40], tasks, model_config.preprocess)
-    weights = SituationWeights(both=0, image=1, title=1)
+    weights = SituationWeights(image_and_title=0, image=1, title=1)
     scores = Validation(dataset, weights, device=torch.device("cpu"), workers=0)(network)
-    assert scores.keys() == {"both", "image", "title", "score"}
+    assert scores.keys() == {"image_and_title", "image", "title", "score"}
     assert scores["score"] == pytest.approx((scores["image"] + scores["title"]) / 2)
 
 
-@pytest.mark.parametrize("weights", [{"both": 0, "image": 0, "title": 0}, {"image": -1}])
+@pytest.mark.parametrize("weights", [{"image_and_title": 0, "image": 0, "title": 0}, {"image": -1}])
 def test_impossible_situation_weights_are_refused(weights: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="one at least must be positive"):
         SituationWeights(**weights)

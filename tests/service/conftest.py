@@ -18,8 +18,8 @@ from PIL import Image
 from service.app import create_app
 from service.engine import Engine
 from service.errors import NotReady
-from service.fetch import Gate
-from service.server import configuration
+from service.http.server import configuration
+from service.pipeline.fetch import Gate
 from service.settings import Settings
 from tests.service.fake_predictor import FakePredictor
 from tests.service.tally import TALLY

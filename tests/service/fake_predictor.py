@@ -10,16 +10,16 @@ from hashlib import sha256
 
 from PIL import Image, ImageStat
 
-from model.readings import (
-    AttributeReading,
+from model.inference.predictions import (
+    AttributePrediction,
     Candidate,
     Explanation,
     Frame,
     ImageExplanation,
     ModelInfo,
-    Situation,
     TokenWeight,
 )
+from model.situations import Situation
 from model.tasks import Task
 
 TASKS = (
@@ -41,7 +41,7 @@ class FakePrepared:
     def situation(self) -> Situation:
         if self.title is None:
             return Situation.IMAGE
-        return Situation.TITLE if self.pixel is None else Situation.BOTH
+        return Situation.TITLE if self.pixel is None else Situation.IMAGE_AND_TITLE
 
     @property
     def nbytes(self) -> int:
@@ -60,7 +60,7 @@ class FakePrediction:
     def situation(self) -> Situation:
         return self.listing.situation
 
-    def read(self, attribute: str, *, target_precision: float, top_k: int) -> AttributeReading:
+    def read(self, attribute: str, *, target_precision: float, top_k: int) -> AttributePrediction:
         """The answer is a function of the listing alone, so that any mix-up of answers shows."""
         listing = self.listing
         (labels,) = (task.labels for task in TASKS if task.name == attribute)
@@ -71,8 +71,10 @@ class FakePrediction:
             key=lambda candidate: -candidate.confidence,
         )
         threshold = FakePredictor.threshold(attribute, target_precision)
-        image = {Situation.IMAGE: 1.0, Situation.TITLE: 0.0, Situation.BOTH: digest[-1] / 255}[listing.situation]
-        return AttributeReading(
+        image = {Situation.IMAGE: 1.0, Situation.TITLE: 0.0, Situation.IMAGE_AND_TITLE: digest[-1] / 255}[
+            listing.situation
+        ]
+        return AttributePrediction(
             label=ranked[0].label,
             confidence=ranked[0].confidence,
             accepted=threshold is not None and ranked[0].confidence >= threshold,

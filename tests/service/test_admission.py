@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from service.admission import Admission, Deadline
 from service.errors import DeadlineExceeded, Overloaded
+from service.pipeline.admission import Admission, Deadline
 from tests.service.conftest import Client, as_base64, encoded, in_process, on_port, until
 from tests.service.test_routes import check_problem
 

@@ -12,8 +12,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from service.batcher import BatchCost, MicroBatcher
 from service.errors import DeadlineExceeded, Draining, InferenceFailed, NotReady, Overloaded, ServiceError
+from service.scheduling.batcher import BatchCost, MicroBatcher
 from tests.service.conftest import until
 
 FAR = 1e9  # a deadline that never comes

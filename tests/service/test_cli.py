@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from model.errors import CheckpointError
 from service import app as app_module
-from service import cli, oneshot
+from service import cli
+from service.commands import predict as oneshot
 from tests.service.conftest import encoded
 from tests.service.fake_predictor import FakePredictor
 from tests.service.test_lifecycle import ROOT, replica

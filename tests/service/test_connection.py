@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from service import connection
+from service.http import protocol as connection
 from tests.service.conftest import Client, on_port, until
 
 BODY = b'{"title": "shirt"}'

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from service import fetch
 from service.errors import ImageFetchFailed, ImageUrlForbidden, InvalidRequest, Overloaded, PayloadTooLarge
-from service.fetch import Fetcher, FetchLimits, Gate, HostSlots, is_public
+from service.pipeline import fetch
+from service.pipeline.fetch import Fetcher, FetchLimits, Gate, HostSlots, is_public
 from tests.service.conftest import as_base64, encoded, in_process, until
 from tests.service.test_routes import check_problem
 

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from service.app import create_app
 from service.engine import Engine
-from service.server import configuration
+from service.http.server import configuration
 from service.settings import Settings
 from tests.service.conftest import encoded
 from tests.service.fake_predictor import FakePredictor

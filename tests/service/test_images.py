@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageOps
 
-from model.preprocess import decode_image
+from model.inputs.decode import decode_image
 from service.errors import PayloadTooLarge, UndecodableImage, UnsupportedMediaType
-from service.images import ACCEPTED, decode, sniff
+from service.pipeline.decode import ACCEPTED, decode, sniff
 from tests.service.tally import TALLY
 
 # Pillow warns of metadata that it cannot read: here the files are damaged on purpose.

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from model.predictor import Predictor, Prepared
+from model.inference.predictor import Predictor, Prepared
 from tests.conftest import COLOURS, SHAPES, draw
 from tests.service.conftest import Client, as_base64, on_port
 

@@ -21,7 +21,7 @@ from model.errors import CheckpointError
 from service import engine as engine_module
 from service.app import create_app
 from service.engine import Engine
-from service.server import Server, configuration
+from service.http.server import Server, configuration
 from service.settings import Settings
 from tests.service.conftest import in_process, on_port, until
 from tests.service.fake_predictor import FakePredictor

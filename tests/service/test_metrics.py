@@ -10,7 +10,7 @@ from collections import Counter
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.logs import JsonFormatter, TextFormatter, configure
+from service.observability.logs import JsonFormatter, TextFormatter, configure
 from tests.service.conftest import Client, as_base64, encoded, in_process, on_port
 from tests.service.fake_predictor import FakePredictor
 

@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from model.readings import AttributeReading, Explanation, Frame, ImageExplanation, TokenWeight
-from service import heat_map, oneshot
+from model.inference.predictions import AttributePrediction, Explanation, Frame, ImageExplanation, TokenWeight
 from service.cli import main
+from service.commands import heat_map
+from service.commands import predict as oneshot
 from service.schemas import ClassifyReply
 from tests.service.conftest import encoded
 from tests.service.fake_predictor import WHOLE, FakePrediction, FakePredictor
@@ -29,7 +30,7 @@ class ExplainingPrediction(FakePrediction):
 
     frame: Frame = WHOLE
 
-    def read(self, attribute: str, **options: Any) -> AttributeReading:
+    def read(self, attribute: str, **options: Any) -> AttributePrediction:
         reading = FakePrediction.read(self, attribute, **options)
         if reading.explanation is None:
             return reading

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from service.pages import STATIC
+from service.http.pages import STATIC
 from tests.service.conftest import Client
 
 ROOT = Path(__file__).parents[2]

@@ -1,0 +1,126 @@
+"""How a catalogue is described: the `[catalogue]` table of a TOML file, read and checked."""
+
+from __future__ import annotations
+
+import string
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from model.catalogue.tables import SUFFIXES
+from model.errors import ConfigError
+
+# --- what is described -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class CatalogueConfig:
+    """The `[catalogue]` table of a TOML file; its paths are relative to that file.
+
+    `image` is a template inside the folder or zip that may name any column (`images/{id}.jpg`). Rows that
+    share the values of all `group` columns (letter case and white space aside) land in one part.
+    """
+
+    path: Path
+    table: Path
+    id: str
+    title: str | None = None
+    images: Path | None = None
+    image: str | None = None
+    group: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ()
+    min_label_count: int = 20
+
+    @classmethod
+    def load(cls, path: Path) -> CatalogueConfig:
+        """Read the TOML file at `path`; raises `ConfigError` naming the key at fault."""
+        try:
+            document = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not valid TOML: {error}") from error
+        try:
+            return cls._from_table(path, document)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+
+    @classmethod
+    def _from_table(cls, path: Path, document: Mapping[str, Any]) -> CatalogueConfig:
+        table = document.get("catalogue")
+        if not isinstance(table, dict):
+            raise ConfigError("the table [catalogue] is missing")
+        known = {f.name for f in fields(cls)} - {"path"}
+        if unknown := sorted({*document} - {"catalogue"}) + sorted({*table} - known):
+            raise ConfigError(f"unknown key {unknown[0]!r}; [catalogue] may hold {', '.join(sorted(known))}")
+        if missing := [key for key in ("table", "id") if key not in table]:
+            raise ConfigError(f"{missing[0]!r} is missing from [catalogue]")
+        values: dict[str, Any] = {
+            "id": _text(table, "id"),
+            "table": path.parent / _text(table, "table"),
+            "group": _texts(table, "group", single=True),
+            "attributes": _texts(table, "attributes"),
+            "title": _text(table, "title") if "title" in table else None,
+            "image": _text(table, "image") if "image" in table else None,
+            "images": path.parent / _text(table, "images") if "images" in table else None,
+            "min_label_count": table.get("min_label_count", cls.min_label_count),
+        }
+        return cls(path=path, **values)
+
+    def __post_init__(self) -> None:
+        if self.table.suffix.lower() not in SUFFIXES:
+            raise ConfigError(f"'table' must end in {', '.join(SUFFIXES)}, not in {self.table.suffix!r}")
+        count = self.min_label_count
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise ConfigError(f"'min_label_count' must be a whole number of at least 1, not {count!r}")
+        if (self.images is None) != (self.image is None):
+            raise ConfigError("'images' (folder or zip) and 'image' (template inside it) belong together")
+        if self.title is None and self.image is None:
+            raise ConfigError("a catalogue needs 'title', or 'images' and 'image', or all three")
+        if self.image is not None:
+            template_columns(self.image)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that the table must have, each once."""
+        template = template_columns(self.image) if self.image else ()
+        title = (self.title,) if self.title else ()
+        return tuple(dict.fromkeys((self.id, *title, *template, *self.group, *self.attributes)))
+
+    def without_labels(self) -> CatalogueConfig:
+        """Return the same catalogue to be labelled: neither attribute nor group columns are needed."""
+        return replace(self, attributes=(), group=())
+
+
+def _text(table: Mapping[str, Any], key: str) -> str:
+    value = table[key]
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"{key!r} must be a non-empty string, not {value!r}")
+    return value
+
+
+def _texts(table: Mapping[str, Any], key: str, *, single: bool = False) -> tuple[str, ...]:
+    value = table.get(key, [])
+    if single and isinstance(value, str):
+        value = [value]
+    if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
+        raise ConfigError(f"{key!r} must be a list of column names, not {value!r}")
+    if len(set(value)) != len(value):
+        raise ConfigError(f"{key!r} names a column twice")
+    return tuple(value)
+
+
+def template_columns(template: str) -> tuple[str, ...]:
+    """Return the columns an image template names; raises `ConfigError` unless it is plain `{column}`s."""
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ConfigError(f"'image' is not a valid template: {error}: {template!r}") from error
+    names = [(name, spec, conversion) for _, name, spec, conversion in parts if name is not None]
+    if not names:
+        raise ConfigError(f"'image' names no column, so every listing would share one picture: {template!r}")
+    if any(not name or spec or conversion for name, spec, conversion in names):
+        raise ConfigError(f"'image' may hold plain {{column}} fields only: {template!r}")
+    return tuple(name for name, _, _ in names)

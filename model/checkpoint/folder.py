@@ -1,0 +1,272 @@
+"""The checkpoint folder: everything needed to serve, written at once and checked when read. Never pickle.
+
+    config.json         name, version, backbone, preprocessing, fusion sizes, attributes with ordered labels
+    model.safetensors   weights: matrices in half precision, vectors and statistics in float32
+    calibration.json    temperatures and certified thresholds (absent until calibrated)
+    metrics.json        what was measured on the test part (absent until evaluated)
+
+Every part carries the version of the weights it belongs to: the first 12 hex digits of the SHA-256 of
+`model.safetensors`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from model.config import ModelConfig, from_json, to_json
+from model.errors import CheckpointError, ConfigError
+from model.tasks import Task
+from model.trust.calibration import Calibration
+
+FORMAT = 1
+
+WEIGHTS, CONFIG, CALIBRATION, METRICS = "model.safetensors", "config.json", "calibration.json", "metrics.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint folder that has been read and verified, but for its weights (`load_weights`).
+
+    `tasks` is empty where only towers were trained (`cma-clip pretrain`).
+    """
+
+    folder: Path
+    name: str
+    version: str
+    config: ModelConfig
+    tasks: tuple[Task, ...]
+    training: Mapping[str, Any]
+    calibration: Calibration | None
+    metrics: Mapping[str, Any] | None
+
+
+def save_checkpoint(
+    folder: Path,
+    network: nn.Module,
+    *,
+    name: str,
+    config: ModelConfig,
+    tasks: Sequence[Task],
+    training: Mapping[str, Any],
+) -> str:
+    """Write a new checkpoint, replacing `folder` in one step, and return its version.
+
+    The weights of `network` are rounded in place to what is stored, so that what is in memory afterwards is
+    what a later load gives, bit for bit. `training` says where the weights come from, for the model card.
+    """
+    round_to_stored(network)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        temporary.chmod(0o755)
+        tensors = {key: _stored(value).contiguous() for key, value in network.state_dict().items()}
+        save_file(tensors, temporary / WEIGHTS)
+        (temporary / WEIGHTS).chmod(0o644)  # safetensors lets the owner alone read, and a container is another user
+        version = weights_version(temporary / WEIGHTS)
+        content = {
+            "format": FORMAT,
+            "name": name,
+            "version": version,
+            **to_json(config),
+            "attributes": [{"name": task.name, "labels": list(task.labels)} for task in tasks],
+            "training": dict(training),
+        }
+        write_json(temporary / CONFIG, content)
+        _replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return version
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Read and verify a checkpoint folder.
+
+    Raises `CheckpointError` that names the part which is missing, damaged or belongs to other weights.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no checkpoint folder {folder}")
+    if not (folder / WEIGHTS).is_file():
+        raise CheckpointError(f"{folder}: {WEIGHTS} is missing")
+    version = weights_version(folder / WEIGHTS)
+    content = _read(folder / CONFIG, version, required=True)
+    assert content is not None
+    if content.pop("format", None) != FORMAT:
+        raise CheckpointError(f"{folder / CONFIG}: format must be {FORMAT}; this file is of another release")
+    calibration = _read(folder / CALIBRATION, version)
+    metrics = _read(folder / METRICS, version)
+    try:
+        name, training = str(content.pop("name")), dict(content.pop("training", {}))
+        content.pop("version")
+        tasks = tuple(_task(attribute) for attribute in content.pop("attributes"))
+        if len({task.name for task in tasks}) < len(tasks):
+            raise ConfigError("an attribute is listed twice")
+        config = from_json(ModelConfig, content)
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        raise CheckpointError(f"{folder / CONFIG}: {error}") from error
+    checkpoint = Checkpoint(
+        folder=folder,
+        name=name,
+        version=version,
+        config=config,
+        tasks=tasks,
+        training=training,
+        calibration=Calibration.from_json(calibration) if calibration is not None else None,
+        metrics=metrics,
+    )
+    _check_calibration(checkpoint)
+    return checkpoint
+
+
+def _task(attribute: Mapping[str, Any]) -> Task:
+    if not isinstance(attribute["labels"], list):
+        raise ConfigError(f"the labels of {attribute['name']!r} are not a list")
+    return Task(name=attribute["name"], labels=tuple(map(str, attribute["labels"])))
+
+
+def load_weights(network: nn.Module, checkpoint: Checkpoint) -> None:
+    """Fill `network` with the checkpoint's weights, in float32.
+
+    Raises `CheckpointError` when the weights are damaged or of another network.
+    """
+    path = checkpoint.folder / WEIGHTS
+    tensors = read_tensors(path)
+    if weights_version(path) != checkpoint.version:
+        raise CheckpointError(f"{path} has been replaced since {CONFIG} was read; load it again")
+    expected = network.state_dict()
+    if difference := sorted(set(expected) ^ set(tensors)):
+        raise CheckpointError(
+            f"{path} does not belong to {CONFIG}: {len(difference)} tensors differ, as {difference[0]}"
+        )
+    for key, value in tensors.items():
+        if value.shape != expected[key].shape:
+            raise CheckpointError(
+                f"{path} does not belong to {CONFIG}: {key} is {list(value.shape)}, not {list(expected[key].shape)}"
+            )
+    network.load_state_dict(tensors)
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read a safetensors file; raises `CheckpointError` when it is damaged."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+def provenance(initial: str | Path | None) -> Any:
+    """Say where a training started: a checkpoint of ours with its own training, or the name of what was given."""
+    if not initial or not Path(initial).is_dir():
+        return Path(initial).name if initial else None
+    checkpoint = load_checkpoint(Path(initial))
+    return {"name": checkpoint.name, "version": checkpoint.version, "training": checkpoint.training}
+
+
+def write_part(checkpoint: Checkpoint, part: str, content: Mapping[str, Any]) -> None:
+    """Write `CALIBRATION` or `METRICS` beside the weights they were measured on, atomically."""
+    write_json(checkpoint.folder / part, {"version": checkpoint.version, **content})
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write indented JSON as `write_text` does."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file atomically: readers see the old one or the new one.
+
+    Raises `CheckpointError` where it cannot be written; the old one is still there then.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def weights_version(path: Path) -> str:
+    """Return the first 12 hex digits of the SHA-256 of a weights file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+
+
+@torch.no_grad()
+def round_to_stored(network: nn.Module) -> None:
+    """Round every tensor in place to the precision it is stored in.
+
+    Raises `CheckpointError` where a weight would overflow.
+    """
+    for key, value in network.state_dict().items():
+        value.copy_(_stored(value))
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise CheckpointError(f"weight {key} is not finite in half precision")
+
+
+def _stored(tensor: torch.Tensor) -> torch.Tensor:
+    # Vectors are few and hold statistics and scales that half precision would spoil.
+    return tensor.half() if tensor.is_floating_point() and tensor.ndim >= 2 else tensor
+
+
+def _read(path: Path, version: str, *, required: bool = False) -> dict[str, Any] | None:
+    if not path.is_file():
+        if required:
+            raise CheckpointError(f"{path.parent}: {path.name} is missing")
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} must hold an object")
+    if content.get("version") != version:
+        raise CheckpointError(
+            f"{path} belongs to weights {content.get('version')}, but {WEIGHTS} is {version}: "
+            "the folder was put together from different checkpoints"
+        )
+    return content
+
+
+def _check_calibration(checkpoint: Checkpoint) -> None:
+    if checkpoint.calibration is None:
+        return
+    names = {task.name for task in checkpoint.tasks}
+    for situation, attributes in checkpoint.calibration.situations.items():
+        if difference := sorted(names ^ set(attributes)):
+            raise CheckpointError(
+                f"{checkpoint.folder / CALIBRATION}: situation {situation} and {CONFIG} differ in {difference[0]!r}"
+            )
+        for task in checkpoint.tasks:
+            if unknown := sorted(set(attributes[task.name].labels) - set(task.labels)):
+                raise CheckpointError(
+                    f"{checkpoint.folder / CALIBRATION}: {task.name} has no label {unknown[0]!r} in {CONFIG}"
+                )
+
+
+def _replace(new: Path, folder: Path) -> None:
+    """Put the finished folder `new` in the place of `folder`; no reader ever sees a half-written one."""
+    if not folder.exists():
+        new.rename(folder)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+    folder.rename(old / folder.name)
+    try:
+        new.rename(folder)
+    except BaseException:
+        (old / folder.name).rename(folder)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,266 @@
+"""Behind `cma-clip evaluate`: what a calibrated model is worth on the test part, per situation and attribute.
+
+The measures are those of `model.evaluation.scores`; here they are put together as metrics.json, as tables and as text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from model.catalogue.listings import Catalogue
+from model.catalogue.splits import Part
+from model.evaluation import scores
+from model.evaluation.calibrate import CalibratedPredictor
+from model.evaluation.heldout import Answers, HeldOut, check_attributes, collect, joined
+from model.situations import Situation
+from model.tasks import OUT_OF_VOCABULARY, Task
+from model.trust.binomial import clopper_pearson, design_effects
+from model.trust.calibration import AttributeCalibration, Calibration
+
+HEADINGS: Mapping[Situation, str] = {
+    Situation.IMAGE_AND_TITLE: "Image and title",
+    Situation.IMAGE: "Image alone",
+    Situation.TITLE: "Title alone",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What was measured, and the answers it was measured on, for plots and experiments."""
+
+    metrics: Mapping[str, Any]
+    """The content of metrics.json."""
+    answers: Mapping[Situation, Mapping[str, Answers]]
+    calibration: Calibration
+
+
+def evaluate(
+    predictor: CalibratedPredictor, calibration: Calibration, catalogue: Catalogue, *, console: Console
+) -> Evaluation:
+    """Measure every attribute in every situation on the test part.
+
+    A figure that has no rows to stand on is None. Intervals are at 95 %, and allow for listings that share
+    their title. Raises `ConfigError` for a catalogue that does not name every attribute of the predictor.
+    """
+    check_attributes(predictor.tasks, catalogue)
+    situations: dict[Situation, dict[str, Any]] = {}
+    answers: dict[Situation, dict[str, Answers]] = {}
+    for situation in Situation:
+        test = collect(predictor, catalogue, Part.TEST, situation, console=console)
+        calibrated = calibration.situations[situation]
+        answers[situation] = {
+            task.name: test.answers(task, calibrated[task.name].temperature) for task in predictor.tasks
+        }
+        situations[situation] = {
+            "listings": len(test.listings),
+            "unreadable_images": test.unreadable,
+            "attributes": {
+                task.name: _measure(task, test, answers[situation][task.name], calibrated[task.name])
+                for task in predictor.tasks
+            },
+        }
+    rows = Counter(listing.part for listing in catalogue.listings)
+    metrics = {
+        "version": predictor.info.version,
+        "date": datetime.now(UTC).date().isoformat(),
+        "data": {
+            "name": catalogue.config.path.stem,
+            "table": catalogue.config.table.name,
+            "listings": {part.value: rows[part] for part in Part},
+        },
+        "target_precisions": list(calibration.target_precisions),
+        "confidence_level": calibration.confidence_level,
+        "situations": situations,
+    }
+    return Evaluation(metrics=metrics, answers=answers, calibration=calibration)
+
+
+def held_out_scores(
+    predictor: CalibratedPredictor, evaluation: Evaluation, catalogue: Catalogue, *, console: Console
+) -> dict[Situation, dict[str, Answers]]:
+    """Return the answers on the calibration part and the test part together, calibrated.
+
+    As many listings as can be had that neither training nor the temperatures have seen: for experiments that split
+    them at random (`research/certificates.py`).
+    """
+    scores: dict[Situation, dict[str, Answers]] = {}
+    for situation, calibrated in evaluation.calibration.situations.items():
+        held_out = collect(predictor, catalogue, Part.CALIBRATION, situation, console=console)
+        scores[situation] = {
+            task.name: joined(
+                [
+                    held_out.answers(task, calibrated[task.name].temperature),
+                    evaluation.answers[situation][task.name],
+                ]
+            )
+            for task in predictor.tasks
+        }
+    return scores
+
+
+def _measure(task: Task, test: HeldOut, answers: Answers, calibrated: AttributeCalibration) -> dict[str, Any]:
+    confidence, correct, group = answers.confidence, answers.correct, answers.group
+    predicted, labels, n = answers.predicted, answers.labels, len(answers.labels)
+    uncalibrated = test.answers(task, 1.0)
+    weights = test.attention[:, test.tasks.index(task)]
+    everything = scores.operating_point(confidence, correct, 0.0)
+    return {
+        "support": n,
+        "out_of_vocabulary": int((labels == OUT_OF_VOCABULARY).sum()),
+        "accuracy": everything.precision,
+        "accuracy_interval": _precision_interval(confidence, answers, everything),
+        "macro_f1": _figure(scores.macro_f1(predicted, labels)),
+        "macro_f1_interval": _interval(lambda rows: scores.macro_f1(predicted[rows], labels[rows]), group),
+        "recall_at_precision": {str(target): _recall(answers, target) for target in calibrated.thresholds},
+        "accepted": {
+            str(target): _accepted(task, answers, calibrated, target) if n > 0 else None
+            for target in calibrated.thresholds
+        },
+        "calibration_error": {
+            "before": _figure(scores.expected_calibration_error(uncalibrated.confidence, correct)),
+            "after": _figure(scores.expected_calibration_error(confidence, correct)),
+        },
+        "modality_attention": {
+            modality: _figure(weights[:, column].mean()) if len(weights) else None
+            for column, modality in enumerate(("image", "text"))
+        },
+        "answered": _answered(task, test),
+    }
+
+
+def _answered(task: Task, test: HeldOut) -> dict[str, float]:
+    """Return the share of each label among the answers: monitoring compares a service's own with them."""
+    counts = np.bincount(test.logits_of(task).argmax(axis=1), minlength=len(task.labels))
+    return {label: float(count / max(1, counts.sum())) for label, count in zip(task.labels, counts, strict=True)}
+
+
+def _recall(answers: Answers, target: float) -> dict[str, Any]:
+    confidence, correct = answers.confidence, answers.correct
+    return {
+        "recall": _figure(scores.recall_at_precision(confidence, correct, target)),
+        "interval": _interval(
+            lambda rows: scores.recall_at_precision(confidence[rows], correct[rows], target), answers.group
+        ),
+    }
+
+
+def _accepted(task: Task, answers: Answers, calibrated: AttributeCalibration, target: float) -> dict[str, Any] | None:
+    """Measure what is accepted at a target; None where nothing ever would be."""
+    thresholds = [calibrated.threshold(target, label) for label in task.labels]
+    if all(threshold is None for threshold in thresholds):
+        return None
+    floors = np.array([math.inf if threshold is None else threshold for threshold in thresholds])
+    # Labels may have thresholds of their own, so that acceptance is no matter of the confidence alone.
+    accepted = (answers.confidence >= floors[answers.predicted]).astype(np.float64)
+    point = scores.operating_point(accepted, answers.correct, 1.0)
+    certificate = calibrated.thresholds[target]
+    return {
+        "threshold": None if certificate is None else certificate.threshold,
+        "coverage": point.coverage,
+        "precision": point.precision,
+        "precision_interval": _precision_interval(accepted, answers, point),
+        "accepted": point.accepted,
+    }
+
+
+def _precision_interval(
+    confidence: scores.Floats, answers: Answers, point: scores.OperatingPoint
+) -> list[float] | None:
+    """Return the Clopper-Pearson interval of a point's precision, by the effective number of listings."""
+    if point.accepted == 0:
+        return None
+    effect = design_effects(confidence, answers.correct, answers.group, [point.threshold])[0]
+    return list(clopper_pearson(point.right / effect, point.accepted / effect))
+
+
+def _interval(measure: Callable[[scores.Ints], float], group: scores.Ints) -> list[float] | None:
+    if len(group) == 0:
+        return None
+    low, high = scores.bootstrap_interval(measure, group)
+    return None if math.isnan(low + high) else [low, high]
+
+
+def _figure(value: float) -> float | None:
+    """JSON has no NaN: a figure without rows is null."""
+    return None if math.isnan(value) else float(value)
+
+
+# --- tables ------------------------------------------------------------------------------------------------
+
+LEGEND = (
+    "All figures but the row counts are in %. R@p: recall at precision p, with the best threshold for these "
+    "very rows. Accepted at p: coverage / precision of the labels accepted by the threshold certified "
+    "for p on other listings, or - where none was and the service abstains. ECE: expected calibration error "
+    "before > after the temperature. Rows whose label the model does not know (unknown) count as errors."
+)
+
+
+def evaluation_tables(metrics: Mapping[str, Any]) -> list[Table]:
+    """Return one table per situation, for the terminal."""
+    tables = []
+    for situation, measured in metrics["situations"].items():
+        table = Table(title=f"{HEADINGS[situation]}: {measured['listings']:,} test listings")
+        for heading in _headings(metrics):
+            table.add_column(heading, justify="left" if heading == "attribute" else "right")
+        for attribute, figures in measured["attributes"].items():
+            table.add_row(*_row(attribute, figures))
+        tables.append(table)
+    return tables
+
+
+def model_card_tables(metrics: Mapping[str, Any]) -> str:
+    """Return the same tables as Markdown, from the content of metrics.json, for the model card."""
+    data = metrics["data"]
+    counts = ", ".join(f"{part} {n:,}" for part, n in data["listings"].items())
+    lines = [f"Measured on {metrics['date']} on the test part of `{data['name']}` ({counts}).", "", LEGEND]
+    headings = _headings(metrics)
+    for situation, measured in metrics["situations"].items():
+        lines += ["", f"### {HEADINGS[situation]}: {measured['listings']:,} listings", ""]
+        lines += [_markdown(headings), _markdown(["---", *["---:"] * (len(headings) - 1)])]
+        lines += [_markdown(_row(attribute, figures)) for attribute, figures in measured["attributes"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _headings(metrics: Mapping[str, Any]) -> list[str]:
+    targets = [f"{100 * target:g}" for target in metrics["target_precisions"]]
+    return [
+        *("attribute", "rows", "unknown", "accuracy", "macro F1"),
+        *(f"R@{target}" for target in targets),
+        *(f"accepted at {target}" for target in targets),
+        *("ECE", "image weight"),
+    ]
+
+
+def _row(attribute: str, figures: Mapping[str, Any]) -> list[str]:
+    error = figures["calibration_error"]
+    return [
+        attribute,
+        f"{figures['support']:,}",
+        f"{figures['out_of_vocabulary']:,}",
+        _percent(figures["accuracy"]),
+        _percent(figures["macro_f1"]),
+        *(_percent(measured["recall"]) for measured in figures["recall_at_precision"].values()),
+        *(
+            "-" if point is None else f"{_percent(point['coverage'])} / {_percent(point['precision'])}"
+            for point in figures["accepted"].values()
+        ),
+        f"{_percent(error['before'])} > {_percent(error['after'])}",
+        _percent(figures["modality_attention"]["image"]),
+    ]
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"
+
+
+def _markdown(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"

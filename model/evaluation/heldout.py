@@ -1,0 +1,270 @@
+"""What a model answers on a held-out part of a catalogue; `calibrate` and `evaluate` stand on this.
+
+Shapes: n listings, T attributes, C_t labels of attribute t, B listings of a batch.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from model.catalogue.listings import Catalogue, Listing
+from model.catalogue.splits import Part
+from model.errors import ConfigError, ModelError
+from model.evaluation.scores import labelled
+from model.inference.predictions import ModelInfo
+from model.inputs.decode import decode_image
+from model.situations import Situation
+from model.tasks import Task
+from model.trust.calibration import softmax
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class RawOutputs(Protocol):
+    """A batch's outputs before calibration."""
+
+    @property
+    def logits(self) -> Sequence[NDArray[np.float32]]:
+        """Per attribute, in the order of the tasks, [B, C_t]."""
+        ...
+
+    @property
+    def attention(self) -> NDArray[np.floating[Any]]:
+        """Weights of image and text per attribute, [B, T, 2]; they sum to 1 over the last axis."""
+        ...
+
+
+class LogitPredictor(Protocol):
+    """The part of a predictor that is measured."""
+
+    @property
+    def tasks(self) -> tuple[Task, ...]: ...
+    @property
+    def info(self) -> ModelInfo: ...
+    def prepare(self, title: str | None, image: Image | None) -> Any: ...
+    def collate(self, items: Sequence[Any]) -> Any: ...
+    def logits(self, batch: Any) -> RawOutputs: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """One attribute's calibrated answers on its n labelled listings.
+
+    An answer to a listing whose label is outside the vocabulary is there, and wrong.
+    """
+
+    confidence: NDArray[np.float64]
+    """Of the predicted label, [n]."""
+    predicted: NDArray[np.int64]
+    """Class indices [n]."""
+    labels: NDArray[np.int64]
+    """Class indices [n], or OUT_OF_VOCABULARY."""
+    group: NDArray[np.int64]
+    """Listings of one number share their title, [n]: they are no independent evidence."""
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """Whether the predicted label is the true one, [n]."""
+        return np.asarray(self.predicted == self.labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """A part's listings as the model sees them in one situation."""
+
+    tasks: tuple[Task, ...]
+    listings: tuple[Listing, ...]
+    """Those that have what the situation asks for and could be read, n of them."""
+    unreadable: int
+    """Listings left out because their image could not be read."""
+    logits: tuple[NDArray[np.float32], ...]
+    """Per attribute [n, C_t], before calibration."""
+    attention: NDArray[np.float64]
+    """Weights of image and text, [n, T, 2]."""
+
+    def labels(self, task: Task) -> NDArray[np.int64]:
+        """Return the true class indices [n], as `Task.encode` gives them."""
+        return np.array([task.encode(listing.labels.get(task.name)) for listing in self.listings], dtype=np.int64)
+
+    def logits_of(self, task: Task) -> NDArray[np.float32]:
+        """Return the logits [n, C_t] of one attribute."""
+        return self.logits[self.tasks.index(task)]
+
+    def answers(self, task: Task, temperature: float) -> Answers:
+        """Return the answers on the listings that have a label for this attribute."""
+        labels = self.labels(task)
+        counted = labelled(labels)
+        probabilities = softmax(self.logits_of(task)[counted], temperature)
+        return Answers(
+            confidence=probabilities.max(axis=1),
+            predicted=probabilities.argmax(axis=1),
+            labels=labels[counted],
+            group=self._group[counted],
+        )
+
+    @cached_property
+    def _group(self) -> NDArray[np.int64]:
+        return evidence_groups(self.listings)
+
+
+def collect(
+    predictor: LogitPredictor,
+    catalogue: Catalogue,
+    part: Part,
+    situation: Situation,
+    *,
+    console: Console,
+    batch_size: int = 64,
+) -> HeldOut:
+    """Run the predictor over the listings of a part, withholding what the situation lacks.
+
+    A listing takes part when it has what the situation needs. Images are read and decoded in threads, one
+    batch ahead of the predictor; a listing whose image cannot be read is left out and counted.
+    """
+    listings = [listing for listing in catalogue.part(part) if _takes_part(listing, situation)]
+    answered: list[Listing] = []
+    outputs: list[RawOutputs] = []
+
+    def prepare(listing: Listing) -> Any | None:
+        return _prepare(predictor, catalogue, listing, situation)
+
+    with ThreadPoolExecutor() as pool, _progress(console) as progress:
+        bar = progress.add_task(f"{part}, {situation.replace('_', ' ')}", total=len(listings))
+        for batch, prepared in _one_batch_ahead(pool, prepare, listings, batch_size):
+            readable = [(listing, item) for listing, item in zip(batch, prepared, strict=True) if item is not None]
+            if readable:
+                answered += [listing for listing, _ in readable]
+                outputs.append(predictor.logits(predictor.collate([item for _, item in readable])))
+            progress.advance(bar, len(batch))
+    return HeldOut(
+        tasks=predictor.tasks,
+        listings=tuple(answered),
+        unreadable=len(listings) - len(answered),
+        logits=tuple(
+            np.concatenate([np.empty((0, len(task.labels)), np.float32), *(out.logits[t] for out in outputs)])
+            for t, task in enumerate(predictor.tasks)
+        ),
+        attention=np.concatenate(
+            [np.empty((0, len(predictor.tasks), 2)), *(out.attention for out in outputs)], dtype=np.float64
+        ),
+    )
+
+
+def evidence_groups(listings: Sequence[Listing]) -> NDArray[np.int64]:
+    """Return group numbers [n]: listings that share a title or the catalogue's own group, however far apart, share one.
+
+    They are no independent evidence: a model that reads one right, or wrong, does so with its likes.
+    """
+    if not listings:
+        return np.empty(0, np.int64)
+    titles = [" ".join((listing.title or f"\x1f{listing.id}").casefold().split()) for listing in listings]
+    title, group = (
+        np.unique(np.array(keys, dtype=np.str_), return_inverse=True)[1]
+        for keys in (titles, [listing.group for listing in listings])
+    )
+    group = group + 1 + title.max()
+    nodes = group.max() + 1
+    edges = coo_array((np.ones(len(listings), np.bool_), (title, group)), (nodes, nodes))
+    return np.asarray(connected_components(edges, directed=False)[1][title], dtype=np.int64)
+
+
+def check_attributes(tasks: Sequence[Task], catalogue: Catalogue) -> None:
+    """Raise `ConfigError` where the catalogue does not name an attribute that is to be measured on it."""
+    if missing := [task.name for task in tasks if task.name not in catalogue.config.attributes]:
+        raise ConfigError(f"{catalogue.config.path} does not name {', '.join(missing)} among its attributes")
+
+
+def _takes_part(listing: Listing, situation: Situation) -> bool:
+    return (situation is Situation.TITLE or listing.image is not None) and (
+        situation is Situation.IMAGE or listing.title is not None
+    )
+
+
+def _prepare(predictor: LogitPredictor, catalogue: Catalogue, listing: Listing, situation: Situation) -> Any | None:
+    """Return the listing ready to be batched, or None when its image cannot be read."""
+    title = None if situation is Situation.IMAGE else listing.title
+    if situation is Situation.TITLE or listing.image is None:
+        return predictor.prepare(title, None)
+    try:
+        image = decode_image(catalogue.image_bytes(listing.image), predictor.info.image_size)
+    except ModelError:
+        return None
+    return predictor.prepare(title, image)
+
+
+def _one_batch_ahead(
+    pool: ThreadPoolExecutor, prepare: Callable[[Listing], Any], listings: Sequence[Listing], size: int
+) -> Iterator[tuple[Sequence[Listing], Iterator[Any]]]:
+    """Yield each batch with its prepared items while the threads are already at work on the next one."""
+    begun: deque[tuple[Sequence[Listing], Iterator[Any]]] = deque()
+    for first in range(0, len(listings), size):
+        batch = listings[first : first + size]
+        begun.append((batch, pool.map(prepare, batch)))  # map submits all of the batch at once
+        if len(begun) == 2:
+            yield begun.popleft()
+    yield from begun
+
+
+def _progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, disable=not console.is_terminal)
+
+
+def joined(parts: Sequence[Answers]) -> Answers:
+    """Return the answers on several parts, which share no title, as one."""
+    first_group = np.cumsum([0, *(part.group.max(initial=-1) + 1 for part in parts)])
+    return Answers(
+        confidence=np.concatenate([part.confidence for part in parts]),
+        predicted=np.concatenate([part.predicted for part in parts]),
+        labels=np.concatenate([part.labels for part in parts]),
+        group=np.concatenate([part.group + first for part, first in zip(parts, first_group, strict=False)]),
+    )
+
+
+# --- held-out scores on disk -------------------------------------------------------------------------------
+
+ScoresBySituation = Mapping[Situation, Mapping[str, Answers]]
+
+
+def save_scores(path: Path, answers: ScoresBySituation) -> None:
+    """Write answers to an .npz file, for experiments on them (`research/certificates.py`)."""
+    columns = {
+        f"{situation}/{attribute}/{column}": values
+        for situation, attributes in answers.items()
+        for attribute, scores in attributes.items()
+        for column, values in vars(scores).items()
+    }
+    with path.open("wb") as file:  # numpy would change the name of a path that does not end in .npz
+        np.savez_compressed(file, allow_pickle=False, **columns)
+
+
+def load_scores(path: Path) -> dict[Situation, dict[str, Answers]]:
+    """Read what `save_scores` wrote. Raises `ModelError` when it is no such file."""
+    columns: dict[tuple[Situation, str], dict[str, Any]] = {}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            for key in file.files:
+                situation, rest = key.split("/", 1)
+                attribute, column = rest.rsplit("/", 1)
+                columns.setdefault((Situation(situation), attribute), {})[column] = file[key]
+        answers: dict[Situation, dict[str, Answers]] = {}
+        for (situation, attribute), values in columns.items():
+            answers.setdefault(situation, {})[attribute] = Answers(**values)
+    except (OSError, EOFError, BadZipFile, ValueError, TypeError) as error:
+        raise ModelError(f"{path} holds no held-out scores: {error}") from error
+    return answers

@@ -1,0 +1,211 @@
+"""The output of bulk labelling: rows in shards beside the file, merged at the end, as CSV or Parquet.
+
+An interrupted run loses less than a shard, and continues where it stopped when it is started again.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from model.catalogue.tables import import_pyarrow
+from model.checkpoint.folder import write_json
+from model.errors import ConfigError
+
+SHARD_ROWS = 2048
+"""Rows in each shard but the last: what an interruption costs at most."""
+
+MERGED_SHARDS = 32
+"""Shards that share a Parquet row group: 65,536 rows, so that readers can skip and compress well."""
+
+SETTINGS = "settings.json"
+
+OutputRow = tuple[str | float | bool | None, ...]
+
+
+# --- rows --------------------------------------------------------------------------------------------------
+
+
+def columns_of(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the output's columns for these attributes."""
+    cells = [f"{name}{suffix}" for name in names for suffix in ("", "_confidence", "_accepted", "_image_weight")]
+    return ("id", *cells, "error")
+
+
+class OutputFormat(Protocol):
+    """How rows are written to a shard, and shards merged."""
+
+    suffix: str
+
+    def write(self, path: Path, rows: Sequence[OutputRow]) -> None:
+        """Write some rows to a new shard."""
+        ...
+
+    def merge(self, shards: Sequence[Path], path: Path) -> None:
+        """Write the whole output, shard by shard."""
+        ...
+
+
+def output_format(out: Path, names: Sequence[str]) -> OutputFormat:
+    """Choose by the suffix of `out`; raises `ConfigError` for one that is neither CSV nor Parquet."""
+    match out.suffix.lower():
+        case ".csv":
+            return CsvFormat(names)
+        case ".parquet" | ".pq":
+            return ParquetFormat(names)
+    raise ConfigError(f"the output must end in .csv or .parquet, not in {out.suffix!r}")
+
+
+class CsvFormat:
+    """CSV as RFC 4180 has it, in UTF-8: the shards have no header, and follow it as they are."""
+
+    suffix = ".csv"
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.columns = columns_of(names)
+
+    def write(self, path: Path, rows: Sequence[OutputRow]) -> None:
+        """Write some rows to a new shard."""
+        with path.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([_csv_cell(cell) for cell in row] for row in rows)
+
+    def merge(self, shards: Sequence[Path], path: Path) -> None:
+        """Write the header and copy the shards."""
+        with path.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerow(self.columns)
+        with path.open("ab") as merged:
+            for shard in shards:
+                with shard.open("rb") as file:
+                    shutil.copyfileobj(file, merged)
+
+
+def _csv_cell(cell: str | float | bool | None) -> str | float | None:
+    return str(cell).lower() if isinstance(cell, bool) else cell
+
+
+class ParquetFormat:
+    """Parquet: labels and errors as strings, confidences and weights as doubles, accepted as a boolean."""
+
+    suffix = ".parquet"
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.pyarrow = pa = import_pyarrow()
+        types = [pa.string(), *[pa.string(), pa.float64(), pa.bool_(), pa.float64()] * len(names), pa.string()]
+        self.schema = pa.schema(list(zip(columns_of(names), types, strict=True)))
+
+    def write(self, path: Path, rows: Sequence[OutputRow]) -> None:
+        """Write some rows to a new shard."""
+        columns = [
+            self.pyarrow.array(column, field.type)
+            for column, field in zip(zip(*rows, strict=True), self.schema, strict=True)
+        ]
+        table = self.pyarrow.Table.from_arrays(columns, schema=self.schema)
+        self.pyarrow.parquet.write_table(table, path)
+
+    def merge(self, shards: Sequence[Path], path: Path) -> None:
+        """Write `MERGED_SHARDS` shards at a time as one row group."""
+        parquet = self.pyarrow.parquet
+        with parquet.ParquetWriter(path, self.schema) as writer:
+            for start in range(0, len(shards), MERGED_SHARDS):
+                tables = [parquet.read_table(shard) for shard in shards[start : start + MERGED_SHARDS]]
+                writer.write_table(self.pyarrow.concat_tables(tables))
+
+
+# --- shards ------------------------------------------------------------------------------------------------
+
+
+class Shards:
+    """Finished rows of an output that isn't complete yet, in the folder `{output}.partial` beside it.
+
+    Shard `i` holds the rows from `i × SHARD_ROWS` on. Its name says how many rows it has and how many failed:
+    `00000003-2048-17.csv`. It gets that name once it is wholly on the disk.
+    """
+
+    def __init__(self, out: Path, output: OutputFormat, settings: Mapping[str, Any]) -> None:
+        self.out, self.output, self.settings = out, output, settings
+        self.folder = out.with_name(out.name + ".partial")
+        self.paths: list[Path] = []
+        self.rows = self.failed = 0
+        self._open: list[OutputRow] = []
+
+    @classmethod
+    def open(cls, out: Path, output: OutputFormat, settings: Mapping[str, Any]) -> Shards:
+        """Begin the output `out`, or go on with it; raises `ConfigError` where that can't be done."""
+        if out.exists():
+            raise ConfigError(f"{out} exists already; move it away, or name another file")
+        if not os.access(out.parent, os.W_OK | os.X_OK):
+            raise ConfigError(f"cannot write to the folder {out.parent}")
+        shards = cls(out, output, settings)
+        if shards.folder.exists():
+            shards._find()
+        if shards.paths:
+            shards._check_settings()
+        return shards
+
+    def _check_settings(self) -> None:
+        try:
+            earlier = json.loads((self.folder / SETTINGS).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{self.folder} has no readable {SETTINGS}; delete it to start afresh") from error
+        if changed := [key for key, value in self.settings.items() if earlier.get(key) != value]:
+            raise ConfigError(
+                f"{self.folder} was begun with another {' and another '.join(changed)}; "
+                "delete it to start afresh, or name another output"
+            )
+
+    def _find(self) -> None:
+        for path in sorted(self.folder.iterdir()):
+            name = re.fullmatch(r"(\d{8})-(\d+)-(\d+)" + re.escape(self.output.suffix), path.name)
+            if name is None:
+                continue  # the settings, or what an interrupted run left half-written
+            index, rows, failed = map(int, name.groups())
+            if index != len(self.paths) or self.rows != index * SHARD_ROWS:
+                raise ConfigError(f"{self.folder} lacks rows before {path.name}; delete it to start afresh")
+            self.paths.append(path)
+            self.rows += rows
+            self.failed += failed
+
+    def _begin(self) -> None:
+        self.folder.mkdir(exist_ok=True)
+        write_json(self.folder / SETTINGS, self.settings)
+
+    def add(self, row: OutputRow) -> None:
+        """Add the next row; a full shard goes to the disk."""
+        self._open.append(row)
+        if len(self._open) == SHARD_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self.paths:
+            self._begin()
+        failed = sum(bool(row[-1]) for row in self._open)
+        name = f"{len(self.paths):08d}-{len(self._open)}-{failed}{self.output.suffix}"
+        temporary = self.folder / f"half-written{self.output.suffix}"
+        self.output.write(temporary, self._open)
+        self.paths.append(_move_durably(temporary, self.folder / name))
+        self.rows += len(self._open)
+        self.failed += failed
+        self._open.clear()
+
+    def finish(self) -> None:
+        """Write the last rows, merge all shards into the output and remove them."""
+        if self._open:
+            self._flush()
+        if not self.paths:
+            self._begin()
+        temporary = self.folder / f"merged{self.output.suffix}"
+        self.output.merge(self.paths, temporary)
+        _move_durably(temporary, self.out)
+        shutil.rmtree(self.folder)
+
+
+def _move_durably(temporary: Path, path: Path) -> Path:
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())  # else a power cut may keep the new name and lose the content
+    return temporary.replace(path)

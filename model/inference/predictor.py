@@ -1,0 +1,375 @@
+"""A loaded checkpoint that answers listings: prepare (one listing) -> collate (a batch) -> predict.
+
+The only module of `model/` that the service runs. `prepare` works on the CPU in any thread, `collate` moves a
+batch to the device and may run beside `predict`, and `predict` runs in one thread at a time. What comes out is
+plain numpy, off the device. Listings to be explained are run once more, in variants (`model/inference/explain.py`), after
+the batch has been answered: that changes no answer.
+
+Shapes: B listings, L title tokens, T attributes, C_t labels, R variants of a listing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from model.checkpoint.folder import CONFIG, Checkpoint, load_checkpoint, load_weights
+from model.device import pick_device, serving_dtype
+from model.errors import CheckpointError, ConfigError
+from model.inference.explain import ImageVariants, TitleVariants, log_odds
+from model.inference.predictions import AttributePrediction, Candidate, Explanation, Frame, ModelInfo
+from model.inputs.preprocess import ImageTransform
+from model.inputs.tokenizer import TitleTokenizer, TokenizedTitle, pad_tokens
+from model.network.cma_clip import CMAClip, build_cma_clip
+from model.network.towers import TokenSequence
+from model.situations import Situation
+from model.tasks import Task
+from model.trust.calibration import Calibration, softmax
+
+PADDING_STEP = 8
+"""Titles are padded to the next multiple: a handful of shapes to warm up, and few wasted tokens."""
+
+VARIANTS_AT_ONCE = 32
+"""Variants of a listing that are run together: they take no more memory than an ordinary batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """One listing, ready to be batched: uint8 pixels `[3, H, W]`, their place in the picture, and tokens.
+
+    None where absent.
+    """
+
+    pixels: NDArray[np.uint8] | None
+    frame: Frame | None
+    title: TokenizedTitle | None
+    explain: bool
+    work: int
+    """How many listings it is to the network: 1, and all of its variants where it is to be explained."""
+
+    @property
+    def situation(self) -> Situation:
+        if self.pixels is None:
+            return Situation.TITLE
+        return Situation.IMAGE if self.title is None else Situation.IMAGE_AND_TITLE
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held while the listing waits, in bytes."""
+        pixels = 0 if self.pixels is None else self.pixels.nbytes
+        title = 0 if self.title is None else self.title.tokens.nbytes + sum(map(len, self.title.words))
+        return pixels + title
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Prepared listings on the device: pixels uint8 `[B, 3, H, W]`, tokens `[B, L]`; None where nobody has any."""
+
+    items: tuple[Prepared, ...]
+    pixels: Tensor | None
+    tokens: Tensor | None
+    has_image: Tensor
+    has_title: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class RawOutputs:
+    """What the network said, uncalibrated: logits per attribute `[B, C_t]`, modality attention `[B, T, 2]`
+    (image, text)."""
+
+    logits: tuple[NDArray[np.float32], ...]
+    attention: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdicts:
+    """What turns a situation's logits into answers: temperatures and thresholds, by attribute.
+
+    of_label: the thresholds of labels that were certified by themselves, by attribute and label.
+    """
+
+    temperature: Mapping[str, float]
+    thresholds: Mapping[str, Mapping[float, float | None]]
+    of_label: Mapping[str, Mapping[str, Mapping[float, float | None]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """One listing's answer: immutable, off the device. See `model.inference.predictions.Prediction`.
+
+    By attribute: confidences `[C_t]`, modality attention (image, text), and the situation's verdicts.
+    """
+
+    situation: Situation
+    tasks: Mapping[str, Task]
+    confidences: Mapping[str, NDArray[np.float64]]
+    attention: Mapping[str, tuple[float, float]]
+    verdicts: Verdicts
+    explanations: Mapping[str, Explanation] | None
+
+    def read(self, attribute: str, *, target_precision: float, top_k: int) -> AttributePrediction:
+        """Return the answer for `attribute`, judged by the thresholds of this listing's own situation."""
+        confidences, labels = self.confidences[attribute], self.tasks[attribute].labels
+        # Stable, so that equal confidences are listed in the order of the labels.
+        order = np.argsort(-confidences, kind="stable")[: max(1, top_k)]
+        candidates = tuple(Candidate(labels[index], float(confidences[index])) for index in order)
+        best = candidates[0]
+        of_label = self.verdicts.of_label[attribute].get(best.label)
+        threshold = (of_label or self.verdicts.thresholds[attribute]).get(target_precision)
+        image, text = self.attention[attribute]
+        return AttributePrediction(
+            label=best.label,
+            confidence=best.confidence,
+            accepted=threshold is not None and best.confidence >= threshold,
+            threshold=threshold,
+            target_precision=target_precision,
+            candidates=candidates[:top_k],
+            modality_attention={"image": image, "text": text},
+            explanation=self.explanations[attribute] if self.explanations else None,
+        )
+
+
+class Predictor:
+    """A checkpoint on a device. See `model.inference.predictions.Predictor` for the protocol."""
+
+    def __init__(self, checkpoint: Checkpoint, network: CMAClip, device: torch.device, dtype: torch.dtype) -> None:
+        self.checkpoint = checkpoint
+        self.tasks = checkpoint.tasks
+        self.device, self.dtype = device, dtype
+        self.network = network.to(device).to(memory_format=torch.channels_last).eval()
+        self.transform = ImageTransform(checkpoint.config.preprocess)
+        self.tokenize = TitleTokenizer(checkpoint.config.preprocess)
+        self._by_name = {task.name: task for task in self.tasks}
+        self._verdicts = {
+            situation: _verdicts(situation, self.tasks, checkpoint.calibration) for situation in Situation
+        }
+        self.info = ModelInfo(
+            name=checkpoint.name,
+            version=checkpoint.version,
+            backbone=checkpoint.config.backbone_name,
+            parameters=sum(parameter.numel() for parameter in network.parameters()),
+            device=str(device),
+            dtype=str(dtype).removeprefix("torch."),
+            image_size=checkpoint.config.preprocess.image_size,
+            target_precisions=checkpoint.calibration.target_precisions if checkpoint.calibration else (),
+            calibration=checkpoint.calibration.digest if checkpoint.calibration else "",
+            metrics=checkpoint.metrics or {},
+        )
+
+    @classmethod
+    def load(cls, folder: Path, *, device: str = "auto", dtype: str = "auto") -> Predictor:
+        """Load a checkpoint folder; one that was not calibrated yet answers, but accepts nothing.
+
+        Raises `CheckpointError` or `ConfigError` with one line that names what is wrong.
+        """
+        target = pick_device(device)
+        number_format = serving_dtype(dtype, target)
+        checkpoint = load_checkpoint(folder)
+        if not checkpoint.tasks:
+            raise CheckpointError(f"{folder} holds pre-trained towers without attributes; train on it first")
+        try:
+            network = build_cma_clip(checkpoint.config, checkpoint.tasks)
+        except ConfigError as error:
+            raise CheckpointError(f"{folder / CONFIG}: {error}") from error
+        load_weights(network, checkpoint)
+        return cls(checkpoint, network, target, number_format)
+
+    def thresholds(self, attribute: str) -> Mapping[Situation, Mapping[float, float | None]]:
+        """Return the threshold of each situation and target precision, None where none could be certified."""
+        return {situation: verdicts.thresholds[attribute] for situation, verdicts in self._verdicts.items()}
+
+    def prepare(self, title: str | None, image: Image.Image | None, *, explain: bool = False) -> Prepared:
+        """Turn a title and an RGB image of any size into model input; on the CPU, in any thread.
+
+        A title of white space counts as none. Raises `ValueError` when nothing is left to read.
+        """
+        tokens = self.tokenize(title) if title and title.strip() else None
+        if image is None and tokens is None:
+            raise ValueError("a listing needs a title or an image")
+        pixels = frame = None
+        if image is not None:
+            pixels, frame = self.transform(image), _shares(self.transform.frame(image.size), image.size)
+        item = Prepared(pixels, frame, tokens, explain, work=1)
+        if not explain:
+            return item
+        picture, words = self._variants(item)
+        return replace(item, work=1 + (picture.count if picture else 0) + (words.count if words else 0))
+
+    def collate(self, items: Sequence[Prepared]) -> Batch:
+        """Put prepared listings together, titles padded to a fixed size, and move them to the device."""
+        longest = max((len(item.title.tokens) for item in items if item.title), default=0)
+        length = self._padded(longest)
+        pixels = tokens = None
+        if any(item.pixels is not None for item in items):
+            blank = np.zeros((3, *self.info.image_size), dtype=np.uint8)
+            stacked = np.stack([blank if item.pixels is None else item.pixels for item in items])
+            pixels = torch.from_numpy(stacked).to(self.device)
+        if length:
+            tokens = pad_tokens([item.title.tokens if item.title else None for item in items], length).to(self.device)
+        return Batch(
+            items=tuple(items),
+            pixels=pixels,
+            tokens=tokens,
+            has_image=torch.tensor([item.pixels is not None for item in items], device=self.device),
+            has_title=torch.tensor([item.title is not None for item in items], device=self.device),
+        )
+
+    def _padded(self, length: int) -> int:
+        return min(-(-length // PADDING_STEP) * PADDING_STEP, self.tokenize.context_length)
+
+    @torch.inference_mode()
+    def logits(self, batch: Batch) -> RawOutputs:
+        """Run the network and copy out what it says; a modality that no listing has is not computed at all."""
+        image = text = None
+        with self._precision():
+            if batch.pixels is not None:
+                image = self._encode_image(batch.pixels).keep(batch.has_image)
+            if batch.tokens is not None:
+                text = self.network.backbone.encode_text(batch.tokens).keep(batch.has_title)
+            output = self.network(image, text)
+        return RawOutputs(
+            logits=tuple(scores.float().cpu().numpy() for scores in output.logits),
+            attention=output.modality_attention.float().cpu().numpy(),
+        )
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32)
+
+    def _encode_image(self, pixels: Tensor) -> TokenSequence:
+        return self.network.backbone.encode_image(self.transform.normalise(pixels))
+
+    def predict(self, batch: Batch) -> list[Prediction]:
+        """Answer a batch, in its order: forward, copy out, calibrate; then explain whoever asked for it."""
+        raw = self.logits(batch)
+        return [self._prediction(item, raw, row) for row, item in enumerate(batch.items)]
+
+    def _prediction(self, item: Prepared, raw: RawOutputs, row: int) -> Prediction:
+        situation = item.situation
+        verdicts = self._verdicts[situation]
+        confidences = {
+            task.name: softmax(scores[row : row + 1], verdicts.temperature[task.name])[0]
+            for task, scores in zip(self.tasks, raw.logits, strict=True)
+        }
+        attention = {
+            task.name: (float(raw.attention[row, t, 0]), float(raw.attention[row, t, 1]))
+            for t, task in enumerate(self.tasks)
+        }
+        return Prediction(
+            situation=situation,
+            tasks=self._by_name,
+            confidences=confidences,
+            attention=attention,
+            verdicts=verdicts,
+            explanations=self._explain(item, raw, row) if item.explain else None,
+        )
+
+    def _explain(self, item: Prepared, raw: RawOutputs, row: int) -> dict[str, Explanation]:
+        """Explain the label that each attribute was given in `row` of `raw`."""
+        picture, title = self._variants(item)
+        logits, pictures = self._variant_logits(picture, title), picture.count if picture else 0
+        explanations = {}
+        for task, scores, variants in zip(self.tasks, raw.logits, logits, strict=True):
+            odds = log_odds(variants, int(scores[row].argmax()))
+            explanations[task.name] = Explanation(
+                image=picture.explain(odds[:pictures], item.frame) if picture and item.frame else None,
+                text=title.explain(odds[pictures:]) if title else None,
+            )
+        return explanations
+
+    def _variants(self, item: Prepared) -> tuple[ImageVariants | None, TitleVariants | None]:
+        """What of the listing is taken away to explain it."""
+        grid, fill = self.network.backbone.image.grid, self.transform.config.fill
+        return (
+            ImageVariants(item.pixels, grid, fill) if item.pixels is not None else None,
+            TitleVariants(item.title) if item.title is not None else None,
+        )
+
+    @torch.inference_mode()
+    def _variant_logits(
+        self, picture: ImageVariants | None, title: TitleVariants | None
+    ) -> tuple[NDArray[np.float32], ...]:
+        """Return logits per attribute `[R, C_t]` of each variant of the picture beside the title as it is, then of
+        each variant of the title beside the picture as it is.
+        """
+        image = text = None
+        with self._precision():
+            if picture is not None:
+                image = _in_turn(self._encode_image, torch.from_numpy(picture.pictures).to(self.device))
+            if title is not None:
+                tokens = pad_tokens(title.tokens, self._padded(len(title.title.tokens))).to(self.device)
+                text = _in_turn(self.network.backbone.encode_text, tokens)
+            pictures, titles = (len(each.mask) if each else 0 for each in (image, text))
+            image_rows = torch.tensor([*range(pictures), *[0] * titles], device=self.device)
+            text_rows = torch.tensor([*[0] * pictures, *range(titles)], device=self.device)
+            parts = [
+                self.network(image and image.select(of_image), text and text.select(of_text)).logits
+                for of_image, of_text in zip(
+                    torch.split(image_rows, VARIANTS_AT_ONCE), torch.split(text_rows, VARIANTS_AT_ONCE), strict=True
+                )
+            ]
+        return tuple(torch.cat(scores).float().cpu().numpy() for scores in zip(*parts, strict=True))
+
+    def warm_up(self, max_batch_size: int) -> dict[str, float]:
+        """Run every padded shape, alone and at `max_batch_size`, and explain a listing; return each one's seconds."""
+        seconds = {}
+
+        def run(name: str, items: list[Prepared]) -> None:
+            began = time.perf_counter()
+            self.predict(self.collate(items))
+            seconds[name] = time.perf_counter() - began
+
+        blank = Image.new("RGB", (self.info.image_size[1], self.info.image_size[0]), "white")
+        longest = self.tokenize.context_length
+        for length in range(PADDING_STEP, longest + PADDING_STEP, PADDING_STEP):
+            item = self.prepare("a " * min(length - 2, longest - 2), blank)
+            for batch_size in sorted({1, max_batch_size}):
+                run(f"{batch_size} x {min(length, longest)} tokens", [item] * batch_size)
+        run("1 explained", [self.prepare("a a", blank, explain=True)])
+        return seconds
+
+
+def _shares(box: tuple[float, float, float, float], size: tuple[int, int]) -> Frame:
+    """Turn a box in a picture's pixels into shares of its width and height."""
+    (left, upper, right, lower), (width, height) = box, size
+    return Frame(left / width, upper / height, right / width, lower / height)
+
+
+def _in_turn(encode: Callable[[Tensor], TokenSequence], inputs: Tensor) -> TokenSequence:
+    """Encode `inputs` some rows at a time."""
+    parts = [encode(some) for some in torch.split(inputs, VARIANTS_AT_ONCE)]
+    return TokenSequence(
+        embeddings=torch.cat([part.embeddings for part in parts]),
+        mask=torch.cat([part.mask for part in parts]),
+        pooled=torch.cat([part.pooled for part in parts]),
+    )
+
+
+def _verdicts(situation: Situation, tasks: Sequence[Task], calibration: Calibration | None) -> Verdicts:
+    if calibration is None:
+        nothing: dict[str, dict[float, float | None]] = {task.name: {} for task in tasks}
+        return Verdicts({task.name: 1.0 for task in tasks}, nothing, {task.name: {} for task in tasks})
+    attributes, targets = calibration.situations[situation], calibration.target_precisions
+    return Verdicts(
+        {name: attribute.temperature for name, attribute in attributes.items()},
+        {
+            name: {
+                target: certificate.threshold if certificate else None
+                for target, certificate in attribute.thresholds.items()
+            }
+            for name, attribute in attributes.items()
+        },
+        {
+            name: {
+                label: {target: attribute.threshold(target, label) for target in targets} for label in attribute.labels
+            }
+            for name, attribute in attributes.items()
+        },
+    )

@@ -1,0 +1,173 @@
+"""Model and training configuration: frozen keyword-only dataclasses, and named presets that return whole ones.
+
+Imports nothing of torch, so that reading a configuration is cheap.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import random
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+from model.errors import ConfigError
+
+CORRUPTION_SHARES = ("corrupted_images", "blank_images", "title_dropout", "label_word_dropout")
+"""What `AugmentConfig` says of how many listings are spoilt; the rest is about how."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Augmentation that respects colour (`model/inputs/augment.py`).
+
+    crop: smallest share of the picture's area that a random crop keeps. stretch: largest relative change of
+    its aspect ratio. corrupted_images: share of pictures compressed, blurred, made noisy, partly covered or
+    reduced to a detail.
+    blank_images: share of pictures that become one colour, so that a title is believed beside a picture that shows
+    nothing, even by a network that has learned to distrust titles (`TrainConfig.mismatched_titles`).
+    title_dropout: share of titles that lose words; word_dropout: chance of each of theirs.
+    label_word_dropout: share of titles that lose the words that name the listing's own labels.
+    """
+
+    crop: float = 0.7
+    stretch: float = 0.1
+    flip: bool = True
+    corrupted_images: float = 0.1
+    blank_images: float = 0.02
+    title_dropout: float = 0.06
+    word_dropout: float = 0.2
+    label_word_dropout: float = 0.03
+
+    def __post_init__(self) -> None:
+        if not 0 < self.crop <= 1:
+            raise ConfigError("crop must be above 0 and at most 1")
+        for name in ("stretch", "word_dropout", *CORRUPTION_SHARES):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 0 and below 1")
+
+
+Box = tuple[float, float, float, float]
+
+Pixels = NDArray[np.uint8]
+
+
+def random_box(size: tuple[int, int], config: AugmentConfig, rng: random.Random) -> Box:
+    """Draw a crop of a picture of `size` (width, height): a share of its area, slightly stretched, anywhere."""
+    width, height = size
+    share = rng.uniform(config.crop, 1.0)
+    stretch = math.exp(rng.uniform(-config.stretch, config.stretch))
+    box_width = min(width, max(1.0, width * math.sqrt(share * stretch)))
+    box_height = min(height, max(1.0, height * math.sqrt(share / stretch)))
+    left, upper = rng.uniform(0, width - box_width), rng.uniform(0, height - box_height)
+    return left, upper, left + box_width, upper + box_height
+
+
+# --- pictures, uint8 [3, H, W] -----------------------------------------------------------------------------
+
+
+def compress(pixels: Pixels, rng: random.Random) -> Pixels:
+    """Return what a coarse JPEG leaves of a picture."""
+    stream = io.BytesIO()
+    _picture(pixels).save(stream, "JPEG", quality=rng.randint(5, 40))
+    with Image.open(stream) as image:
+        return _pixels(image)
+
+
+def blur(pixels: Pixels, rng: random.Random) -> Pixels:
+    """Blur by a Gaussian of 0.5 to 2.5 pixels."""
+    return _pixels(_picture(pixels).filter(ImageFilter.GaussianBlur(rng.uniform(0.5, 2.5))))
+
+
+def add_noise(pixels: Pixels, rng: random.Random) -> Pixels:
+    """Add white noise with a deviation of 5 to 50 of 255."""
+    noise = np.random.default_rng(rng.getrandbits(32)).normal(0, rng.uniform(5, 50), pixels.shape)
+    return (pixels + noise).clip(0, 255).astype(np.uint8)
+
+
+def occlude(pixels: Pixels, rng: random.Random) -> Pixels:
+    """Paint one rectangle over a tenth to a half of the picture, in one colour."""
+    height, width = pixels.shape[1:]
+    share, stretch = rng.uniform(0.1, 0.5), math.exp(rng.uniform(-0.5, 0.5))
+    rows = min(height, round(height * math.sqrt(share * stretch)))
+    columns = min(width, round(width * math.sqrt(share / stretch)))
+    top, left = rng.randint(0, height - rows), rng.randint(0, width - columns)
+    covered = pixels.copy()
+    covered[:, top : top + rows, left : left + columns] = np.array([rng.randrange(256) for _ in range(3)])[
+        :, None, None
+    ]
+    return covered
+
+
+def enlarge(pixels: Pixels, rng: random.Random) -> Pixels:
+    """Leave nothing but a detail, of a twentieth to three tenths of the picture's area, as large as the picture was."""
+    height, width = pixels.shape[1:]
+    side = math.sqrt(rng.uniform(0.05, 0.3))
+    left, top = rng.uniform(0, width * (1 - side)), rng.uniform(0, height * (1 - side))
+    box = (left, top, left + width * side, top + height * side)
+    return _pixels(_picture(pixels).resize((width, height), Image.Resampling.BILINEAR, box=box))
+
+
+def blank(pixels: Pixels, rng: random.Random) -> Pixels:
+    """Replace a picture by one colour, white every other time: what stands where a feed has lost its pictures."""
+    colour = [255] * 3 if rng.random() < 0.5 else [rng.randrange(256) for _ in range(3)]
+    return np.broadcast_to(np.array(colour, dtype=np.uint8)[:, None, None], pixels.shape).copy()
+
+
+IMAGE_CORRUPTIONS: Sequence[Callable[[Pixels, random.Random], Pixels]] = (compress, blur, add_noise, occlude, enlarge)
+
+
+def vary_pixels(pixels: Pixels, config: AugmentConfig, rng: random.Random) -> Pixels:
+    """Flip every other image; corrupt a share `config.corrupted_images` by one of `IMAGE_CORRUPTIONS`; blank a share
+    `config.blank_images`.
+    """
+    if config.flip and rng.random() < 0.5:
+        pixels = np.ascontiguousarray(pixels[:, :, ::-1])
+    if rng.random() < config.corrupted_images:
+        pixels = rng.choice(IMAGE_CORRUPTIONS)(pixels, rng)
+    return blank(pixels, rng) if rng.random() < config.blank_images else pixels
+
+
+def _picture(pixels: Pixels) -> Image.Image:
+    return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+
+
+def _pixels(image: Image.Image) -> Pixels:
+    return np.ascontiguousarray(np.asarray(image.convert("RGB"), dtype=np.uint8).transpose(2, 0, 1))
+
+
+# --- titles ------------------------------------------------------------------------------------------------
+
+
+def vary_title(title: str, labels: Iterable[str], config: AugmentConfig, rng: random.Random) -> str:
+    """Leave words out of a title, never all: those that name its own `labels`, or any, or none.
+
+    Without the words that name its labels, a listing teaches the network to use what else it shows.
+    """
+    if rng.random() < config.label_word_dropout:
+        title = without_label_words(title, labels) or title
+    words = title.split()
+    if len(words) < 2 or rng.random() >= config.title_dropout:
+        return title
+    kept = [word for word in words if rng.random() >= config.word_dropout]
+    return " ".join(kept or [rng.choice(words)])
+
+
+def without_label_words(title: str, labels: Iterable[str]) -> str:
+    """Return `title` without the words that name one of `labels`, in whatever case, number or hyphenation.
+
+    `Puma Men T-shirt Navy` of the labels Men, Tshirts and Navy Blue becomes `Puma`; it may become empty.
+    """
+    named = {stem(word) for label in labels for word in label.split()} - {""}
+    return " ".join(word for word in title.split() if stem(word) not in named)
+
+
+def stem(word: str) -> str:
+    """Reduce a word to what its spellings share: its letters and digits, in lower case, without a plural s."""
+    bare = re.sub(r"[^a-z0-9]", "", word.lower())
+    return bare[:-1] if len(bare) > 3 and bare.endswith("s") and not bare.endswith("ss") else bare

@@ -1,0 +1,221 @@
+"""Listings to training tensors, with masks for absent modalities and missing labels.
+
+Shapes: B listings, L tokens of the longest title in the batch, T attributes, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from model.catalogue.listings import Catalogue, Listing
+from model.config import PreprocessConfig
+from model.errors import ModelError
+from model.inputs.augment import AugmentConfig, random_box, vary_pixels, vary_title
+from model.inputs.decode import decode_image
+from model.inputs.preprocess import ImageTransform
+from model.inputs.tokenizer import TitleTokenizer, pad_tokens
+from model.tasks import UNLABELLED, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One listing: uint8 `[3, H, W]` or None, tokens `[l]` or None, labels `[T]` int64.
+
+    A data set whose pictures are encoded beforehand gives what the image tower made of them for `pixels`.
+    """
+
+    pixels: NDArray[Any] | None
+    tokens: NDArray[np.int64] | None
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingBatch:
+    """pixels `[B, 3, H, W]` uint8, tokens `[B, L]` int64, labels `[B, T]` int64; has_*: `[B]` bool."""
+
+    pixels: Tensor
+    tokens: Tensor
+    labels: Tensor
+    has_image: Tensor
+    has_title: Tensor
+
+    def to(self, device: torch.device) -> TrainingBatch:
+        parts = (self.pixels, self.tokens, self.labels, self.has_image, self.has_title)
+        return TrainingBatch(*(part.to(device, non_blocking=True) for part in parts))
+
+
+class ListingDataset(Dataset[Example]):
+    """Reads, decodes and (with `augment`, one for each epoch) varies listings.
+
+    A picture that cannot be read is as good as absent, and named on standard error.
+
+    What an index gives depends only on (seed, epoch, index), not on the worker that reads it: call
+    `set_epoch` before iterating, and a resumed training sees what an uninterrupted one would have seen. Pictures and
+    titles are varied by draws of their own.
+
+    blank: what stands in the place of an absent picture.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        listings: Sequence[Listing],
+        tasks: Sequence[Task],
+        preprocess: PreprocessConfig,
+        *,
+        augment: Sequence[AugmentConfig] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.catalogue = catalogue
+        self.listings = listings
+        self.tasks = tasks
+        self.transform = ImageTransform(preprocess)
+        self.tokenize = TitleTokenizer(preprocess)
+        self.augment = augment
+        self.seed = seed
+        self.epoch = 0
+        self._told: set[str] = set()
+        self.blank: NDArray[Any] = np.zeros((3, *preprocess.image_size), dtype=np.uint8)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.listings)
+
+    def __getitem__(self, index: int) -> Example:
+        listing = self.listings[index]
+        labels = [task.encode(listing.labels.get(task.name)) for task in self.tasks]
+        pixels = tokens = None
+        if listing.title:
+            tokens = self._tokens(listing.title, listing.labels.values(), self._generator("title", index))
+        if listing.image:
+            try:
+                pixels = self._pixels(listing.image, self._generator("image", index))
+            except ModelError as error:
+                self._tell(listing.image, error)
+        if pixels is None and tokens is None:  # nothing to learn from, and no reason to stop
+            pixels, labels = self.blank, [UNLABELLED] * len(labels)
+        return Example(pixels, tokens, np.array(labels, dtype=np.int64))
+
+    def _tell(self, image: str, error: ModelError) -> None:
+        """Say once, from whichever worker, that a picture is passed over."""
+        if image not in self._told:
+            self._told.add(image)
+            print(f"{image}: {error}; its listing is read without it", file=sys.stderr, flush=True)
+
+    def _generator(self, what: str, index: int) -> random.Random:
+        return random.Random(f"{self.seed}/{self.epoch}/{index}/{what}")  # noqa: S311 - augmentation, no secret
+
+    def _pixels(self, name: str, rng: random.Random) -> NDArray[Any]:
+        image = decode_image(self.catalogue.image_bytes(name), self.transform.config.image_size)
+        if self.augment is None:
+            return self.transform(image)
+        augment = self.augment[self.epoch]
+        return vary_pixels(self.transform(image, random_box(image.size, augment, rng)), augment, rng)
+
+    def _tokens(self, title: str, labels: Iterable[str], rng: random.Random) -> NDArray[np.int64]:
+        return self.tokenize(vary_title(title, labels, self.augment[self.epoch], rng) if self.augment else title).tokens
+
+
+class ShuffledSampler(Sampler[int]):
+    """A permutation per (seed, epoch), from `start` on: where an interrupted epoch goes on."""
+
+    def __init__(self, length: int, *, seed: int) -> None:
+        self.length, self.seed = length, seed
+        self.epoch, self.start = 0, 0
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        self.epoch, self.start = epoch, start
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+        return iter(order[self.start :].tolist())
+
+    def __len__(self) -> int:
+        return self.length - self.start
+
+
+class Collate:
+    """`collate` with the blank picture of a dataset bound, picklable for the workers."""
+
+    def __init__(self, dataset: ListingDataset) -> None:
+        self.blank = dataset.blank
+
+    def __call__(self, examples: Sequence[Example]) -> TrainingBatch:
+        return collate(examples, self.blank)
+
+
+def load_batches(
+    dataset: ListingDataset, *, batch_size: int, workers: int, **options: Any
+) -> DataLoader[TrainingBatch]:
+    """Return what reads a data set in batches; `options` are more of `DataLoader`'s own."""
+    return DataLoader(
+        dataset,  # type: ignore[arg-type]
+        batch_size=batch_size,
+        num_workers=workers,
+        collate_fn=Collate(dataset),
+        # A module imported once in a fork server, not a copy of a process that already runs threads.
+        multiprocessing_context="forkserver" if workers else None,
+        worker_init_fn=_leave_signals_to_the_parent,
+        **options,
+    )
+
+
+def _leave_signals_to_the_parent(_worker: int) -> None:
+    """Let a worker go on when a terminal or systemd tells the whole process group to end: training saves first.
+
+    The loop ends its workers itself, by the end of their queue.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def collate(examples: Sequence[Example], blank: NDArray[Any]) -> TrainingBatch:
+    """Stack examples; titles are padded to the longest with zeros, and absent pictures are `blank`."""
+    longest = max((len(example.tokens) for example in examples if example.tokens is not None), default=1)
+    return TrainingBatch(
+        pixels=torch.from_numpy(np.stack([blank if e.pixels is None else e.pixels for e in examples])),
+        tokens=pad_tokens([example.tokens for example in examples], longest),
+        labels=torch.from_numpy(np.stack([example.labels for example in examples])),
+        has_image=torch.tensor([example.pixels is not None for example in examples]),
+        has_title=torch.tensor([example.tokens is not None for example in examples]),
+    )
+
+
+class TrainingBatches:
+    """Shuffled, augmented batches of a dataset, epoch by epoch; the incomplete last batch is left out."""
+
+    def __init__(self, dataset: ListingDataset, *, batch_size: int, workers: int, seed: int) -> None:
+        self.dataset, self.batch_size, self.workers = dataset, batch_size, workers
+        self.sampler = ShuffledSampler(len(dataset), seed=seed)
+
+    def __len__(self) -> int:
+        return len(self.dataset) // self.batch_size
+
+    def epoch(self, epoch: int, *, first_step: int = 0) -> Iterator[TrainingBatch]:
+        """Iterate over the batches of `epoch` from `first_step` on."""
+        self.dataset.set_epoch(epoch)
+        self.sampler.set_epoch(epoch, start=first_step * self.batch_size)
+        return iter(
+            load_batches(
+                self.dataset,
+                batch_size=self.batch_size,
+                workers=self.workers,
+                sampler=self.sampler,
+                drop_last=True,
+                pin_memory=torch.cuda.is_available(),
+                prefetch_factor=4 if self.workers else None,
+            )
+        )

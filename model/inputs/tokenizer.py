@@ -1,0 +1,100 @@
+"""Titles to tokens: the one definition, for training, evaluation and serving alike."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from open_clip.tokenizer import SimpleTokenizer
+from torch import Tensor
+
+from model.config import PreprocessConfig
+
+MAX_WORD_CHARACTERS = 128
+"""A longer word is read by its beginning: byte-pair merging takes time quadratic in a word's length."""
+
+MAX_CACHED_WORDS = 20_000
+"""Words whose tokens are remembered; beyond it the cache starts afresh, so that no input can grow it for ever."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedTitle:
+    """A title's tokens with start and end, unpadded, and which word (by position) each inner token belongs to."""
+
+    tokens: NDArray[np.int64]
+    words: tuple[str, ...]
+    word_of_token: tuple[int, ...]
+
+
+class _NoCache:
+    """Stands where open_clip's tokenizer has a dictionary for the pieces of words that it has met.
+
+    That one grows with the input, and cannot be emptied under another thread that looks into it twice. This one holds
+    `fixed`, which the tokenizer relies on, and takes in nothing.
+    """
+
+    def __init__(self, fixed: dict[str, str]) -> None:
+        self._fixed = fixed
+
+    def __contains__(self, piece: str) -> bool:
+        return piece in self._fixed
+
+    def __getitem__(self, piece: str) -> str:
+        return self._fixed[piece]
+
+    def __setitem__(self, piece: str, merged: str) -> None:
+        pass
+
+
+class TitleTokenizer:
+    """open_clip's byte-pair tokenizer, word by word, so that tokens can be traced to the caller's own words.
+
+    Thread-safe. Titles are cut at the context length; what open_clip's own call gives for ordinary titles, this
+    gives too.
+    """
+
+    def __init__(self, config: PreprocessConfig) -> None:
+        self.context_length = config.context_length
+        self._bpe = SimpleTokenizer(context_length=config.context_length)
+        self._special = {self._bpe.sot_token_id, self._bpe.eot_token_id}
+        self._bpe.cache = _NoCache(self._bpe.cache)
+        self._known: dict[str, tuple[int, ...]] = {}
+
+    def __call__(self, title: str) -> TokenizedTitle:
+        room = self.context_length - 2
+        words = tuple(title.split())
+        inner: list[int] = []
+        owner: list[int] = []
+        for position, word in enumerate(words):
+            tokens = self._encode(word[:MAX_WORD_CHARACTERS])
+            inner += tokens
+            owner += [position] * len(tokens)
+            if len(inner) >= room:
+                break
+        whole = [self._bpe.sot_token_id, *inner[:room], self._bpe.eot_token_id]
+        return TokenizedTitle(np.array(whole, dtype=np.int64), words, tuple(owner[:room]))
+
+    def _encode(self, word: str) -> tuple[int, ...]:
+        """Return a word's tokens; remembered, since cleaning a word costs more than decoding a small picture."""
+        known = self._known.get(word)
+        if known is None:
+            if len(self._known) >= MAX_CACHED_WORDS:
+                self._known = {}
+            # The text of a special token must not act as one: EOT inside a title would end it there.
+            tokens = (token for token in self._bpe.encode(word) if token not in self._special)
+            known = tuple(itertools.islice(tokens, self.context_length))  # more are never used
+            self._known[word] = known
+        return known
+
+
+def pad_tokens(titles: Sequence[NDArray[np.int64] | None], length: int) -> Tensor:
+    """Stack token rows to `[B, length]` int64, padded with zeros; a row of zeros where there is no title."""
+    padded = np.zeros((len(titles), length), dtype=np.int64)
+    for row, tokens in zip(padded, titles, strict=True):
+        if tokens is not None:
+            row[: len(tokens)] = tokens
+    return torch.from_numpy(padded)

@@ -1,0 +1,100 @@
+"""The CMA-CLIP network (arXiv:2112.03562): towers -> sequence-wise attention -> modality-wise attention -> heads.
+
+May import torch, `backbone`, `attention`, `config` and `tasks`.
+
+Shapes: B listings, N image patches, L text tokens, S = L + 1 + N, D fusion width, H heads, T attributes,
+M = 2 modalities in the order image, text, C_t labels of attribute t.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from model.config import FusionConfig, ModelConfig
+from model.network.attention import ModalityAttention, SequenceAttention
+from model.network.towers import Backbone, TokenSequence, build_backbone
+from model.tasks import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What the network says of a batch.
+
+    logits: per attribute `[B, C_t]`.
+    modality_attention: `[B, T, M]`, sums to 1 over M, exactly 0 for an absent modality.
+    sequence_attention: per fusion block `[B, H, S, S]` (head, query, key), or empty where it was not asked for.
+    """
+
+    logits: tuple[Tensor, ...]
+    modality_attention: Tensor
+    sequence_attention: tuple[Tensor, ...] = ()
+
+
+class AttributeNetwork(nn.Module):
+    """What training and validation need of a network: its towers, run apart, and what it makes of their outputs."""
+
+    backbone: Backbone
+
+    def forward(self, image: TokenSequence | None, text: TokenSequence | None) -> Output:
+        """Read encoded modalities; one that no listing of the batch has may be None."""
+        raise NotImplementedError
+
+
+class CMAClip(AttributeNetwork):
+    """Reads every attribute of a listing off its image, its title, or both."""
+
+    def __init__(self, backbone: Backbone, tasks: Sequence[Task], config: FusionConfig) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.sequence_attention = SequenceAttention(
+            image_width=backbone.image.width,
+            text_width=backbone.text.width,
+            width=config.width,
+            depth=config.depth,
+            heads=config.heads,
+            mlp_ratio=config.mlp_ratio,
+            dropout=config.dropout,
+        )
+        self.modality_attention = ModalityAttention(
+            tasks=len(tasks), width=config.width, learned=config.modality_attention
+        )
+        self.heads = nn.ModuleList(_head(config.width, len(task.labels), config.dropout) for task in tasks)
+
+    def forward(self, image: TokenSequence | None, text: TokenSequence | None, *, with_weights: bool = False) -> Output:
+        """Fuse encoded modalities; a modality that no listing of the batch has may be None.
+
+        The towers are run apart (`self.backbone.encode_image`, `encode_text`), so that one encoding can be
+        fused several times, as training does. Every row must have at least one modality.
+        """
+        present = [s for s in (text, image) if s is not None]
+        tokens = self.sequence_attention.project(image.embeddings if image else None, text.embeddings if text else None)
+        mask = torch.cat([s.mask for s in present], dim=1)  # [B, S], text first
+        offset = text.mask.shape[1] if text else 0
+        nowhere = mask.new_zeros(mask.shape[0], dtype=torch.long)  # some token for an absent modality: zeroed below
+        pooled = [offset + image.pooled if image else nowhere, text.pooled if text else nowhere]
+        h, attentions = self.sequence_attention(tokens, mask, torch.stack(pooled, dim=1), with_weights=with_weights)
+
+        absent = mask.new_zeros(mask.shape[0])
+        here = torch.stack([image.present if image else absent, text.present if text else absent], dim=1)
+        # An absent modality's aggregate is zeroed, so that weight 0 times its placeholder is 0, never NaN.
+        h = torch.where(here[:, :, None], h, 0.0)  # [B, M, D]
+
+        fused, weights = self.modality_attention(h, here)  # [B, T, D], [B, T, M]
+        logits = tuple(head(fused[:, t]) for t, head in enumerate(self.heads))
+        return Output(logits, weights, tuple(attentions))
+
+
+def _head(width: int, labels: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, labels))
+
+
+def build_cma_clip(config: ModelConfig, tasks: Sequence[Task], backbone: Backbone | None = None) -> CMAClip:
+    """Build the network with random weights, on `backbone` where one is given (pretrained towers)."""
+    backbone = backbone or build_backbone(
+        config.backbone, image_size=config.preprocess.image_size, context_length=config.preprocess.context_length
+    )
+    return CMAClip(backbone, tasks, config.fusion)

@@ -1,0 +1,113 @@
+"""Where a network starts from: a checkpoint of ours, pretrained open_clip weights, or random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from model.checkpoint.folder import WEIGHTS, load_checkpoint, load_weights, read_tensors
+from model.config import FusionConfig, ModelConfig, PreprocessConfig
+from model.errors import ConfigError
+from model.network.cma_clip import AttributeNetwork, CMAClip, build_cma_clip
+from model.network.towers import Backbone, backbone_config, pretrained_backbone
+from model.tasks import Task
+
+DEFAULT_BACKBONE = "cma-small"
+
+
+def initial_model(
+    backbone: str | None,
+    initial: str | None,
+    *,
+    image_size: tuple[int, int] | None = None,
+    fusion: FusionConfig | None = None,
+) -> ModelConfig:
+    """Return the model configuration for a start from `initial`, or for a new network on `backbone`.
+
+    A start from a checkpoint of ours keeps its towers, preprocessing and (unless `fusion` is given) its fusion.
+    `backbone` is `cma-small` where nothing says otherwise. Raises `ConfigError` where `initial` has another one.
+    """
+    if initial and Path(initial).is_dir():
+        config = load_checkpoint(Path(initial)).config
+        if backbone not in (None, config.backbone_name):
+            raise ConfigError(f"{initial} has the backbone {config.backbone_name}, not {backbone}")
+        return ModelConfig(
+            backbone_name=config.backbone_name,
+            backbone=config.backbone,
+            preprocess=config.preprocess,
+            fusion=fusion or config.fusion,
+        )
+    backbone = backbone or DEFAULT_BACKBONE
+    clip = backbone_config(backbone)
+    size = image_size or _size(clip["vision_cfg"]["image_size"])
+    ours = "timm_model_name" in clip["vision_cfg"]
+    return ModelConfig(
+        backbone_name=backbone,
+        backbone=clip,
+        preprocess=PreprocessConfig(
+            image_size=size,
+            context_length=clip["text_cfg"].get("context_length", 77),
+            resize="longest" if ours else "shortest",
+        ),
+        fusion=fusion or FusionConfig(),
+    )
+
+
+def initial_network(model: ModelConfig, tasks: Sequence[Task], initial: str | None) -> CMAClip:
+    """Build the network and fill it from `initial` (see `train`)."""
+    if not initial:
+        return build_cma_clip(model, tasks)
+    if not Path(initial).is_dir():
+        return build_cma_clip(model, tasks, backbone=_pretrained(model, initial))
+    network = build_cma_clip(model, tasks)
+    kept = {
+        key: value
+        for key, value in read_tensors(Path(initial) / WEIGHTS).items()
+        if key.startswith(("backbone.", "sequence_attention."))
+    }
+    try:
+        _, unexpected = network.load_state_dict(kept, strict=False)
+    except RuntimeError as error:
+        raise ConfigError(f"{initial} has other sizes than this configuration") from error
+    if unexpected:
+        raise ConfigError(f"{initial} has other towers or another fusion than this configuration: {unexpected[0]}")
+    return network
+
+
+def keep_heads(network: AttributeNetwork, tasks: Sequence[Task], initial: str | None) -> None:
+    """Fill the whole network from the checkpoint folder `initial`.
+
+    Raises `ConfigError` where it is no such folder, or has other attributes or labels.
+    """
+    if not initial or not Path(initial).is_dir():
+        raise ConfigError("keep_heads needs a checkpoint folder of ours to start from")
+    checkpoint = load_checkpoint(Path(initial))
+    if checkpoint.tasks != tuple(tasks):
+        raise ConfigError(f"{initial} knows other attributes or labels than this catalogue; its heads cannot be kept")
+    load_weights(network, checkpoint)
+
+
+def _pretrained(model: ModelConfig, weights: str) -> Backbone:
+    backbone = pretrained_backbone(model.backbone_name, weights)
+    expected = _size(model.backbone["vision_cfg"]["image_size"])
+    if expected != model.preprocess.image_size:
+        raise ConfigError(f"{model.backbone_name} pretrained needs image size {expected}")
+    return backbone
+
+
+def _size(value: int | Sequence[int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+
+
+def take_image_tower(backbone: Backbone, folder: Path) -> None:
+    """Fill the image tower from a checkpoint folder.
+
+    Raises `CheckpointError`, or `ConfigError` where that one's tower is another.
+    """
+    load_checkpoint(folder)  # a folder that is none is named for what it is
+    prefix, tensors = "backbone.image.", read_tensors(folder / WEIGHTS)
+    tower = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    try:
+        backbone.image.load_state_dict(tower)
+    except RuntimeError as error:
+        raise ConfigError(f"{folder} has another image tower than this configuration") from error

@@ -1,0 +1,129 @@
+"""Pictures encoded once for all runs: their image tower is the same, and locked.
+
+What a run sees of a picture depends on the tower, the epoch and the listing alone, never on the run. So each epoch's
+variations are encoded once and kept on disk, and a run computes no convolution, to the same weights but for rounding to
+half precision.
+
+Shapes: n listings, N image patches, d width of the tower, B listings of a batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from torch import Tensor
+
+from model.config import ModelConfig
+from model.device import training_precision
+from model.inputs.dataset import ListingDataset, load_batches
+from model.inputs.preprocess import ImageTransform
+from model.network.cma_clip import AttributeNetwork
+from model.network.towers import Backbone, TokenSequence
+from model.tasks import Task
+from model.training.train import BuildNetwork
+
+BATCH = 256
+
+
+class EncodedImages:
+    """What a locked image tower makes of pictures, `[n, 1+N, d]` float16, one file for each part, variation and epoch.
+
+    `folder` belongs to that tower alone.
+    """
+
+    def __init__(self, folder: Path, backbone: Backbone, device: torch.device, console: Console) -> None:
+        self.folder, self.device, self.console = folder, device, console
+        self.backbone = backbone.to(device).to(memory_format=torch.channels_last).eval()
+        rows, columns = backbone.image.grid
+        self.shape = (1 + rows * columns, backbone.image.width)
+
+    def of(self, dataset: ListingDataset, epoch: int) -> NDArray[np.float16]:
+        """Return the tokens of a data set's listings in one epoch, encoding them where that was not done yet."""
+        path = self.folder / f"{dataset.listings[0].part}-{_variation(dataset, epoch)}.npy"
+        if not path.is_file():
+            self._encode(dataset, epoch, path)
+        tokens: NDArray[np.float16] = np.load(path, mmap_mode="r")
+        return tokens
+
+    def _encode(self, dataset: ListingDataset, epoch: int, path: Path) -> None:
+        self.console.print(f"encoding pictures: {path}", highlight=False)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        dataset.set_epoch(epoch)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")  # two processes may share the work
+        tokens = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=(len(dataset), *self.shape))
+        for number, batch in enumerate(load_batches(dataset, batch_size=BATCH, workers=1)):
+            with torch.inference_mode(), training_precision(self.device):
+                pixels = dataset.transform.normalise(batch.to(self.device).pixels)
+                encoded = self.backbone.encode_image(pixels).embeddings
+            tokens[number * BATCH :][: len(encoded)] = encoded.float().cpu().numpy()
+        tokens.flush()
+        temporary.replace(path)
+
+
+def _variation(dataset: ListingDataset, epoch: int) -> str:
+    """Name what decides what an epoch's pictures are: the listings, in their order, and how they are varied."""
+    fields: list[object] = [dataset.catalogue.config.images, [listing.image for listing in dataset.listings]]
+    if dataset.augment is not None:
+        augment = dataset.augment[epoch]
+        fields += [augment.crop, augment.stretch, augment.flip, augment.corrupted_images, augment.blank_images]
+        fields += [dataset.seed, epoch]
+    return hashlib.sha256(repr(fields).encode()).hexdigest()[:12]
+
+
+class EncodedListings(ListingDataset):
+    """The listings of `plain`, whose picture is what the locked tower made of it: `pixels` is `[1+N, d]` float16."""
+
+    def __init__(self, images: EncodedImages, plain: ListingDataset) -> None:
+        preprocess = plain.transform.config
+        super().__init__(
+            plain.catalogue, plain.listings, plain.tasks, preprocess, augment=plain.augment, seed=plain.seed
+        )
+        self.transform = _AsGiven(preprocess)
+        self.blank = np.zeros(images.shape, dtype=np.float16)
+        self.images, self.plain = images, plain
+        self.rows = {listing.image: row for row, listing in enumerate(plain.listings)}
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Turn to an epoch's variations."""
+        super().set_epoch(epoch)
+        self.tokens = self.images.of(self.plain, epoch)
+
+    def _pixels(self, name: str, rng: random.Random) -> NDArray[np.float16]:
+        return np.asarray(self.tokens[self.rows[name]])
+
+
+class _AsGiven(ImageTransform):
+    """The transform of pictures that are tokens already."""
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        return pixels
+
+
+class GivenTokens(Backbone):
+    """The same towers, under the same names, given pictures that are encoded already."""
+
+    def encode_image(self, images: Tensor) -> TokenSequence:
+        """Return tokens `[B, 1+N, d]` as the sequence that they are, pooled at the first."""
+        kind = images.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+        return TokenSequence.pooled_first(images.to(dtype))
+
+
+def given_tokens(build: BuildNetwork) -> BuildNetwork:
+    """Return what builds the same network for pictures that are encoded already."""
+
+    def built(model: ModelConfig, tasks: Sequence[Task], initial: str | None) -> AttributeNetwork:
+        network = build(model, tasks, initial)
+        network.backbone = GivenTokens(network.backbone.image, network.backbone.text)
+        return network
+
+    return built

@@ -1,0 +1,98 @@
+"""What CMA-CLIP is compared with: the same towers, fine-tuned, without attention between or over the modalities.
+
+Shapes: B listings, D fusion width, T attributes, M = 2 modalities in the order image, text, C_t labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from model.config import FusionConfig, ModelConfig
+from model.network.cma_clip import AttributeNetwork, Output
+from model.network.towers import Backbone, TokenSequence, build_backbone
+from model.tasks import Task
+from model.training.initialise import initial_network
+from model.training.train import BuildNetwork
+
+
+class PooledClip(AttributeNetwork):
+    """CLIP, fine-tuned: both pooled embeddings side by side, and one MLP per attribute on top.
+
+    An absent modality is exact: a learned vector stands in its place, whatever placeholder was encoded. It starts at
+    zero, so that a training which never withholds a modality leaves zeros there, not noise.
+    """
+
+    def __init__(self, backbone: Backbone, tasks: Sequence[Task], config: FusionConfig) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.project_image = _projection(backbone.image.width, config.width)
+        self.project_text = _projection(backbone.text.width, config.width)
+        self.absent = nn.Parameter(torch.zeros(2, config.width))
+        self.heads = nn.ModuleList(_head(config, len(task.labels)) for task in tasks)
+
+    def forward(self, image: TokenSequence | None, text: TokenSequence | None) -> Output:
+        """Read encoded modalities, either of which may be None, not both.
+
+        The modality attention of the output is the plain average of what is present: nothing is learned there.
+        """
+        given = image or text
+        assert given is not None
+        rows = len(given.pooled)
+        pooled, present = [], []
+        for sequence, project, absent in (
+            (image, self.project_image, self.absent[0]),
+            (text, self.project_text, self.absent[1]),
+        ):
+            if sequence is None:
+                pooled.append(absent.expand(rows, -1))
+                present.append(given.present.new_zeros(rows))
+            else:
+                here = sequence.present
+                tokens = sequence.embeddings[torch.arange(rows, device=here.device), sequence.pooled]
+                # Before the projection too: 0 x NaN would reach its gradient.
+                projected = project(torch.where(here[:, None], tokens, 0.0))
+                pooled.append(torch.where(here[:, None], projected, absent))  # [B, D]
+                present.append(here)
+        joint = torch.cat(pooled, dim=1)  # [B, 2D]
+        weights = torch.stack(present, dim=1).float()  # [B, M]
+        weights = (weights / weights.sum(dim=1, keepdim=True))[:, None, :]
+        return Output(tuple(head(joint) for head in self.heads), weights.expand(-1, len(self.heads), -1))
+
+
+def _projection(tower: int, width: int) -> nn.Sequential:
+    return nn.Sequential(nn.LayerNorm(tower), nn.Linear(tower, width))
+
+
+def _head(config: FusionConfig, labels: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(2 * config.width, config.width),
+        nn.GELU(),
+        nn.Dropout(config.dropout),
+        nn.Linear(config.width, labels),
+    )
+
+
+def pooled_clip(model: ModelConfig, tasks: Sequence[Task], initial: str | None) -> AttributeNetwork:
+    """Build a `PooledClip` on the towers that CMA-CLIP would start from."""
+    return PooledClip(initial_network(model, tasks, initial).backbone, tasks, model.fusion)
+
+
+def with_random_text(build: BuildNetwork) -> BuildNetwork:
+    """Return what builds the same network with a text tower of random weights."""
+
+    def built(model: ModelConfig, tasks: Sequence[Task], initial: str | None) -> AttributeNetwork:
+        network = build(model, tasks, initial)
+        size, length = model.preprocess.image_size, model.preprocess.context_length
+        network.backbone.text = build_backbone(model.backbone, image_size=size, context_length=length).text
+        return network
+
+    return built
+
+
+def parameters(network: nn.Module) -> int:
+    """Return how many numbers a network has learned."""
+    counted: list[Tensor] = list(network.parameters())
+    return sum(parameter.numel() for parameter in counted)

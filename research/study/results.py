@@ -1,0 +1,196 @@
+"""The figures of finished runs, as the report reads them: from the JSON alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.errors import ConfigError
+from model.situations import Situation
+from research.study.cells import Cells, read_cells
+from research.study.conditions import UNSPOILT, Condition
+from research.study.runs import REPEATS, RUNS
+from research.study.study import all_names, repeat_names
+
+DETERMINISTIC = ("majority", "tf-idf")
+"""Trained without luck."""
+SHIPPED, CERTIFICATES, TRIALS = "shipped.json", "certificates.json", "trials"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A share, or a difference of two, with its interval at 95 %."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def decided(self) -> bool:
+        """Of a difference: whether its sign can be told."""
+        return self.low > 0 or self.high < 0
+
+
+class Results:
+    """All results of a folder; what is not there has not been run yet.
+
+    Raises `ConfigError` where results are of different budgets: they say nothing about each other.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.runs = self._read(all_names())
+        self.repeats = self._read(repeat_names())
+        self.trials: dict[str, Cells] = {
+            path.stem: read_cells(path) for path in sorted((folder / TRIALS).glob("*.json"))
+        }
+        self.shipped = self._other(SHIPPED)
+        self.certificates = self._other(CERTIFICATES)
+        for name, cells in self.trained.items():
+            if cells["budget"] != self.budget:
+                first = next(iter(self.runs))
+                raise ConfigError(
+                    f"{folder}: {name} and {first} are of different budgets and belong in no table together"
+                )
+
+    def _read(self, names: Sequence[str]) -> dict[str, Cells]:
+        paths = {name: self.folder / f"{name}.json" for name in names}
+        return {name: read_cells(path) for name, path in paths.items() if path.is_file()}
+
+    def _other(self, name: str) -> Cells | None:
+        path = self.folder / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    @property
+    def trained(self) -> dict[str, Cells]:
+        """The runs, and their repeats with other seeds."""
+        return self.runs | self.repeats
+
+    @property
+    def budget(self) -> Cells:
+        """The budget that all share; empty where there is no result."""
+        budget: Cells = next(iter(self.runs.values()))["budget"] if self.runs else {}
+        return budget
+
+    @property
+    def missing(self) -> list[str]:
+        """What has not been run yet."""
+        others = [name for name, cells in ((SHIPPED, self.shipped), (CERTIFICATES, self.certificates)) if cells is None]
+        return [*(name for name in (*all_names(), *repeat_names()) if name not in self.trained), *others]
+
+    @cached_property
+    def attributes(self) -> list[str]:
+        """The attributes, in the catalogue's order."""
+        for cells in self.runs.values():
+            return [name for name in next(iter(cells["conditions"].values()))["attributes"] if name != "mean"]
+        return []
+
+    def title(self, run: str) -> str:
+        """Return what a run is called in the report."""
+        if run in self.runs:
+            return str(self.runs[run]["title"])
+        return next((each.title for each in RUNS if each.name == run), run)
+
+    def cell(self, run: str, key: str, attribute: str = "mean") -> Cells | None:
+        """Return a run's figures of one attribute, or of their mean, under a condition; None if it has none."""
+        conditions = self.runs.get(run, {}).get("conditions", {})
+        found: Cells | None = conditions.get(key, {}).get("attributes", {}).get(attribute)
+        return found
+
+    def estimate(self, run: str, key: str, measure: str, attribute: str = "mean") -> Estimate | None:
+        """Return a figure that has an interval, or None."""
+        values = (self.cell(run, key, attribute) or {}).get(measure)
+        return Estimate(*values) if values and len(values) == 3 and None not in values else None
+
+    def value(self, run: str, key: str, measure: str, attribute: str = "mean") -> float | None:
+        """Return a figure without its interval."""
+        values = (self.cell(run, key, attribute) or {}).get(measure)
+        return values[0] if values else None
+
+    def tried(self, recipe: str, key: str, measure: str) -> float | None:
+        """Return a mean of a recipe that was tried, under a condition."""
+        condition = self.trials[recipe]["conditions"].get(key)
+        value: float | None = condition["attributes"]["mean"][measure][0] if condition else None
+        return value
+
+    def on_curve(self, run: str, corruption: str, strength: float, measure: str) -> float | None:
+        """Return a mean along a curve; a run that does not read what is spoilt stays where it is unspoilt."""
+        key = both(corruption, strength)
+        return self.value(run, key if self.cell(run, key) else both(UNSPOILT, 0.0), measure)
+
+    def difference(self, run: str, other: str, key: str, measure: str, attribute: str = "mean") -> Estimate | None:
+        """Return `run` minus `other`: both were resampled alike, so listings that both find hard cancel out.
+
+        Of the means over the seeds that both were trained with; the interval is of other listings and other seeds. What
+        was trained once has the luck of one seed: as much as those had that were trained several times.
+        """
+        seeds, generator = self.seeds(run, other), np.random.default_rng(0)
+        values = [self.mean(each, key, measure, attribute, seeds=seeds) for each in (run, other)]
+        samples = [
+            _resamples(self._conditions(each, key)[:seeds], measure, attribute, generator) for each in (run, other)
+        ]
+        if samples[0] is None or samples[1] is None or values[0] is None or values[1] is None:
+            return None
+        drawn = samples[0] - samples[1]
+        if seeds == 1:
+            trained = sum(each not in DETERMINISTIC for each in (run, other))
+            drawn = drawn + generator.normal(0.0, math.sqrt(trained) * self.luck(key, measure, attribute), drawn.shape)
+        low, high = np.quantile(drawn, (0.025, 0.975))
+        return Estimate(values[0] - values[1], float(low), float(high))
+
+    def luck(self, key: str, measure: str, attribute: str = "mean") -> float:
+        """Return the standard deviation of a figure from seed to seed, in the runs with several; 0 without any."""
+        figures = [self.by_seed(run, key, measure, attribute) for run in REPEATS]
+        variances = [np.var(each, ddof=1) for each in figures if len(each) > 1]
+        return float(np.sqrt(np.mean(variances))) if variances else 0.0
+
+    def seeds(self, run: str, other: str) -> int:
+        """Return with how many seeds both were trained, 0 among them."""
+        return 1 + min(sum(each.name in self.repeats for each in REPEATS.get(name, ())) for name in (run, other))
+
+    def mean(self, run: str, key: str, measure: str, attribute: str = "mean", *, seeds: int) -> float | None:
+        """Return the mean of a figure over the first `seeds` seeds."""
+        values = self.by_seed(run, key, measure, attribute)[:seeds]
+        return float(np.mean(values)) if len(values) == seeds else None
+
+    def by_seed(self, run: str, key: str, measure: str, attribute: str = "mean") -> list[float]:
+        """Return a figure for each seed that the run was trained with, seed 0 first."""
+        figures = [
+            condition.get("attributes", {}).get(attribute, {}).get(measure) for condition in self._conditions(run, key)
+        ]
+        return [each[0] for each in figures if each and each[0] is not None]
+
+    def _conditions(self, run: str, key: str) -> list[Cells]:
+        """A condition's figures in each seed of a run."""
+        names = (run, *(repeat.name for repeat in REPEATS.get(run, ())))
+        return [self.trained[name]["conditions"].get(key, {}) for name in names if name in self.trained]
+
+
+def _resamples(
+    conditions: Sequence[Cells], measure: str, attribute: str, generator: np.random.Generator
+) -> NDArray[np.float64] | None:
+    """Return `[R]` means over seeds, which are drawn with replacement anew for each resample of the listings.
+
+    Of k seeds drawn so, the mean varies by (k - 1) / k of what it would vary by with fresh ones: that is made up for.
+    """
+    kept = [condition.get("resamples", {}).get(measure, {}).get(attribute) for condition in conditions]
+    if not kept or None in kept:
+        return None
+    values = np.array(kept) / 10_000  # [seeds, R]
+    if (k := len(kept)) > 1:
+        middle = values.mean(axis=0)
+        values = middle + (values - middle) * math.sqrt(k / (k - 1))
+    drawn = generator.integers(k, size=values.shape)
+    return np.take_along_axis(values, drawn, axis=0).mean(axis=0)
+
+
+def both(corruption: str, strength: float) -> str:
+    """Return the key of a condition with image and title."""
+    return Condition(situation=Situation.IMAGE_AND_TITLE, corruption=corruption, strength=strength).key

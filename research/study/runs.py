@@ -1,0 +1,159 @@
+"""What is trained, by name: each run is our recipe but for the settings that it names.
+
+All start from the same towers, on the same split, for the same number of steps, with the same seed; the two that
+matter most are repeated with others. The image tower was trained before, on the labels, and is locked: what is compared
+is how a network reads it together with a title.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from model.config import ModelConfig, override
+from model.situations import Situation
+from model.training.config import TrainConfig, small_training
+from model.training.initialise import initial_network
+from model.training.train import BuildNetwork
+from research.study.networks import pooled_clip, with_random_text
+
+Settings = Mapping[str, str]
+"""Dotted path in `TrainConfig` or `FusionConfig` -> value as JSON, as `cma-clip train --set` takes them."""
+
+EPOCHS = 3
+SEEDS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One network to train and measure.
+
+    text: what the text tower starts from: the study's own, or random weights. The image tower is the study's in any
+    case, and locked. reads: the situations in which it can be read; what it is not given there it would not look at.
+    spoilt: whether it is measured on spoilt listings too. seed: of batches, augmentation, new weights and dropout.
+    """
+
+    name: str
+    title: str
+    network: Literal["cma-clip", "pooled"] = "cma-clip"
+    fusion: Settings = field(default_factory=dict)
+    training: Settings = field(default_factory=dict)
+    text: Literal["pre-trained", "random"] = "pre-trained"
+    reads: tuple[Situation, ...] = tuple(Situation)
+    spoilt: bool = False
+    seed: int = 0
+
+    @property
+    def build(self) -> BuildNetwork:
+        """What makes the network."""
+        build = initial_network if self.network == "cma-clip" else pooled_clip
+        return build if self.text == "pre-trained" else with_random_text(build)
+
+    @property
+    def weighs(self) -> bool:
+        """Whether the network has a modality attention that was learned."""
+        return self.network == "cma-clip" and self.fusion.get("modality_attention") != "false"
+
+    def model(self, initial: ModelConfig) -> ModelConfig:
+        """Return the model to train, on the backbone and fusion of `initial`."""
+        return replace(initial, fusion=override(initial.fusion, self.fusion))
+
+    def config(self, epochs: int) -> TrainConfig:
+        """Return the training configuration."""
+        budget = {"optimiser.epochs": str(epochs), "optimiser.seed": str(self.seed)}
+        return override(small_training(), {**LOCKED, **self.training, **budget})
+
+    def repeated(self, seed: int) -> Run:
+        """Return the same run with another seed."""
+        return replace(self, name=f"{self.name}-seed-{seed}", seed=seed)
+
+
+# Its pictures are encoded beforehand (`encoded.py`), so that no worker has anything to decode; beside a tower that does
+# not learn, little is left to do for the losses of one modality alone.
+LOCKED: Settings = {
+    "lock_image": "true",
+    "optimiser.workers": "0",
+    "weights.image": "0.15",
+    "weights.title": "0.25",
+}
+# Crops and mirrored pictures stay in every run: they are as usual for CLIP as for anything else.
+NO_CORRUPTIONS: Settings = {
+    "augment.corrupted_images": "0",
+    "augment.blank_images": "0",
+    "augment.title_dropout": "0",
+    "augment.label_word_dropout": "0",
+    "mismatched_titles": "0",
+    "mismatched_images": "0",
+}
+ONE_LOSS: Settings = {"weights.image": "0", "weights.title": "0", "modality_dropout": "0"}
+PLAIN: Settings = {**NO_CORRUPTIONS, **ONE_LOSS}
+IMAGE_LOSS: Settings = {"weights.image_and_title": "0", "weights.image": "1", "weights.title": "0"}
+TITLE_LOSS: Settings = {"weights.image_and_title": "0", "weights.image": "0", "weights.title": "1"}
+
+CMA_CLIP = Run(name="cma-clip", title="CMA-CLIP", spoilt=True)
+CLIP_FINETUNED = Run(
+    name="clip-finetuned",
+    title="fine-tuned CLIP",
+    network="pooled",
+    training=PLAIN,
+    spoilt=True,
+)
+CLIP_SAME_RECIPE = Run(
+    name="clip-finetuned-same-recipe",
+    title="fine-tuned CLIP, our recipe",
+    network="pooled",
+    spoilt=True,
+)
+IMAGE_ALONE = Run(
+    name="image-alone",
+    title="image tower alone",
+    network="pooled",
+    training=IMAGE_LOSS,
+    reads=(Situation.IMAGE_AND_TITLE, Situation.IMAGE),
+    spoilt=True,
+)
+TITLE_ALONE = Run(
+    name="title-alone",
+    title="text tower alone",
+    network="pooled",
+    training=TITLE_LOSS,
+    reads=(Situation.IMAGE_AND_TITLE, Situation.TITLE),
+    spoilt=True,
+)
+CMA_CLIP_PLAIN = Run(name="cma-clip-plain", title="CMA-CLIP, trained plainly", training=PLAIN, spoilt=True)
+
+ABLATIONS = (
+    Run(
+        name="no-modality-attention",
+        title="without modality-wise attention (plain average)",
+        fusion={"modality_attention": "false"},
+    ),
+    Run(name="no-sequence-attention", title="without sequence-wise attention", fusion={"depth": "0"}),
+    Run(name="no-attention", title="without both attentions", fusion={"modality_attention": "false", "depth": "0"}),
+    Run(name="depth-2", title="two fusion blocks", fusion={"depth": "2"}),
+    Run(name="depth-4", title="four fusion blocks", fusion={"depth": "4"}),
+    Run(name="one-loss", title="without modality dropout and unimodal losses", training=ONE_LOSS),
+    Run(name="no-corruptions", title="without corruptions in training", training=NO_CORRUPTIONS, spoilt=True),
+    Run(name="no-pretraining", title="without contrastive pre-training", text="random"),
+)
+
+RUNS: tuple[Run, ...] = (
+    CMA_CLIP,
+    CLIP_FINETUNED,
+    CLIP_SAME_RECIPE,
+    CMA_CLIP_PLAIN,
+    IMAGE_ALONE,
+    TITLE_ALONE,
+    *ABLATIONS,
+)
+"""In the order in which they are trained: what answers the main question comes first."""
+
+REPEATS: Mapping[str, tuple[Run, ...]] = {
+    run.name: tuple(run.repeated(seed) for seed in range(1, SEEDS)) for run in (CMA_CLIP, CLIP_FINETUNED)
+}
+"""The further seeds of the two that are held against each other, so that luck of one training is told from the rest."""
+
+TRAINED: tuple[Run, ...] = (*RUNS, *itertools.chain.from_iterable(REPEATS.values()))
+"""Everything that is trained, in its order."""

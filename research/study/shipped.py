@@ -1,0 +1,108 @@
+"""A calibrated checkpoint on spoilt listings: do confidences, thresholds and promises still mean what they say?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from model.catalogue.listings import Catalogue
+from model.checkpoint.folder import load_checkpoint, load_weights
+from model.errors import ConfigError
+from model.evaluation import scores
+from model.network.cma_clip import build_cma_clip
+from model.situations import Situation
+from model.tasks import Task
+from model.trust.calibration import AttributeCalibration, Calibration, softmax
+from research.study.answers import Answers, Reader, TestPart
+from research.study.cells import Cells, figure
+from research.study.conditions import read_clean, read_spoilt
+from research.study.corruptions import NO_TITLE, SEED
+from research.study.study import SUBSET
+
+TARGET = 0.95
+
+
+def measure_shipped(folder: Path, catalogue: Catalogue, device: torch.device) -> Cells:
+    """Return the figures of a checkpoint in every situation and condition.
+
+    Raises `ConfigError` for one that is not calibrated, or not at 0.95.
+    """
+    checkpoint = load_checkpoint(folder)
+    calibration = checkpoint.calibration
+    if calibration is None or TARGET not in calibration.target_precisions:
+        raise ConfigError(f"{folder} is not calibrated at {TARGET}")
+    network = build_cma_clip(checkpoint.config, checkpoint.tasks)
+    load_weights(network, checkpoint)
+    part = TestPart(catalogue, checkpoint.tasks)
+    subset = part.subset(SUBSET)
+    reader = Reader(network, checkpoint.config.preprocess, device)
+    situations = tuple(Situation)
+    conditions = {}
+    for key, answers in read_clean(reader, part, situations):
+        conditions[key] = _condition(part, np.arange(len(part.listings)), answers, key, calibration)
+    for key, answers in read_spoilt(reader, part, subset, reads=situations, situations=situations):
+        if key.split("/")[1] != NO_TITLE:  # which is the situation of the image alone, or nothing to read at all
+            conditions[key] = _condition(part, subset, answers, key, calibration)
+    return {
+        "checkpoint": checkpoint.name,
+        "version": checkpoint.version,
+        "date": datetime.now(UTC).date().isoformat(),
+        "data": catalogue.config.path.stem,
+        "test_listings": len(part.listings),
+        "spoilt_listings": len(subset),
+        "corruption_seed": SEED,
+        "target_precision": TARGET,
+        "conditions": conditions,
+    }
+
+
+def _condition(part: TestPart, rows: NDArray[np.int64], answers: Answers, key: str, calibration: Calibration) -> Cells:
+    by_situation = calibration.situations
+    situation = Situation(key.split("/", maxsplit=1)[0])
+    attributes = {}
+    for t, task in enumerate(part.tasks):
+        counted = scores.labelled(part.labels[rows, t])
+        if not counted.any():
+            continue
+        # A spoilt title may have no word left: the service judges such a listing as one without a title.
+        absent = answers.attention[counted, t, 1] == 0
+        judged = [(absent, by_situation[Situation.IMAGE][task.name]), (~absent, by_situation[situation][task.name])]
+        attributes[task.name] = _attribute(task, part.labels[rows, t][counted], answers.logits[t][counted], judged) | {
+            "image_weight": figure(answers.attention[:, t, 0].mean())
+        }
+    return {"listings": len(rows), "attributes": attributes}
+
+
+def _attribute(
+    task: Task,
+    labels: NDArray[np.int64],
+    logits: NDArray[np.float32],
+    judged: Sequence[tuple[NDArray[np.bool_], AttributeCalibration]],
+) -> Cells:
+    """Measure one attribute: accuracy, calibration error before and after the temperature, and what is accepted.
+
+    judged: which rows by which calibration. reliability: [confidence, share that is right] of each bin, after the
+    temperature.
+    """
+    predicted = logits.argmax(axis=1)
+    correct = predicted == labels
+    before = softmax(logits, 1.0).max(axis=1)
+    after, accepted = np.empty(len(labels)), np.empty(len(labels), dtype=np.bool_)
+    for rows, calibrated in judged:
+        thresholds = [calibrated.threshold(TARGET, label) for label in task.labels]
+        floors = np.array([np.inf if threshold is None else threshold for threshold in thresholds])
+        after[rows] = softmax(logits[rows], calibrated.temperature).max(axis=1)
+        accepted[rows] = after[rows] >= floors[predicted[rows]]
+    return {
+        "accuracy": figure(correct.mean()),
+        "error_before": figure(scores.expected_calibration_error(before, correct)),
+        "error_after": figure(scores.expected_calibration_error(after, correct)),
+        "coverage": figure(accepted.mean()),
+        "precision": figure(correct[accepted].mean()) if accepted.any() else None,
+        "reliability": [[figure(x) for x in each[:2]] for each in scores.reliability(after, correct)],
+    }

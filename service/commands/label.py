@@ -1,0 +1,39 @@
+"""`cma-clip label`: a whole catalogue at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from service.commands.arguments import CatalogueFile
+from service.settings import load_settings
+
+
+def label(
+    catalogue: CatalogueFile,
+    *,
+    out: Annotated[Path, typer.Option(help="file to write, .csv or .parquet", show_default=False)],
+    checkpoint: Annotated[Path | None, typer.Option(help="checkpoint folder", show_default=False)] = None,
+    target_precision: Annotated[float | None, typer.Option(help="0.90, 0.95, …", show_default=False)] = None,
+    attribute: Annotated[list[str] | None, typer.Option(help="only these", show_default="all")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="listings in one forward pass")] = 32,
+) -> None:
+    """Label a whole catalogue; an interrupted run goes on where it stopped."""
+    from model.inference.label import label_catalogue  # noqa: PLC0415
+    from model.inference.predictor import Predictor  # noqa: PLC0415
+
+    settings = load_settings(checkpoint=checkpoint, target_precision=target_precision)
+    predictor = Predictor.load(settings.checkpoint, device=settings.device, dtype=settings.dtype)
+    done = label_catalogue(
+        predictor,
+        catalogue,
+        out,
+        target_precision=settings.target_precision,
+        batch_size=batch_size,
+        attributes=attribute,
+    )
+    print(done.report, file=sys.stderr)
+    print(f"{out}: {done.rows:,} rows, {done.failed:,} of them with an error", file=sys.stderr)

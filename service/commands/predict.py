@@ -1,0 +1,162 @@
+"""`cma-clip predict`: one listing, read in this process and drawn on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from model.errors import ConfigError
+from service.app import load_predictor
+from service.commands import heat_map
+from service.errors import ServiceError
+from service.pipeline import decode as images
+from service.schemas import AttributeReply, ClassifyReply, TokenWeight
+from service.settings import Settings
+
+NARROW = 120
+"""Columns of a terminal below which bars are short and alternatives stand under the label, so that figures fit."""
+
+LONG_BAR, SHORT_BAR = 20, 8
+
+TINTS = ((0.75, "bold white on magenta"), (0.4, "bold magenta"), (0.15, "magenta"), (0.0, "dim"))
+"""How a word is shown whose weight is at least such a share of the heaviest one's, on dark ground and light."""
+
+HEAVIEST = 2
+"""Words whose weights are written out: a pipe and a printer know no colours."""
+
+
+def read_one(
+    settings: Settings,
+    *,
+    image: Path | None,
+    title: str | None,
+    top_k: int,
+    explain: bool = False,
+    heat_map_file: Path | None = None,
+) -> ClassifyReply:
+    """Read a listing as the service would; a heat map, where one is wanted, is written to its file.
+
+    Raises `ModelError` where the input or the checkpoint cannot be used, or the heat map not be written.
+    """
+    if image is None and not (title or "").strip():
+        raise ConfigError("give an image, a --title, or both")
+    if heat_map_file is not None and image is None:
+        raise ConfigError("--heat-map needs an image")
+    predictor = load_predictor(settings)
+    calibrated = predictor.info.target_precisions
+    if calibrated and settings.target_precision not in calibrated:
+        raise ConfigError(f"--target-precision must be one of {', '.join(map(str, calibrated))}")
+    picture = None if image is None else _open(image, settings, predictor.info.image_size)
+    explain = explain or heat_map_file is not None
+    (prediction,) = predictor.predict(predictor.collate([predictor.prepare(title, picture, explain=explain)]))
+    readings = {
+        task.name: prediction.read(task.name, target_precision=settings.target_precision, top_k=top_k)
+        for task in predictor.tasks
+    }
+    reply = ClassifyReply.of(image.name if image else None, predictor.info, readings)
+    if heat_map_file is not None and image is not None:
+        large = _open(image, settings, heat_map.PANEL_SIZE)
+        _save(heat_map.draw(large, reply), heat_map_file)
+    return reply
+
+
+def _open(path: Path, settings: Settings, target: tuple[int, int]) -> Image.Image:
+    try:
+        return images.decode(path.read_bytes(), max_pixels=settings.max_image_pixels, target=target)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except ServiceError as error:
+        raise ConfigError(f"cannot read {path}: {error.detail}") from None
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    try:
+        picture.save(path, "PNG")
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}") from None
+
+
+def draw(reply: ClassifyReply, console: Console | None = None) -> None:
+    """Print a table: label, confidence as a bar with the threshold marked, verdict, and how much image and text
+    weighed; and, where it was explained, the title once per attribute, its words tinted by weight.
+    """
+    console = console or Console()
+    narrow = console.width < NARROW
+    bar = SHORT_BAR if narrow else LONG_BAR
+    table = _table(f"{reply.model.name} {reply.model.version}")
+    table.add_column("attribute", no_wrap=True)
+    table.add_column("label")
+    for heading in ("confidence", "", "image / text"):
+        table.add_column(heading, no_wrap=True)
+    if not narrow:
+        table.add_column("otherwise")
+    for name, attribute in reply.attributes.items():
+        label = Text.assemble((attribute.label, "bold" if attribute.accepted else ""))
+        shares = [(c.label, f"{c.confidence:.0%}") for c in attribute.candidates[1:]]
+        others = Text(", ".join(f"{label} {share}" for label, share in shares if share != "0%"), "dim")
+        table.add_row(
+            Text(name),
+            Text("\n").join([label, others]) if narrow and others else label,
+            _confidence(attribute, bar),
+            Text("accepted", "green") if attribute.accepted else Text("abstained", "yellow"),
+            _balance(attribute.modality_attention.image, bar),
+            *([] if narrow else [others]),
+        )
+    console.print(table)
+    words = {
+        name: attribute.explanation.text
+        for name, attribute in reply.attributes.items()
+        if attribute.explanation is not None and attribute.explanation.text
+    }
+    if words:
+        console.print()
+        console.print(_words_table(words))
+
+
+def _table(title: str) -> Table:
+    return Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, collapse_padding=True)
+
+
+def _confidence(attribute: AttributeReply, length: int) -> Text:
+    """A bar with a mark at the threshold, where there is one, and the figure."""
+    filled = round(attribute.confidence * length)
+    bar, colour = "█" * filled + "░" * (length - filled), "green" if attribute.accepted else "yellow"
+    figure = f" {attribute.confidence:6.1%}"
+    if attribute.threshold is None:
+        return Text.assemble((bar, colour), figure)
+    mark = min(int(attribute.threshold * length), length - 1)
+    return Text.assemble((bar[:mark], colour), ("┃", "bold"), (bar[mark + 1 :], colour), figure)
+
+
+def _balance(image: float, length: int) -> Text:
+    """A bar of two parts: what the image weighed, then what the text did."""
+    left, percent = round(image * length), round(100 * image)
+    return Text.assemble(("█" * left, "cyan"), ("█" * (length - left), "magenta"), f" {percent} / {100 - percent} %")
+
+
+def _words_table(words: dict[str, list[TokenWeight]]) -> Table:
+    table = _table("what the answers leaned on in the title")
+    table.add_column("attribute", no_wrap=True)
+    table.add_column("title")
+    table.add_column("heaviest")
+    for name, tokens in words.items():
+        heaviest = sorted(tokens, key=lambda token: -token.weight)[:HEAVIEST]
+        named = ", ".join(f"{token.token} {token.weight:.0%}" for token in heaviest)
+        table.add_row(Text(name), _tinted(tokens), Text(named, "dim"))
+    return table
+
+
+def _tinted(tokens: Sequence[TokenWeight]) -> Text:
+    """The words, each the stronger the nearer its weight is to the heaviest one's."""
+    most = max(token.weight for token in tokens)
+    return Text(" ").join(Text(token.token, _tint(token.weight / most if most else 0.0)) for token in tokens)
+
+
+def _tint(share: float) -> str:
+    return next(style for least, style in TINTS if share >= least)

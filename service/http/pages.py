@@ -1,0 +1,44 @@
+"""The pages: `/` and `/docs`. They load nothing from elsewhere, so they work offline and under a strict policy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Response
+from fastapi.responses import HTMLResponse
+from fastapi.staticfiles import StaticFiles
+
+STATIC = Path(__file__).parents[1] / "static"
+
+INDEX, DOCS = ((STATIC / name).read_text(encoding="utf-8") for name in ("index.html", "docs.html"))
+
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Cache-Control": "no-cache",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+class RevalidatedFiles(StaticFiles):
+    """Browsers ask each time whether a file has changed, so that a page and its modules are of one version."""
+
+    def file_response(self, *args: Any, **options: Any) -> Response:
+        response = super().file_response(*args, **options)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
+
+
+def add_to(app: FastAPI) -> None:
+    @app.get("/", include_in_schema=False)
+    async def index() -> HTMLResponse:
+        return HTMLResponse(INDEX, headers=HEADERS)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(DOCS, headers=HEADERS)
+
+    app.mount("/static", RevalidatedFiles(directory=STATIC), name="static")

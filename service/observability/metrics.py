@@ -1,0 +1,146 @@
+"""Prometheus collectors. Names and units are a contract with dashboards and alerts; they do not change.
+
+No label takes its values from what a caller sends: routes are templates, unknown paths share one value,
+methods, reasons, attributes and labels come from closed lists. Each app has a registry of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+
+from model.inference.predictions import AttributePrediction, ModelInfo
+from model.situations import Situation
+from model.tasks import Task
+
+SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+
+SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+
+BATCH_SIZES = tuple(2**power for power in range(11))  # up to the largest batch that can be set, 1024
+
+STAGES = ("fetch", "decode", "queue", "inference", "respond")
+
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+UNKNOWN = "unknown"
+
+
+class Metrics:
+    """All collectors of one app."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self._requests = Counter(
+            "cma_clip_http_requests_total",
+            "Requests by answered status; 499: the caller hung up first.",
+            ["method", "route", "status"],
+            registry=registry,
+        )
+        self._request_duration = Histogram(
+            "cma_clip_http_request_duration_seconds",
+            "From the first byte of a request to the last of its answer.",
+            ["method", "route"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._stage_duration = Histogram(
+            "cma_clip_stage_duration_seconds",
+            "Time of one listing in one stage; respond: of one request.",
+            ["stage"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._batch_size = Histogram(
+            "cma_clip_batch_size", "Listings in one forward pass.", buckets=BATCH_SIZES, registry=registry
+        )
+        self.queue_depth = Gauge("cma_clip_queue_depth", "Listings that wait for the device.", registry=registry)
+        self.in_flight = Gauge("cma_clip_in_flight", "Listings admitted and not yet answered.", registry=registry)
+        self._rejected = Counter(
+            "cma_clip_rejected_total",
+            "Problems answered, for a request or for one listing of a batch, by problem code.",
+            ["reason"],
+            registry=registry,
+        )
+        self._predictions = Counter(
+            "cma_clip_predictions_total",
+            "Attributes answered, by whether the label was accepted.",
+            ["attribute", "outcome"],
+            registry=registry,
+        )
+        self._labels = Counter(
+            "cma_clip_labels_total",
+            "Best labels answered, accepted or not.",
+            ["attribute", "label"],
+            registry=registry,
+        )
+        self._confidence = Histogram(
+            "cma_clip_confidence",
+            "Calibrated confidence of the best label.",
+            ["attribute"],
+            buckets=SHARES,
+            registry=registry,
+        )
+        self._modality_attention = Histogram(
+            "cma_clip_modality_attention",
+            "Weight of a modality, for listings that have both (with one alone it is 1 by construction).",
+            ["attribute", "modality"],
+            buckets=SHARES,
+            registry=registry,
+        )
+        self._model_info = Gauge(
+            "cma_clip_model_info",
+            "The loaded checkpoint; always 1.",
+            ["name", "version", "backbone", "device", "dtype"],
+            registry=registry,
+        )
+        for stage in STAGES:
+            self._stage_duration.labels(stage)
+
+    def model_loaded(self, info: ModelInfo, tasks: Iterable[Task]) -> None:
+        """Name the checkpoint, and start the series of its attributes at zero, so that rates can be taken."""
+        self._model_info.labels(info.name, info.version, info.backbone, info.device, info.dtype).set(1)
+        for task in tasks:
+            for outcome in ("accepted", "abstained"):
+                self._predictions.labels(task.name, outcome)
+            for label in task.labels:
+                self._labels.labels(task.name, label)
+            self._confidence.labels(task.name)
+            for modality in ("image", "text"):
+                self._modality_attention.labels(task.name, modality)
+
+    def request(self, *, method: str, route: str | None, status: int, seconds: float) -> None:
+        method = method if method in METHODS else UNKNOWN
+        route = route or UNKNOWN
+        self._requests.labels(method, route, str(status)).inc()
+        self._request_duration.labels(method, route).observe(seconds)
+
+    def stage(self, stage: str, seconds: float) -> None:
+        self._stage_duration.labels(stage).observe(seconds)
+
+    def batch(self, size: int) -> None:
+        self._batch_size.observe(size)
+
+    def rejected(self, reason: str) -> None:
+        self._rejected.labels(reason).inc()
+
+    def answered(self, situation: Situation, readings: Mapping[str, AttributePrediction]) -> None:
+        """Count one listing's answer."""
+        for attribute, reading in readings.items():
+            self._predictions.labels(attribute, "accepted" if reading.accepted else "abstained").inc()
+            self._labels.labels(attribute, reading.label).inc()
+            self._confidence.labels(attribute).observe(reading.confidence)
+            if situation is Situation.IMAGE_AND_TITLE:
+                for modality, weight in reading.modality_attention.items():
+                    self._modality_attention.labels(attribute, modality).observe(weight)
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """Return the exposition in the format that the scraper prefers, and its content type."""
+        try:
+            encode, content_type = choose_encoder(accept)
+        except (TypeError, ValueError):  # a version that is no number
+            encode, content_type = choose_encoder("")
+        return encode(self.registry), content_type

@@ -1,0 +1,143 @@
+"""Bounded by listings, by bytes, and by whether the deadline can be met at all.
+
+Decided before a body is read, so that a refusal costs nothing, and alike on every route.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+
+from service.errors import DeadlineExceeded, InvalidRequest, Overloaded
+
+TIMEOUT_HEADER = "X-Request-Timeout-Ms"
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """The moment after which nobody waits for the answer, on `time.monotonic`'s clock."""
+
+    at: float
+
+    @classmethod
+    def of(cls, header: str | None, *, cap_ms: int) -> Deadline:
+        """Start the clock: the caller's milliseconds if sent, the server's own at most.
+
+        Raises `InvalidRequest` if the header is not a positive whole number.
+        """
+        if header is None:
+            milliseconds = cap_ms
+        elif re.fullmatch(r"[ \t]*0*[1-9][0-9]{0,8}[ \t]*", header):
+            milliseconds = min(int(header), cap_ms)
+        else:
+            raise InvalidRequest(f"{TIMEOUT_HEADER} must be a whole number of milliseconds, at least 1")
+        return cls(time.monotonic() + milliseconds / 1000)
+
+    @property
+    def remaining(self) -> float:
+        """Seconds left; negative once it has passed."""
+        return self.at - time.monotonic()
+
+    @asynccontextmanager
+    async def enforced(self) -> AsyncIterator[None]:
+        """Cancel what runs inside once the deadline passes, and raise `DeadlineExceeded`."""
+        try:
+            async with asyncio.timeout(self.remaining) as scope:
+                yield
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            raise DeadlineExceeded("the deadline passed before the answer was ready") from None
+
+
+class Ticket:
+    """One request's place: the listings and bytes that it holds until it is answered."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self.listings = 0
+        self.nbytes = 0
+
+    def add_listings(self, count: int) -> None:
+        """Take room for `count` more listings, all or none. Raises `Overloaded`."""
+        self._admission.check_room(listings=count)
+        self._admission.listings += count
+        self.listings += count
+
+    def add_bytes(self, count: int) -> None:
+        """Take room for `count` more bytes. Raises `Overloaded`."""
+        self._admission.check_room(nbytes=count)
+        self._admission.nbytes += count
+        self.nbytes += count
+
+    def release(self) -> None:
+        self._admission.listings -= self.listings
+        self._admission.nbytes -= self.nbytes
+        self.listings = self.nbytes = 0
+
+
+class Admission:
+    """What is inside now, against the limits. Used on the event loop alone, hence without locks."""
+
+    def __init__(
+        self,
+        *,
+        max_listings: int,
+        max_bytes: int,
+        expected_seconds: Callable[[int], float],
+        estimate_age: Callable[[int], float],
+    ) -> None:
+        """
+        expected_seconds: predicts how long until that many listings are answered
+        estimate_age: seconds since its prediction for so many was last fed by a real batch
+        """
+        self._max_listings, self._max_bytes = max_listings, max_bytes
+        self._expected_seconds, self._estimate_age = expected_seconds, estimate_age
+        self.listings = 0
+        self.nbytes = 0
+
+    @contextmanager
+    def admit(self, deadline: Deadline, *, nbytes: int = 0) -> Iterator[Ticket]:
+        """Take a place for one listing of so many bytes, given back at the end.
+
+        Raises `Overloaded` or `DeadlineExceeded`.
+        """
+        ticket = Ticket(self)
+        try:
+            self.check_room(listings=1, nbytes=nbytes)  # first: another replica may have room, and time with it
+            self.check_deadline(deadline, listings=1)
+            ticket.add_listings(1)
+            ticket.add_bytes(nbytes)
+            yield ticket
+        finally:
+            ticket.release()
+
+    def check_room(self, *, listings: int = 0, nbytes: int = 0) -> None:
+        """Raise `Overloaded` if that much more does not fit."""
+        if self.listings + listings > self._max_listings:
+            full = f"{self.listings} of {self._max_listings} places are taken, {listings} are needed"
+        elif self.nbytes + nbytes > self._max_bytes:
+            full = f"requests hold {self.nbytes} of {self._max_bytes} bytes, {nbytes} more are needed"
+        else:
+            return
+        raise Overloaded(full, retry_after=self._expected_seconds(self.listings))
+
+    def check_deadline(self, deadline: Deadline, *, listings: int, own: int = 0) -> None:
+        """Raise `DeadlineExceeded` if so many more listings cannot be answered in time, those before them included.
+
+        own: how many of those inside are the request's own.
+        """
+        if self.listings == own and self._estimate_age(own + listings) > 1.0:
+            # Nobody is inside and the estimate is old: let this one try. Were it refused too, a device that
+            # was slow once would be thought slow for ever.
+            return
+        expected = self._expected_seconds(self.listings + listings)
+        if expected > (left := deadline.remaining):
+            raise DeadlineExceeded(
+                f"the answer would take about {expected:.3f} s, and the deadline is in {left:.3f} s",
+                retry_after=expected - left,
+            )

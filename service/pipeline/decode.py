@@ -1,0 +1,133 @@
+"""Encoded bytes to an RGB picture. Hostile input is the normal case here.
+
+The format is decided by the first bytes, and that one decoder alone is tried; size and pixels are read from
+the header before anything is decoded. Whatever a decoder stumbles over is the caller's `UndecodableImage`.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+
+from PIL import AvifImagePlugin, Image
+
+from model.inputs.decode import upright_rgb
+from service.errors import PayloadTooLarge, ServiceError, UndecodableImage, UnsupportedMediaType
+
+ACCEPTED = "JPEG, PNG, WebP, GIF, AVIF, BMP"
+
+MAX_JPEG_SCANS = 64
+"""A progressive JPEG has about ten scans. Each costs a pass over all pixels in a few bytes, so a small file
+with thousands of them would keep a decoder busy for minutes."""
+
+MAX_JPEG_SEGMENTS = 10_000
+
+JPEG_MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")
+"""Neither fill bytes, nor an escaped 0xff within a scan, nor a marker that stands alone (restarts, start of the image).
+
+Two bytes and no repetition, so that a search takes linear time whatever it searches."""
+
+JPEG_SCAN, JPEG_END = b"\xda", b"\xd9"
+
+# The limit on pixels is a setting, checked below for every format; Pillow's own, fixed one would only get in
+# its way.
+Image.MAX_IMAGE_PIXELS = None
+
+# The pool decodes several pictures at once; threads inside one decoder would compete with it.
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+
+
+def decode(data: bytes, *, max_pixels: int, target: tuple[int, int]) -> Image.Image:
+    """Decode the first frame upright, as RGB, transparency on white.
+
+    target: the model's input (height, width); large pictures are reduced to a scale not far above it.
+
+    Raises `UnsupportedMediaType` (not one of the accepted formats), `PayloadTooLarge` (too many pixels) or
+    `UndecodableImage` (damaged).
+    """
+    file_format = sniff(data)
+    _check_header(data, file_format, max_pixels)
+    try:
+        with Image.open(io.BytesIO(data), formats=(file_format,)) as image:
+            _check_pixels(image.size, max_pixels)
+            return upright_rgb(image, target)
+    except ServiceError:
+        raise
+    except Exception as error:
+        # Not a list of classes: Pillow's parsers let struct.error, SyntaxError, ValueError, ZeroDivisionError
+        # and more escape, and none of them says anything but that the file is damaged.
+        raise UndecodableImage(f"the image is a damaged {file_format} file") from error
+
+
+def sniff(data: bytes) -> str:
+    """Return Pillow's name of the format that the first bytes announce.
+
+    Raises `UndecodableImage` when there are no bytes, `UnsupportedMediaType` when it is none of the accepted
+    ones.
+    """
+    match data[:12]:
+        case b"":
+            raise UndecodableImage("the image is empty")
+        case head if head.startswith(b"\xff\xd8\xff"):
+            return "JPEG"
+        case head if head.startswith(b"\x89PNG\r\n\x1a\n"):
+            return "PNG"
+        case head if head.startswith((b"GIF87a", b"GIF89a")):
+            return "GIF"
+        case head if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+            return "WEBP"
+        case head if head[4:8] == b"ftyp" and {b"avif", b"avis"} & _brands(data):
+            return "AVIF"
+        case head if head.startswith(b"BM"):
+            return "BMP"
+    raise UnsupportedMediaType(f"the image is in none of the accepted formats ({ACCEPTED})")
+
+
+def _brands(data: bytes) -> set[bytes]:
+    """The brands of an ISO media file, the major one and those it is compatible with: AVIF and HEIC differ in them."""
+    box = data[8 : min(int.from_bytes(data[:4]), 256)]
+    return {box[at : at + 4] for at in range(0, len(box), 4)}
+
+
+def _check_header(data: bytes, file_format: str, max_pixels: int) -> None:
+    """Check what Pillow would only look at after it has spent memory or time on it."""
+    if file_format == "WEBP" and (size := _webp_size(data)):
+        # Its decoder allocates the whole canvas on opening.
+        _check_pixels(size, max_pixels)
+    if file_format == "JPEG":
+        _check_jpeg(data)
+
+
+def _check_jpeg(data: bytes) -> None:
+    """Count scans, segment by segment up to the end of the image: phones put whole films behind it."""
+    scans, at = 0, 2
+    for _ in range(MAX_JPEG_SEGMENTS):
+        marker = JPEG_MARKER.search(data, at)
+        if marker is None or marker[1] == JPEG_END:
+            return
+        scans += marker[1] == JPEG_SCAN
+        if scans > MAX_JPEG_SCANS:
+            raise UndecodableImage(f"the image has more than {MAX_JPEG_SCANS} JPEG scans")
+        at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
+    raise UndecodableImage(f"the image has more than {MAX_JPEG_SEGMENTS} JPEG segments")
+
+
+def _check_pixels(size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise PayloadTooLarge(f"the image has {width} × {height} pixels; at most {max_pixels} are accepted")
+
+
+def _webp_size(data: bytes) -> tuple[int, int] | None:
+    """Read the canvas from a WebP header: extended, lossy or lossless; None if it is too short or unknown."""
+    kind = data[12:16]
+    if kind == b"VP8X" and len(data) >= 30:
+        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+    if kind == b"VP8 " and len(data) >= 30:
+        width, height = struct.unpack_from("<HH", data, 26)
+        return width & 0x3FFF, height & 0x3FFF
+    if kind == b"VP8L" and len(data) >= 25:
+        (bits,) = struct.unpack_from("<I", data, 21)
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    return None

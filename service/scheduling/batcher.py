@@ -1,0 +1,403 @@
+"""The micro-batcher: listings wait here, leave in batches, and each waiter gets exactly one answer. No torch.
+
+Two threads, so that neither waits for the event loop nor the event loop for them:
+
+    event loop            collate thread                    compute thread
+    submit ──► waiting ──► take ► collate ──► sealed ──► compute ──► answers ──► event loop
+
+When does a batch leave? As soon as the device is free, with whatever waits: no timer (unless one is
+configured). A *full* batch is collated already while its predecessor computes; a partial one is not, since
+sealing it early would win a little copying and keep out every listing that arrives in the meantime.
+
+What is much work (an explanation) fills more than one place in a batch, or has one to itself: its neighbours
+do not pay for it, and what is predicted counts it for what it is.
+
+What can go wrong, and what then:
+
+* a listing's deadline passes, or its caller goes away: it is left out at the moment of dispatch;
+* a batch raises: it is split and both halves are tried again, until the listing at fault is alone and fails
+  alone;
+* a listing fails alone *and* the probe (a listing known to be good) fails too: then the device is at fault;
+* a thread dies of that, or of anything else: every waiter is failed, and `alive` turns false for good.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import itertools
+import logging
+import statistics
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from service.errors import DeadlineExceeded, Draining, InferenceFailed, NotReady, Overloaded, ServiceError
+
+Item = TypeVar("Item")
+
+Batch = TypeVar("Batch")
+
+Result = TypeVar("Result")
+
+log = logging.getLogger(__name__)
+
+PROBES = 3
+"""How often the probe may fail before the device is given up: one failure may be chance, three are not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[Result]):
+    """A listing's result, and where its time went."""
+
+    result: Result
+    queue_seconds: float
+    inference_seconds: float
+
+
+@dataclass(eq=False, slots=True)
+class Waiter(Generic[Item, Result]):
+    """A listing that waits, and the future through which it is answered."""
+
+    item: Item
+    deadline: float  # on time.monotonic's clock, as are all times here
+    future: asyncio.Future[Answer[Result]]
+    arrived: float = field(default_factory=time.monotonic)
+
+
+@dataclass(eq=False, slots=True)
+class Sealed(Generic[Item, Batch, Result]):
+    """A batch that nobody can join any more; `batch` is None where it has yet to be collated."""
+
+    waiters: list[Waiter[Item, Result]]
+    batch: Batch | None
+
+
+class BatchCost:
+    """How long a batch takes, by the places filled in it, as lately seen.
+
+    One row per power of two, so that a full batch's cost is remembered while the load is light; the median of
+    the last few, so that a single stall does not turn callers away; between known sizes, a straight line.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[int, deque[float]] = {}
+        self._updated: dict[int, float] = {}
+
+    def observe(self, size: int, seconds: float) -> None:
+        row = self._row(size)
+        self._seen.setdefault(row, deque(maxlen=5)).append(seconds)
+        self._updated[row] = time.monotonic()
+
+    def seconds(self, size: int) -> float:
+        """Expected seconds of a batch of `size`; 0 before anything was seen."""
+        rows = sorted((row, statistics.median(seen)) for row, seen in list(self._seen.items()))
+        if not rows:
+            return 0.0
+        above = bisect.bisect_left(rows, (size, 0.0))
+        if above == 0 or above == len(rows):
+            return rows[min(above, len(rows) - 1)][1]
+        (low, fast), (high, slow) = rows[above - 1], rows[above]
+        return fast + (slow - fast) * (size - low) / (high - low)
+
+    def age(self, size: int) -> float:
+        """Seconds since a batch was last seen that `seconds(size)` goes by: of the next larger known size, if any."""
+        rows = sorted(self._updated.items())
+        if not rows:
+            return float("inf")
+        above = bisect.bisect_left(rows, (size, 0.0))
+        return time.monotonic() - rows[min(above, len(rows) - 1)][1]
+
+    @staticmethod
+    def _row(size: int) -> int:
+        return 1 << (size - 1).bit_length()  # the smallest power of two that holds it
+
+
+class MicroBatcher(Generic[Item, Batch, Result]):
+    """Collects listings into batches for one device. `submit` on the event loop; all else happens on two threads."""
+
+    def __init__(
+        self,
+        *,
+        collate: Callable[[Sequence[Item]], Batch],
+        compute: Callable[[Batch], Sequence[Result]],
+        probe: Callable[[], object],
+        max_batch_size: int,
+        max_wait: float = 0.0,
+        work: Callable[[Item], int] = lambda item: 1,
+        on_batch: Callable[[int], None] = lambda size: None,
+    ) -> None:
+        """
+        collate: puts items together; runs beside `compute`, in another thread
+        compute: answers a batch, in its order
+        probe: computes a listing known to be good; raises if the device is at fault
+        max_batch_size: places in a batch
+        max_wait: seconds that an idle device waits for company
+        work: how many places an item fills; one that fills more than there are goes alone
+        on_batch: told the size of each batch computed
+        """
+        self._collate, self._compute, self._probe = collate, compute, probe
+        self._max_batch_size, self._max_wait, self._on_batch = max_batch_size, max_wait, on_batch
+        self._work = work
+        self.cost = BatchCost()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._threads = [
+            threading.Thread(target=self._run, args=(step,), name=name, daemon=True)
+            for name, step in (("collate", self._collate_next), ("compute", self._compute_next))
+        ]
+        # All that the threads share, guarded by the one lock inside `_changed`.
+        self._changed = threading.Condition()
+        self._waiting: deque[Waiter[Item, Result]] = deque()
+        self._sealing: list[Waiter[Item, Result]] = []  # being collated, or collated and waiting for the device
+        self._sealed: Sealed[Item, Batch, Result] | None = None
+        self._computing: list[Waiter[Item, Result]] = []
+        self._computing_since = 0.0
+        self._closed: Callable[[], ServiceError] | None = None  # makes the reason why nobody can come in any more
+        self._dead = False
+
+    # ── on the event loop ───────────────────────────────────────────────────────────────────────────────────
+
+    def start(self) -> None:
+        """Start the threads; their answers go to the event loop that runs now."""
+        self._loop = asyncio.get_running_loop()
+        for thread in self._threads:
+            thread.start()
+
+    async def submit(self, item: Item, *, deadline: float) -> Answer[Result]:
+        """Wait for `item`'s answer. Cancelling gives up its place; past `deadline` it is not computed any more.
+
+        Raises `DeadlineExceeded`, `InferenceFailed` (it makes the model raise), `Overloaded` (out of memory,
+        even alone), `NotReady` (a thread has died) or `Draining` (closed).
+        """
+        waiter = Waiter[Item, Result](item, deadline, asyncio.get_running_loop().create_future())
+        with self._changed:
+            if self._closed is not None:
+                raise self._closed()
+            self._waiting.append(waiter)
+            self._changed.notify_all()
+        try:
+            return await waiter.future
+        finally:
+            if waiter.future.cancelled():
+                self._forget(waiter)
+
+    def close(self) -> None:
+        """Take nobody in any more, fail those who still wait, and let the threads end."""
+        self._fail_all(lambda: Draining("the service has stopped", retry_after=1))
+
+    @property
+    def alive(self) -> bool:
+        """False once a thread has died: only a new process can help then."""
+        return not self._dead
+
+    @property
+    def waiting(self) -> int:
+        """Listings that wait for the device."""
+        with self._changed:
+            return len(self._waiting) + len(self._sealing)
+
+    @property
+    def computing_for(self) -> float:
+        """Seconds that the present batch has been computing; 0 if none is."""
+        with self._changed:
+            return time.monotonic() - self._computing_since if self._computing else 0.0
+
+    def expected_seconds(self, listings: int) -> float:
+        """Predict how long until `listings` are answered, counting those that are here already among them."""
+        with self._changed:
+            computing, elapsed = self._places(self._computing), time.monotonic() - self._computing_since
+            here = [*self._waiting, *self._sealing, *self._computing]
+        remaining = max(0.0, self.cost.seconds(computing) - elapsed) if computing else 0.0
+        places = listings + self._places(here) - len(here)  # of those on their way here nothing is known
+        full, partial = divmod(max(0, places - computing), self._max_batch_size)
+        return (
+            remaining
+            + full * self.cost.seconds(self._max_batch_size)
+            + (self.cost.seconds(partial) if partial else 0.0)
+        )
+
+    def _places(self, waiters: Iterable[Waiter[Item, Result]]) -> int:
+        return sum(self._work(waiter.item) for waiter in waiters)
+
+    def _forget(self, waiter: Waiter[Item, Result]) -> None:
+        with self._changed:
+            if waiter in self._waiting:
+                self._waiting.remove(waiter)
+
+    # ── on the threads ──────────────────────────────────────────────────────────────────────────────────────
+
+    def _run(self, step: Callable[[], bool]) -> None:
+        """Repeat `step` until it says that there is no more; whatever kills the thread, nobody is left waiting."""
+        try:
+            while step():
+                pass
+        except BaseException:
+            log.critical("the %s thread has died", threading.current_thread().name, exc_info=True)
+            self._dead = True
+            self._fail_all(lambda: NotReady("the inference thread has died", retry_after=5))
+
+    def _collate_next(self) -> bool:
+        with self._changed:
+            # One look at the clock decides and sets the alarm: between two, the moment could pass unnoticed.
+            while self._closed is None and not self._may_seal(due := self._until_due()):
+                self._changed.wait(due)
+            if self._closed is not None:
+                return False
+            taken = [self._waiting.popleft()]
+            room = self._max_batch_size - self._places(taken)
+            while self._waiting and (needed := self._work(self._waiting[0].item)) <= room:
+                taken.append(self._waiting.popleft())
+                room -= needed
+            self._sealing = taken
+        wanted = self._still_wanted(taken)
+        sealed = Sealed(wanted, self._try_to_collate(wanted)) if wanted else None
+        with self._changed:
+            self._sealed, self._sealing = sealed, wanted
+            self._changed.notify_all()
+        return True
+
+    def _compute_next(self) -> bool:
+        with self._changed:
+            while self._closed is None and self._sealed is None:
+                self._changed.wait()
+            if self._closed is not None or self._sealed is None:
+                return False
+            sealed, self._sealed, self._sealing = self._sealed, None, []
+            self._computing, self._computing_since = sealed.waiters, time.monotonic()
+            self._changed.notify_all()  # the slot is free: a full batch may be collated meanwhile
+        self._answer(sealed)
+        with self._changed:
+            self._computing = []
+            self._changed.notify_all()  # the device is free: a partial batch may leave
+        return True
+
+    def _may_seal(self, due: float | None) -> bool:
+        """Whether a batch leaves now: a full one as soon as the slot is free, a partial one for an idle device.
+
+        due: what `_until_due` has just said.
+        """
+        if not self._waiting or self._sealed is not None:
+            return False
+        if self._places(itertools.islice(self._waiting, self._max_batch_size)) >= self._max_batch_size:
+            return True
+        return not self._computing and due is None
+
+    def _until_due(self) -> float | None:
+        """Seconds that the oldest waiter has yet to wait for company; None where there is nothing to wait for."""
+        if not self._max_wait or not self._waiting or self._computing:
+            return None
+        left = self._waiting[0].arrived + self._max_wait - time.monotonic()
+        return left if left > 0 else None
+
+    def _still_wanted(self, waiters: list[Waiter[Item, Result]]) -> list[Waiter[Item, Result]]:
+        """Leave out those whose caller has gone, and those whose deadline has passed (who are told)."""
+        now = time.monotonic()
+        late = [waiter for waiter in waiters if waiter.deadline <= now]
+        if late:
+            self._deliver([(waiter, _too_late()) for waiter in late])
+        return [waiter for waiter in waiters if waiter.deadline > now and not waiter.future.done()]
+
+    def _try_to_collate(self, waiters: list[Waiter[Item, Result]]) -> Batch | None:
+        """Collate; on failure None, so that `_answer` tries again where failures are sorted out."""
+        try:
+            return self._collate([waiter.item for waiter in waiters])
+        except Exception:
+            return None
+
+    def _answer(self, sealed: Sealed[Item, Batch, Result]) -> None:
+        """Compute a batch and answer it; if it raises, split it until the listing at fault is alone."""
+        wanted = self._still_wanted(sealed.waiters)
+        if not wanted:
+            return
+        started = time.monotonic()
+        try:
+            if sealed.batch is None or len(wanted) < len(sealed.waiters):
+                sealed.batch = self._collate([waiter.item for waiter in wanted])
+            results = self._compute(sealed.batch)
+            if len(results) != len(wanted):
+                raise RuntimeError(f"the model answered {len(results)} of {len(wanted)} listings")
+        except Exception as error:
+            log.warning("a batch of %d listings has failed: %s", len(wanted), type(error).__name__, exc_info=True)
+            out_of_memory = _is_out_of_memory(error)
+        else:
+            self._deliver_results(wanted, results, started)
+            return
+        # Here, and not in the except block: there the traceback would keep the failed batch's memory in use.
+        sealed.batch = None
+        if len(wanted) == 1:
+            self._blame(wanted[0], out_of_memory=out_of_memory)
+        else:
+            half = len(wanted) // 2
+            self._answer(Sealed(wanted[:half], None))
+            self._answer(Sealed(wanted[half:], None))
+
+    def _blame(self, waiter: Waiter[Item, Result], *, out_of_memory: bool) -> None:
+        """Fail a listing that fails alone, unless the device fails a good listing too: then the thread dies.
+
+        After some device errors (of CUDA: an illegal address, a failed assertion) every further call fails.
+        Callers must not be told that it was their listing, and only a restart helps.
+        """
+        self._check_device()
+        if out_of_memory:
+            self._deliver([(waiter, Overloaded("the device is out of memory", retry_after=1))])
+        else:
+            self._deliver([(waiter, InferenceFailed("the model failed on this listing"))])
+
+    def _check_device(self) -> None:
+        for attempt in range(1, PROBES + 1):
+            try:
+                self._probe()
+                return
+            except Exception:
+                if attempt == PROBES:
+                    raise
+
+    def _deliver_results(self, waiters: list[Waiter[Item, Result]], results: Sequence[Result], started: float) -> None:
+        seconds = time.monotonic() - started
+        self.cost.observe(self._places(waiters), seconds)
+        self._on_batch(len(waiters))
+        self._deliver(
+            [
+                (waiter, Answer(result, started - waiter.arrived, seconds))
+                for waiter, result in zip(waiters, results, strict=True)
+            ]
+        )
+
+    def _fail_all(self, reason: Callable[[], ServiceError]) -> None:
+        with self._changed:
+            self._closed = self._closed or reason
+            waiters = [*self._waiting, *self._sealing, *self._computing]
+            self._waiting.clear()
+            self._changed.notify_all()
+        self._deliver([(waiter, reason()) for waiter in waiters])
+
+    def _deliver(self, outcomes: list[tuple[Waiter[Item, Result], Answer[Result] | ServiceError]]) -> None:
+        """Hand answers over to the event loop: one wake-up for a whole batch."""
+        if self._loop is None or self._loop.is_closed():
+            return  # nobody can be waiting
+        try:
+            self._loop.call_soon_threadsafe(_settle, outcomes)
+        except RuntimeError:
+            log.debug("the event loop closed before the last answers")
+
+
+def _settle(outcomes: list[tuple[Waiter[Item, Result], Answer[Result] | ServiceError]]) -> None:
+    for waiter, outcome in outcomes:
+        if waiter.future.done():
+            continue  # the caller has gone, or has been told already
+        if isinstance(outcome, ServiceError):
+            waiter.future.set_exception(outcome)
+        else:
+            waiter.future.set_result(outcome)
+
+
+def _too_late() -> DeadlineExceeded:
+    return DeadlineExceeded("the deadline passed while the listing waited for the device")
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """By name, since torch's own class is not to be imported here."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

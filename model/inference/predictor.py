@@ -2,7 +2,7 @@
 
 The only module of `model/` that the service runs. `prepare` works on the CPU in any thread, `collate` moves a
 batch to the device and may run beside `predict`, and `predict` runs in one thread at a time. What comes out is
-plain numpy, off the device. Listings to be explained are run once more, in variants (`model/inference/explain.py`), after
+plain numpy, off the device. Listings to be explained are run once more, in variants (`model.inference.explain`), after
 the batch has been answered: that changes no answer.
 
 Shapes: B listings, L title tokens, T attributes, C_t labels, R variants of a listing.

@@ -74,9 +74,9 @@ class TrainConfig:
     heart. keep_heads: everything is kept of the checkpoint that training starts from, its heads too, for which it
     must know the very same labels. ema_decay: decay of the exponential moving average of the weights,
     which is what is validated and saved.
-    anneal: how far the corruption shares (`MODALITY_SHARES`, and `CORRUPTION_SHARES` of `augment`) fall during training.
-    They begin at 1 + anneal times the configured value and end at 1 - anneal times, linearly: a network first learns to
-    handle corrupted listings and ends on clean ones, which it meets most.
+    anneal: how far the corruption shares (`MODALITY_SHARES`, and `CORRUPTION_SHARES` of `augment`) fall in training.
+    They begin at 1 + anneal times the configured value and end at 1 - anneal times, linearly: a network first learns
+    to handle corrupted listings and ends on clean ones, which it meets most.
     """
 
     optimiser: OptimiserConfig

@@ -122,7 +122,7 @@ def test_a_missing_extra_is_named(
     def missing(*_: object) -> None:
         raise ModuleNotFoundError("No module named 'tensorboard'", name="tensorboard")
 
-    monkeypatch.setattr("model.catalogue.Catalogue.open", missing)
+    monkeypatch.setattr("model.catalogue.listings.Catalogue.open", missing)
     assert run(monkeypatch, "train", tmp_path / "shop.toml", "--out", tmp_path / "run") == 2
     assert (
         capsys.readouterr().err

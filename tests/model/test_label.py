@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import model.label
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -20,6 +19,7 @@ from PIL import Image, ImageStat
 
 from model.catalogue.listings import iter_listings
 from model.errors import CatalogueError, ConfigError, ModelError
+from model.inference import label, output
 from model.inference.label import Labelling, label_catalogue
 from model.inference.output import CsvFormat, OutputRow
 from model.inference.predictions import AttributePrediction, Candidate, ModelInfo
@@ -110,8 +110,8 @@ def picture(colour: str) -> bytes:
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model.label, "SHARD_ROWS", 4)
-    monkeypatch.setattr(model.label, "MERGED_SHARDS", 2)
+    monkeypatch.setattr(output, "SHARD_ROWS", 4)
+    monkeypatch.setattr(output, "MERGED_SHARDS", 2)
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ def test_parquet_says_the_same_as_csv(toml: Path, tmp_path: Path) -> None:
     label(toml, tmp_path / "out.parquet")
     table = pq.read_table(tmp_path / "out.parquet")
     assert [str(field.type) for field in table.schema][:5] == ["string", "string", "double", "bool", "double"]
-    rows = [{key: model.label._csv_cell(value) for key, value in row.items()} for row in table.to_pylist()]
+    rows = [{key: output._csv_cell(value) for key, value in row.items()} for row in table.to_pylist()]
     as_text = [{key: "" if value is None else str(value) for key, value in row.items()} for row in rows]
     assert as_text == read_csv(tmp_path / "out.csv")
     assert pq.ParquetFile(tmp_path / "out.parquet").num_row_groups == 2  # 9 rows, 8 to a row group
@@ -237,7 +237,7 @@ def test_no_more_than_two_batches_are_read_ahead(tmp_path: Path, monkeypatch: py
             assert read - sum(predictor.batches) <= 2 * 5
             yield item
 
-    monkeypatch.setattr(model.label, "iter_listings", counted)
+    monkeypatch.setattr(label, "iter_listings", counted)
     label(toml, tmp_path / "out.csv", predictor, batch_size=5)
     assert read == 100
 

@@ -137,7 +137,7 @@ def test_a_long_word_is_read_by_its_beginning() -> None:
 
 
 def test_what_is_remembered_of_words_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model.preprocess.MAX_CACHED_WORDS", 50)
+    monkeypatch.setattr("model.inputs.tokenizer.MAX_CACHED_WORDS", 50)
     tokenize = TitleTokenizer(CONFIG)
     before = tokenize("navy blue shirt").tokens.tolist()
     held = len(pickle.dumps(tokenize))

@@ -19,7 +19,7 @@ from PIL import Image, ImageStat
 
 from model.catalogue.listings import iter_listings
 from model.errors import CatalogueError, ConfigError, ModelError
-from model.inference import label, output
+from model.inference import output
 from model.inference.label import Labelling, label_catalogue
 from model.inference.output import CsvFormat, OutputRow
 from model.inference.predictions import AttributePrediction, Candidate, ModelInfo
@@ -237,7 +237,7 @@ def test_no_more_than_two_batches_are_read_ahead(tmp_path: Path, monkeypatch: py
             assert read - sum(predictor.batches) <= 2 * 5
             yield item
 
-    monkeypatch.setattr(label, "iter_listings", counted)
+    monkeypatch.setattr("model.inference.label.iter_listings", counted)
     label(toml, tmp_path / "out.csv", predictor, batch_size=5)
     assert read == 100
 

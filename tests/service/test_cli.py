@@ -187,7 +187,7 @@ def test_a_port_that_is_taken_says_so() -> None:
 
 
 def test_the_real_loader_refuses_a_folder_that_is_no_checkpoint(tmp_path: Path) -> None:
-    pytest.importorskip("model.predictor")
+    pytest.importorskip("model.inference.predictor")
     from service.settings import load_settings  # noqa: PLC0415
 
     with pytest.raises(CheckpointError):

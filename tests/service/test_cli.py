@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,12 @@ def test_help_is_printed(command: list[str]) -> None:
     result = run(*command, "--help")
     assert result.exit_code == 0
     assert "Usage" in result.output
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    result = run("--version")
+    assert (result.exit_code, result.output) == (0, f"cma-clip {project['version']}\n")
 
 
 def test_serve_has_a_flag_for_each_setting() -> None:

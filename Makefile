@@ -21,7 +21,11 @@ export CMA_CLIP_CHECKPOINT ?= weights/fashion
 quietly = log=$$(mktemp); if ! { $(1); } >"$$log" 2>&1; then cat "$$log" >&2; rm -f "$$log"; exit 1; fi; rm -f "$$log"
 install = $(call quietly,$(BIN)/python -m pip install --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.$(1)')
 
-.PHONY: help serve test lint format types test-deployment test-tools test-image test-browser soak study rules constraints clean
+# One worker per core, and one thread per worker: the tests' networks are too small for more.
+pytest = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
+.PHONY: help serve test coverage test-lowest lint format types test-deployment test-tools test-image test-browser soak study
+.PHONY: rules constraints dist clean
 
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -29,18 +33,26 @@ help: ## List the commands
 serve: $(VENV)/.serve ## Set up, and serve the shipped checkpoint (flags: ARGS="--port 8080")
 	@exec $(BIN)/cma-clip serve $(ARGS)
 
-test: $(VENV)/.test ## Set up, and run the tests (some of them: ARGS="tests/model -k splits")
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.test ## Set up, and run the tests on all cores (some of them: ARGS="tests/model -k splits")
+	@$(pytest) $(ARGS)
 
-lint: $(VENV)/.test ## Check style and formatting
+coverage: $(VENV)/.test ## The same, and fail when less of the code is run than before (page by page: htmlcov/index.html)
+	@$(pytest) --cov --cov-report=term:skip-covered --cov-report=html $(ARGS)
+
+test-lowest: $(VENV)-lowest/.test ## Run the tests with the lowest versions that pyproject.toml declares
+	@$(VENV)-lowest/bin/python .ci/lowest.py check
+	@$(subst $(BIN),$(VENV)-lowest/bin,$(pytest)) $(ARGS)
+
+lint: $(VENV)/.test ## Check style, formatting, and who may import what
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(call quietly,$(BIN)/lint-imports)
 
 format: $(VENV)/.test ## Put imports and formatting right
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-types: $(VENV)/.test ## Check the types, strictly
+types: $(VENV)/.deployment $(VENV)/.browser ## Check the types, strictly, in the tests too
 	@$(BIN)/mypy
 
 test-deployment: test-tools test-image ## Both of the following
@@ -75,8 +87,16 @@ constraints: ## Write deploy/constraints.txt anew, from the newest versions that
 	@$(BIN)/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools \
 		| grep -vE '^(nvidia|cuda|triton)' >>deploy/constraints.txt
 
-clean: ## Remove the virtual environment, caches and build products
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+dist: $(VENV)/.dist ## Build the source distribution and the wheel, and check what is in them
+	@rm -rf build dist
+	@$(call quietly,$(BIN)/python -m build)
+	@$(BIN)/twine check --strict dist/*
+	@$(call quietly,$(BIN)/python -m pip install --no-deps --target build/installed dist/*.whl)
+	@$(BIN)/python .ci/check_wheel.py build/installed
+
+clean: ## Remove the virtual environments, caches and build products
+	rm -rf $(VENV) $(VENV)-lowest build dist htmlcov *.egg-info
+	rm -rf .coverage* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.created:
@@ -104,3 +124,19 @@ $(VENV)/.browser: pyproject.toml $(CONSTRAINTS) | $(VENV)/.created
 	@echo "Installing what the playground's tests need"
 	@$(call install,[browser])
 	@touch $@ $(VENV)/.test $(VENV)/.serve
+
+$(VENV)/.dist: pyproject.toml $(CONSTRAINTS) | $(VENV)/.created
+	@echo "Installing what building a release needs"
+	@$(call install,[dist])
+	@touch $@ $(VENV)/.serve
+
+# What it doesn't install itself, PyTorch above all, it takes from $(VENV): that is pinned, so the lowest is the newest.
+$(VENV)-lowest/.test: pyproject.toml .ci/lowest.py | $(VENV)/.test
+	@echo "Setting up $(VENV)-lowest with the lowest declared versions"
+	@$(call quietly,$(BIN)/python -m venv --clear $(VENV)-lowest)
+	@$(BIN)/python .ci/lowest.py constraints >$(VENV)-lowest/constraints.txt
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		>"$$($(VENV)-lowest/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/newest.pth"
+	@$(call quietly,$(VENV)-lowest/bin/python -m pip install --disable-pip-version-check \
+		--constraint $(VENV)-lowest/constraints.txt --editable '.[test]')
+	@touch $@

@@ -46,8 +46,9 @@ class PointedPrediction(FakePrediction):
         words = listing.title.split() if listing.title else []
         halves = [2.0**position for position in range(len(words))]
         return Explanation(
-            image=listing.pixel
-            and ImageExplanation(ROWS, COLUMNS, [[weight / total for weight in row] for row in cells], WHOLE),
+            image=None
+            if listing.pixel is None
+            else ImageExplanation(ROWS, COLUMNS, [[weight / total for weight in row] for row in cells], WHOLE),
             text=tuple(TokenWeight(word, half / sum(halves)) for word, half in zip(words, halves, strict=True)) or None,
         )
 

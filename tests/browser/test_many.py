@@ -291,8 +291,8 @@ def test_a_listing_that_a_batch_had_no_room_for_is_sent_again(playground: Playgr
     sent: list[list[str]] = []
 
     def refuse_two(route: Route) -> None:
-        listings = route.request.post_data_json["listings"]
-        sent.append([listing["id"] for listing in listings])
+        body: dict[str, Any] = route.request.post_data_json or {}
+        sent.append([listing["id"] for listing in body["listings"]])
         reply = route.fetch()
         results = reply.json()["results"]
         if len(sent) == 1:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +20,8 @@ from service import cli
 from service.settings import PREFIX, Settings
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+ROOMS = "model|service|research|benchmarks|recipes|weights|deploy|examples|docs|tests"
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
@@ -128,32 +129,24 @@ def test_links_lead_somewhere(page: Path) -> None:
 @each_page
 def test_files_and_settings_that_are_named_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    for name in re.findall(r"`((?:model|service|examples|docs|benchmarks)/[\w/.-]+)`", text):
+    for name in re.findall(rf"`((?:{ROOMS})/[\w/.-]+)`", text):
         assert (ROOT / name).exists(), name
     settings = {f"{PREFIX}{field.upper()}" for field in Settings.model_fields}
     assert set(re.findall(rf"\b{PREFIX}[A-Z_]+", text)) <= settings
 
 
-def imports(path: Path) -> set[str]:
-    """The modules that a file imports from `model/` and `service/`, wherever in it."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            package, _, module = node.module.partition(".")
-            names = [module] if module else [alias.name for alias in node.names]
-            found |= {f"{package}.{name}" for name in names if package in {"model", "service"}}
-    return found
-
-
-def test_modules_import_what_the_architecture_allows() -> None:
-    for path in (ROOT / "model").glob("*.py"):
-        assert not any(name.startswith("service") for name in imports(path)), path
-    allowed = {"model.errors", "model.pictures", "model.inference.predictions", "model.tasks"}
-    more = {"app.py": {"model.predictor"}}
-    for path in (ROOT / "service").glob("*.py"):
-        if path.name != "model_commands.py":
-            used = {name for name in imports(path) if name.startswith("model")}
-            assert used <= allowed | more.get(path.name, set()), path
+def test_the_layers_of_the_architecture_are_those_that_are_checked() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    layers = {
+        contract["containers"][0]: [re.split(r" [:|] ", layer) for layer in contract["layers"]]
+        for contract in project["tool"]["importlinter"]["contracts"]
+        if contract["type"] == "layers" and "containers" in contract
+    }
+    table = re.findall(r"^  \| (`.+`.*) \|$", text, flags=re.MULTILINE)
+    assert [re.findall(r"`(\w+)`", re.sub(r"\(.*\)", "", row)) for row in table] == layers["model"]
+    (line,) = re.findall(r"^- In `service`, likewise: (.+?)\.$", text, flags=re.MULTILINE | re.DOTALL)
+    assert [re.findall(r"`(\w+)`", part) for part in line.split(";")] == layers["service"]
 
 
 # ── figures ─────────────────────────────────────────────────────────────────────────────────────────────────

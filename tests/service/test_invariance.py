@@ -7,6 +7,7 @@ import base64
 import io
 import random
 from collections.abc import AsyncIterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,7 @@ async def test_two_hundred_listings_are_answered_the_same_in_any_company(service
     )
 
 
-@pytest.mark.parametrize("size", [7, 32])
-def test_two_hundred_listings_are_read_the_same_in_batches_of_exactly(size: int) -> None:
+def test_two_hundred_listings_are_read_the_same_in_batches_of_exactly_a_size() -> None:
     """The same without the service, whose batches hold whatever happens to wait."""
     predictor = Predictor.load(SHIPPED)
 
@@ -76,13 +76,13 @@ def test_two_hundred_listings_are_read_the_same_in_batches_of_exactly(size: int)
         return predictor.prepare(listing["title"], image)
 
     items = [decoded(listing) for listing in listings()]
-    for start in range(0, LISTINGS, size):
-        batch = items[start : start + size]
-        together = predictor.predict(predictor.collate(batch))
-        for item, found in zip(batch, together, strict=True):
-            (alone,) = predictor.predict(predictor.collate([item]))
+    alone = [predictor.predict(predictor.collate([item]))[0] for item in items]
+    for size in (7, 32):
+        batches = [items[start : start + size] for start in range(0, LISTINGS, size)]
+        together = chain.from_iterable(predictor.predict(predictor.collate(batch)) for batch in batches)
+        for single, batched in zip(alone, together, strict=True):
             for task in predictor.tasks:
-                one, other = (each.read(task.name, target_precision=0.95, top_k=1) for each in (alone, found))
+                one, other = (each.read(task.name, target_precision=0.95, top_k=1) for each in (single, batched))
                 assert (one.label, one.accepted) == (other.label, other.accepted)
                 assert one.confidence == pytest.approx(other.confidence, abs=1e-3)
 

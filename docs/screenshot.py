@@ -77,7 +77,7 @@ def take(page: Page, attribute: str, out: Path) -> None:
     expect(page.locator("#predictions")).to_have_attribute("aria-busy", "false", timeout=TIMEOUT_MS)
     expect(page.locator("#shown.heated, .slot .shown.heated").first).to_be_attached()
     page.mouse.move(0, 0)
-    # The window is as tall as the predictions and scrolled to the top: otherwise the listing, which is sticky, moves down.
+    # Scroll to the top of a window as tall as the predictions: the sticky listing would move down otherwise.
     predictions = page.locator("#predictions").bounding_box()
     assert predictions is not None
     bottom = predictions["y"] + page.evaluate("scrollY") + predictions["height"] + MARGIN

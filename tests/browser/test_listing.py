@@ -191,7 +191,7 @@ def test_a_precision_without_a_certified_threshold(playground: Playground) -> No
     playground["#title"].fill("Red Coat")
     playground.page.get_by_role("radio", name="99 %").check()
     expect(playground["#predictions-title"]).to_have_text("0 of 2 attributes accepted at 99 % precision")
-    expect(playground[".why >> nth=0"]).to_contain_text("No threshold could be certified at 99 %")
+    expect(playground[".why >> nth=0"]).to_contain_text("No threshold certified at 99 %")
     assert playground[".mark"].count() == 0
 
 

@@ -25,7 +25,7 @@ export const verdict = (accepted) =>
 
 /** One line that says why a label was accepted or not. */
 export const reason = ({ confidence, threshold, target_precision: target }) => {
-  if (threshold === null) return `No threshold could be certified at ${shortPercent(target)} precision`;
+  if (threshold === null) return `No threshold certified at ${shortPercent(target)} precision`;
   const minimum = threshold < 0.0005 ? "no minimum" : `minimum ${percent(threshold)}`;
   return `Confidence ${percent(confidence)} (${minimum})`;
 };

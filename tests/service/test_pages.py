@@ -54,4 +54,4 @@ def test_the_examples_are_those_of_the_repository() -> None:
 def test_every_file_is_packaged() -> None:
     patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["service"]
     packaged = {path for pattern in patterns for path in (ROOT / "service").glob(pattern) if path.is_file()}
-    assert packaged == {path for path in STATIC.rglob("*") if path.is_file()}
+    assert packaged == {ROOT / "service" / "py.typed", *(path for path in STATIC.rglob("*") if path.is_file())}

@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from model.inference.predictions import Predictor
+from model.inference.predictions import ListingPredictor
 from service.engine import Engine, Load
 from service.errors import ServiceError, as_service_error, problem_response
 from service.http import openapi, pages, routes
@@ -23,12 +23,11 @@ DESCRIPTION = (
 )
 
 
-def load_predictor(settings: Settings) -> Predictor:
+def load_predictor(settings: Settings) -> ListingPredictor:
     """Load the configured checkpoint. Imported here, since torch takes seconds that tests and --help need not wait."""
-    from model.inference.predictor import Predictor as TorchPredictor  # noqa: PLC0415
+    from model.inference.predictor import Predictor  # noqa: PLC0415
 
-    predictor: Predictor = TorchPredictor.load(settings.checkpoint, device=settings.device, dtype=settings.dtype)
-    return predictor
+    return Predictor.load(settings.checkpoint, device=settings.device, dtype=settings.dtype)
 
 
 def create_app(settings: Settings | None = None, load: Load = load_predictor, *, gate: Gate | None = None) -> FastAPI:

@@ -120,10 +120,10 @@ def predict(  # noqa: PLR0917 - typer passes by name
     as_json: Annotated[bool, typer.Option("--json", help="print what the service would answer")] = False,
 ) -> None:
     """Read one listing: an image, a title, or both."""
-    from service.commands.predict import draw, read_one  # noqa: PLC0415
+    from service.commands.predict import draw, predict_one  # noqa: PLC0415
 
     settings = load_settings(checkpoint=checkpoint, target_precision=target_precision)
-    reply = read_one(settings, image=image, title=title, top_k=top_k, explain=explain, heat_map_file=heat_map)
+    reply = predict_one(settings, image=image, title=title, top_k=top_k, explain=explain, heat_map_file=heat_map)
     if as_json:
         print(json.dumps(reply.model_dump(mode="json", exclude_unset=True), ensure_ascii=False, indent=2))
     else:

@@ -21,7 +21,8 @@ from typing import Any
 from PIL import Image
 
 from model.errors import ConfigError, ModelError
-from model.inference.predictions import Prediction, Predictor, Prepared
+from model.inference.predictions import ListingPredictor as Predictor
+from model.inference.predictions import Prediction, Prepared
 from service.errors import (
     Draining,
     ImageFetchFailed,

@@ -221,18 +221,18 @@ class AttributeReply(Reply):
     explanation: Explanation | SkipJsonSchema[None] = Field(None, description="only where `explain` was asked for")
 
     @classmethod
-    def of(cls, reading: predictions.AttributePrediction) -> Self:
-        """Put a reading into words; the explanation is left unset, and so out of the reply, where there is none."""
+    def of(cls, prediction: predictions.AttributePrediction) -> Self:
+        """Return an attribute's reply; `explanation` is left unset, and so out of the reply, where there is none."""
         fields: dict[str, Any] = {
-            "label": reading.label,
-            "confidence": reading.confidence,
-            "accepted": reading.accepted,
-            "threshold": reading.threshold,
-            "target_precision": reading.target_precision,
-            "candidates": [Candidate(label=c.label, confidence=c.confidence) for c in reading.candidates],
-            "modality_attention": ModalityAttention(**reading.modality_attention),
+            "label": prediction.label,
+            "confidence": prediction.confidence,
+            "accepted": prediction.accepted,
+            "threshold": prediction.threshold,
+            "target_precision": prediction.target_precision,
+            "candidates": [Candidate(label=c.label, confidence=c.confidence) for c in prediction.candidates],
+            "modality_attention": ModalityAttention(**prediction.modality_attention),
         }
-        if (found := reading.explanation) is not None:
+        if (found := prediction.explanation) is not None:
             fields["explanation"] = Explanation.of(found)
         return cls(**fields)
 
@@ -254,7 +254,7 @@ class ClassifyReply(Reply):
         return cls(
             id=id,
             model=ModelName(name=info.name, version=info.version),
-            attributes={name: AttributeReply.of(reading) for name, reading in answers.items()},
+            attributes={name: AttributeReply.of(prediction) for name, prediction in answers.items()},
         )
 
 

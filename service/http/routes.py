@@ -1,7 +1,7 @@
 """The story of a request, top to bottom.
 
 admitted (key, deadline, readiness, room, body) → options checked → per listing: image fetched → decoded
-and tokenized → batched and computed → read → reply
+and tokenized → batched and computed → reply
 """
 
 from __future__ import annotations
@@ -41,24 +41,24 @@ log = logging.getLogger(__name__)
 # ── one listing ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def read(engine: Engine, given: Given, wanted: Wanted, call: Call) -> ClassifyReply:
+async def classify_listing(engine: Engine, given: Given, wanted: Wanted, call: Call) -> ClassifyReply:
     """Answer one listing. Every way of sending one ends here."""
     async with call.deadline.enforced():
         fetched = await engine.fetch(given.url, call) if given.url is not None else None
         prepared = await engine.prepare(given, fetched, wanted, call)
         prediction = await engine.infer(prepared, call)
     started = time.monotonic()
-    readings = {
-        name: prediction.read(name, target_precision=wanted.target_precision, top_k=wanted.top_k)
+    predictions = {
+        name: prediction.attribute(name, target_precision=wanted.target_precision, top_k=wanted.top_k)
         for name in wanted.attributes
     }
-    engine.metrics.answered(prediction.situation, readings)
-    reply = ClassifyReply.of(given.id, engine.predictor.info, readings)
+    engine.metrics.answered(prediction.situation, predictions)
+    reply = ClassifyReply.of(given.id, engine.predictor.info, predictions)
     engine.stage("respond", time.monotonic() - started, call)
     return reply
 
 
-async def read_or_fail(
+async def classify_or_fail(
     engine: Engine, listing: object, wanted: Wanted, call: Call
 ) -> ClassifyReply | tuple[str | None, ServiceError]:
     """Answer one listing of a batch, or say what is wrong with this one."""
@@ -70,7 +70,7 @@ async def read_or_fail(
     except InvalidRequest as error:
         return _usable_id(listing), error
     try:
-        return await read(engine, given, wanted, call)
+        return await classify_listing(engine, given, wanted, call)
     except ServiceError as error:
         return given.id, error
     except Exception as error:
@@ -103,7 +103,7 @@ async def classify(listing: ClassifyRequest, request: Request) -> ClassifyReply:
     """Read the attributes of one listing."""
     engine, call = engine_of(request), call_of(request)
     call.record.listings = 1
-    return await read(engine, listing.given(), engine.check_options(listing), call)
+    return await classify_listing(engine, listing.given(), engine.check_options(listing), call)
 
 
 @json_routes.post("/v1/classify/batch", response_model=BatchReply, **CLASSIFY)
@@ -122,7 +122,7 @@ async def classify_batch(batch: BatchRequest, request: Request) -> BatchReply:
     call.ticket.add_listings(more)
     engine.admission.check_deadline(call.deadline, listings=0, own=call.ticket.listings)
     call.record.listings = len(batch.listings)
-    outcomes = await asyncio.gather(*(read_or_fail(engine, listing, wanted, call) for listing in batch.listings))
+    outcomes = await asyncio.gather(*(classify_or_fail(engine, listing, wanted, call) for listing in batch.listings))
     failures = [outcome[1] for outcome in outcomes if isinstance(outcome, tuple)]
     if len(failures) == len(outcomes) and all(failure.status >= 500 for failure in failures):
         raise failures[0]
@@ -150,7 +150,7 @@ async def classify_upload(
         given = Given.of(id=form.id, title=form.title, image=image)
     except ValueError as error:
         raise InvalidRequest(str(error)) from None
-    return await read(engine, given, engine.check_options(form.options), call)
+    return await classify_listing(engine, given, engine.check_options(form.options), call)
 
 
 @model_routes.get("/v1/attributes", response_model=AttributesReply, responses=problems(401, 503))

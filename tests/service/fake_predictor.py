@@ -60,17 +60,17 @@ class FakePrediction:
     def situation(self) -> Situation:
         return self.listing.situation
 
-    def read(self, attribute: str, *, target_precision: float, top_k: int) -> AttributePrediction:
+    def attribute(self, name: str, *, target_precision: float, top_k: int) -> AttributePrediction:
         """The answer is a function of the listing alone, so that any mix-up of answers shows."""
         listing = self.listing
-        (labels,) = (task.labels for task in TASKS if task.name == attribute)
-        digest = sha256(f"{attribute}|{listing.title}|{listing.pixel}".encode()).digest()
+        (labels,) = (task.labels for task in TASKS if task.name == name)
+        digest = sha256(f"{name}|{listing.title}|{listing.pixel}".encode()).digest()
         weights = [1 + digest[position] for position in range(len(labels))]
         ranked = sorted(
             (Candidate(label, weight / sum(weights)) for label, weight in zip(labels, weights, strict=True)),
             key=lambda candidate: -candidate.confidence,
         )
-        threshold = FakePredictor.threshold(attribute, target_precision)
+        threshold = FakePredictor.threshold(name, target_precision)
         image = {Situation.IMAGE: 1.0, Situation.TITLE: 0.0, Situation.IMAGE_AND_TITLE: digest[-1] / 255}[
             listing.situation
         ]

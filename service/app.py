@@ -11,9 +11,10 @@ from starlette.exceptions import HTTPException
 
 from model.inference.predictions import Predictor
 from service.engine import Engine, Load
-from service.errors import ServiceError, as_service_error, problem_response
+from service.errors import ServiceError
 from service.http import openapi, pages, routes
 from service.http.middleware import Observed, record_of
+from service.http.problems import as_service_error, problem_response
 from service.pipeline.fetch import Gate
 from service.settings import Settings, load_settings
 

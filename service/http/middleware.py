@@ -12,7 +12,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import ClientGone, as_service_error, problem_response
+from service.errors import ClientGone
+from service.http.problems import as_service_error, problem_response
 from service.observability.metrics import Metrics
 
 REQUEST_ID_HEADER = "X-Request-ID"

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import Security
 from fastapi.security import APIKeyHeader, HTTPBearer
 
-from service.errors import PROBLEM_TYPE
+from service.http.problems import PROBLEM_TYPE
 from service.pipeline.admission import TIMEOUT_HEADER
 
 

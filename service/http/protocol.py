@@ -14,7 +14,8 @@ import uuid
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from service.errors import PROBLEM_TYPE, MalformedRequest, problem
+from service.errors import MalformedRequest
+from service.http.problems import PROBLEM_TYPE, problem
 
 HEADER_SECONDS = 10.0
 """For a request's headers to arrive, from its first byte on, or from the start of a new connection: whoever opens

@@ -15,9 +15,10 @@ from fastapi import APIRouter, Form, Request, Response
 from pydantic import ValidationError
 
 from service.engine import Call, Engine, Wanted
-from service.errors import InvalidRequest, PayloadTooLarge, ServiceError, as_service_error, describe, problem
+from service.errors import InvalidRequest, PayloadTooLarge, ServiceError
 from service.http.intake import FormRoute, JsonRoute, KeyedRoute, call_of, engine_of
 from service.http.openapi import CLASSIFY, problems
+from service.http.problems import as_service_error, describe, problem
 from service.schemas import (
     AttributeInfo,
     AttributesReply,

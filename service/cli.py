@@ -23,7 +23,7 @@ TRAINING_MODULES = ("matplotlib", "pyarrow", "scipy", "tensorboard")
 
 app = typer.Typer(
     name="cma-clip",
-    help="Reads product attributes off images and titles, with certified precision.",
+    help="Predicts product attributes from images and titles, with certified precision.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -83,13 +83,13 @@ def serve(settings: Settings) -> None:
 
     Each setting is a flag, or else an environment variable (CMA_CLIP_ and its name in capitals), or else its default.
     """
-    from service.app import load_predictor  # noqa: PLC0415
+    from service.app import create_app, load_predictor  # noqa: PLC0415
     from service.http import server  # noqa: PLC0415
     from service.observability import logs  # noqa: PLC0415
 
     print(_in_use(settings), file=sys.stderr, flush=True)
     logs.configure(settings.log_format)
-    failure = server.serve(settings, load_predictor)
+    failure = server.serve(create_app(settings, load_predictor), settings)
     if isinstance(failure, ModelError):
         raise failure
     if failure is not None:

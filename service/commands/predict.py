@@ -48,6 +48,7 @@ def read_one(
         raise ConfigError("give an image, a --title, or both")
     if heat_map_file is not None and image is None:
         raise ConfigError("--heat-map needs an image")
+    images.configure_pillow()
     predictor = load_predictor(settings)
     calibrated = predictor.info.target_precisions
     if calibrated and settings.target_precision not in calibrated:

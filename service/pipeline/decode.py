@@ -1,7 +1,7 @@
-"""Encoded bytes to an RGB picture. Hostile input is the normal case here.
+"""Encoded bytes to an RGB image. Hostile input is the normal case here.
 
 The format is decided by the first bytes, and that one decoder alone is tried; size and pixels are read from
-the header before anything is decoded. Whatever a decoder stumbles over is the caller's `UndecodableImage`.
+the header before anything is decoded. Whatever makes a decoder fail is the caller's `UndecodableImage`.
 """
 
 from __future__ import annotations
@@ -30,18 +30,19 @@ Two bytes and no repetition, so that a search takes linear time whatever it sear
 
 JPEG_SCAN, JPEG_END = b"\xda", b"\xd9"
 
-# The limit on pixels is a setting, checked below for every format; Pillow's own, fixed one would only get in
-# its way.
-Image.MAX_IMAGE_PIXELS = None
 
-# The pool decodes several pictures at once; threads inside one decoder would compete with it.
-AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+def configure_pillow() -> None:
+    """Set what `decode` needs of Pillow, once per process: Pillow knows these settings only globally."""
+    # The limit on pixels is a setting of ours, checked below for every format; Pillow's fixed one would come first.
+    Image.MAX_IMAGE_PIXELS = None
+    # The pool decodes several images at once; threads inside one decoder would compete with it.
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 
 def decode(data: bytes, *, max_pixels: int, target: tuple[int, int]) -> Image.Image:
     """Decode the first frame upright, as RGB, transparency on white.
 
-    target: the model's input (height, width); large pictures are reduced to a scale not far above it.
+    target: the model's input (height, width); large images are reduced to a scale not far above it.
 
     Raises `UnsupportedMediaType` (not one of the accepted formats), `PayloadTooLarge` (too many pixels) or
     `UndecodableImage` (damaged).
@@ -100,7 +101,7 @@ def _check_header(data: bytes, file_format: str, max_pixels: int) -> None:
 
 
 def _check_jpeg(data: bytes) -> None:
-    """Count scans, segment by segment up to the end of the image: phones put whole films behind it."""
+    """Count scans, segment by segment up to the end of the image: phones append whole videos."""
     scans, at = 0, 2
     for _ in range(MAX_JPEG_SEGMENTS):
         marker = JPEG_MARKER.search(data, at)

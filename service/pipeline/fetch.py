@@ -31,8 +31,6 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
-MAX_URL_LENGTH = 2048
-
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 """Addresses in here lead to the IPv4 address in their last 32 bits."""
 

@@ -28,7 +28,7 @@ TASKS = (
 )
 TARGETS = (0.9, 0.95, 0.99)
 WHOLE = Frame(0.0, 0.0, 1.0, 1.0)  # as of a network that squashes pictures to its size
-WARM_UP = "warm-up"  # the title of the engine's own example listing
+WARM_UP = "warm-up"  # the title of the listing that the service warms up with
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ async def fill(client: Client, count: int) -> list[asyncio.Task[httpx.Response]]
     """Let so many listings in while the device is stuck."""
     client.predictor.free.clear()
     tasks = [asyncio.create_task(client.classify(title=f"inside {n}")) for n in range(count)]
-    await until(lambda: client.engine.admission.listings == count)
+    await until(lambda: client.pipeline.admission.listings == count)
     return tasks
 
 
@@ -53,7 +53,7 @@ async def test_a_full_house_is_said_on_every_route_with_a_time_to_come_back() ->
 async def test_retry_after_is_the_time_in_which_what_is_inside_will_be_answered() -> None:
     async with in_process(max_queue=8, max_batch_size=2, request_timeout_ms=60_000) as client:
         for _ in range(3):
-            client.engine.batcher.cost.observe(2, 5.0)
+            client.batcher.cost.observe(2, 5.0)
         inside = await fill(client, 8)
         response = await client.classify(title="late")
         assert 18 <= int(response.headers["retry-after"]) <= 20
@@ -67,9 +67,9 @@ async def test_a_batch_counts_its_listings_and_comes_in_whole_or_not_at_all() ->
         batches = [{"listings": [{"title": "late"}] * count} for count in (3, 2)]
         refused = await client.post("/v1/classify/batch", json=batches[0])
         check_problem(refused, 503, "overloaded")
-        assert client.engine.admission.listings == 2
+        assert client.pipeline.admission.listings == 2
         accepted = asyncio.create_task(client.post("/v1/classify/batch", json=batches[1]))
-        await until(lambda: client.engine.admission.listings == 4)
+        await until(lambda: client.pipeline.admission.listings == 4)
         client.predictor.free.set()
         assert (await accepted).status_code == 200
         await asyncio.gather(*inside)
@@ -120,7 +120,7 @@ async def test_a_body_over_the_limit_is_refused_whatever_its_header_says() -> No
         # Over the limit by its header alone: refused without waiting for what will never come.
         answer = await raw(client, b"Content-Type: application/json\r\nContent-Length: 999999999999\r\n\r\n")
         assert answer.startswith(b"HTTP/1.1 413")
-        assert client.engine.admission.nbytes == client.engine.admission.listings == 0
+        assert client.pipeline.admission.nbytes == client.pipeline.admission.listings == 0
 
 
 async def raw(client: Client, head_and_body: bytes) -> bytes:
@@ -147,22 +147,22 @@ async def test_a_body_that_never_ends_meets_the_deadline() -> None:
     async with on_port(request_timeout_ms=200) as client:
         answer = await raw(client, b'Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"title": ')
         assert answer.startswith(b"HTTP/1.1 504")
-        assert client.engine.admission.listings == 0
+        assert client.pipeline.admission.listings == 0
 
 
 async def test_bytes_in_flight_are_bounded_over_all_requests() -> None:
     async with in_process(max_body_bytes=4000) as client:  # 32,000 in flight
         client.predictor.free.clear()
         tasks = [asyncio.create_task(client.classify(id="i" * 256, title="t" * 3000)) for _ in range(15)]
-        await until(lambda: sum(task.done() for task in tasks) + client.engine.admission.listings == 15)
+        await until(lambda: sum(task.done() for task in tasks) + client.pipeline.admission.listings == 15)
         refused = [task.result() for task in tasks if task.done()]
         for response in refused:
             check_problem(response, 503, "overloaded")
         assert len(refused) == 6  # nine bodies of 3,3 kB fit into 32 kB
-        assert client.engine.admission.nbytes <= 32_000
+        assert client.pipeline.admission.nbytes <= 32_000
         client.predictor.free.set()
         assert {(await task).status_code for task in tasks} == {200, 503}
-        assert client.engine.admission.nbytes == 0
+        assert client.pipeline.admission.nbytes == 0
 
 
 # ── deadlines ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -171,7 +171,7 @@ async def test_bytes_in_flight_are_bounded_over_all_requests() -> None:
 async def test_a_hopeless_request_is_refused_on_arrival_on_every_route() -> None:
     async with in_process(max_batch_size=1) as client:
         for _ in range(5):
-            client.engine.batcher.cost.observe(1, 2.0)
+            client.batcher.cost.observe(1, 2.0)
         inside = await fill(client, 3)  # six seconds' work
         for path, request in requests():
             response = await client.post(path, **request, headers={"X-Request-Timeout-Ms": "3000"})
@@ -180,7 +180,7 @@ async def test_a_hopeless_request_is_refused_on_arrival_on_every_route() -> None
         hopeful = asyncio.create_task(
             client.post("/v1/classify", json={"title": "hopeful"}, headers={"X-Request-Timeout-Ms": "9000"})
         )
-        await until(lambda: client.engine.admission.listings == 4)
+        await until(lambda: client.pipeline.admission.listings == 4)
         client.predictor.free.set()
         assert (await hopeful).status_code == 200
         await asyncio.gather(*inside)
@@ -190,7 +190,7 @@ async def test_a_hopeless_request_is_refused_on_arrival_on_every_route() -> None
 async def test_a_batch_too_long_for_its_deadline_is_refused() -> None:
     async with in_process(max_batch_size=1) as client:
         for _ in range(5):
-            client.engine.batcher.cost.observe(1, 1.0)
+            client.batcher.cost.observe(1, 1.0)
         headers = {"X-Request-Timeout-Ms": "5000"}
         body = {"listings": [{"title": "a"}] * 6}
         check_problem(await client.post("/v1/classify/batch", json=body, headers=headers), 504, "deadline_exceeded")
@@ -200,7 +200,7 @@ async def test_a_batch_too_long_for_its_deadline_is_refused() -> None:
 async def test_an_old_estimate_of_large_batches_does_not_refuse_them_for_ever() -> None:
     """Single listings keep the estimate of small batches fresh, and say nothing about large ones."""
     async with in_process() as client:
-        cost = client.engine.batcher.cost
+        cost = client.batcher.cost
         for _ in range(5):
             cost.observe(32, 60.0)
         body = {"listings": [{"title": "a"}] * 30}

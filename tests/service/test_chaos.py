@@ -122,10 +122,10 @@ class Crowd:
 
     async def check_counts(self) -> None:
         """Assert that the service's own counts agree with what was told."""
-        await until(lambda: not self.client.engine.admission.listings)
+        await until(lambda: not self.client.pipeline.admission.listings)
         counted: Counter[int] = Counter()
         predictions = 0.0
-        for family in self.client.engine.metrics.registry.collect():
+        for family in self.client.pipeline.metrics.registry.collect():
             for sample in family.samples:
                 route = sample.labels.get("route", "")
                 if sample.name == "cma_clip_http_requests_total" and route.startswith("/v1/classify"):
@@ -144,7 +144,7 @@ class Crowd:
         for status, count in self.told.items():
             assert count <= counted[status] <= count + self.gave_up
         assert self.listings_answered <= predictions / 2 <= self.listings_answered + 5 * self.gave_up
-        assert self.client.engine.admission.nbytes == 0
+        assert self.client.pipeline.admission.nbytes == 0
 
 
 async def test_every_request_gets_exactly_one_answer_while_the_model_misbehaves() -> None:
@@ -156,7 +156,7 @@ async def test_every_request_gets_exactly_one_answer_while_the_model_misbehaves(
         assert crowd.told[200] > REQUESTS / 4
         assert crowd.told[500] > 0  # the poison: a bug of the model's, and of nobody else's listing
         assert max(map(len, client.predictor.batches)) > 4
-        assert client.engine.batcher.alive
+        assert client.batcher.alive
         assert (await client.classify(title="good after all")).status_code == 200
 
 
@@ -164,7 +164,7 @@ async def test_every_request_gets_exactly_one_answer_when_the_thread_dies_under_
     async with on_port(Unreliable(seconds=0.002), max_batch_size=16, max_queue=100) as client:
         crowd = Crowd(client)
         await crowd.everybody(300, words=("good", "slow"))
-        assert client.engine.batcher.alive
+        assert client.batcher.alive
         await crowd.everybody(300, words=("good",) * 30 + ("fatal",))
         await crowd.check_counts()
         assert set(crowd.told) <= {200, 422, 503, 504}

@@ -441,8 +441,8 @@ async def test_a_caller_who_leaves_ends_the_fetch() -> None:
         task = asyncio.create_task(client.classify(image={"url": origin.url()}))
         await until(lambda: origin.open)
         task.cancel()
-        await until(lambda: not client.engine.admission.listings)
-        assert client.engine.admission.nbytes == 0
+        await until(lambda: not client.pipeline.admission.listings)
+        assert client.pipeline.admission.nbytes == 0
 
 
 @pytest.mark.usefixtures("loopback_is_public")

@@ -21,8 +21,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.app import create_app
-from service.engine import Engine
 from service.http.server import configuration
+from service.observability.metrics import Metrics
+from service.pipeline.pipeline import Pipeline
 from service.settings import Settings
 from tests.service.conftest import encoded
 from tests.service.fake_predictor import FakePredictor
@@ -49,20 +50,20 @@ def server() -> Iterator[str]:
     while httpx.get(f"{url}/readyz").status_code != 200:
         time.sleep(0.01)
     yield url
-    engine: Engine = app.state.engine
-    assert engine.batcher.alive
-    assert (engine.admission.listings, engine.admission.nbytes) == (0, 0)
-    for status, count in statuses(engine).items():
+    pipeline: Pipeline = app.state.pipeline
+    assert pipeline.inference.batcher.alive
+    assert (pipeline.admission.listings, pipeline.admission.nbytes) == (0, 0)
+    for status, count in statuses(pipeline.metrics).items():
         TALLY[f"fuzz: requests answered {status}"] += count
     assert httpx.get(f"{url}/healthz").status_code == 200
     uvicorn_server.should_exit = True
     thread.join()
 
 
-def statuses(engine: Engine) -> Counter[str]:
+def statuses(metrics: Metrics) -> Counter[str]:
     """Count the requests that the service has answered, by status."""
     found: Counter[str] = Counter()
-    for family in engine.metrics.registry.collect():
+    for family in metrics.registry.collect():
         for sample in family.samples:
             if sample.name == "cma_clip_http_requests_total":
                 found[sample.labels["status"]] += int(sample.value)

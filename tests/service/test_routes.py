@@ -474,7 +474,7 @@ async def test_blanks_around_a_timeout_are_no_part_of_it(client: Client) -> None
 async def test_an_explanation_that_cannot_be_in_time_is_not_computed(client: Client) -> None:
     """On arrival nobody knows how long a title is; once it is known, the forecast is made again."""
     for size in [1, 32] * 5:
-        client.engine.batcher.cost.observe(size, 0.1 * size)
+        client.batcher.cost.observe(size, 0.1 * size)
     headers = {"X-Request-Timeout-Ms": "1000"}
     asked = {"title": "a", "explain": True}
     response = await client.post("/v1/classify", json=asked, headers=headers)
@@ -510,7 +510,7 @@ async def test_a_bug_is_a_bare_500_and_the_service_goes_on(client: Client, monke
         body = check_problem(await client.classify(title="a"), 500, "internal_error")
         assert "path" not in str(body)
     assert (await client.classify(title="a")).status_code == 200
-    assert client.engine.admission.listings == client.engine.admission.nbytes == 0
+    assert client.pipeline.admission.listings == client.pipeline.admission.nbytes == 0
 
 
 async def test_places_are_given_back_whatever_happens(client: Client) -> None:
@@ -519,7 +519,7 @@ async def test_places_are_given_back_whatever_happens(client: Client) -> None:
     await client.classify(image={"base64": "?"})
     await client.post("/v1/classify/batch", json={"listings": [{"title": "a"}, {}, {"image": PNG}]})
     await client.post("/v1/classify/batch", json={"listings": [{}] * 100})
-    admission = client.engine.admission
+    admission = client.pipeline.admission
     assert (admission.listings, admission.nbytes) == (0, 0)
 
 
@@ -530,7 +530,7 @@ async def test_a_request_that_was_refused_costs_no_inference() -> None:
         await client.classify(title="too long" * 1000)
         await client.classify(title="bad", attributes=["none"])
         await client.classify(title="bad", image={"base64": "?"})
-        client.engine.drain()
+        client.lifecycle.drain()
         check_problem(await client.classify(title="draining"), 503, "draining")
         assert client.predictor.batches == []
 
@@ -541,7 +541,7 @@ class SlowToPrepare(FakePredictor):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.may_prepare = threading.Event()
-        self.may_prepare.set()  # for the engine's own example
+        self.may_prepare.set()  # for the listing that the service warms up with
         self.inside: set[int] = set()
 
     def prepare(self, title: str | None, image: Image.Image | None, *, explain: bool = False) -> FakePrepared:

@@ -35,8 +35,10 @@ def check_options(
     if options.target_precision is not None:
         try:
             check_target_precision(info, options.target_precision)
-        except UncalibratedTargetError as error:
-            raise InvalidRequest(str(error)) from None
+        except UncalibratedTargetError:
+            calibrated = ", ".join(map(str, info.target_precisions)) or "none"
+            message = f"target_precision {options.target_precision} is not calibrated; {calibrated} are"
+            raise InvalidRequest(message) from None
     return CheckedOptions(
         attributes=tuple(dict.fromkeys(options.attributes or known)),
         target_precision=options.target_precision or target_precision,
@@ -49,8 +51,10 @@ class UncalibratedTargetError(ConfigError):
     """The checkpoint has no thresholds for this target precision."""
 
 
-def check_target_precision(info: ModelInfo, target: float) -> None:
-    """Raise `UncalibratedTargetError`, listing the calibrated target precisions, unless `target` is one of them."""
-    if target not in info.target_precisions:
-        calibrated = ", ".join(str(value) for value in info.target_precisions) or "none"
-        raise UncalibratedTargetError(f"target_precision {target} is not calibrated; {calibrated} are")
+def check_target_precision(info: ModelInfo, target_precision: float) -> None:
+    """Raise `UncalibratedTargetError`, which lists the calibrated ones, unless this target precision is calibrated."""
+    calibrated = info.target_precisions
+    if target_precision not in calibrated:
+        raise UncalibratedTargetError(
+            f"target precision {target_precision} is not calibrated; {', '.join(map(str, calibrated)) or 'none'} are"
+        )

@@ -115,8 +115,8 @@ async def test_a_body_over_the_limit_is_refused_whatever_its_header_says() -> No
         json_type = {"Content-Type": "application/json"}
         check_problem(await client.post("/v1/classify", content=big, headers=json_type), 413, "payload_too_large")
         check_problem(await client.post("/v1/classify", content=chunked(), headers=json_type), 413, "payload_too_large")
-        upload = {"files": {"image": ("a.png", big)}}
-        check_problem(await client.post("/v1/classify/upload", **upload), 413, "payload_too_large")
+        upload = await client.post("/v1/classify/upload", files={"image": ("a.png", big)})
+        check_problem(upload, 413, "payload_too_large")
         # Over the limit by its header alone: refused without waiting for what will never come.
         answer = await raw(client, b"Content-Type: application/json\r\nContent-Length: 999999999999\r\n\r\n")
         assert answer.startswith(b"HTTP/1.1 413")

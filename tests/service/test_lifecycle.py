@@ -238,8 +238,8 @@ class Replica:
 
 
 @contextlib.contextmanager
-def replica(seconds: float, **settings: object) -> Iterator[Replica]:
-    found = Replica(seconds, **settings)
+def replica(seconds: float, *, loading: float = 0.0, **settings: object) -> Iterator[Replica]:
+    found = Replica(seconds, loading=loading, **settings)
     try:
         found.wait_until_ready()
         yield found

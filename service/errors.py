@@ -8,15 +8,15 @@
     ├── PayloadTooLarge          413  body, image bytes, pixels or number of listings over the limit
     ├── UnsupportedMediaType     415  not an accepted image format or request type
     ├── InvalidRequest           422  the caller's mistake, named
-    │   ├── UnknownAttribute          an attribute that the checkpoint does not read
+    │   ├── UnknownAttribute          an attribute that the checkpoint does not predict
     │   ├── UndecodableImage          an accepted format, but damaged
-    │   └── ImageUrlForbidden         an address that must not be dialled from here
+    │   └── ImageUrlForbidden         an address that must not be connected to from here
     ├── ImageFetchFailed         424  the image's host failed, timed out or sent something else
-    ├── ClientGone               499  the caller hung up: counted and logged, seen by nobody
+    ├── ClientGone               499  the caller hung up: counted and logged, never sent
     ├── InferenceFailed          500  the model failed on this listing alone: a bug
     ├── Unavailable              503  another replica may answer; carries Retry-After
     │   ├── Overloaded                no room for this request
-    │   ├── Draining                  on the way out
+    │   ├── Draining                  stopping
     │   └── NotReady                  loading, or the inference thread has died
     └── DeadlineExceeded         504  the deadline passed, or cannot be met
 

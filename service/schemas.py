@@ -1,4 +1,4 @@
-"""What requests and replies look like: strict in what comes in, complete in what goes out."""
+"""The types of requests and replies: requests are checked strictly, replies are complete."""
 
 from __future__ import annotations
 

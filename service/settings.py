@@ -14,7 +14,7 @@ PREFIX = "CMA_CLIP_"
 
 
 def _split(value: Any) -> Any:
-    """Read `a, b` as a list, since that is how people write lists in environment variables."""
+    """Split `a, b` into a list: in environment variables, lists are written like that."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
@@ -28,7 +28,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class Settings(BaseSettings):
-    """What can be set; each field `x` is the variable `CMA_CLIP_X`."""
+    """The settings; each field `x` is the variable `CMA_CLIP_X`."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid")
 
@@ -62,17 +62,17 @@ class Settings(BaseSettings):
 
     @property
     def max_inflight_bytes(self) -> int:
-        """Bodies and fetched images in memory at once, over all requests: eight of the largest bodies."""
+        """Bytes of bodies and fetched images in memory at once, over all requests: eight of the largest bodies."""
         return 8 * self.max_body_bytes
 
     @property
     def listings_limit(self) -> int:
-        """Listings in one request: more than the whole queue could never be admitted."""
+        """Listings in one request: never more than the whole queue, since they are admitted together."""
         return min(self.max_listings, self.max_queue)
 
 
 def load_settings(**flags: Any) -> Settings:
-    """Read the settings; a flag that is None has not been given.
+    """Load the settings; a flag that is None was not given.
 
     Raises `ConfigError`, in one line, naming the variable and what is wrong with it.
     """

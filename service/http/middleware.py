@@ -1,4 +1,4 @@
-"""Around every request: its id, its metrics, its one log line, and the last resort against exceptions."""
+"""Around every request: its id, its metrics, its log line, and the handling of unexpected exceptions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def record_of(request: Request) -> RequestRecord:
 
 
 class Observed:
-    """Pure ASGI, outermost: whatever happens inside, there is one answer with an id, counted and logged once."""
+    """Outermost ASGI middleware: whatever happens inside, there is one answer with an id, counted and logged once."""
 
     def __init__(self, app: ASGIApp, *, metrics: RequestMetrics) -> None:
         self._app, self._metrics = app, metrics
@@ -73,7 +73,7 @@ class Observed:
 
 
 def _route(scope: Scope) -> str | None:
-    """The template that was matched; None for an unknown path."""
+    """The template of the matched route; None for an unknown path."""
     if scope["path"].startswith("/static/"):
         return "/static"
     path: str | None = getattr(scope.get("route"), "path", None)

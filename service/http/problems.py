@@ -19,7 +19,7 @@ MAX_NAME = 64
 
 
 def as_service_error(error: Exception) -> ServiceError:
-    """Translate whatever a route or the framework raised; what nobody foresaw becomes a bare 500."""
+    """Translate whatever a route or the framework raised; anything unexpected becomes a bare 500."""
     match error:
         case ServiceError():
             return error
@@ -38,7 +38,7 @@ def as_service_error(error: Exception) -> ServiceError:
 
 
 def describe(errors: Sequence[Any]) -> str:
-    """Say in one line what pydantic found, place by place; the caller's own values are not repeated."""
+    """Describe in one line what pydantic found, field by field, without repeating the caller's values."""
     return "; ".join(
         f"{'.'.join(str(part)[:MAX_NAME] for part in error['loc'] if part != 'body') or 'body'}: "
         f"{error['msg'].removeprefix('Value error, ')}"

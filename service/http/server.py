@@ -29,7 +29,7 @@ BALANCER_SECONDS = 2.0
 """How long a balancer may take to notice that the replica is not ready; at most a quarter of the drain."""
 
 LAST_RESORT_SECONDS = 3.0
-"""After the end of the drain, for answers to be written and threads to end."""
+"""Time after the end of the drain for answers to be written and threads to end."""
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Server(uvicorn.Server):
         log.info("draining")
 
     async def on_tick(self, counter: int) -> bool:
-        """Called ten times a second; the server stops once this is true."""
+        """Called ten times a second; the server stops once this returns True."""
         stop = await super().on_tick(counter)
         return stop or self._lifecycle.failure is not None or (self._lifecycle.draining and self._drained())
 
@@ -93,8 +93,8 @@ def configuration(app: FastAPI, **options: Any) -> uvicorn.Config:
         log_config=None,  # `service.observability.logs` has been configured already
         access_log=False,  # `service.http.middleware` writes a better line
         server_header=False,
-        timeout_keep_alive=75,  # longer than a balancer keeps idle connections, so that it is never cut off by us
-        timeout_graceful_shutdown=1,  # what has not been answered by the end of the drain
+        timeout_keep_alive=75,  # longer than a balancer keeps idle connections, so that it closes them first
+        timeout_graceful_shutdown=1,  # for requests that have not been answered by the end of the drain
         **options,
     )
 

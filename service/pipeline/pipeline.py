@@ -54,7 +54,7 @@ class Pipeline:
         self._inference = inference
 
     async def close(self) -> None:
-        """Give up the threads and connections; the batcher has its own end."""
+        """End the threads and connections that prepare listings; the batcher is closed by the life cycle."""
         self._preparer.close()
         await self._fetcher.aclose()
 
@@ -77,7 +77,7 @@ class Pipeline:
         )
 
     async def fetch(self, url: str, call: Call) -> bytes:
-        """Fetch an image; its bytes take room in the request's ticket as they come in."""
+        """Fetch an image; its bytes take room in the request's ticket as they arrive."""
         started = time.monotonic()
         data = await self._fetcher.fetch(url, on_bytes=call.ticket.add_bytes)
         self.record_stage("fetch", time.monotonic() - started, call)

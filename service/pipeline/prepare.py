@@ -64,7 +64,7 @@ class Preparer:
 def decode_image_of(
     listing: ListingInput, fetched: bytes | None, limits: ImageLimits, *, target: tuple[int, int]
 ) -> Image.Image | None:
-    """Decode a listing's image as RGB; None if it has none. `target`, `fetched` and errors as above."""
+    """Decode a listing's image as RGB; None if it has none. `fetched` and errors are those of `Preparer.prepare`."""
     if fetched is not None:
         try:
             return _decode(fetched, limits, target)

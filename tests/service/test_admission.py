@@ -1,4 +1,4 @@
-"""Who is let in: by room, by bytes and by deadline; before the body is decoded, and alike on every route."""
+"""Admission by room, bytes and deadline: before the body is decoded, and in the same way on every route."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ IMAGE = {"base64": as_base64(encoded())}
 
 
 async def fill(client: Client, count: int) -> list[asyncio.Task[httpx.Response]]:
-    """Let so many listings in while the device is stuck."""
+    """Let `count` listings in while the device is stuck."""
     client.predictor.free.clear()
     tasks = [asyncio.create_task(client.classify(title=f"inside {n}")) for n in range(count)]
     await until(lambda: client.pipeline.admission.listings == count)
@@ -36,7 +36,7 @@ def requests(title: str = "late") -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
-async def test_a_full_house_is_said_on_every_route_with_a_time_to_come_back() -> None:
+async def test_an_overload_is_reported_on_every_route_with_a_time_to_retry() -> None:
     async with in_process(max_queue=3, max_batch_size=1) as client:
         inside = await fill(client, 3)
         for path, request in requests():
@@ -230,8 +230,8 @@ def test_an_old_estimate_does_not_keep_an_idle_service_closed() -> None:
         pass
 
 
-def test_a_full_house_says_so_before_it_looks_at_the_time() -> None:
-    """Another replica may have room, and then time as well; a deadline that cannot be met is the last word."""
+def test_an_overload_is_reported_before_the_deadline_is_checked() -> None:
+    """Another replica may have room, and then time as well; a deadline that cannot be met is final."""
     soon = Deadline.of("100", cap_ms=10_000)
     house = admission(0.001)
     with house.admit(Deadline.of(None, cap_ms=10_000)) as ticket:

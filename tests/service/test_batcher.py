@@ -98,7 +98,7 @@ async def test_what_arrives_during_a_batch_leaves_together_in_order_when_it_ends
         await until(lambda: device.batches)
         rest = asking(batcher, range(1, 6))
         await until(lambda: batcher.waiting == 5)
-        assert device.collated == [[0]]  # a partial batch stays open for whoever comes
+        assert device.collated == [[0]]  # a partial batch stays open for more
         device.free.set()
         assert await outcomes(first + rest) == [n * n for n in range(6)]
     assert device.batches == [[0], [1, 2, 3, 4, 5]]
@@ -390,7 +390,7 @@ async def test_when_a_thread_dies_every_waiter_is_told_and_no_more_come_in(death
         await until(lambda: not any(thread.is_alive() for thread in batcher._threads))
 
 
-async def test_closing_answers_whoever_waits_and_ends_the_threads() -> None:
+async def test_closing_answers_those_waiting_and_ends_the_threads() -> None:
     device = Device()
     device.free.clear()
     async with running(device) as batcher:

@@ -379,7 +379,7 @@ def test_any_bytes_are_read_or_refused_and_nothing_else(head: bytes, tail: bytes
 
 
 def check_outcome(data: bytes) -> None:
-    """Assert that the bytes are a picture, or refused by one of the errors that a caller may see."""
+    """Assert that the bytes are an image, or refused by one of the errors that a caller may see."""
     TALLY["fuzz: images decoded or refused"] += 1
     with contextlib.suppress(UnsupportedMediaType, UndecodableImage, PayloadTooLarge):
         assert read(data, max_pixels=100_000).width > 0

@@ -1,4 +1,4 @@
-"""Whatever is sent: an answer that the OpenAPI document declares, never a 500, and the service goes on."""
+"""Whatever is sent: an answer that the OpenAPI document declares, never a 500, and the service continues."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ async def test_a_checkpoint_without_calibration_answers(monkeypatch: pytest.Monk
         check_problem(await client.classify(title="a", target_precision=0.9), 422, "invalid_request")
 
 
-async def test_when_the_inference_thread_dies_everybody_is_told() -> None:
+async def test_when_the_inference_thread_dies_every_request_is_answered() -> None:
     def trouble(title: str | None) -> None:
         if title == "die":
             raise SystemExit
@@ -268,7 +268,7 @@ async def test_sigterm_refuses_the_new_finishes_the_old_and_ends() -> None:
         assert server.end()[0] == 0
 
 
-async def test_the_drain_is_bounded_and_whoever_still_waits_is_told() -> None:
+async def test_the_drain_is_bounded_and_those_still_waiting_are_answered() -> None:
     with replica(30.0, drain_seconds=0.5, max_batch_size=1, request_timeout_ms=100_000) as server:
         async with httpx.AsyncClient(timeout=30) as client:
             inside = [asyncio.create_task(post(server, client)) for _ in range(3)]
@@ -280,8 +280,8 @@ async def test_the_drain_is_bounded_and_whoever_still_waits_is_told() -> None:
             assert time.monotonic() - began < 20  # the batch that computes is not waited for
 
 
-async def test_whoever_waits_for_something_else_than_the_device_is_told_too() -> None:
-    """One for the picture of a host that does not answer, one in the middle of its own body."""
+async def test_those_waiting_for_something_else_than_the_device_are_answered_too() -> None:
+    """One waits for an image from a host that does not answer, one is in the middle of its body."""
     over = asyncio.Event()
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -289,11 +289,11 @@ async def test_whoever_waits_for_something_else_than_the_device_is_told_too() ->
         writer.close()
 
     host = await asyncio.start_server(silent, "127.0.0.1", 0)
-    picture = {"url": f"http://127.0.0.1:{host.sockets[0].getsockname()[1]}/shirt.jpg"}
+    image = {"url": f"http://127.0.0.1:{host.sockets[0].getsockname()[1]}/shirt.jpg"}
     head = "POST /v1/classify HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
     with replica(0.0, drain_seconds=0.5, request_timeout_ms=100_000, allow_private_image_hosts=True) as server:
         async with httpx.AsyncClient(timeout=20) as client, asyncio.timeout(20):
-            body = {"image": picture}
+            body = {"image": image}
             fetching = asyncio.create_task(client.post(f"{server.url}/v1/classify", json=body))
             reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
             writer.write(head.encode() + b'{"title": ')

@@ -100,16 +100,14 @@ async def test_headers_without_end_are_not_read_to_the_end(more: bytes) -> None:
 
 
 @pytest.mark.parametrize("sent", [(), (b"GET / HT",), (b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n", b"GET / HT")])
-async def test_whoever_says_nothing_more_is_not_waited_for(
-    sent: tuple[bytes, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_silent_connections_are_closed(sent: tuple[bytes, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "HEADER_SECONDS", 0.5)
     async with on_port() as client:
         answer = await talk(client, *sent, hang_up=False)
         assert answer.count(b"HTTP/1.1 200") == max(0, len(sent) - 1)
 
 
-async def test_whoever_waits_for_an_answer_or_for_the_next_request_is_not_cut_off(
+async def test_connections_that_wait_for_an_answer_or_idle_between_requests_are_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(protocol, "HEADER_SECONDS", 0.5)

@@ -498,10 +498,10 @@ async def test_the_callers_deadline_is_kept_and_capped_by_the_servers() -> None:
             check_problem(response, 504, "deadline_exceeded")
 
 
-# ── what nobody foresaw ──────────────────────────────────────────────────────────────────────────────────────────
+# ── unexpected errors ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_bug_is_a_bare_500_and_the_service_goes_on(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_bug_is_a_bare_500_and_the_service_continues(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: object, **kwargs: object) -> None:
         raise RuntimeError("at /some/path with a title")
 

@@ -49,6 +49,7 @@ def predict_one(
         raise ConfigError("give an image, a --title, or both")
     if heat_map_file is not None and image is None:
         raise ConfigError("--heat-map needs an image")
+    images.configure_pillow()
     predictor = load_predictor(settings)
     if predictor.info.target_precisions:  # a checkpoint that is not calibrated answers, and accepts nothing
         check_target_precision(predictor.info, settings.target_precision)

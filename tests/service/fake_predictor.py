@@ -1,4 +1,4 @@
-"""A small deterministic predictor that can be told to fail, and remembers what it was asked."""
+"""A small deterministic predictor that can be made to fail, and remembers its batches."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ TASKS = (
     Task(name="season", labels=("Summer", "Winter")),
 )
 TARGETS = (0.9, 0.95, 0.99)
-WHOLE = Frame(0.0, 0.0, 1.0, 1.0)  # as of a network that squashes pictures to its size
-WARM_UP = "warm-up"  # the title of the engine's own example listing
+WHOLE = Frame(0.0, 0.0, 1.0, 1.0)  # as of a network that squashes images to its size
+WARM_UP = "warm-up"  # the title of the listing that the service warms up with
 
 
 @dataclass(frozen=True, slots=True)

@@ -262,10 +262,9 @@ def _label_trial(
     certified, broken = np.zeros(size), np.zeros(size)
     attribute_broken, coverages = 0, []
     for side, each in zip(sides, calibrated, strict=True):
-        thresholds = [each.threshold(target, str(label)) for label in range(size)]
-        floors = np.array([np.inf if threshold is None else threshold for threshold in thresholds])
+        minimum = each.minimum_confidence(target, [str(label) for label in range(size)])
         predicted, correct = answers.predicted[~side], answers.correct[~side]
-        accepted = answers.confidence[~side] >= floors[predicted]
+        accepted = answers.confidence[~side] >= minimum[predicted]
         own = [label for label in range(size) if each.labels.get(str(label), {}).get(target) is not None]
         right_of, accepted_of = (
             np.bincount(predicted[rows], minlength=size) for rows in (accepted & correct, accepted)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from rich.console import Console
 from rich.table import Table
@@ -11,8 +10,8 @@ from rich.table import Table
 from model.catalogue.listings import Catalogue
 from model.catalogue.splits import Part
 from model.errors import ConfigError
-from model.evaluation.heldout import HeldOut, LogitPredictor, check_attributes, collect
-from model.inference.predictions import ModelInfo
+from model.evaluation.heldout import HeldOut, check_attributes, collect
+from model.inference.predictions import LogitPredictor
 from model.situations import Situation
 from model.tasks import Task
 from model.trust.calibration import AttributeCalibration, Calibration, fit_temperature
@@ -23,15 +22,8 @@ TARGET_PRECISIONS = (0.9, 0.95, 0.99)
 TOGETHER = "all attributes at once (Bonferroni)"
 
 
-class CalibratedPredictor(LogitPredictor, Protocol):
-    """A predictor that says which weights it runs."""
-
-    @property
-    def info(self) -> ModelInfo: ...
-
-
 def calibrate(
-    predictor: CalibratedPredictor,
+    predictor: LogitPredictor,
     catalogue: Catalogue,
     *,
     console: Console,

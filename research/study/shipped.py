@@ -94,10 +94,9 @@ def _attribute(
     before = softmax(logits, 1.0).max(axis=1)
     after, accepted = np.empty(len(labels)), np.empty(len(labels), dtype=np.bool_)
     for rows, calibrated in judged:
-        thresholds = [calibrated.threshold(TARGET, label) for label in task.labels]
-        floors = np.array([np.inf if threshold is None else threshold for threshold in thresholds])
+        minimum = calibrated.minimum_confidence(TARGET, task.labels)
         after[rows] = softmax(logits[rows], calibrated.temperature).max(axis=1)
-        accepted[rows] = after[rows] >= floors[predicted[rows]]
+        accepted[rows] = after[rows] >= minimum[predicted[rows]]
     return {
         "accuracy": figure(correct.mean()),
         "error_before": figure(scores.expected_calibration_error(before, correct)),

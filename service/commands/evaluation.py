@@ -1,4 +1,4 @@
-"""`cma-clip calibrate` and `cma-clip evaluate`, each a thin skin over its module of `model/evaluation/`."""
+"""`cma-clip calibrate` and `cma-clip evaluate`, each running its module of `model/evaluation/`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def calibrate(
         list[float] | None, typer.Option(help="each to certify", show_default="0.9, 0.95, 0.99")
     ] = None,
     per_label: Annotated[
-        bool, typer.Option("--per-label", help="certify each label by itself, where it has examples enough")
+        bool, typer.Option("--per-label", help="certify each label by itself, where it has enough examples")
     ] = False,
     together: Annotated[
         bool, typer.Option("--together", help="keep the promises of all attributes at once, not each by itself")
@@ -72,7 +72,7 @@ def evaluate(
     from model.checkpoint.card import update_card  # noqa: PLC0415
     from model.checkpoint.folder import METRICS, write_part  # noqa: PLC0415
     from model.evaluation.evaluate import evaluate as run  # noqa: PLC0415
-    from model.evaluation.evaluate import evaluation_tables, held_out_scores  # noqa: PLC0415
+    from model.evaluation.evaluate import evaluation_tables, held_out_scores, model_card_tables  # noqa: PLC0415
     from model.evaluation.heldout import save_scores  # noqa: PLC0415
     from model.evaluation.plots import save_plots  # noqa: PLC0415
     from model.inference.predictor import Predictor  # noqa: PLC0415
@@ -88,7 +88,7 @@ def evaluate(
     console, listings = Console(stderr=True), Catalogue.open(catalogue)
     evaluation = run(predictor, calibration, listings, console=console)
     write_part(predictor.checkpoint, METRICS, evaluation.metrics)
-    update_card(predictor.checkpoint, evaluation.metrics)
+    update_card(predictor.checkpoint, model_card_tables(evaluation.metrics))
     for table in evaluation_tables(evaluation.metrics):
         _tables().print(table)
     if plots:

@@ -21,7 +21,7 @@ def label(
     attribute: Annotated[list[str] | None, typer.Option(help="only these", show_default="all")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="listings in one forward pass")] = 32,
 ) -> None:
-    """Label a whole catalogue; an interrupted run goes on where it stopped."""
+    """Label a whole catalogue; an interrupted run continues where it stopped."""
     from model.inference.label import label_catalogue  # noqa: PLC0415
     from model.inference.predictor import Predictor  # noqa: PLC0415
 

@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, 
 
 from model.inference.predictions import Explanation, ImageExplanation, TokenWeight
 from service.app import create_app
-from service.engine import Engine
+from service.errors import NotReady
 from service.http.server import configuration
 from service.settings import Settings
 from tests.service.conftest import encoded
@@ -75,11 +75,6 @@ class Site:
     predictor: PointedPredictor
     stop: Callable[[], None]
 
-    @property
-    def engine(self) -> Engine:
-        engine: Engine = self.app.state.engine
-        return engine
-
 
 @contextmanager
 def serving(
@@ -96,13 +91,20 @@ def serving(
     server = uvicorn.Server(configuration(app, port=port))
     thread = threading.Thread(target=server.run)
 
+    def ready() -> bool:
+        try:
+            app.state.lifecycle.check_ready()
+        except NotReady:
+            return False
+        return True
+
     def stop() -> None:
         server.should_exit = True
         thread.join()
 
     thread.start()
     try:
-        until(lambda: server.started and (loaded is not None or app.state.engine._batcher is not None))
+        until(lambda: server.started and (loaded is not None or ready()))
         port = server.servers[0].sockets[0].getsockname()[1]
         yield Site(f"http://127.0.0.1:{port}", app, predictor, stop)
     finally:

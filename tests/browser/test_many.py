@@ -13,7 +13,8 @@ import httpx
 import pytest
 from playwright.sync_api import Route, expect
 
-from service.errors import Overloaded, problem
+from service.errors import Overloaded
+from service.http.problems import problem
 from tests.browser.conftest import OpenPlayground, Playground, PointedPredictor, Site, serving
 from tests.service.conftest import encoded
 

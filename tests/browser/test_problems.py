@@ -14,6 +14,7 @@ import pytest
 from playwright.sync_api import expect
 
 from service import errors
+from service.http import problems
 from tests.browser.conftest import OpenPlayground, Playground, PointedPredictor, Site, image_file, serving
 
 REFUSED = ("Failed to load resource",)  # Chromium logs this for every response that is not 2xx
@@ -93,10 +94,10 @@ def test_a_request_that_times_out_is_retried(open_playground: OpenPlayground, st
 @pytest.mark.parametrize("code", ["unknown_attribute", "internal_error", "not_found", "method_not_allowed", "draining"])
 def test_other_codes(faulty: Playground, code: str) -> None:
     failure = next(found for found in all_errors(errors.ServiceError) if found.code == code)
-    body = errors.problem(failure("what happened"), "the-id")
+    body = problems.problem(failure("what happened"), "the-id")
     faulty.page.route(
         "**/v1/classify",
-        lambda route: route.fulfill(json=body, status=failure.status, content_type=errors.PROBLEM_TYPE),
+        lambda route: route.fulfill(json=body, status=failure.status, content_type=problems.PROBLEM_TYPE),
     )
     faulty["#title"].fill("Red Coat")
     problem = faulty.expect_problem(code)
@@ -119,7 +120,7 @@ def test_every_code_has_a_message() -> None:
     "answer",
     [
         {"status": 502, "body": "<h1>Bad Gateway</h1>"},
-        {"status": 503, "body": '{"type": ', "content_type": errors.PROBLEM_TYPE},  # truncated
+        {"status": 503, "body": '{"type": ', "content_type": problems.PROBLEM_TYPE},  # truncated
     ],
 )
 def test_a_response_that_is_not_from_the_service(faulty: Playground, answer: dict[str, Any]) -> None:

@@ -118,7 +118,7 @@ async def test_it_waits_as_long_as_an_overloaded_service_asks(label: Label) -> N
     async with on_port(predictor, max_queue=4) as service:
         predictor.free.clear()
         first = [asyncio.create_task(service.classify(title=f"first {number}")) for number in range(4)]
-        await until(lambda: service.engine.admission.listings == 4)
+        await until(lambda: service.pipeline.admission.listings == 4)
         began = time.monotonic()
         labelling = asyncio.create_task(label(service, titled(2), Options(retry=Retry(first_wait=0.01))))
         await until(lambda: overloaded(service) == 1)
@@ -131,7 +131,7 @@ async def test_it_waits_as_long_as_an_overloaded_service_asks(label: Label) -> N
 
 
 def overloaded(service: Client) -> float:
-    return service.engine.metrics.registry.get_sample_value("cma_clip_rejected_total", {"reason": "overloaded"}) or 0
+    return service.pipeline.metrics.registry.get_sample_value("cma_clip_rejected_total", {"reason": "overloaded"}) or 0
 
 
 @both_ways
@@ -165,7 +165,7 @@ async def test_a_failure_cancels_the_other_batches() -> None:
         predictor.free.clear()
         with pytest.raises(RequestFailedError, match="413 payload_too_large"):
             await label_async(service, titled(5), Options(batch_size=3, concurrency=2))
-        await until(lambda: service.engine.admission.listings == 0)  # the service noticed the disconnect
+        await until(lambda: service.pipeline.admission.listings == 0)  # the service noticed the disconnect
 
 
 def response(status: int, **headers: str) -> httpx.Response:

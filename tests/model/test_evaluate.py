@@ -111,9 +111,9 @@ def test_labels_are_certified_and_measured_by_themselves(squares: Catalogue, cal
     title = per_label.situations[Situation.TITLE]["colour"]
     assert set(title.labels) == {"blue", "green", "red"}
     assert all(0.99 not in certificates for certificates in title.labels.values())
-    table = Console(file=io.StringIO(), width=200)
-    table.print(calibration_table(per_label))
-    assert "labels with a threshold of their own" in table.file.getvalue()
+    output = io.StringIO()
+    Console(file=output, width=200).print(calibration_table(per_label))
+    assert "labels with a threshold of their own" in output.getvalue()
 
     # An attribute without a threshold, and one label that has one: that label alone is accepted.
     reader, certificate = ColourReader(), title.thresholds[0.9]

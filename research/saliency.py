@@ -29,6 +29,7 @@ from model.inference.predictor import VARIANTS_AT_ONCE, Predictor
 from model.inputs.tokenizer import pad_tokens
 from model.network.towers import TokenSequence
 from model.trust.calibration import softmax
+from research.attention_maps import forward_with_attention
 
 Parts = tuple[int, tuple[int, ...]]
 """A picture's state: what is it covered with, and where."""
@@ -269,8 +270,8 @@ class Run:
         self, question: Question, image: TokenSequence | None, text: TokenSequence | None, ways: Sequence[Way] = ()
     ) -> None:
         self.question, self.ways = question, ways
-        output = question.predictor.network(image, text, with_weights=True)
-        self.logits, self.attentions = output.logits, output.sequence_attention
+        output, self.attentions = forward_with_attention(question.predictor.network, image, text)
+        self.logits = output.logits
         self.modalities = output.modality_attention[0].detach().cpu().numpy()
         self.title_length = text.mask.shape[1] if text else 0
 

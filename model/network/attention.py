@@ -39,7 +39,8 @@ class EncoderBlock(nn.Module):
         attended = self._attend(asking, normed, mask)
         x = x if positions is None else tokens_at(x, positions)
         x = x + self.dropout(self.output(attended))
-        return x + self.dropout(self.mlp(self.norm_mlp(x)))
+        x = x + self.dropout(self.mlp(self.norm_mlp(x)))
+        return x
 
     def _attend(self, asking: Tensor, x: Tensor, mask: Tensor) -> Tensor:
         width, weight, bias = x.shape[-1], self.query_key_value.weight, self.query_key_value.bias

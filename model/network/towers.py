@@ -208,12 +208,11 @@ class TextTower(nn.Module):
             raise ConfigError(f"text tower {type(text).__name__} is not supported; open_clip's own text Transformer is")
         if text.attn_mask is None or text.cls_emb is not None or text.pool_type != "argmax":
             raise ConfigError("only causal text towers pooled at the EOT token (CLIP's) are supported")
-        # Built in `forward` for the batch's length; as a buffer, its infinities would enter the moving average of weights.
+        # Built in `forward` for the batch's length; as a buffer, its infinities would enter the average of weights.
         text.attn_mask = None
         text.text_projection = None  # the contrastive projection is not used here
         self.text = text
         self.width = int(text.token_embedding.embedding_dim)
-        self.context_length = int(text.context_length)
 
     def forward(self, tokens: Tensor) -> Tensor:
         text, length = self.text, tokens.shape[1]

@@ -8,7 +8,6 @@ May import numpy, Pillow and `model.augment`; knows nothing of networks.
 
 from __future__ import annotations
 
-import io
 import random
 import string
 from collections.abc import Callable, Sequence
@@ -16,10 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from model.catalogue.listings import Listing
-from model.inputs.augment import without_label_words
+from model.inputs import corruptions
+from model.inputs.corruptions import without_label_words
 
 Picture = Image.Image
 Input = TypeVar("Input", str, Picture)
@@ -119,22 +119,17 @@ def _exchange(given: Input, _listing: Listing, other: Input, share: float, rng: 
 
 def compress(picture: Picture, _listing: Listing, _other: Picture, quality: float, _rng: random.Random) -> Picture:
     """Compress by JPEG."""
-    stream = io.BytesIO()
-    picture.save(stream, "JPEG", quality=round(quality))
-    with Image.open(stream) as image:
-        return image.convert("RGB")
+    return corruptions.compress(picture, round(quality))
 
 
 def blur(picture: Picture, _listing: Listing, _other: Picture, share: float, _rng: random.Random) -> Picture:
     """Blur by a Gaussian whose deviation is that share of the picture's shorter side."""
-    return picture.filter(ImageFilter.GaussianBlur(share * min(picture.size)))
+    return corruptions.blur(picture, share * min(picture.size))
 
 
 def add_noise(picture: Picture, _listing: Listing, _other: Picture, deviation: float, rng: random.Random) -> Picture:
     """Add white noise of that deviation, of 255."""
-    pixels = np.asarray(picture, dtype=np.float64)
-    noise = np.random.default_rng(rng.getrandbits(32)).normal(0, 1, pixels.shape)
-    return Image.fromarray((pixels + deviation * noise).clip(0, 255).astype(np.uint8))
+    return Image.fromarray(corruptions.add_noise(np.asarray(picture), deviation, rng.getrandbits(32)))
 
 
 def crop(picture: Picture, _listing: Listing, _other: Picture, share: float, rng: random.Random) -> Picture:
@@ -150,12 +145,10 @@ def crop(picture: Picture, _listing: Listing, _other: Picture, share: float, rng
 def occlude(picture: Picture, _listing: Listing, _other: Picture, share: float, rng: random.Random) -> Picture:
     """Cover that share of the area by a rectangle of one colour, in the picture's own shape."""
     (width, height), scale = picture.size, share**0.5
-    covered = (round(scale * width), round(scale * height))
-    at = (round(rng.random() * (width - covered[0])), round(rng.random() * (height - covered[1])))
-    colour = tuple(rng.randrange(256) for _ in range(3))
-    spoilt = picture.copy()
-    spoilt.paste(Image.new("RGB", covered, colour), at)
-    return spoilt
+    size = (round(scale * width), round(scale * height))
+    corner = (round(rng.random() * (width - size[0])), round(rng.random() * (height - size[1])))
+    colour = rng.randrange(256), rng.randrange(256), rng.randrange(256)
+    return corruptions.cover(picture, corner, size, colour)
 
 
 def tint(picture: Picture, _listing: Listing, _other: Picture, share: float, rng: random.Random) -> Picture:

@@ -15,7 +15,7 @@ from model.config import FusionConfig, ModelConfig, PreprocessConfig
 from model.errors import ConfigError
 from model.network.attention import EncoderBlock, ModalityAttention, tokens_at
 from model.network.cma_clip import CMAClip, Output, build_cma_clip
-from model.network.towers import TokenSequence, backbone_config, build_backbone, pretrained_backbone
+from model.network.towers import TokenSequence, VitTower, backbone_config, build_backbone, pretrained_backbone
 from model.tasks import Task
 from model.training.initialise import initial_model
 from research.attention_maps import forward_with_attention, plain_block
@@ -130,7 +130,7 @@ def test_the_network_equals_plain_blocks_in_value_and_gradient(
         for run in (network, lambda *given: forward_with_attention(network, *given)[0]):
             network.zero_grad()
             outputs.append(run(*given))
-            torch.stack([scores.square().sum() for scores in outputs[-1].logits]).sum().backward()
+            torch.autograd.backward([scores.square().sum() for scores in outputs[-1].logits])
             gradients.append({name: parameter.grad for name, parameter in network.named_parameters()})
         assert_same(*outputs)
         for name, gradient in gradients[0].items():
@@ -141,6 +141,7 @@ def test_the_towers_equal_open_clips_own(network: CMAClip) -> None:
     """Sliced to the titles' length, they give at EOT and at the class token what open_clip gives with full padding."""
     clip = CustomTextCLIP(**TINY_BACKBONE).eval()
     towers = network.backbone
+    assert isinstance(towers.image, VitTower)
     towers.image.visual.load_state_dict({k: v for k, v in clip.visual.state_dict().items() if k != "proj"})
     towers.text.text.load_state_dict({k: v for k, v in clip.text.state_dict().items() if k != "text_projection"})
     full = torch.nn.functional.pad(TOKENS, (0, 16 - TOKENS.shape[1]))
@@ -151,6 +152,8 @@ def test_the_towers_equal_open_clips_own(network: CMAClip) -> None:
         torch.testing.assert_close(
             image.embeddings[:, 0] @ clip.visual.proj, clip.encode_image(IMAGES), rtol=0, atol=1e-5
         )
+        clip.visual.output_tokens = True
+        torch.testing.assert_close(image.embeddings[:, 1:], clip.visual(IMAGES)[1], rtol=0, atol=1e-5)
 
 
 def test_vit_b_32_is_wrapped_whole(tasks: tuple[Task, ...]) -> None:
@@ -202,6 +205,7 @@ def test_pretrained_weights_come_from_a_local_file(tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     torch.save(clip.state_dict(), path)
     backbone = pretrained_backbone("ViT-S-32-alt", str(path))
+    assert isinstance(backbone.image, VitTower)
     assert torch.equal(backbone.image.visual.conv1.weight, clip.visual.conv1.weight)
     assert torch.equal(backbone.text.text.token_embedding.weight, clip.token_embedding.weight)
 

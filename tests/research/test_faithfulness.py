@@ -140,8 +140,9 @@ def test_each_method_weighs_what_there_is(predictor: Predictor, method: str) -> 
         weights = METHODS[method](question)
         for what, found in (("parts", weights.parts), ("words", weights.words)):
             if question.size[what]:
-                assert np.shape(found) == (2, question.size[what]), situation
-                assert np.isfinite(found).all()  # type: ignore[arg-type]
+                assert found is not None, situation
+                assert found.shape == (2, question.size[what]), situation
+                assert np.isfinite(found).all()
             else:
                 assert found is None
 

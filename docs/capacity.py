@@ -78,7 +78,7 @@ def sizing(capacity: Figures) -> str:
         lines.append(
             _row(
                 _replica(row),
-                f"{row['picture']} ({row['picture_bytes'] / 1e3:.0f} kB)",
+                f"{row['image']} ({row['image_bytes'] / 1e3:.0f} kB)",
                 *(f"{row[load]['listings_per_second']:.1f}" for load in ("single", "batches")),
                 *(f"{latency[percentile]:.0f}" for percentile in ("p50", "p99")),
                 *(f"{memory[moment]:.0f}" for moment in ("warm", "loaded", "peak")),
@@ -148,7 +148,7 @@ def plan(capacity: Figures) -> str:
         rate = row["single"]["listings_per_second"]
         numbers = [replicas(peak, rate) for peak in PEAKS]
         memory = most_memory_gib(row, Settings.model_construct())  # the defaults, whatever is set here
-        of = f"{row['picture']}, *r* = {rate:.1f}"
+        of = f"{row['image']}, *r* = {rate:.1f}"
         lines += [
             _row(f"{of}: replicas of {_replica(row)}", *(f"{number:,}" for number in numbers)),
             _row(f"{of}: cores", *(f"{number * row['cores']:,}" for number in numbers)),
@@ -164,7 +164,7 @@ def plan(capacity: Figures) -> str:
 
 
 def _planned_with(rows: Sequence[Figures]) -> list[Figures]:
-    """For each picture the row of a replica as it is deployed, or else of the largest that was measured."""
+    """For each image the row of a replica as it is deployed, or else of the largest that was measured."""
     plain = [row for row in rows if row["dtype"] == "float32"]
     cores = CORES if any(row["cores"] == CORES for row in plain) else max(row["cores"] for row in plain)
     return [row for row in plain if row["cores"] == cores]

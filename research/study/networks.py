@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from model.config import FusionConfig, ModelConfig
 from model.network.cma_clip import AttributeNetwork, Output
@@ -21,8 +21,8 @@ from model.training.train import BuildNetwork
 class PooledClip(AttributeNetwork):
     """CLIP, fine-tuned: both pooled embeddings side by side, and one MLP per attribute on top.
 
-    An absent modality is exact: a learned vector stands in its place, whatever placeholder was encoded. It starts at
-    zero, so that a training which never withholds a modality leaves zeros there, not noise.
+    An absent modality is exact: a learned vector takes its place, whatever placeholder was encoded. It starts at
+    zero, so that training which never withholds a modality leaves zeros there, not noise.
     """
 
     def __init__(self, backbone: Backbone, tasks: Sequence[Task], config: FusionConfig) -> None:
@@ -34,7 +34,7 @@ class PooledClip(AttributeNetwork):
         self.heads = nn.ModuleList(_head(config, len(task.labels)) for task in tasks)
 
     def forward(self, image: TokenSequence | None, text: TokenSequence | None) -> Output:
-        """Read encoded modalities, either of which may be None, not both.
+        """Predict from encoded modalities, one of which may be None.
 
         The modality attention of the output is the plain average of what is present: nothing is learned there.
         """
@@ -81,7 +81,7 @@ def pooled_clip(model: ModelConfig, tasks: Sequence[Task], initial: str | None) 
 
 
 def with_random_text(build: BuildNetwork) -> BuildNetwork:
-    """Return what builds the same network with a text tower of random weights."""
+    """Return a function that builds the same network with a text tower of random weights."""
 
     def built(model: ModelConfig, tasks: Sequence[Task], initial: str | None) -> AttributeNetwork:
         network = build(model, tasks, initial)
@@ -93,6 +93,5 @@ def with_random_text(build: BuildNetwork) -> BuildNetwork:
 
 
 def parameters(network: nn.Module) -> int:
-    """Return how many numbers a network has learned."""
-    counted: list[Tensor] = list(network.parameters())
-    return sum(parameter.numel() for parameter in counted)
+    """Return how many parameters a network has."""
+    return sum(parameter.numel() for parameter in network.parameters())

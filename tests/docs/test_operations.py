@@ -88,13 +88,13 @@ def test_the_table_of_limits_says_what_is_configured(said: str) -> None:
 # ── figures ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def row(*, cores: int, picture: str, rate: float, peak: float) -> dict[str, Any]:
+def row(*, cores: int, image: str, rate: float, peak: float) -> dict[str, Any]:
     load = {"listings_per_second": rate, "latency_ms": {"p50": 20.4, "p99": 44.6}}
     return {
         "cores": cores,
         "dtype": "float32",
-        "picture": picture,
-        "picture_bytes": 1500,
+        "image": image,
+        "image_bytes": 1500,
         "client_has_a_core": cores == 1,
         "single": load,
         "batches": {"listings_per_second": 2 * rate},
@@ -108,10 +108,10 @@ MEASURED = {
     "model": "abc",
     "seconds": 15,
     "rows": [
-        row(cores=1, picture="small", rate=30, peak=700),
-        row(cores=2, picture="small", rate=50, peak=1024),
-        row(cores=1, picture="large", rate=10, peak=700),
-        row(cores=2, picture="large", rate=16, peak=1024),
+        row(cores=1, image="small", rate=30, peak=700),
+        row(cores=2, image="small", rate=50, peak=1024),
+        row(cores=1, image="large", rate=10, peak=700),
+        row(cores=2, image="large", rate=16, peak=1024),
     ],
 }
 SOAKED = {

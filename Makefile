@@ -24,8 +24,8 @@ install = $(call quietly,$(BIN)/python -m pip install --disable-pip-version-chec
 # One worker per core, and one thread per worker: the tests' networks are too small for more.
 pytest = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: help serve test coverage test-lowest lint format types test-deployment test-tools test-image test-browser soak study
-.PHONY: rules constraints dist clean
+.PHONY: help serve test coverage test-lowest test-research lint format types test-deployment test-tools test-image test-browser
+.PHONY: soak study rules constraints dist clean
 
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -41,7 +41,8 @@ coverage: $(VENV)/.test ## The same, and fail when less of the code is run than 
 
 test-lowest: $(VENV)-lowest/.test ## Run the tests with the lowest versions that pyproject.toml declares
 	@$(VENV)-lowest/bin/python .ci/lowest.py check
-	@$(subst $(BIN),$(VENV)-lowest/bin,$(pytest)) $(ARGS)
+	@# What a newer release deprecates is no fault of these.
+	@$(subst $(BIN),$(VENV)-lowest/bin,$(pytest)) -W ignore::DeprecationWarning -W ignore::FutureWarning $(ARGS)
 
 lint: $(VENV)/.test ## Check style, formatting, and who may import what
 	@$(BIN)/ruff check .
@@ -52,7 +53,7 @@ format: $(VENV)/.test ## Put imports and formatting right
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-types: $(VENV)/.deployment $(VENV)/.browser ## Check the types, strictly, in the tests too
+types: $(VENV)/.deployment $(VENV)/.browser $(VENV)/.research ## Check the types, strictly, in the tests too
 	@$(BIN)/mypy
 
 test-deployment: test-tools test-image ## Both of the following
@@ -72,9 +73,8 @@ test-browser: $(VENV)/.browser ## Click through the playground in a real Chromiu
 	@tests/browser/install-chromium
 	@$(BIN)/python -m pytest tests/browser $(ARGS)
 
-.PHONY: test-research
 test-research: $(VENV)/.research ## Test the study, the other experiments and the baselines
-	@$(BIN)/python -m pytest tests/research tests/benchmarks $(ARGS)
+	@$(pytest) tests/research tests/benchmarks $(ARGS)
 
 study: $(VENV)/.research ## Run what the study lacks, and report (hours; ARGS="--init runs/towers/checkpoint --runs runs/study")
 	@$(BIN)/python -m research.study run $(ARGS)
@@ -86,7 +86,7 @@ rules: ## Write the alerts' expectations of the shipped checkpoint, and all rule
 
 constraints: ## Write deploy/constraints.txt anew, from the newest versions that pyproject.toml allows
 	@rm -rf $(VENV)
-	@$(MAKE) --no-print-directory $(VENV)/.deployment $(VENV)/.browser $(VENV)/.research CONSTRAINTS=/dev/null
+	@$(MAKE) --no-print-directory $(VENV)/.deployment $(VENV)/.browser $(VENV)/.research $(VENV)/.dist CONSTRAINTS=/dev/null
 	@sed -i '/^#/!d' deploy/constraints.txt
 	@$(BIN)/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools \
 		| grep -vE '^(nvidia|cuda|triton)' >>deploy/constraints.txt

@@ -34,17 +34,7 @@ class Output:
     sequence_attention: tuple[Tensor, ...] = ()
 
 
-class AttributeNetwork(nn.Module):
-    """What training and validation need of a network: its towers, run apart, and what it makes of their outputs."""
-
-    backbone: Backbone
-
-    def forward(self, image: TokenSequence | None, text: TokenSequence | None) -> Output:
-        """Read encoded modalities; one that no listing of the batch has may be None."""
-        raise NotImplementedError
-
-
-class CMAClip(AttributeNetwork):
+class CMAClip(nn.Module):
     """Reads every attribute of a listing off its image, its title, or both."""
 
     def __init__(self, backbone: Backbone, tasks: Sequence[Task], config: FusionConfig) -> None:

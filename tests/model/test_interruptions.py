@@ -24,10 +24,11 @@ from model.checkpoint.folder import WEIGHTS, load_checkpoint, read_tensors
 from model.config import ModelConfig
 from model.errors import CatalogueError, ConfigError, TrainingError
 from model.inputs.dataset import ListingDataset, TrainingBatch, TrainingBatches
+from model.network.cma_clip import CMAClip
 from model.tasks import Task
 from model.training.config import OptimiserConfig, SituationWeights, TrainConfig
 from model.training.train import train
-from model.training.trainer import STATE, Loop
+from model.training.trainer import STATE, Trainer
 from model.training.validation import Validation
 from tests.conftest import write_catalogue
 
@@ -87,7 +88,7 @@ def test_a_run_that_is_told_to_end_goes_on_as_if_it_had_not_been(
     """In the last step of an epoch too: that epoch is validated, and may be the best, all the same."""
     whole = train(catalogue, tmp_path / "whole", **arguments)
     with monkeypatch.context() as patch:
-        patch.setattr(Loop, "_update", at_call(epochs * steps + more, Loop._update, interrupt))
+        patch.setattr(Trainer, "_update", at_call(epochs * steps + more, Trainer._update, interrupt))
         with pytest.raises(KeyboardInterrupt):
             train(catalogue, tmp_path / "parts", **arguments)
     assert (tmp_path / "parts" / STATE).is_file()
@@ -112,7 +113,7 @@ def test_a_resumed_run_remembers_its_best(
     scores = iter([0.9, 0.1])
     monkeypatch.setattr(Validation, "__call__", lambda *_: {"score": next(scores)})
     with monkeypatch.context() as patch:
-        patch.setattr(Loop, "_update", at_call(steps + 2, Loop._update, interrupt))
+        patch.setattr(Trainer, "_update", at_call(steps + 2, Trainer._update, interrupt))
         with pytest.raises(KeyboardInterrupt):
             train(catalogue, tmp_path, **arguments)
     best = weights(tmp_path / "checkpoint")
@@ -163,23 +164,23 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(
     """The root of zero is zero, and its slope is not a number."""
     seen: list[dict[str, Tensor]] = []
 
-    def steep(loop: Loop, batch: TrainingBatch, epoch: int) -> Any:
-        seen.append({key: value.clone() for key, value in loop.network.state_dict().items()})
-        plain = loop.loss
+    def steep(trainer: Trainer[CMAClip], batch: TrainingBatch, epoch: int) -> Any:
+        seen.append({key: value.clone() for key, value in trainer.network.state_dict().items()})
+        plain = trainer.loss
 
-        def loss(network: nn.Module, batch: TrainingBatch, progress: float) -> dict[str, Tensor]:
+        def loss(network: CMAClip, batch: TrainingBatch, progress: float) -> dict[str, Tensor]:
             losses = plain(network, batch, progress)
             zero = sum(parameter.square().sum() for parameter in network.parameters()) * 0.0
             return losses | {"total": losses["total"] + torch.as_tensor(zero).sqrt()}
 
-        loop.loss = loss
+        trainer.loss = loss
         try:
-            return update(loop, batch, epoch)
+            return update(trainer, batch, epoch)
         finally:
-            seen.append(dict(loop.network.state_dict()))
+            seen.append(dict(trainer.network.state_dict()))
 
-    update = Loop._update
-    monkeypatch.setattr(Loop, "_update", steep)
+    update = Trainer._update
+    monkeypatch.setattr(Trainer, "_update", steep)
     with pytest.raises(TrainingError, match="gradient is not finite at step 0"):
         train(catalogue, tmp_path, **arguments)
     before, after = seen
@@ -198,7 +199,7 @@ def test_the_average_has_the_statistics_of_the_batches_too(
         statistics.append(average.get_buffer("1.running_mean").mean().item())
         return {"score": 0.0}
 
-    Loop(
+    Trainer(
         network=network,
         loss=lambda module, batch, _: {"total": module(batch.pixels.float()).square().mean()},
         batches=TrainingBatches(dataset, batch_size=16, workers=0, seed=0),
@@ -299,7 +300,7 @@ def test_pictures_alone_are_trained_where_few_listings_have_one(tmp_path: Path, 
     assert train(Catalogue.open(toml), tmp_path / "run", **arguments).is_dir()
     for path in (toml.parent / "images").glob("*.png"):
         path.unlink()
-    with pytest.raises(ConfigError, match="no listing of the train part can be read"):
+    with pytest.raises(ConfigError, match="no listing of the train part belongs to a situation"):
         train(Catalogue.open(toml), tmp_path / "other", **arguments)
 
 

@@ -1,24 +1,24 @@
-"""The loop on a real (small) catalogue: it learns, guards, resumes exactly, and keeps the best."""
+"""The trainer on a real (small) catalogue: it learns, guards, resumes exactly, and keeps the best."""
 
 from __future__ import annotations
 
 import dataclasses
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
-from torch import nn
 
-from model.catalogue.listings import Catalogue
+from model.catalogue.listings import Catalogue, Listing
 from model.catalogue.splits import Part
 from model.checkpoint.folder import WEIGHTS, load_checkpoint, read_tensors
 from model.config import ModelConfig
 from model.errors import CheckpointError, ConfigError, TrainingError
 from model.inputs.augment import CORRUPTION_SHARES, AugmentConfig
-from model.inputs.dataset import Collate, ListingDataset, TrainingBatch, TrainingBatches
+from model.inputs.dataset import ListingDataset, TrainingBatch, TrainingBatches, collate
 from model.inputs.preprocess import ImageTransform
 from model.network.cma_clip import CMAClip, build_cma_clip
 from model.network.losses import multi_task_loss
@@ -27,8 +27,8 @@ from model.training.config import OptimiserConfig, PretrainConfig, SituationWeig
 from model.training.initialise import initial_model, initial_network, keep_heads
 from model.training.objective import TrainingLoss, drop_modalities, mismatched
 from model.training.pretrain import pretrain
-from model.training.train import train
-from model.training.trainer import Loop, moving_average, parameter_groups, rate_factor
+from model.training.train import FineTuning, train
+from model.training.trainer import Trainer, moving_average, parameter_groups, rate_factor
 from model.training.validation import Validation
 
 
@@ -66,17 +66,17 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     arguments: dict[str, Any] = {"name": "t", "model": model_config, "config": train_config, "console": console}
     whole = train(catalogue, tmp_path / "whole", **arguments)
 
-    update, steps = Loop._update, 0
+    update, steps = Trainer._update, 0
 
-    def interrupted_update(loop: Loop, batch: TrainingBatch, epoch: int) -> Any:
+    def interrupted_update(trainer: Trainer, batch: TrainingBatch, epoch: int) -> Any:
         nonlocal steps
         steps += 1
         if steps == 5:
-            loop._save()
+            trainer._save()
             raise KeyboardInterrupt
-        return update(loop, batch, epoch)
+        return update(trainer, batch, epoch)
 
-    monkeypatch.setattr(Loop, "_update", interrupted_update)
+    monkeypatch.setattr(Trainer, "_update", interrupted_update)
     with pytest.raises(KeyboardInterrupt):
         train(catalogue, tmp_path / "parts", **arguments)
     resumed = train(catalogue, tmp_path / "parts", **arguments)
@@ -107,12 +107,12 @@ def test_a_non_finite_loss_stops_before_the_update(
     dataset = ListingDataset(catalogue, catalogue.part(Part.TRAIN), tasks, model_config.preprocess)
     seen: list[dict[str, torch.Tensor]] = []
 
-    def poisoned(module: nn.Module, batch: TrainingBatch, progress: float) -> dict[str, torch.Tensor]:
+    def poisoned(module: CMAClip, batch: TrainingBatch, progress: float) -> dict[str, torch.Tensor]:
         seen.append({key: value.clone() for key, value in module.state_dict().items()})
         loss = TrainingLoss(train_config, dataset.transform)(module, batch, progress)
         return loss | {"total": loss["total"] * (float("nan") if len(seen) == 3 else 1.0)}
 
-    loop = Loop(
+    trainer = Trainer(
         network=network,
         loss=poisoned,
         batches=TrainingBatches(dataset, batch_size=16, workers=0, seed=0),
@@ -126,7 +126,7 @@ def test_a_non_finite_loss_stops_before_the_update(
         console=console,
     )
     with pytest.raises(TrainingError, match=r"epoch 1, batch 2 \(step 2\)"):
-        loop.run()
+        trainer.run()
     after = network.state_dict()
     assert all(torch.equal(after[key], value) for key, value in seen[-1].items())
 
@@ -219,7 +219,7 @@ def test_every_parameter_gets_a_gradient(
     network = build_cma_clip(model_config, tasks).train()
     dataset = ListingDataset(catalogue, catalogue.listings[:16], tasks, model_config.preprocess)
     # Two steps: the modality attention starts at zero, and what stands before it must learn through it too.
-    batch = Collate(dataset)([dataset[i] for i in range(16)])
+    batch = collate([dataset[i] for i in range(16)])
     TrainingLoss(train_config, dataset.transform)(network, batch, 0.5)["total"].backward()
     without = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == []
@@ -321,13 +321,16 @@ def test_training_varies_each_epoch_by_the_shares_of_its_middle(
 ) -> None:
     given: list[Any] = []
 
-    def read(*arguments: Any, **options: Any) -> ListingDataset:
-        given.append(options.get("augment"))
-        return ListingDataset(*arguments, **options)
+    class Recording(FineTuning):
+        def dataset(
+            self, listings: Sequence[Listing], augment: Sequence[AugmentConfig] | None = None
+        ) -> ListingDataset:
+            given.append(augment)
+            return super().dataset(listings, augment)
 
     augment = AugmentConfig(title_dropout=0.2)
     config = dataclasses.replace(train_config, augment=augment, anneal=1.0)
-    train(catalogue, tmp_path, name="t", model=model_config, config=config, read=read, console=console)
+    Recording(catalogue, name="t", model=model_config, config=config, initial=None, console=console).run(tmp_path)
     assert given[1] is None  # the validation part
     assert [each.title_dropout for each in given[0]] == pytest.approx([0.3, 0.1])
     assert [each.crop for each in given[0]] == [augment.crop, augment.crop]
@@ -405,7 +408,7 @@ def test_a_situation_without_weight_is_not_computed(
     train_config: TrainConfig,
 ) -> None:
     dataset = ListingDataset(catalogue, catalogue.listings[:8], tasks, model_config.preprocess)
-    batch = Collate(dataset)([dataset[i] for i in range(8)])
+    batch = collate([dataset[i] for i in range(8)])
     alone = dataclasses.replace(train_config, weights=SituationWeights(image_and_title=0, image=1, title=0))
     losses = TrainingLoss(alone, dataset.transform)(network, batch, 0.5)
     assert losses.keys() == {"image", "total"}

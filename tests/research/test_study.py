@@ -24,7 +24,7 @@ from model.device import training_precision
 from model.errors import ConfigError
 from model.evaluation import scores
 from model.inputs.augment import AugmentConfig
-from model.inputs.dataset import Collate, ListingDataset
+from model.inputs.dataset import ListingDataset, collate
 from model.network.cma_clip import CMAClip
 from model.network.towers import Backbone, TokenSequence, build_backbone
 from model.situations import Situation
@@ -39,7 +39,7 @@ from research.study.answers import Answers, Reader, Seen, TestPart, load_answers
 from research.study.cells import all_cells, condition_cells, read_cells, weight_cells, write_cells
 from research.study.conditions import clean, read_clean, read_spoilt
 from research.study.corruptions import CORRUPTIONS, IMAGES, TITLES, Corruption, another
-from research.study.encoded import EncodedImages, EncodedListings, given_tokens
+from research.study.encoded import EncodedImages, EncodedListings, GivenTokens
 from research.study.networks import PooledClip, pooled_clip
 from research.study.reading import points
 from research.study.references import late_fusion, majority_answers, title_answers
@@ -111,7 +111,7 @@ def test_every_parameter_of_the_pooled_network_gets_a_gradient(
     pooled: PooledClip,
 ) -> None:
     dataset = ListingDataset(catalogue, catalogue.listings[:16], tasks, model_config.preprocess)
-    batch = Collate(dataset)([dataset[i] for i in range(16)])
+    batch = collate([dataset[i] for i in range(16)])
     TrainingLoss(train_config, dataset.transform)(pooled.train(), batch, 0.5)["total"].backward()
     without = [name for name, p in pooled.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == []
@@ -153,16 +153,15 @@ def test_an_encoded_picture_trains_as_the_picture_does(
     arguments: dict[str, Any] = {"tasks": tasks, "preprocess": model.preprocess, "augment": varied, "seed": 5}
     found = []
     plain = ListingDataset(catalogue, listings, **arguments)
-    for dataset, build in (
-        (plain, initial_network),
-        (EncodedListings(images, plain), given_tokens(initial_network)),
-    ):
+    for dataset in (plain, EncodedListings(images, plain)):
         torch.manual_seed(0)
-        network = build(model, tasks, str(towers))
+        network = initial_network(model, tasks, str(towers))
+        if dataset is not plain:
+            network.backbone = GivenTokens(network.backbone.image, network.backbone.text)
         network.backbone.lock_image()
         dataset.set_epoch(1)
         torch.manual_seed(0)
-        batch = Collate(dataset)([dataset[i] for i in range(9)])
+        batch = collate([dataset[i] for i in range(9)])
         with training_precision(torch.device("cpu")):
             loss = TrainingLoss(train_config, dataset.transform)(network.train(), batch, 0.5)["total"]
         loss.backward()  # type: ignore[no-untyped-call]
@@ -504,7 +503,7 @@ def tiny_study(
     train_config: TrainConfig,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Study:
-    monkeypatch.setattr(runs, "small_training", lambda: train_config)
+    monkeypatch.setattr(runs, "small_training", lambda _listings: train_config)
     monkeypatch.setattr(study, "SUBSET", 6)
     return Study(
         catalogue=catalogue,
@@ -533,7 +532,7 @@ def test_runs_are_trained_measured_and_never_again(tiny_study: Study, monkeypatc
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a finished run was touched")
 
-    monkeypatch.setattr(study, "train", refuse)
+    monkeypatch.setattr(study, "EncodedFineTuning", refuse)
     monkeypatch.setattr(Study, "_write", refuse)
     # On another machine the figures alone are there.
     elsewhere = dataclasses.replace(tiny_study, runs=tiny_study.runs / "nowhere")

@@ -205,12 +205,14 @@ STARTS: Mapping[str, Sequence[str]] = {
 
 
 class _File(BaseModel):
-    """The top level of a recipe's file."""
+    """The top level of a recipe's file; `pretrain` and `train` hold settings of all stages of that kind."""
 
     model_config = STRICT
 
     catalogue: str | None = None
     name: str | None = None
+    pretrain: dict[str, Any] = {}
+    train: dict[str, Any] = {}
     stage: Annotated[list[dict[str, Any]], Field(min_length=1)]
 
 
@@ -230,7 +232,8 @@ class Recipe:
             file = from_json(_File, tomllib.loads(path.read_text(encoding="utf-8")))
             stages: dict[str, Stage] = {}
             for number, table in enumerate(file.stage, start=1):
-                stage = _read_stage(table, number, path.parent, stages)
+                shared = {"pretrain": file.pretrain, "train": file.train}.get(table.get("kind", ""), {})
+                stage = _read_stage(_overlay(shared, table), number, path.parent, stages)
                 stages[stage.name] = stage
         except OSError as error:
             raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
@@ -242,6 +245,15 @@ class Recipe:
             catalogue=path.parent / file.catalogue if file.catalogue else None,
             stages=tuple(stages.values()),
         )
+
+
+def _overlay(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings: those of a stage's `own`, and what else is `shared`."""
+    merged = {**shared, **own}
+    for name in shared.keys() & own.keys():
+        if isinstance(shared[name], Mapping) and isinstance(own[name], Mapping):
+            merged[name] = _overlay(shared[name], own[name])
+    return merged
 
 
 def _read_stage(table: Mapping[str, Any], number: int, folder: Path, earlier: Mapping[str, Stage]) -> Stage:

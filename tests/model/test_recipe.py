@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -370,6 +371,19 @@ def test_a_stage_adds_its_own_settings_to_those_of_its_kind(tmp_path: Path) -> N
     assert first.settings == {"ema_decay": 0.5, "optimiser": {"epochs": 5, "workers": 0}}
     assert second.settings == {"embed_dim": 16}
     assert (first.start, second.start) == (None, "a")
+
+
+def test_the_recipe_of_the_documentation_is_one(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "train.md").read_text(encoding="utf-8")
+    (text,) = (block for block in re.findall(r"```toml\n(.*?)```", page, flags=re.DOTALL) if "[[stage]]" in block)
+    recipe = load(tmp_path, text)
+    assert [type(stage).__name__ for stage in recipe.stages] == [
+        "PretrainStage",
+        "TrainStage",
+        "CalibrateStage",
+        "EvaluateStage",
+    ]
+    assert recipe.catalogue == tmp_path / "shop.toml"
 
 
 def test_a_start_is_a_path_beside_the_recipe_or_else_a_tag(tmp_path: Path) -> None:

@@ -60,7 +60,11 @@ test-browser: $(VENV)/.browser ## Click through the playground in a real Chromiu
 	@tests/browser/install-chromium
 	@$(BIN)/python -m pytest tests/browser $(ARGS)
 
-study: $(VENV)/.test ## Run what the study lacks, and report (hours; ARGS="--init runs/towers/checkpoint --runs runs/study")
+.PHONY: test-research
+test-research: $(VENV)/.research ## Test the study, the other experiments and the baselines
+	@$(BIN)/python -m pytest tests/research tests/benchmarks $(ARGS)
+
+study: $(VENV)/.research ## Run what the study lacks, and report (hours; ARGS="--init runs/towers/checkpoint --runs runs/study")
 	@$(BIN)/python -m research.study run $(ARGS)
 	@$(BIN)/python -m research.study report
 
@@ -70,7 +74,7 @@ rules: ## Write the alerts' expectations of the shipped checkpoint, and all rule
 
 constraints: ## Write deploy/constraints.txt anew, from the newest versions that pyproject.toml allows
 	@rm -rf $(VENV)
-	@$(MAKE) --no-print-directory $(VENV)/.deployment $(VENV)/.browser CONSTRAINTS=/dev/null
+	@$(MAKE) --no-print-directory $(VENV)/.deployment $(VENV)/.browser $(VENV)/.research CONSTRAINTS=/dev/null
 	@sed -i '/^#/!d' deploy/constraints.txt
 	@$(BIN)/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools \
 		| grep -vE '^(nvidia|cuda|triton)' >>deploy/constraints.txt
@@ -94,6 +98,11 @@ $(VENV)/.test: pyproject.toml $(CONSTRAINTS) | $(VENV)/.created
 	@echo "Installing what training and the tests need (the first time, minutes: PyTorch is large)"
 	@$(call install,[test])
 	@touch $@ $(VENV)/.serve
+
+$(VENV)/.research: pyproject.toml $(CONSTRAINTS) | $(VENV)/.created
+	@echo "Installing what research and its tests need"
+	@$(call install,[research])
+	@touch $@ $(VENV)/.test $(VENV)/.serve
 
 $(VENV)/.deployment: pyproject.toml $(CONSTRAINTS) | $(VENV)/.created
 	@echo "Installing what the deployment's tests need"

@@ -1,11 +1,11 @@
-"""What the network has to beat: a bag of words on the title, and a plain convnet on the image.
+"""Baselines for the network: a bag of words on the title, and a plain convnet on the image.
 
     python -m benchmarks.baselines title --out title.json
     python -m benchmarks.baselines image --out image.json
 
-Both train on the train part of a catalogue and are scored on its test part. They know every label that
-occurs in the train part, however rare; a test label that doesn't is an error. A listing without the title or
-image that a baseline reads gets the most frequent label of the train part.
+Both train on the train part of a catalogue and are scored on its test part. They know every label of the train part,
+however rare; a test label that is not among them counts as an error. A listing without the title or image that a
+baseline needs gets the most frequent label of the train part.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import torch.nn.functional as F
 import typer
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -35,6 +34,7 @@ from model.catalogue.splits import Part
 from model.device import training_precision
 from model.errors import ModelError
 from model.inputs.decode import decode_image
+from model.progress import progress_bar
 from model.tasks import UNLABELLED, Task, build_tasks
 
 Labels = NDArray[np.int64]
@@ -48,7 +48,7 @@ app = typer.Typer(add_completion=False, help=__doc__, no_args_is_help=True)
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """How one attribute was read: `accuracy` over the `rows` of the test part that have a label."""
+    """One attribute's `accuracy` over the `rows` of the test part that have a label."""
 
     accuracy: float
     rows: int
@@ -93,20 +93,22 @@ def score(predicted: Labels, labels: Labels, tasks: Sequence[Task]) -> dict[str,
     return scores
 
 
-Reader = Callable[
+Predict = Callable[
     [Catalogue, Sequence[Listing], Labels, Sequence[Listing], Sequence[Task]],
     tuple[Labels, NDArray[np.bool_]],
 ]
+"""(catalogue, train listings, their labels `[n, T]`, test listings, tasks) -> class indices `[m, T]` of the test
+listings, and a mask `[m]` of those that have the input."""
 
 
-def measure(baseline: str, catalogue: Catalogue, read: Reader) -> Result:
-    """Let `read` learn from the train part and predict the test part; score it."""
+def measure(baseline: str, catalogue: Catalogue, predict: Predict) -> Result:
+    """Let `predict` learn from the train part and predict the test part; score it."""
     began = time.perf_counter()
     train, test = catalogue.part(Part.TRAIN), catalogue.part(Part.TEST)
-    # Every label that occurs twice or once is known: the baseline gets no easier test than the network.
+    # Labels that occur only once are known too: the test must not be easier than the network's.
     tasks, _ = build_tasks([x.labels for x in train], catalogue.config.attributes, min_label_count=1)
     labels = encode(train, tasks)
-    predicted, has_input = read(catalogue, train, labels, test, tasks)
+    predicted, has_input = predict(catalogue, train, labels, test, tasks)
     predicted = np.where(has_input[:, None], predicted, majority(labels))
     return Result(
         baseline=baseline,
@@ -129,17 +131,6 @@ def show(result: Result) -> None:
     console.print(table)
 
 
-def progress() -> Progress:
-    """Return a progress bar that shows steps and the time left."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )
-
-
 # --- the title ---------------------------------------------------------------------------------------------
 
 
@@ -147,17 +138,17 @@ class TitleModel:
     """Logistic regression, one per attribute, on TF-IDF weighted words and pairs of words."""
 
     def __init__(self, titles: Sequence[str | None], labels: Labels, tasks: Sequence[Task]) -> None:
-        """Learn from titles and labels `[n, T]`; rows without a title, or without a known label, teach nothing."""
+        """Learn from titles and labels `[n, T]`; rows without a title, or without a known label, are ignored."""
         self.tasks = tasks
         has_title = np.array([title is not None for title in titles], dtype=bool)
-        # Words of one letter or digit count ("V neck", "3 piece"). On the validation part character n-grams
-        # besides (2 to 5, in words) add 0.0 to 0.4 points and take ten times as long, and no C from 3 to 100 is
+        # Words of one letter or digit count ("V neck", "3 piece"). On the validation part, additional character
+        # n-grams (2 to 5, within words) gain 0.0 to 0.4 points and take ten times as long; no C from 3 to 100 is
         # better than 10.
-        one_letter_too = r"(?u)\b\w+\b"
-        self.words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=one_letter_too)
+        any_length = r"(?u)\b\w+\b"
+        self.words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=any_length)
         features = self.words.fit_transform([title or "" for title in titles])
         self.models = []
-        with progress() as bar:
+        with progress_bar(console) as bar:
             step = bar.add_task("title", total=len(tasks))
             for column, task in enumerate(tasks):
                 bar.update(step, description=f"title: {task.name}")
@@ -167,17 +158,17 @@ class TitleModel:
                 bar.advance(step)
 
     def logits(self, titles: Sequence[str | None]) -> list[NDArray[np.float32]]:
-        """Return log-probabilities per attribute `[n, C_t]`, minus infinity for labels never seen."""
-        questions = self.words.transform([title or "" for title in titles])
+        """Return log-probabilities per attribute `[n, C_t]`, minus infinity for labels without a training example."""
+        features = self.words.transform([title or "" for title in titles])
         logits = []
         for task, model in zip(self.tasks, self.models, strict=True):
             scores = np.full((len(titles), len(task.labels)), -np.inf, dtype=np.float32)
-            scores[:, model.classes_] = model.predict_log_proba(questions)
+            scores[:, model.classes_] = model.predict_log_proba(features)
             logits.append(scores)
         return logits
 
 
-def read_titles(
+def predict_titles(
     catalogue: Catalogue,
     train: Sequence[Listing],
     labels: Labels,
@@ -196,7 +187,7 @@ def read_titles(
 SIDE = 64
 WIDTHS = (48, 96, 192, 320)
 STRIDES = (2, 1, 2, 2)  # 3 x 3 convolutions at 32 pixels would take half of the time
-SHIFT = 4  # pixels that a random crop moves by
+SHIFT = 4  # pixels, the largest shift of a random crop
 
 
 class ResidualBlock(nn.Module):
@@ -239,14 +230,14 @@ def load_pixels(catalogue: Catalogue, listings: Sequence[Listing], name: str) ->
     def load(row: int) -> None:
         if image := listings[row].image:
             try:
-                picture = decode_image(catalogue.image_bytes(image))
+                decoded_image = decode_image(catalogue.image_bytes(image))
             except ModelError as error:
                 console.print(f"{image}: {error}")
                 return
-            pixels[row] = np.asarray(picture.resize((SIDE, SIDE)))
+            pixels[row] = np.asarray(decoded_image.resize((SIDE, SIDE)))
             decoded[row] = True
 
-    with ThreadPoolExecutor(2) as threads, progress() as bar:
+    with ThreadPoolExecutor(2) as threads, progress_bar(console) as bar:
         rows = threads.map(load, range(len(listings)))
         for _ in bar.track(rows, total=len(listings), description=f"decoding {name}"):
             pass
@@ -254,12 +245,12 @@ def load_pixels(catalogue: Catalogue, listings: Sequence[Listing], name: str) ->
 
 
 def to_input(pixels: Tensor) -> Tensor:
-    """Return pixels `[B, S, S, 3]` uint8 as `[B, 3, S, S]` in -1…1, in memory still channels last."""
+    """Return pixels `[B, S, S, 3]` uint8 as `[B, 3, S, S]` in -1…1, in channels-last memory format."""
     return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def crop_and_flip(pixels: Tensor, random: torch.Generator) -> Tensor:
-    """Shift each of `[B, S, S, 3]` by up to `SHIFT` pixels, its edge repeated, and mirror every other one."""
+    """Shift each of `[B, S, S, 3]` by up to `SHIFT` pixels, repeating its edge, and mirror half of them at random."""
     b, s = pixels.shape[:2]
     along = torch.arange(s)
     top, left = torch.randint(-SHIFT, SHIFT + 1, (2, b, 1), generator=random)
@@ -287,7 +278,7 @@ def train_convnet(pixels: Tensor, labels: Tensor, sizes: Sequence[int], *, epoch
     steps = -(-len(pixels) // batch_size)
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=3e-3, total_steps=epochs * steps)
-    with progress() as bar:
+    with progress_bar(console) as bar:
         for epoch in range(epochs):
             step = bar.add_task("", total=steps)
             total = 0.0
@@ -297,7 +288,7 @@ def train_convnet(pixels: Tensor, labels: Tensor, sizes: Sequence[int], *, epoch
                     logits = model(to_input(crop_and_flip(pixels[rows], random)))
                 loss = multi_task_loss(logits.float(), labels[rows], sizes)
                 optimiser.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                torch.autograd.backward(loss)
                 optimiser.step()
                 schedule.step()
                 total += loss.item()
@@ -305,10 +296,10 @@ def train_convnet(pixels: Tensor, labels: Tensor, sizes: Sequence[int], *, epoch
     return model.eval()
 
 
-def read_images(*, epochs: int, batch_size: int) -> Reader:
-    """Return a reader that predicts by a plain residual convnet, trained from scratch."""
+def image_predictor(*, epochs: int, batch_size: int) -> Predict:
+    """Return a function that predicts by a plain residual convnet, trained from scratch."""
 
-    def read(
+    def predict(
         catalogue: Catalogue,
         train: Sequence[Listing],
         labels: Labels,
@@ -316,18 +307,18 @@ def read_images(*, epochs: int, batch_size: int) -> Reader:
         tasks: Sequence[Task],
     ) -> tuple[Labels, NDArray[np.bool_]]:
         pixels, decoded = load_pixels(catalogue, train, "the train part")
-        questions, has_image = load_pixels(catalogue, test, "the test part")
+        test_pixels, has_image = load_pixels(catalogue, test, "the test part")
         sizes = [len(task.labels) for task in tasks]
         known = torch.from_numpy(decoded)
         model = train_convnet(
             pixels[known], torch.from_numpy(labels)[known], sizes, epochs=epochs, batch_size=batch_size
         )
         with torch.inference_mode():
-            logits = torch.cat([model(to_input(batch)) for batch in torch.split(questions, 256)])
+            logits = torch.cat([model(to_input(batch)) for batch in torch.split(test_pixels, 256)])
         predicted = torch.stack([part.argmax(1) for part in torch.split(logits, sizes, dim=1)], dim=1)
         return predicted.numpy(), has_image
 
-    return read
+    return predict
 
 
 # --- commands ----------------------------------------------------------------------------------------------
@@ -337,12 +328,12 @@ Out = Annotated[Path | None, typer.Option("--out", help="Write the scores as JSO
 FASHION = Path(__file__).with_name("fashion.toml")
 
 
-def run(baseline: str, toml: Path, read: Reader, out: Path | None) -> None:
+def run(baseline: str, toml: Path, predict: Predict, out: Path | None) -> None:
     """Open the catalogue, measure, print, and write the JSON."""
     try:
         catalogue = Catalogue.open(toml)
         console.print(str(catalogue.report), highlight=False)
-        result = measure(baseline, catalogue, read)
+        result = measure(baseline, catalogue, predict)
     except ModelError as error:
         console.print(f"error: {error}", style="red", highlight=False)
         raise typer.Exit(2) from None
@@ -354,7 +345,7 @@ def run(baseline: str, toml: Path, read: Reader, out: Path | None) -> None:
 @app.command()
 def title(catalogue: CataloguePath = FASHION, out: Out = None) -> None:
     """TF-IDF and logistic regression on the title."""
-    run("title", catalogue, read_titles, out)
+    run("title", catalogue, predict_titles, out)
 
 
 @app.command()
@@ -365,7 +356,7 @@ def image(
     batch_size: Annotated[int, typer.Option(min=2)] = 128,
 ) -> None:
     """A plain residual convnet on the image, from scratch."""
-    run("image", catalogue, read_images(epochs=epochs, batch_size=batch_size), out)
+    run("image", catalogue, image_predictor(epochs=epochs, batch_size=batch_size), out)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""How long the model takes for one listing, by batch size, situation and number format.
+"""Time per listing of the forward pass, by batch size, situation and number format.
 
     python -m benchmarks.forward [--checkpoint weights/fashion] [--dtype float32] [--assert-ms 3]
 
-Variants are run in turn within each round, so that a machine whose speed drifts slows all of them alike; what is
-printed is the median of the rounds. `ratio` is against the first row.
+Variants take turns within each round, so that changes of the machine's speed affect all of them alike; the median of
+the rounds is printed. `ratio` is relative to the first row.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ BATCH_SIZES = (32, 1, 8, 64)
 
 def variants(predictor: Predictor) -> dict[str, Batch]:
     """Return the batches to time, by name; the first is the reference."""
-    picture = Image.new("RGB", (60, 80), "navy")
-    both = predictor.prepare(TITLE, picture)
+    image = Image.new("RGB", (60, 80), "navy")
+    both = predictor.prepare(TITLE, image)
     batches = {f"image and title, batch {size}": [both] * size for size in BATCH_SIZES}
-    batches["image alone, batch 32"] = [predictor.prepare(None, picture)] * 32
+    batches["image alone, batch 32"] = [predictor.prepare(None, image)] * 32
     batches["title alone, batch 32"] = [predictor.prepare(TITLE, None)] * 32
-    batches["title of full length, batch 32"] = [predictor.prepare("word " * 100, picture)] * 32
-    batches["explained, batch 1"] = [predictor.prepare(TITLE, picture, explain=True)]
+    batches["title of full length, batch 32"] = [predictor.prepare("word " * 100, image)] * 32
+    batches["explained, batch 1"] = [predictor.prepare(TITLE, image, explain=True)]
     return {name: predictor.collate(items) for name, items in batches.items()}
 
 
 def measure(predictor: Predictor, *, rounds: int) -> dict[str, float]:
-    """Return the median milliseconds a listing takes in each variant, from forward to calibrated answer."""
+    """Return the median milliseconds per listing of each variant, from the forward pass to calibrated predictions."""
     batches = variants(predictor)
     times: dict[str, list[float]] = {name: [] for name in batches}
     for counted in (False, *[True] * rounds):
@@ -68,7 +68,7 @@ def main(
     table = Table(
         title=f"{predictor.info.backbone}, {predictor.info.device}, {predictor.info.dtype}, {threads} threads"
     )
-    for heading in ("variant", "ms a listing", "ratio"):
+    for heading in ("variant", "ms per listing", "ratio"):
         table.add_column(heading, justify="left" if heading == "variant" else "right")
     for name, value in figures.items():
         table.add_row(name, f"{value:.2f}", f"{value / reference:.2f}")
@@ -76,7 +76,7 @@ def main(
     if out:
         out.write_text(json.dumps({"dtype": predictor.info.dtype, "threads": threads, "ms": figures}, indent=1) + "\n")
     if assert_ms is not None and reference > assert_ms:
-        raise SystemExit(f"{reference:.2f} ms a listing at batch 32, more than {assert_ms} ms")
+        raise SystemExit(f"{reference:.2f} ms per listing at batch 32, more than {assert_ms} ms")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A real server for the benchmarks: `cma-clip serve` in a process of its own, on a loopback port."""
+"""A real server for the benchmarks: `cma-clip serve` in a separate process, on a loopback port."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ class Server:
     pid: int
 
     def peak_mib(self) -> float:
-        """Return the most memory that it has ever held, loading included."""
+        """Return the peak of its resident memory, loading included."""
         found = re.search(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{self.pid}/status").read_text(), re.MULTILINE)
         if found is None:
-            raise ValueError("this system does not say how much memory a process has held")
+            raise ValueError("this system does not report the peak memory of a process")
         return int(found[1]) / 2**10
 
 
 @contextlib.contextmanager
 def server(checkpoint: Path, *, cores: Collection[int] = (), **settings: object) -> Iterator[Server]:
-    """Run the service while the context lasts; yields it once it is ready.
+    """Run the service for the duration of the context; yields it once it is ready.
 
-    cores: the only ones that it may run on, with one thread of PyTorch's on each; none: as it likes
-    settings: `CMA_CLIP_` variables
+    cores: the cores that it is restricted to, with one PyTorch thread on each; none: no restriction.
+    settings: `CMA_CLIP_` variables.
 
-    Raises `SystemExit` with the server's own status if it cannot start.
+    Raises `SystemExit` with the server's exit status if it cannot start.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -47,7 +47,7 @@ def server(checkpoint: Path, *, cores: Collection[int] = (), **settings: object)
     threads = {"OMP_NUM_THREADS": str(len(cores))} if cores else {}
     variables = {f"CMA_CLIP_{name.upper()}": str(value) for name, value in settings.items()}
     pinned = ["taskset", "--cpu-list", ",".join(map(str, cores))] if cores else []
-    process = subprocess.Popen(  # noqa: S603 - our own program
+    process = subprocess.Popen(  # noqa: S603 - this project's program
         [*pinned, sys.executable, "-c", "from service.cli import main; main()", "serve"],
         env={
             **os.environ, **threads, **variables,
@@ -61,13 +61,13 @@ def server(checkpoint: Path, *, cores: Collection[int] = (), **settings: object)
             if process.poll() is not None:
                 raise SystemExit(process.returncode)
             time.sleep(0.2)
-        yield Server(url, process.pid)  # taskset becomes what it starts
+        yield Server(url, process.pid)  # taskset replaces itself by the command
     finally:
         stop(process)
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask it to end; `subprocess.TimeoutExpired` if it then has to be killed."""
+    """Terminate the process; raises `subprocess.TimeoutExpired` if it has to be killed."""
     process.send_signal(signal.SIGTERM)
     try:
         process.wait(60)
@@ -77,6 +77,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def is_ready(url: str) -> bool:
+    """Return whether the server at `url` accepts requests."""
     try:
         return httpx.get(f"{url}/readyz", timeout=2).status_code == 200
     except httpx.TransportError:
@@ -84,8 +85,8 @@ def is_ready(url: str) -> bool:
 
 
 def resident_mib(exposition: str) -> float:
-    """Return the server's resident memory, from what its /metrics says."""
+    """Return the server's resident memory in MiB, from its /metrics."""
     for line in exposition.splitlines():
         if line.startswith("process_resident_memory_bytes "):
             return float(line.split()[1]) / 2**20
-    raise ValueError("the server does not say how much memory it holds")
+    raise ValueError("the server does not report its resident memory")

@@ -1,15 +1,15 @@
-"""Minutes of mixed load on a real server: is its memory flat, and is every request answered?
+"""Minutes of mixed load on a real server: is its memory constant, and is every request answered?
 
     python -m benchmarks.soak [--checkpoint weights/fashion] [--minutes 5] [--warm-up 2] [--assert-flat]
 
-The load is bounded: eight callers, one request after the other, to a server on a loopback port that this command
-starts and stops. Besides listings of every kind it holds what hurts: large, damaged and hostile images, words never
-seen before, bodies over the limit, callers that hang up, deadlines that cannot be met.
+The load is bounded: eight callers, each sending one request after another, to a server on a loopback port that this
+command starts and stops. Besides listings of every kind it includes difficult requests: large, damaged and hostile
+images, new words, bodies over the limit, callers that hang up, deadlines that cannot be met.
 
-Memory is the server's resident set, from its /metrics. Requests in flight move it by a hundred MiB, so each minute ends
-with a rest, long enough for the server to give back what it has freed: what it holds then is what it keeps. A straight
-line through the rests after the warm-up is the growth. The warm-up fills what is meant to fill up: kernels compiled for
-each batch size (0.8 MiB each on a CPU), remembered words, the allocator's own reserves.
+Memory is the server's resident set, from its /metrics. Requests in flight change it by a hundred MiB, so each minute
+ends with a rest, long enough for the server to return freed memory; the growth is the slope of a straight line through
+the rests after the warm-up. The warm-up fills caches that are bounded: kernels compiled for each batch size (0.8 MiB
+each on a CPU), the tokenizer's words, the allocator's reserves.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ from service.memory import EVERY_SECONDS
 CALLERS = 8
 WORDS = ("turtle", "check", "men", "navy", "blue", "shirt", "women", "red", "dress", "summer", "shoes", "watch")
 ANSWERS = {200, 413, 415, 422, 424, 499, 503, 504}
-"""Statuses that this load may cause; anything else is a bug."""
+"""Statuses that this load may cause; any other is a bug."""
 
 REST_SECONDS = 2 * EVERY_SECONDS
 LOAD_SECONDS = 60 - REST_SECONDS
 MIB_PER_MINUTE = 4.0
-"""What counts as flat: less than this, by the lower end of the slope's 95 % interval."""
+"""Memory counts as constant if the lower end of the slope's 95 % interval is below this."""
 
 
-def pictures() -> list[str]:
-    """Images good and bad, in base64: small, large, of every format, cut short, and no images at all."""
+def images() -> list[str]:
+    """Return images in base64: small and large ones of every format, truncated ones, and other bytes."""
     chance = random.Random(1)  # noqa: S311 - reproducible, not secret
     files = []
     for size in ((60, 80), (300, 400), (1200, 1600)):
@@ -63,7 +63,7 @@ def pictures() -> list[str]:
 
 
 def call(chance: random.Random, images: list[str]) -> tuple[str, dict[str, Any]]:
-    """Choose what to send: a path and httpx's arguments."""
+    """Choose a request: its path and httpx's arguments."""
     words = chance.choices(WORDS, k=chance.randint(1, 20))
     listing: dict[str, Any] = {"title": f"{' '.join(words)} {chance.randbytes(6).hex()}"}
     if chance.random() < 0.7:
@@ -86,14 +86,14 @@ def call(chance: random.Random, images: list[str]) -> tuple[str, dict[str, Any]]
 
 
 class Soak:
-    """The callers, what they were answered, and what the server held after each minute."""
+    """The callers, the answers that they got, and the server's memory after each minute."""
 
     def __init__(self, client: httpx.AsyncClient) -> None:
         self._client = client
-        self._images = pictures()
+        self._images = images()
         self._chances = [random.Random(seed) for seed in range(CALLERS)]  # noqa: S311
         self.answers: Counter[int | str] = Counter()
-        self.loaded: list[float] = []  # MiB resident just before each rest, and at the end of it
+        self.loaded: list[float] = []  # MiB resident just before each rest, and at its end
         self.rested: list[float] = []
 
     async def minute(self) -> None:
@@ -123,7 +123,7 @@ class Soak:
 
 
 async def soak(url: str, minutes: int) -> Soak:
-    """Load the server at `url` for so many minutes."""
+    """Load the server at `url` for `minutes` minutes."""
     async with httpx.AsyncClient(base_url=url, timeout=30) as client:
         found = Soak(client)
         for _ in range(minutes):
@@ -132,7 +132,7 @@ async def soak(url: str, minutes: int) -> Soak:
 
 
 def growth(memory: list[float]) -> dict[str, float]:
-    """Return the slope through `memory`, MiB at the end of each minute, with its 95 % interval."""
+    """Return the slope of `memory`, MiB at the end of each minute, with its 95 % interval."""
     line = stats.linregress(range(len(memory)), memory)
     margin = float(stats.t.ppf(0.975, len(memory) - 2)) * line.stderr
     return {"mib_per_minute": line.slope, "low": line.slope - margin, "high": line.slope + margin}
@@ -141,12 +141,12 @@ def growth(memory: list[float]) -> dict[str, float]:
 def main(
     *,
     checkpoint: Annotated[Path, typer.Option(help="checkpoint folder")] = Path("weights/fashion"),
-    minutes: Annotated[int, typer.Option(min=4, help="how long, after the warm-up")] = 5,
+    minutes: Annotated[int, typer.Option(min=4, help="duration after the warm-up")] = 5,
     warm_up: Annotated[int, typer.Option(min=0, help="minutes that are not counted")] = 2,
     assert_flat: Annotated[bool, typer.Option(help="fail if memory grows")] = False,
     out: Annotated[Path | None, typer.Option(help="write the figures as JSON")] = None,
 ) -> None:
-    """Print what was answered and what memory did; exit status 1 if a request was lost or memory grew."""
+    """Print the answers and the memory; exit status 1 if a request was lost or memory grew."""
     with server(checkpoint) as running:
         found = asyncio.run(soak(running.url, warm_up + minutes))
         answered_after = is_ready(running.url)
@@ -157,15 +157,15 @@ def main(
     Console().print(table)
     answers = {str(answer): count for answer, count in sorted(found.answers.items(), key=str)}
     print("answers:", *(f"{answer}: {count}" for answer, count in answers.items()), sep="  ")
-    print("at rest, {mib_per_minute:+.2f} MiB a minute, 95 % interval {low:+.2f} to {high:+.2f}".format(**grown))
+    print("at rest, {mib_per_minute:+.2f} MiB per minute, 95 % interval {low:+.2f} to {high:+.2f}".format(**grown))
     if out is not None:
         figures = {"warm_up_minutes": warm_up, "loaded_mib": found.loaded, "rested_mib": found.rested}
         out.write_text(json.dumps({"answers": answers, "growth": grown, **figures}, indent=1) + "\n")
     lost = set(found.answers) - ANSWERS - {"hung up"}
     if lost or not answered_after:
-        sys.exit(f"failed: unforeseen answers {lost or 'none'}; afterwards ready: {answered_after}")
+        sys.exit(f"failed: unexpected answers {lost or 'none'}; afterwards ready: {answered_after}")
     if assert_flat and grown["low"] > MIB_PER_MINUTE:
-        sys.exit(f"failed: memory grows by {grown['low']:.1f} MiB a minute or more")
+        sys.exit(f"failed: memory grows by {grown['low']:.1f} MiB per minute or more")
 
 
 if __name__ == "__main__":

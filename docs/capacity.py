@@ -34,8 +34,7 @@ CORES = 2
 """Of a replica in docker-compose.yml and in Kubernetes' CPU overlay."""
 
 NOT_MEASURED = (
-    "*Not measured yet.* `{command}` does it, on a machine with nothing else to do; `python -m docs.capacity` then "
-    "writes it here."
+    "*Not measured yet.* Run `{command}` on an idle machine, then `python -m docs.capacity` to write the figures here."
 )
 
 Figures = Mapping[str, Any]
@@ -72,14 +71,14 @@ def with_figures(page: str, capacity: Figures | None, soak: Figures | None) -> s
 def sizing(capacity: Figures) -> str:
     """Return the table of what was measured, and on what."""
     machine, rows = capacity["machine"], capacity["rows"]
-    heads = ("replica", "picture", "listings/s", "in batches", "p50, ms", "p99, ms", "MiB, warm", "loaded", "peak")
+    heads = ("replica", "image", "listings/s", "in batches", "p50, ms", "p99, ms", "MiB, warm", "loaded", "peak")
     lines = [_row(*heads), _row("---", "---", *["---:"] * (len(heads) - 2))]
     for row in rows:
         latency, memory = row["half_load"]["latency_ms"], row["memory_mib"]
         lines.append(
             _row(
                 _replica(row),
-                f"{row['picture']} ({row['picture_bytes'] / 1e3:.0f} kB)",
+                f"{row['image']} ({row['image_bytes'] / 1e3:.0f} kB)",
                 *(f"{row[load]['listings_per_second']:.1f}" for load in ("single", "batches")),
                 *(f"{latency[percentile]:.0f}" for percentile in ("p50", "p99")),
                 *(f"{memory[moment]:.0f}" for moment in ("warm", "loaded", "peak")),
@@ -95,16 +94,20 @@ def _replica(row: Figures) -> str:
 def _conditions(machine: Figures, capacity: Figures) -> str:
     return (
         f"Measured on {machine['cores']} cores of {machine['processor']} with torch {machine['torch']}, checkpoint "
-        f"`{capacity['model']}`, {capacity['seconds']:.0f} s of each load; each listing has a title and the picture. "
-        "*listings/s*: 32 callers, one listing a request; *in batches*: two callers, 32 listings a request. *p50*, "
-        "*p99*: of single requests at half of that load. *loaded*: the most after a load; *peak*: the most at any "
-        "moment, loading the checkpoint included. **No GPU was at hand: nothing here is about one.**"
+        f"`{capacity['model']}`, {capacity['seconds']:.0f} s of each load; each listing has a title and the image. "
+        "*listings/s*: 32 callers, one listing per request; *in batches*: two callers, 32 listings per request. *p50*, "
+        "*p99*: latency of single requests at half of that load. *loaded*: the maximum after a load; *peak*: the "
+        "maximum at any time, including while the checkpoint is loaded. **No GPU was available: none of these figures "
+        "is for one.**"
     )
 
 
 def _shared(rows: Sequence[Figures]) -> Iterator[str]:
     if any(not row["client_has_a_core"] for row in rows):
-        yield "Where the replica had all cores, the client ran on them too: a replica alone on as many does more."
+        yield (
+            "Where the replica used all cores, the client ran on the same ones: a replica that doesn't share its cores "
+            "is faster."
+        )
 
 
 # ── growth ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -114,10 +117,12 @@ def growth(soak: Figures) -> str:
     """Return what the memory did over minutes of mixed load."""
     slope, rested = soak["growth"], soak["rested_mib"][soak["warm_up_minutes"] :]
     return (
-        f"In a soak of {len(rested)} minutes (`python -m benchmarks.soak`: eight callers, listings of every kind, "
-        f"damaged and hostile ones too, {sum(soak['answers'].values()):,} requests) a replica held "
-        f"{max(soak['loaded_mib']):.0f} MiB at most under load, and {rested[-1]:.0f} MiB at rest in the end. At rest "
-        "it held {mib_per_minute:+.1f} MiB more each minute (95 % interval {low:+.1f} to {high:+.1f}).".format(**slope)
+        f"In a soak test of {len(rested)} minutes (`python -m benchmarks.soak`: eight callers, listings of every kind, "
+        f"including damaged and hostile ones, {sum(soak['answers'].values()):,} requests), a replica used at most "
+        f"{max(soak['loaded_mib']):.0f} MiB under load, and {rested[-1]:.0f} MiB when idle at the end. The idle "
+        "memory changed by {mib_per_minute:+.1f} MiB a minute (95 % interval {low:+.1f} to {high:+.1f}).".format(
+            **slope
+        )
     )
 
 
@@ -143,23 +148,23 @@ def plan(capacity: Figures) -> str:
         rate = row["single"]["listings_per_second"]
         numbers = [replicas(peak, rate) for peak in PEAKS]
         memory = most_memory_gib(row, Settings.model_construct())  # the defaults, whatever is set here
-        of = f"{row['picture']}, *r* = {rate:.1f}"
+        of = f"{row['image']}, *r* = {rate:.1f}"
         lines += [
             _row(f"{of}: replicas of {_replica(row)}", *(f"{number:,}" for number in numbers)),
             _row(f"{of}: cores", *(f"{number * row['cores']:,}" for number in numbers)),
-            _row(f"{of}: memory at most, GiB", *(f"{number * memory:,.0f}" for number in numbers)),
+            _row(f"{of}: maximum memory, GiB", *(f"{number * memory:,.0f}" for number in numbers)),
         ]
     said = (
-        "*r* is of single requests, from the table of [sizing](#sizing). Memory: the peak of that table, eight bodies "
-        "of `CMA_CLIP_MAX_BODY_BYTES` and an image of `CMA_CLIP_MAX_IMAGE_PIXELS` on each core. Ten thousand listings "
-        "per second are work for GPUs; how many cannot be computed from a CPU's figures: measure *r* of one with "
-        "`cma-clip bench`, and divide."
+        "*r* is the rate of single requests in the table of [Sizing](#sizing). Memory: the peak in that table, plus "
+        "eight bodies of `CMA_CLIP_MAX_BODY_BYTES` and one image of `CMA_CLIP_MAX_IMAGE_PIXELS` per core. Ten thousand "
+        "listings per second need GPUs; their number cannot be computed from CPU figures: measure *r* on one GPU with "
+        "`cma-clip bench`."
     )
     return "\n".join([*lines, "", said])
 
 
 def _planned_with(rows: Sequence[Figures]) -> list[Figures]:
-    """For each picture the row of a replica as it is deployed, or else of the largest that was measured."""
+    """For each image the row of a replica as it is deployed, or else of the largest that was measured."""
     plain = [row for row in rows if row["dtype"] == "float32"]
     cores = CORES if any(row["cores"] == CORES for row in plain) else max(row["cores"] for row in plain)
     return [row for row in plain if row["cores"] == cores]

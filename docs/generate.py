@@ -25,23 +25,23 @@ HEAD = """\
 
 # API reference
 
-JSON in, JSON out. A running service has the same as an OpenAPI document at `/openapi.json`, and as a page at `/docs`.
+JSON in, JSON out. A running service publishes the same reference as an OpenAPI document at `/openapi.json` and as a
+page at `/docs`.
 
-- **Keys.** Where API keys are configured, each request to a path under `/v1` carries one: `Authorization: Bearer KEY`
-  or `X-API-Key: KEY`.
-- **Request ids.** Each reply has the header `X-Request-ID`: the caller's own, if one was sent (up to 128 letters,
-  digits and `._~:/+=@-`), else a new one. The service's log has it too.
-- **Deadlines.** `X-Request-Timeout-Ms` says how long the caller waits. A request that cannot be answered by then is
-  refused on arrival. The service's own time-out caps it.
+- **API keys.** If API keys are configured, each request to a path under `/v1` must carry one: `Authorization: Bearer
+  KEY` or `X-API-Key: KEY`.
+- **Request IDs.** Each response has the header `X-Request-ID`: the caller's own ID, if one was sent (up to 128 letters,
+  digits and `._~:/+=@-`), or else a new one. The service's log contains it too.
+- **Deadlines.** `X-Request-Timeout-Ms` tells the service how long the caller will wait. A request that cannot be
+  answered in that time is refused on arrival. The service's own timeout is the upper limit.
 """
 
 ERRORS = """\
 ## Errors
 
-Each error is a [Problem](#problem), `application/problem+json` (RFC 9457), with a `code` that stays the same; `detail`
-is for people. With a 503, and with a 504 on arrival, the header `Retry-After` says after how many seconds another try
-makes sense. A path that doesn't exist is a 404 `not_found`, a method that a path doesn't take a 405
-`method_not_allowed`.
+Each error is a [Problem](#problem), `application/problem+json` (RFC 9457), with a stable `code`; `detail` is a message
+for people. A 503, and a 504 that is sent on arrival, has the header `Retry-After`: the number of seconds after which to
+retry. An unknown path is a 404 `not_found`; a method that a path does not support is a 405 `method_not_allowed`.
 """
 
 
@@ -70,7 +70,7 @@ def render(document: Mapping[str, Any]) -> str:
         for path, methods in document["paths"].items()
         for method, operation in methods.items()
     ]
-    lines = [HEAD, _row("", ""), _row("---", "---")]
+    lines = [HEAD, _row("operation", "description"), _row("---", "---")]
     for method, path, operation in operations:
         summary = operation["description"].split(". ")[0].removesuffix(".")
         lines.append(_row(f"[`{method} {path}`](#{_anchor(f'{method} {path}')})", _joined(summary)))
@@ -101,10 +101,10 @@ def _operation(method: str, path: str, operation: Mapping[str, Any]) -> Iterator
         needed = "" if parameter["required"] else ", optional"
         yield f"- Header `{parameter['name']}`{needed}: {_kind(parameter['schema'])}; {parameter['description']}."
     for media_type, content in operation.get("requestBody", {}).get("content", {}).items():
-        yield f"- Takes `{media_type}`: {_kind(content['schema'])}."
+        yield f"- Request body: `{media_type}`, {_kind(content['schema'])}."
     for media_type, content in operation["responses"]["200"]["content"].items():
         schema = content.get("schema")
-        yield f"- Answers 200 with `{media_type}`" + (f": {_kind(schema)}." if schema else ".")
+        yield f"- Response 200: `{media_type}`" + (f", {_kind(schema)}." if schema else ".")
     if refusals := [status for status in operation["responses"] if status != "200"]:
         yield f"- [Errors](#errors): {', '.join(refusals)}."
 
@@ -142,7 +142,7 @@ def _schema(name: str, schema: Mapping[str, Any]) -> Iterator[str]:
             yield from ("", f"{word} of {' and '.join(alternatives)} is needed.")
     # What comes in admits nothing else, and may leave things out; what goes out is always whole.
     comes_in = "additionalProperties" in schema
-    headings = ("field", "type", "if left out", "") if comes_in else ("field", "type", "")
+    headings = ("field", "type", "default", "description") if comes_in else ("field", "type", "description")
     yield from ("", _row(*headings), _row(*["---"] * len(headings)))
     for field, value in schema["properties"].items():
         left_out = [_left_out(value, needed=field in schema.get("required", ()))] if comes_in else []
@@ -151,7 +151,7 @@ def _schema(name: str, schema: Mapping[str, Any]) -> Iterator[str]:
 
 def _left_out(value: Mapping[str, Any], *, needed: bool) -> str:
     if needed:
-        return "refused"
+        return "required"
     return f"`{json.dumps(value['default'])}`" if value.get("default") is not None else ""
 
 
@@ -195,21 +195,22 @@ def _link(name: str) -> str:
 
 SHARE = "0.25"
 PANELS = {
-    "words, both": "words, of title and image",
-    "words, title alone": "words, of a title alone",
-    "parts, both": "parts, of title and image",
-    "parts, image alone": "parts, of an image alone",
-    "parts, grey, image alone": "the same, grey",
+    "words, both": "words (image and title)",
+    "words, title alone": "words (title alone)",
+    "parts, both": "parts (image and title)",
+    "parts, image alone": "parts (image alone)",
+    "parts, grey, image alone": "parts (image alone), grey",
 }
-NAMES = {"served": "**taken away, as served**", "random": "at random"}
+NAMES = {"served": "**occlusion, as served**", "left out one by one": "leave-one-out", "random": "random"}
 
 
 def with_figures(text: str, found: Mapping[str, Any]) -> str:
     """Return docs/explanations.md with the tables of what `research.faithfulness` found."""
     times = found["milliseconds"]
     said = (
-        f"{found['listings']:,} listings of {found['data']}, model `{found['model']['version']}`. *time*: cost of "
-        f"explaining one listing, in plain answers ({times['plain answer']:.0f} ms), medians of {found['timed']}."
+        f"{found['listings']:,} listings of {found['data']}, model `{found['model']['version']}`. *time*: the cost "
+        f"of explaining one listing, as a multiple of one plain prediction ({times['plain answer']:.0f} ms); median of "
+        f"{found['timed']} listings."
     )
     lines = [*_rivals(found), "", *_beside_chance(found["panels"]), "", said]
     return between(text, "faithfulness", "\n".join(lines), command="docs.generate")
@@ -229,12 +230,12 @@ def _rivals(found: Mapping[str, Any]) -> Iterator[str]:
 
 def _beside_chance(panels: Mapping[str, Any]) -> Iterator[str]:
     """What the service's first quarter costs the label, what a random one does, and the difference."""
-    yield from (_row("as served", "lost", "lost at random", "difference"), _row("---", *["---:"] * 3))
+    yield from (_row("as served", "confidence lost", "lost at random", "difference"), _row("---", *["---:"] * 3))
     for panel, name in PANELS.items():
         methods = panels[panel]["methods"]
         served, random = methods["served"][SHARE], methods["random"][SHARE]
         intervals = served["drop"], random["drop"], served["more_than_random"]
-        yield _row(name.replace("the same", "parts of an image alone"), *map(_interval, intervals))
+        yield _row(name, *map(_interval, intervals))
 
 
 def _interval(found: Mapping[str, float]) -> str:

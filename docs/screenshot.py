@@ -1,9 +1,9 @@
-"""Takes the README's picture of the playground: the shipped checkpoint served, Chromium in front of it.
+"""Takes the README's screenshot of the playground in Chromium, with the shipped checkpoint.
 
     python -m docs.screenshot [--out docs/playground.png] [--width 1040] [--scheme dark] [--attribute season]
 
-Needs what the playground's tests need: `make test-browser` installs it. The picture shows the first example, with one
-attribute's evidence: the base colour's, if nothing else is said.
+It needs what the playground's tests need: `make test-browser` installs it. The screenshot shows the first example, with
+the explanation of one attribute, the base colour by default.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from service.settings import load_settings
 
 PLAYGROUND = Path(__file__).with_name("playground.png")
 CHROMIUM = "/usr/bin/chromium"
-PATIENCE_MS = 300_000
-"""A busy machine takes its time to load the model."""
+TIMEOUT_MS = 300_000
+"""Milliseconds; a busy machine needs long to load the model."""
 MARGIN = 24
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Serve, take the picture, stop."""
+    """Serve, take the screenshot, stop."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--out", type=Path, default=PLAYGROUND)
     parser.add_argument("--checkpoint", type=Path, default=Path("weights/fashion"))
-    parser.add_argument("--width", type=int, default=1040, help="of the window, in pixels; 390 is a phone's")
+    parser.add_argument("--width", type=int, default=1040, help="of the window, in pixels; 390 for a phone")
     parser.add_argument("--scheme", choices=["light", "dark"], default="light")
-    parser.add_argument("--attribute", default="baseColour", help="whose evidence is shown")
+    parser.add_argument("--attribute", default="baseColour", help="the attribute to explain")
     options = parser.parse_args(arguments)
     with serving(options.checkpoint) as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(
             viewport={"width": options.width, "height": 1000}, color_scheme=options.scheme, reduced_motion="reduce"
         )
-        page.set_default_timeout(PATIENCE_MS)
+        page.set_default_timeout(TIMEOUT_MS)
         page.goto(url)
         take(page, options.attribute, options.out)
         browser.close()
@@ -51,9 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 @contextmanager
 def serving(checkpoint: Path) -> Iterator[str]:
-    """Serve the checkpoint on a free port of this machine alone; the model may still be loading."""
-    # Whatever else the machine does, the picture is to show an answer.
-    settings = load_settings(checkpoint=checkpoint, request_timeout_ms=PATIENCE_MS)
+    """Serve the checkpoint on a free loopback port, and yield its URL; the model may still be loading."""
+    # Even on a busy machine, the screenshot must show an answer.
+    settings = load_settings(checkpoint=checkpoint, request_timeout_ms=TIMEOUT_MS)
     server = uvicorn.Server(uvicorn.Config(create_app(settings), port=0, log_config=None))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -69,21 +69,21 @@ def serving(checkpoint: Path) -> Iterator[str]:
 
 
 def take(page: Page, attribute: str, out: Path) -> None:
-    """Click the first example, point at the attribute, and save the page down to the last one."""
-    expect(page.locator("#state")).to_have_attribute("data-state", "ready", timeout=PATIENCE_MS)
+    """Choose the first example, select the attribute, and save the page down to the last prediction."""
+    expect(page.locator("#state")).to_have_attribute("data-state", "ready", timeout=TIMEOUT_MS)
     page.locator("#examples button").first.click()
-    reading = page.locator(f"#readings > [data-attribute={attribute}]")
-    reading.locator(".head").click()
-    expect(page.locator("#readings")).to_have_attribute("aria-busy", "false", timeout=PATIENCE_MS)
+    prediction = page.locator(f"#predictions > [data-attribute={attribute}]")
+    prediction.locator(".head").click()
+    expect(page.locator("#predictions")).to_have_attribute("aria-busy", "false", timeout=TIMEOUT_MS)
     expect(page.locator("#shown.heated, .slot .shown.heated").first).to_be_attached()
     page.mouse.move(0, 0)
-    # A window as tall as the answer, at its top: else the listing sticks to where the page was scrolled to.
-    answer = page.locator("#readings").bounding_box()
-    assert answer is not None
-    bottom = answer["y"] + page.evaluate("scrollY") + answer["height"] + MARGIN
+    # Scroll to the top of a window as tall as the predictions: the sticky listing would move down otherwise.
+    predictions = page.locator("#predictions").bounding_box()
+    assert predictions is not None
+    bottom = predictions["y"] + page.evaluate("scrollY") + predictions["height"] + MARGIN
     page.set_viewport_size({"width": page.evaluate("innerWidth"), "height": round(bottom)})
     page.evaluate("scrollTo(0, 0)")
-    page.wait_for_timeout(500)  # the heat is drawn anew where the window's size has changed
+    page.wait_for_timeout(500)  # the heat map is redrawn when the window's size changes
     page.screenshot(path=out)
 
 

@@ -1,14 +1,14 @@
-"""Sends a CSV of listings to a running service, and writes the labels that it accepts to another CSV.
+"""Sends a CSV of listings to a running service and writes the accepted labels to another CSV.
 
     python examples/client.py listings.csv labels.csv --url http://localhost:8000
-    python examples/client.py listings.csv labels.csv --sync          # threads in place of coroutines
+    python examples/client.py listings.csv labels.csv --sync          # threads instead of coroutines
 
-listings.csv has the columns `id`, `title` and `image`: an http(s) URL, or a file's path relative to the CSV.
-Title or image may be empty. labels.csv has a row for each listing, in the same order: `id`, a column per
-attribute (empty where the service abstained), and `error` (empty where all went well).
+listings.csv has the columns `id`, `title` and `image`; an image is an http(s) URL, or a file path relative to the CSV.
+Either the title or the image may be empty. labels.csv has one row per listing, in the same order: `id`, one column per
+attribute (empty where the service abstained), and `error` (empty if there was none).
 
-Needs Python 3.11 and httpx, and nothing of this project: copy it, and take what you need. `classify` and
-`classify_async` are for your own code; all but sending and waiting is shared between them.
+This file needs Python 3.11 and httpx, and nothing else from this project, so you can copy and adapt it. Call `classify`
+or `classify_async` from your own code; they differ only in how they send and wait.
 """
 
 from __future__ import annotations
@@ -37,48 +37,48 @@ Row = dict[str, str]
 
 
 class RequestFailedError(Exception):
-    """A request that is not worth another try, with what the service said about it."""
+    """A request failed and must not be retried; the message says what the service answered."""
 
 
-# ── what to do about each outcome ───────────────────────────────────────────────────────────────────────────
+# ── retries ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 Outcome = httpx.Response | httpx.TransportError
 
 CONNECTION_ERRORS = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ConnectTimeout)
-"""No connection, or one that broke. To ask again is safe even if the service had begun: reading changes nothing."""
+"""No connection, or a broken one. A retry is safe even if the service had started: classifying changes nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Retry:
-    """When to ask again: after 503 and after connection errors, but never after a mistake of one's own (4xx)."""
+    """When to retry: after 503 and connection errors, but never after an error of the caller (4xx)."""
 
     attempts: int = 6
     first_wait: float = 0.5
-    """Seconds; doubled each time, and as long as the service's `Retry-After` at the least."""
+    """Seconds; doubled for each attempt, and never less than the service's `Retry-After`."""
     longest_wait: float = 60.0
-    """Seconds; a service that asks for more patience is given up."""
+    """Seconds; the request fails if the service asks for a longer wait."""
 
     def wait_after(self, attempt: int, outcome: Outcome) -> float:
-        """Return the seconds to wait after a try, the `attempt`-th, has failed.
+        """Return the seconds to wait before the next attempt; `attempt` is the number of the one that failed, from 1.
 
-        Raises `RequestFailedError` if it was the last.
+        Raises `RequestFailedError` if the request must not be retried.
         """
         asked = 0.0
         if isinstance(outcome, httpx.Response):
             if outcome.status_code != httpx.codes.SERVICE_UNAVAILABLE:
-                raise RequestFailedError(_said(outcome))
+                raise RequestFailedError(_description(outcome))
             asked = _retry_after(outcome)
         elif not isinstance(outcome, CONNECTION_ERRORS):
-            raise RequestFailedError(_said(outcome))
+            raise RequestFailedError(_description(outcome))
         if attempt >= self.attempts or asked > self.longest_wait:
-            raise RequestFailedError(f"given up after attempt {attempt}: {_said(outcome)}")
+            raise RequestFailedError(f"gave up after attempt {attempt}: {_description(outcome)}")
         doubled = min(self.longest_wait, self.first_wait * 2.0 ** (attempt - 1))
-        # At random, so that callers who were refused together do not come back together.
-        return max(asked, doubled) * random.uniform(1.0, 1.25)  # noqa: S311 - no secret
+        # Random, so that callers who were refused at the same time don't all retry at the same time.
+        return max(asked, doubled) * random.uniform(1.0, 1.25)  # noqa: S311 - not for cryptography
 
 
 def _retry_after(response: httpx.Response) -> float:
-    """Return what `Retry-After` asks for in seconds, be it a number or a date; 0 without one."""
+    """Return the value of `Retry-After` in seconds, from a number or a date; 0 if there is none."""
     value = response.headers.get("Retry-After", "")
     if value.isdecimal():
         return float(value)
@@ -88,7 +88,7 @@ def _retry_after(response: httpx.Response) -> float:
         return 0.0
 
 
-def _said(outcome: Outcome) -> str:
+def _description(outcome: Outcome) -> str:
     if not isinstance(outcome, httpx.Response):
         return f"{type(outcome).__name__}: {outcome}"
     try:
@@ -98,23 +98,23 @@ def _said(outcome: Outcome) -> str:
         return f"{outcome.status_code} {outcome.reason_phrase}"
 
 
-# ── what is sent and what comes back ────────────────────────────────────────────────────────────────────────
+# ── requests and responses ──────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is wanted of each listing, and how hard the service is pressed."""
+    """What to ask for each listing, and how much load to put on the service."""
 
     attributes: Sequence[str] | None = None
-    """None: all that the service reads."""
+    """None: all attributes."""
     target_precision: float | None = None
-    """None: the service's own."""
+    """None: the service's default."""
     batch_size: int = 16
-    """Listings a request: the service takes so many (64), and so many bytes (32 MiB), at a time."""
+    """Listings per request; the service accepts at most 64, and at most 32 MiB, by default."""
     concurrency: int = 4
-    """Requests that are under way at a time."""
+    """Requests in progress at the same time."""
     timeout_ms: int = 10_000
-    """A request's deadline. The service refuses at once what it cannot answer in time."""
+    """The deadline of a request. The service refuses at once what it cannot answer in time."""
     retry: Retry = field(default_factory=Retry)
 
 
@@ -123,10 +123,10 @@ class Listing:
     id: str
     title: str
     image: str
-    """A URL, the path of a file, or nothing."""
+    """A URL, a file path, or an empty string."""
 
     def payload(self) -> dict[str, Any]:
-        """Return the listing as the API takes it. Raises `OSError` where its file cannot be read."""
+        """Return the listing as the API expects it. Raises `OSError` if its image file cannot be read."""
         payload: dict[str, Any] = {"id": self.id}
         if self.title:
             payload["title"] = self.title
@@ -138,7 +138,7 @@ class Listing:
 
 
 class Batch:
-    """Listings that go in one request, and those that cannot be sent, with the reason."""
+    """The listings of one request; `unreadable` maps the positions of those that cannot be sent to the reason."""
 
     def __init__(self, listings: Sequence[Listing]) -> None:
         self.listings = listings
@@ -151,7 +151,7 @@ class Batch:
                 self.unreadable[position] = f"cannot read {listing.image}: {error.strerror}"
 
     def request(self, client: httpx.Client | httpx.AsyncClient, options: Options) -> httpx.Request:
-        """Return the request; its time limit is the deadline and a moment for the way there and back."""
+        """Return the request; its timeout is the deadline plus 5 s for the network."""
         body: dict[str, Any] = {"listings": self.payloads}
         if options.attributes is not None:
             body["attributes"] = list(options.attributes)
@@ -166,7 +166,7 @@ class Batch:
         )
 
     def rows(self, results: Iterable[dict[str, Any]]) -> list[Row]:
-        """Return a row for each listing, in order: its accepted labels, or its error."""
+        """Return one row per listing, in order, with its accepted labels or its error."""
         answers = iter(results)
         return [
             {"id": listing.id, "error": self.unreadable[position]}
@@ -186,15 +186,15 @@ def _columns(result: dict[str, Any]) -> Row:
 
 
 def classify(client: httpx.Client, listings: Iterable[Listing], options: Options) -> Iterator[Row]:
-    """Yield a row for each listing, in order, as the batches are answered. Raises `RequestFailedError`."""
+    """Yield one row per listing, in order, as batches are completed. Raises `RequestFailedError`."""
     with ThreadPoolExecutor(options.concurrency) as pool:
-        under_way: deque[Future[list[Row]]] = deque()
+        pending: deque[Future[list[Row]]] = deque()
         for batch in _batches(listings, options.batch_size):
-            under_way.append(pool.submit(_answer, client, batch, options))
-            if len(under_way) == options.concurrency:
-                yield from under_way.popleft().result()
-        while under_way:
-            yield from under_way.popleft().result()
+            pending.append(pool.submit(_answer, client, batch, options))
+            if len(pending) == options.concurrency:
+                yield from pending.popleft().result()
+        while pending:
+            yield from pending.popleft().result()
 
 
 def _answer(client: httpx.Client, batch: Batch, options: Options) -> list[Row]:
@@ -204,7 +204,7 @@ def _answer(client: httpx.Client, batch: Batch, options: Options) -> list[Row]:
 
 
 def send(client: httpx.Client, request: httpx.Request, retry: Retry) -> Any:
-    """Return the JSON of the answer. Raises `RequestFailedError`."""
+    """Return the JSON of the response, after retries. Raises `RequestFailedError`."""
     attempt = 0
     while True:
         attempt += 1
@@ -221,21 +221,21 @@ def send(client: httpx.Client, request: httpx.Request, retry: Retry) -> Any:
 async def classify_async(
     client: httpx.AsyncClient, listings: Iterable[Listing], options: Options
 ) -> AsyncGenerator[Row, None]:
-    """Yield a row for each listing, in order, as the batches are answered. Raises `RequestFailedError`."""
-    under_way: deque[asyncio.Task[list[Row]]] = deque()
+    """Yield one row per listing, in order, as batches are completed. Raises `RequestFailedError`."""
+    pending: deque[asyncio.Task[list[Row]]] = deque()
     try:
         for batch in _batches(listings, options.batch_size):
-            under_way.append(asyncio.create_task(_answer_async(client, batch, options)))
-            if len(under_way) == options.concurrency:
-                for row in await under_way.popleft():
+            pending.append(asyncio.create_task(_answer_async(client, batch, options)))
+            if len(pending) == options.concurrency:
+                for row in await pending.popleft():
                     yield row
-        while under_way:
-            for row in await under_way.popleft():
+        while pending:
+            for row in await pending.popleft():
                 yield row
     finally:
-        for task in under_way:
+        for task in pending:
             task.cancel()
-        await asyncio.gather(*under_way, return_exceptions=True)
+        await asyncio.gather(*pending, return_exceptions=True)
 
 
 async def _answer_async(client: httpx.AsyncClient, batch: Batch, options: Options) -> list[Row]:
@@ -245,7 +245,7 @@ async def _answer_async(client: httpx.AsyncClient, batch: Batch, options: Option
 
 
 async def send_async(client: httpx.AsyncClient, request: httpx.Request, retry: Retry) -> Any:
-    """Return the JSON of the answer. Raises `RequestFailedError`."""
+    """Return the JSON of the response, after retries. Raises `RequestFailedError`."""
     attempt = 0
     while True:
         attempt += 1
@@ -260,8 +260,8 @@ async def send_async(client: httpx.AsyncClient, request: httpx.Request, retry: R
 
 
 def _batches(listings: Iterable[Listing], size: int) -> Iterator[Batch]:
-    left = iter(listings)
-    while batch := list(islice(left, size)):
+    remaining = iter(listings)
+    while batch := list(islice(remaining, size)):
         yield Batch(batch)
 
 
@@ -269,14 +269,14 @@ def _batches(listings: Iterable[Listing], size: int) -> Iterator[Batch]:
 
 
 def read_listings(path: Path) -> Iterator[Listing]:
-    """Yield the listings of a CSV with the columns `id`, `title` and `image`; title or image may be left out.
+    """Yield the listings of a CSV with the columns `id`, `title` and `image`; one of the last two may be missing.
 
-    Raises `OSError` or `ValueError` where there is no such CSV.
+    Raises `OSError` if the file cannot be read, `ValueError` if it has no column `id`.
     """
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         if "id" not in (reader.fieldnames or ()):
-            raise ValueError(f"{path} has no column called id")
+            raise ValueError(f"{path} has no column named id")
         for row in reader:
             image = (row.get("image") or "").strip()
             if image and not image.startswith(("http://", "https://")):
@@ -285,7 +285,7 @@ def read_listings(path: Path) -> Iterator[Listing]:
 
 
 class LabelWriter:
-    """Writes rows to a CSV as they come, and counts them."""
+    """Writes rows to a CSV one by one, and counts them."""
 
     def __init__(self, file: TextIO, attributes: Iterable[str]) -> None:
         self.rows = self.labels = self.errors = 0
@@ -306,31 +306,31 @@ class LabelWriter:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Label a CSV; exit status 1 if the service could not be brought to answer."""
-    given = _parser().parse_args(arguments)
+    """Label a CSV; returns exit status 1 if a request or a file failed."""
+    parsed = _parser().parse_args(arguments)
     options = Options(
-        attributes=given.attribute,
-        target_precision=given.target_precision,
-        batch_size=given.batch_size,
-        concurrency=given.concurrency,
-        timeout_ms=given.timeout_ms,
+        attributes=parsed.attribute,
+        target_precision=parsed.target_precision,
+        batch_size=parsed.batch_size,
+        concurrency=parsed.concurrency,
+        timeout_ms=parsed.timeout_ms,
     )
-    headers = {"Authorization": f"Bearer {given.api_key}"} if given.api_key else {}
-    connection: dict[str, Any] = {"base_url": given.url, "headers": headers}
+    headers = {"Authorization": f"Bearer {parsed.api_key}"} if parsed.api_key else {}
+    connection: dict[str, Any] = {"base_url": parsed.url, "headers": headers}
     try:
         with httpx.Client(**connection) as client:
             attributes = options.attributes or _attributes(client, options.retry)
-            with given.out.open("w", newline="", encoding="utf-8") as file:
+            with parsed.out.open("w", newline="", encoding="utf-8") as file:
                 writer = LabelWriter(file, attributes)
-                if given.sync:
-                    for row in classify(client, read_listings(given.listings), options):
+                if parsed.sync:
+                    for row in classify(client, read_listings(parsed.listings), options):
                         writer.write(row)
                 else:
-                    asyncio.run(_label_async(connection, given.listings, options, writer))
+                    asyncio.run(_label_async(connection, parsed.listings, options, writer))
     except (RequestFailedError, OSError, ValueError, httpx.InvalidURL) as error:
         print(f"client: {error}", file=sys.stderr)
         return 1
-    print(f"{given.out}: {writer}", file=sys.stderr)
+    print(f"{parsed.out}: {writer}", file=sys.stderr)
     return 0
 
 
@@ -350,18 +350,24 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("listings", type=Path, help="CSV with the columns id, title and image")
     parser.add_argument("out", type=Path, help="CSV to write the accepted labels to")
-    parser.add_argument("--url", default="http://127.0.0.1:8000", help="the service (%(default)s)")
-    parser.add_argument("--attribute", action="append", help="only this one; may be repeated")
-    parser.add_argument("--target-precision", type=float, help="such as 0.95; default: the service's own")
-    parser.add_argument("--batch-size", type=int, default=Options.batch_size, help="listings a request (%(default)s)")
-    parser.add_argument("--concurrency", type=int, default=Options.concurrency, help="requests at a time (%(default)s)")
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="URL of the service (default: %(default)s)")
+    parser.add_argument("--attribute", action="append", help="predict only this attribute; may be repeated")
+    parser.add_argument("--target-precision", type=float, help="for example 0.95 (default: the service's own)")
     parser.add_argument(
-        "--timeout-ms", type=int, default=Options.timeout_ms, help="deadline of a request (%(default)s)"
+        "--batch-size", type=int, default=Options.batch_size, help="listings per request (default: %(default)s)"
     )
     parser.add_argument(
-        "--api-key", default=os.environ.get("CMA_CLIP_API_KEY"), help="default: the variable CMA_CLIP_API_KEY"
+        "--concurrency", type=int, default=Options.concurrency, help="requests at the same time (default: %(default)s)"
     )
-    parser.add_argument("--sync", action="store_true", help="threads in place of coroutines")
+    parser.add_argument(
+        "--timeout-ms", type=int, default=Options.timeout_ms, help="deadline of a request (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--api-key",
+        default=os.environ.get("CMA_CLIP_API_KEY"),
+        help="default: the environment variable CMA_CLIP_API_KEY",
+    )
+    parser.add_argument("--sync", action="store_true", help="use threads instead of coroutines")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Draws the product pictures of `examples/images` and the playground: made for this repository, free to use."""
+"""Draws the product images of `examples/images` and the playground, made for this repository and free to use."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def dress(cloth: str, dark: str) -> Image.Image:
 
 
 def shoe(upper: str, sole: str, accent: str) -> Image.Image:
-    """A sports shoe from the side."""
+    """A sports shoe, seen from the side."""
     image, pen = _canvas()
     outline = [(22, 210), (20, 168), (34, 128), (62, 132), (84, 140), (128, 164), (178, 182), (212, 192), (222, 212)]
     pen.polygon(_scaled(outline), fill=upper)
@@ -86,19 +86,19 @@ def watch(strap: str, case: str, face: str) -> Image.Image:
 
 
 def main() -> None:
-    """Write every picture."""
+    """Write every image."""
     root = Path(__file__).parents[1]
     folders = (root / "examples/images", root / "service/static/examples")  # the service ships its own copies
-    pictures = {
+    images = {
         "navy-shirt": shirt("#1f2f5c", "#18264c", "#31437a"),
         "red-dress": dress("#b3202c", "#8c1720"),
         "black-shoe": shoe("#202024", "#f2f2f2", "#c8232c"),
         "brown-watch": watch("#6b4226", "#c9ccd1", "#20242c"),
     }
-    for name, picture in pictures.items():
+    for name, image in images.items():
         for folder in folders:
             folder.mkdir(exist_ok=True)
-            picture.save(folder / f"{name}.jpg", quality=90)
+            image.save(folder / f"{name}.jpg", quality=90)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 ModelError
 ├── ConfigError        a setting, a flag, a TOML file or a config.json is wrong
+│   └── UncalibratedTargetError  the checkpoint is not calibrated for the target precision that was asked for
 ├── CatalogueError     a catalogue's table or images cannot be used
 ├── CheckpointError    a checkpoint folder is incomplete, damaged or put together from different trainings
 └── TrainingError      training cannot go on (a non-finite loss, …)
@@ -16,6 +17,10 @@ class ModelError(Exception):
 
 class ConfigError(ModelError):
     """A setting, a flag, a TOML file or a config.json is wrong."""
+
+
+class UncalibratedTargetError(ConfigError):
+    """The checkpoint is not calibrated for the target precision that was asked for."""
 
 
 class CatalogueError(ModelError):

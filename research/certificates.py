@@ -1,10 +1,10 @@
-"""Do the certified thresholds keep their promise? Repeated calibration over random splits of held-out scores.
+"""Do the certified thresholds keep their promise? Repeated calibration on random splits of held-out scores.
 
     python -m research.certificates scores.npz [--splits 500] [--per-label] [--json FILE]
 
-The scores are those of `cma-clip evaluate --scores FILE`: answers on listings that the model has never seen.
-Each split puts half of the titles on one side and half on the other (listings that share a title stay
-together, as in a catalogue's own parts), certifies on the one and measures on the other.
+The scores are those of `cma-clip evaluate --scores FILE`: predictions on listings that the model was not trained on.
+Each split puts each title on one of two sides at random (listings that share a title stay together, as in a
+catalogue's own parts), certifies on one side and measures on the other.
 """
 
 from __future__ import annotations
@@ -12,42 +12,44 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from model.errors import ModelError
 from model.evaluation.calibrate import TARGET_PRECISIONS
 from model.evaluation.heldout import Answers, ScoresBySituation, load_scores
 from model.evaluation.scores import operating_point, oracle_point
+from model.progress import progress_bar
 from model.trust.binomial import binomial_tail
 from model.trust.calibration import AttributeCalibration
 from model.trust.certificates import GRID, certify, certify_labels, effective_counts, significance_level
 
+Item = TypeVar("Item")
+
 DELTA = 0.05
 WAYS = ("certified", "naive", "unadjusted")
-"""Of choosing a threshold (`Trial`)."""
+"""Ways of choosing a threshold (`Trial`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What one way of choosing a threshold came to, as shares of the splits or of the listings."""
+    """The outcome of one way of choosing a threshold, as shares of the splits or of the listings."""
 
     certified: float
-    """Splits in which there was a threshold."""
+    """Splits with a threshold."""
     broken: float
     """Splits in which the precision on the test side was below the target: the promise is at most 0.05."""
     coverage: float
     """Mean coverage on the test side, 0 where there was no threshold."""
     lost: float
-    """Mean coverage lost against the oracle threshold: the best there is for all the listings together."""
+    """Mean coverage lost against the oracle threshold: the best one for all the listings together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +57,8 @@ class Trial:
     """One attribute at one target in one situation: certified thresholds beside two others that promise less.
 
     naive: the smallest threshold whose empirical precision on the calibration side reaches the target.
-    unadjusted: the smallest whose own test passes, as if no other had been looked at. What it costs is the price of
-    the sample's size alone, below which no way of choosing among the thresholds can go.
+    unadjusted: the smallest threshold whose own test passes, not corrected for multiple testing. Its cost is due to
+    the size of the sample alone: no valid way of choosing among the thresholds can cost less.
     """
 
     situation: str
@@ -116,13 +118,12 @@ def _unadjusted(
 
 @dataclass(frozen=True, kw_only=True)
 class LabelTrial:
-    """One attribute at one target in one situation, each label with a threshold of its own where it has one.
+    """One attribute at one target in one situation, with a threshold for each label that can be certified.
 
-    labels: those that were certified in one split at least. kept: those of them whose precision on the test side was
-    below the target in at most 0.05 of the splits; worst_broken: the share of the splits for the label where that went
-    wrong most often. broken: that share over all labels and splits that had a threshold.
-    attribute_broken: splits in which the precision of the whole attribute, the labels that fall back included, was
-    below the target. coverage: its mean coverage.
+    labels: those that were certified in at least one split. kept: those of them whose precision on the test side was
+    below the target in at most 0.05 of the splits. worst_broken: the largest share of such splits of any label.
+    broken: their share over all labels and splits with a threshold. attribute_broken: splits in which the precision of
+    the whole attribute, including labels that use its threshold, was below the target. coverage: its mean coverage.
     """
 
     situation: str
@@ -151,9 +152,9 @@ def label_trials(scores: ScoresBySituation, *, splits: int, seed: int = 0) -> It
 
 @dataclass(frozen=True, kw_only=True)
 class JointOutcome:
-    """What certifying all attributes came to.
+    """The outcome of certifying all attributes.
 
-    broken: splits in which the precision of one of them at least was below the target. lost: the mean coverage lost
+    broken: splits in which the precision of at least one of them was below the target. lost: the mean coverage lost
     against their oracle thresholds.
     """
 
@@ -163,7 +164,7 @@ class JointOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class JointTrial:
-    """All attributes at one target in one situation: each keeps its promise by itself, or all of them do together.
+    """All attributes at one target in one situation: certified one by one, or all together.
 
     The latter is what `cma-clip calibrate --together` does.
     """
@@ -235,7 +236,7 @@ def joint_summary(results: Sequence[JointTrial]) -> str:
                 ("certified together", [trial.together for trial in chosen]),
             )
         )
-        lines.append(f"at {100 * target:g} %, one attribute at least breaks its promise: {'; '.join(ways)}")
+        lines.append(f"at {100 * target:g} %, at least one attribute breaks its promise: {'; '.join(ways)}")
     return "\n".join(lines)
 
 
@@ -262,10 +263,9 @@ def _label_trial(
     certified, broken = np.zeros(size), np.zeros(size)
     attribute_broken, coverages = 0, []
     for side, each in zip(sides, calibrated, strict=True):
-        thresholds = [each.threshold(target, str(label)) for label in range(size)]
-        floors = np.array([np.inf if threshold is None else threshold for threshold in thresholds])
+        minimum = each.minimum_confidence(target, [str(label) for label in range(size)])
         predicted, correct = answers.predicted[~side], answers.correct[~side]
-        accepted = answers.confidence[~side] >= floors[predicted]
+        accepted = answers.confidence[~side] >= minimum[predicted]
         own = [label for label in range(size) if each.labels.get(str(label), {}).get(target) is not None]
         right_of, accepted_of = (
             np.bincount(predicted[rows], minlength=size) for rows in (accepted & correct, accepted)
@@ -353,15 +353,15 @@ def summary(results: Sequence[Trial]) -> str:
         lines.append(
             f"at {100 * target:g} %: promise kept in {kept} of {len(chosen)} cases (worst: {worst:.1f} % of "
             f"splits break it), by naive thresholds in {naive}; mean coverage lost {lost:.1f} points, of "
-            f"which {least:.1f} are for the size of the sample alone: what the smallest threshold costs whose own test "
-            f"passes, unadjusted for the choice (promise kept in {unadjusted})"
+            f"which {least:.1f} are due to the size of the sample alone: the cost of the smallest threshold whose own "
+            f"test passes, not corrected for multiple testing (promise kept in {unadjusted})"
         )
     return "\n".join(lines)
 
 
 def label_table(results: Sequence[LabelTrial], splits: int) -> Table:
     """Return the trials of labels as a table for the terminal, shares in %."""
-    shown = Table(title=f"{splits} random halves: each label with a threshold of its own")
+    shown = Table(title=f"{splits} random halves: each label with its own threshold")
     for heading in ("situation", "attribute", "target"):
         shown.add_column(heading)
     for heading in ("labels", "promise kept", "broken, mean", "broken, worst", "attribute broken", "coverage"):
@@ -393,7 +393,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("scores", type=Path, help=".npz file of held-out scores")
     parser.add_argument("--splits", type=int, default=500, help="random splits")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--per-label", action="store_true", help="also each label with a threshold of its own")
+    parser.add_argument("--per-label", action="store_true", help="also each label with its own threshold")
     parser.add_argument("--json", type=Path, help="also write the trials here")
     options = parser.parse_args(arguments)
     console = Console()
@@ -402,37 +402,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModelError as error:
         console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         return 2
+    chance = {"splits": options.splits, "seed": options.seed}
     total = len(TARGET_PRECISIONS) * sum(map(len, scores.values()))
-    running = trials(scores, splits=options.splits, seed=options.seed)
-    results = list(track(running, "splitting", total=total, console=Console(stderr=True)))
+    results = _shown(trials(scores, **chance), "splitting", total)
     console.print(table(results, options.splits))
     console.print(summary(results), highlight=False)
-    running_jointly = joint_trials(scores, splits=options.splits, seed=options.seed)
-    jointly = list(
-        track(
-            running_jointly,
-            "splitting, together",
-            total=len(TARGET_PRECISIONS) * len(scores),
-            console=Console(stderr=True),
-        )
-    )
+    jointly = _shown(joint_trials(scores, **chance), "splitting, together", len(TARGET_PRECISIONS) * len(scores))
     console.print(joint_summary(jointly), highlight=False)
     by_label: list[LabelTrial] = []
     if options.per_label:
-        running_labels = label_trials(scores, splits=options.splits, seed=options.seed)
-        by_label = list(track(running_labels, "splitting, by label", total=total, console=Console(stderr=True)))
+        by_label = _shown(label_trials(scores, **chance), "splitting, by label", total)
         console.print(label_table(by_label, options.splits))
         console.print(label_summary(by_label), highlight=False)
     if options.json:
         document = {
-            "splits": options.splits,
-            "seed": options.seed,
+            **chance,
             "trials": [asdict(trial) for trial in results],
             "joint_trials": [asdict(trial) for trial in jointly],
             "label_trials": [asdict(trial) for trial in by_label],
         }
         options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     return 0
+
+
+def _shown(items: Iterable[Item], description: str, total: int) -> list[Item]:
+    """Collect `items` behind a progress bar on standard error."""
+    with progress_bar(Console(stderr=True)) as progress:
+        return list(progress.track(items, total=total, description=description))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""Do explanations mean something? The deletion test, for what the service says and for what it could have said.
+"""Are explanations faithful? The deletion test, for the service's explanations and for alternatives to them.
 
     python -m research.faithfulness [--checkpoint weights/fashion] [--listings 300] [--json FILE]
 
-On test listings, the words (the parts of the picture) that an explanation gives the greatest weight are taken away,
-and as many random ones instead: if the weights mean something, the confidence of the predicted label falls further.
-A word is taken away by leaving it out of the title. A part of the picture is covered with what pictures are padded
-with, white here, since that is what stands behind a product; a grey square would be an object of its own. Since the
-service's own weights come from covering with white, grey is measured too.
+On test listings, the words (the parts of the image) to which an explanation gives the greatest weight are removed, and,
+for comparison, as many random ones: if an explanation is faithful, the confidence of the predicted label falls further.
+A word is removed from the title. A part of the image is covered with the colour that images are padded with, here
+white, since that is the background of products; a grey square would look like an object. Since the service computes its
+weights by covering with white, grey is measured too.
 
-The explanations to compare are in `research/saliency.py`. Shapes: T attributes, N parts of the picture, W words.
+The explanations to compare are in `research/saliency.py`. Shapes: T attributes, N parts of the image, W words.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from model.catalogue.listings import Catalogue
@@ -38,11 +37,13 @@ from model.catalogue.splits import Part
 from model.errors import ModelError
 from model.inference.predictor import Predictor
 from model.inputs.decode import decode_image
+from model.progress import progress_bar
 from research.saliency import METHODS, Listing, Method, Question, Weights, questions
 
+FASHION = Path(__file__).parents[1] / "benchmarks" / "fashion.toml"
 SHARES = (0.1, 0.25)
-"""Of the words or parts, how many are taken away: one at least, and never all. Of half a picture little is left to say,
-whichever half it is."""
+"""Shares of the words or parts that are removed: at least one, never all. Without half of an image any label is
+uncertain, whichever half it is."""
 RANDOM_DRAWS = 5
 GREY = 128
 PANELS: Mapping[str, tuple[str, str, int | None]] = {
@@ -52,29 +53,29 @@ PANELS: Mapping[str, tuple[str, str, int | None]] = {
     "parts, image alone": ("image alone", "parts", None),
     "parts, grey, image alone": ("image alone", "parts", GREY),
 }
-"""What is taken away, of which situation, and what it is covered with if not with what pictures are padded with."""
+"""Situation, what is removed, and the grey level that covers it, None for the padding's."""
 TIMED = 10
-"""Listings on which the methods are timed, each from scratch."""
+"""Number of listings on which the methods are timed, each without cached results."""
 Z = 1.96
-"""Intervals are of 95 %, by the normal approximation over listings."""
+"""Intervals are at 95 %, by the normal approximation over listings."""
 
 Drops = dict[tuple[str, float, str], list[NDArray[np.float64]]]
-"""By panel, share and method: for each listing what confidence loses, `[T]`."""
+"""By panel, share and method: the loss of confidence of each listing, `[T]`."""
 Choice = tuple[float, str, int, tuple[int, ...]]
-"""Share, method, attribute, and which words or parts go."""
+"""Share, method, attribute, and the words or parts to remove."""
 
 
 @dataclass
 class DeletionTest:
-    """Takes away what each method gives the greatest weight, and random words and parts, listing by listing."""
+    """Removes the words and parts with the greatest weights by each method, and random ones, listing by listing."""
 
     methods: Mapping[str, Method]
     generator: np.random.Generator
     drops: Drops = field(default_factory=lambda: defaultdict(list))
 
     def ask(self, situations: Mapping[str, Question]) -> None:
-        """Note what a listing's labels lose in each panel, by the same random draws in all of them."""
-        said = {
+        """Record the confidence that a listing's labels lose in each panel, with the same random draws in all."""
+        weights_of = {
             name: {each: method(question) for each, method in self.methods.items()}
             for name, question in situations.items()
         }
@@ -82,7 +83,7 @@ class DeletionTest:
         draws = {what: [self.generator.permutation(size) for _ in range(RANDOM_DRAWS)] for what, size in sizes.items()}
         for panel, (situation, what, cover) in PANELS.items():
             if situation in situations and what in draws:
-                weights = {name: _of(each, what) for name, each in said[situation].items()}
+                weights = {name: _of(each, what) for name, each in weights_of[situation].items()}
                 self._delete(panel, situations[situation], list(_choices(weights, draws[what])), what, cover)
 
     def _delete(self, panel: str, question: Question, choices: Sequence[Choice], what: str, cover: int | None) -> None:
@@ -102,12 +103,12 @@ def _of(weights: Weights, what: str) -> NDArray[np.float64]:
     return found
 
 
-def _choices(said: Mapping[str, NDArray[np.float64]], draws: Sequence[NDArray[np.int64]]) -> Iterator[Choice]:
-    """Yield for each share, method and attribute (its weights `[T, size]`) what to take away, and each random draw."""
+def _choices(weights_of: Mapping[str, NDArray[np.float64]], draws: Sequence[NDArray[np.int64]]) -> Iterator[Choice]:
+    """Yield what to remove for each share, method (its weights `[T, size]`) and attribute, and for each random draw."""
     for share in SHARES:
         size = len(draws[0])
         count = min(max(1, round(share * size)), size - 1)
-        for name, weights in said.items():
+        for name, weights in weights_of.items():
             for t, each in enumerate(weights):
                 # Equal weights, as of everything at or below zero, are taken in random order.
                 order = np.lexsort((draws[0], -each.clip(min=0)))
@@ -118,10 +119,10 @@ def _choices(said: Mapping[str, NDArray[np.float64]], draws: Sequence[NDArray[np
 
 
 def milliseconds(predictor: Predictor, listings: Sequence[tuple[str, Image.Image]]) -> dict[str, float]:
-    """Return the median time of a plain answer, and of each method's weights, from a title and a decoded picture on.
+    """Return the median time of a plain answer, and of each method's weights, from a title and a decoded image.
 
-    Nothing is kept from one to the next: it's what a listing alone costs. On a CPU it's the processor's time, of all
-    threads together, so that it's the same whatever else the machine does.
+    Nothing is cached from one to the next: it is the cost of a single listing. On a CPU it is the processor's time of
+    all threads together, so that it does not depend on what else the machine does.
     """
     clock = time.process_time if predictor.device.type == "cpu" else time.perf_counter
     seconds: dict[str, list[float]] = defaultdict(list)
@@ -146,13 +147,13 @@ class Interval:
 
     @classmethod
     def of(cls, values: NDArray[np.float64]) -> Interval:
-        """Of independent values `[n]`, shares of 1."""
+        """Return the interval of the mean of independent values `[n]`, shares of 1."""
         mean, margin = 100 * values.mean(), 100 * Z * values.std(ddof=1) / np.sqrt(len(values))
         return cls(*(round(float(value), 2) for value in (mean, mean - margin, mean + margin)))
 
 
 def summary(drops: Drops, attributes: Sequence[str]) -> dict[str, Any]:
-    """Return by panel, method and share what confidence loses, and how much more that is than at random."""
+    """Return the loss of confidence by panel, method and share, and its difference from random removal."""
     panels: dict[str, Any] = {}
     for (panel, share, method), found in drops.items():
         losses, random = np.stack(found), np.stack(drops[panel, share, "random"])
@@ -173,11 +174,11 @@ def tables(panels: Mapping[str, Any], milliseconds: Mapping[str, float]) -> Iter
     """Yield a table per panel: the mean drop over the attributes, in points, by method and share."""
     for panel, found in panels.items():
         table = Table(title=f"{panel}: points of confidence lost, {found['listings']} listings", title_justify="left")
-        table.add_column("taken away by")
+        table.add_column("removed by")
         for share in SHARES:
             table.add_column(f"{100 * share:g} %", justify="right")
-            table.add_column("than at random", justify="right")
-        table.add_column("ms a listing", justify="right")
+            table.add_column("more than random", justify="right")
+        table.add_column("ms per listing", justify="right")
         rows = found["methods"].items()
         for method, shares in sorted(rows, key=lambda row: -sum(each["drop"]["mean"] for each in row[1].values())):
             cells = [_cell(each.get(key)) for each in shares.values() for key in ("drop", "more_than_random")]
@@ -192,15 +193,16 @@ def _cell(interval: Mapping[str, float] | None) -> str:
 def measure(
     predictor: Predictor, catalogue: Catalogue, *, listings: int, seed: int, console: Console
 ) -> dict[str, Any]:
-    """Run the test on that many listings of the test part, chosen at random; return the document."""
+    """Run the test on `listings` listings of the test part, chosen at random; return the document."""
     predictor.network.requires_grad_(False)
     generator = np.random.default_rng(seed)
     whole = [each for each in catalogue.part(Part.TEST) if each.title and each.image]
     chosen = [whole[at] for at in generator.permutation(len(whole))[:listings]]
     test = DeletionTest(METHODS, generator)
     times = milliseconds(predictor, [_opened(catalogue, each) for each in chosen[:TIMED]])
-    for listing in track(chosen, "deleting", console=console):
-        test.ask(questions(predictor, *_opened(catalogue, listing)))
+    with progress_bar(console) as progress:
+        for listing in progress.track(chosen, description="deleting"):
+            test.ask(questions(predictor, *_opened(catalogue, listing)))
     return {
         "data": f"the test part of {catalogue.report.table}",
         "model": {"name": predictor.info.name, "version": predictor.info.version},
@@ -221,21 +223,21 @@ def _opened(catalogue: Catalogue, listing: Row) -> tuple[str, Image.Image]:
 
 
 def _document(found: Mapping[str, Any]) -> str:
-    """Return JSON with each interval on a line of its own."""
+    """Return JSON with each interval on one line."""
     return re.sub(r"\{[^{}]*\}", lambda inner: " ".join(inner[0].split()), json.dumps(found, indent=1)) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the test and print it; exit status 2 where the checkpoint or the catalogue cannot be used."""
+    """Run the test and print it; exit status 2 if the checkpoint or the catalogue cannot be used."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, default=Path("weights/fashion"))
-    parser.add_argument("--catalogue", type=Path, default=Path(__file__).with_name("fashion.toml"))
-    parser.add_argument("--listings", type=int, default=300, help="of the test part, two at least")
+    parser.add_argument("--catalogue", type=Path, default=FASHION)
+    parser.add_argument("--listings", type=int, default=300, help="number of listings of the test part, at least two")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args(arguments)
     if options.listings < 2:
-        parser.error("an interval takes two listings at least")
+        parser.error("an interval needs at least two listings")
     console = Console()
     try:
         predictor = Predictor.load(options.checkpoint, dtype="float32")

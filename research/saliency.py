@@ -1,13 +1,13 @@
-"""What one could say that an answer rests on: the service's own explanation, and its rivals, for one listing.
+"""Explanations of one listing's labels: the service's, and the alternatives that it is compared with.
 
-`research/faithfulness.py` puts them to the test, for which a listing is asked thousands of times. So each picture and
-each title goes through its tower once, whichever method or situation wants it: when words go, the picture's tokens stay
-what they are, and the other way round. What is left to do for each combination is the fusion.
+`research/faithfulness.py` tests them, for which a listing is predicted in thousands of variants. So each variant of the
+image and of the title is encoded only once, whichever method or situation needs it: without some words, the image's
+tokens are the same, and vice versa. Only the fusion is computed for each combination.
 
-Rollout (Abnar & Zuidema, arXiv:2005.00928) is no method of its own here: of one fusion block, as `weights/fashion` has,
-it puts words and parts in the order that attention does.
+Attention rollout (Abnar & Zuidema, arXiv:2005.00928) is not a separate method here: with a single fusion block, as in
+`weights/fashion`, it ranks words and parts as attention does.
 
-Shapes: T attributes, N parts of the picture, W words, R variants of a listing, S tokens, H heads, K steps.
+Shapes: T attributes, N parts of the image, W words, R variants of a listing, S tokens, H heads, K steps.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ from model.inference.predictor import VARIANTS_AT_ONCE, Predictor
 from model.inputs.tokenizer import pad_tokens
 from model.network.towers import TokenSequence
 from model.trust.calibration import softmax
+from research.attention_maps import forward_with_attention
 
 Parts = tuple[int, tuple[int, ...]]
-"""A picture's state: what is it covered with, and where."""
+"""A variant of the image: the grey level that covers parts of it, and which."""
 Tokens = tuple[int, ...]
-"""A title's state, with start and end."""
+"""A variant of the title: its tokens with start and end."""
 State = TypeVar("State", Parts, Tokens)
 Some = TypeVar("Some")
 
@@ -41,12 +42,12 @@ Some = TypeVar("Some")
 class Variant(NamedTuple):
     """A listing with parts covered or words left out; None for an absent modality."""
 
-    picture: Parts | None
+    image: Parts | None
     title: Tokens | None
 
 
 class Listing:
-    """A listing with image and title, and what the towers made of its variants so far."""
+    """A listing with image and title, and the towers' outputs for its variants so far."""
 
     def __init__(self, predictor: Predictor, title: str, image: Image.Image) -> None:
         self.predictor = predictor
@@ -55,27 +56,27 @@ class Listing:
         assert self.item.title is not None
         self.title = TitleVariants(self.item.title)
         grid, self.fill = predictor.network.backbone.image.grid, predictor.transform.config.fill
-        self.picture = ImageVariants(self.item.pixels, grid, self.fill)
-        self._pictures: dict[Parts, TokenSequence] = {}
+        self.image = ImageVariants(self.item.pixels, grid, self.fill)
+        self._images: dict[Parts, TokenSequence] = {}
         self._titles: dict[Tokens, TokenSequence] = {}
 
-    @torch.no_grad()  # and not in inference mode, since gradients may start at what comes out
+    @torch.no_grad()  # not inference mode, since gradients may be taken at the outputs
     def logits(self, variants: Sequence[Variant]) -> tuple[NDArray[np.float32], ...]:
         """Return logits per attribute `[R, C_t]` of variants that all have the same modalities."""
-        self._encode(self._pictures, (each.picture for each in variants), self._encode_pictures)
+        self._encode(self._images, (each.image for each in variants), self._encode_images)
         self._encode(self._titles, (each.title for each in variants), self._encode_titles)
         found = []
         for some in _in_turn(variants):
-            image = _rows([self._pictures[each.picture] for each in some if each.picture is not None])
+            image = _rows([self._images[each.image] for each in some if each.image is not None])
             text = _rows([self._titles[each.title] for each in some if each.title is not None])
             found.append(self.predictor.network(image, text).logits)
         return tuple(torch.cat(scores).cpu().numpy() for scores in zip(*found, strict=True))
 
     def encoded(self, variant: Variant) -> tuple[TokenSequence | None, TokenSequence | None]:
-        """Return what the towers made of the picture and the title, one row each."""
+        """Return the towers' outputs for the image and the title, one row each."""
         self.logits([variant])
         return (
-            self._pictures[variant.picture] if variant.picture is not None else None,
+            self._images[variant.image] if variant.image is not None else None,
             self._titles[variant.title] if variant.title is not None else None,
         )
 
@@ -85,32 +86,32 @@ class Listing:
         wanted: Iterable[State | None],
         encode: Callable[[Sequence[State]], TokenSequence],
     ) -> None:
-        """Take into `known` what of `wanted` isn't there."""
+        """Add to `known` those of `wanted` that it lacks."""
         new = dict.fromkeys(each for each in wanted if each is not None and each not in known)
         for states in _in_turn(list(new)):
             rows = encode(states)
             for at, state in enumerate(states):
                 known[state] = rows.select(torch.tensor([at], device=rows.mask.device))
 
-    def _encode_pictures(self, states: Sequence[Parts]) -> TokenSequence:
-        pictures = np.stack([replace(self.picture, fill=cover).covered(parts) for cover, parts in states])
-        normalised = self.predictor.transform.normalise(torch.from_numpy(pictures).to(self.predictor.device))
+    def _encode_images(self, states: Sequence[Parts]) -> TokenSequence:
+        pixels = np.stack([replace(self.image, fill=cover).covered(parts) for cover, parts in states])
+        normalised = self.predictor.transform.normalise(torch.from_numpy(pixels).to(self.predictor.device))
         return self.predictor.network.backbone.encode_image(normalised)
 
     def _encode_titles(self, states: Sequence[Tokens]) -> TokenSequence:
-        # No variant is longer than the whole title: all are padded to its length, so that any can be fused together.
+        # No variant is longer than the whole title: all are padded to its length, so that any of them can be batched.
         tokens = pad_tokens([np.array(state) for state in states], len(self.title.title.tokens))
         return self.predictor.network.backbone.encode_text(tokens.to(self.predictor.device))
 
 
 def _in_turn(those: Sequence[Some]) -> Iterator[Sequence[Some]]:
-    """Yield as many at a time as the network is given."""
+    """Yield as many at a time as the network is given at once."""
     for first in range(0, len(those), VARIANTS_AT_ONCE):
         yield those[first : first + VARIANTS_AT_ONCE]
 
 
 def _rows(sequences: Sequence[TokenSequence]) -> TokenSequence | None:
-    """Put single rows together; None where there are none."""
+    """Concatenate single rows; None if there are none."""
     if not sequences:
         return None
     columns = zip(*((each.embeddings, each.mask, each.pooled) for each in sequences), strict=True)
@@ -118,7 +119,7 @@ def _rows(sequences: Sequence[TokenSequence]) -> TokenSequence | None:
 
 
 class Question:
-    """A listing in one situation, the labels `[T]` that it was given there, and what it takes to ask again."""
+    """A listing in one situation, with its predicted labels `[T]`, to be predicted again in variants."""
 
     def __init__(self, listing: Listing, *, image: bool, title: bool) -> None:
         self.listing, self.predictor = listing, listing.predictor
@@ -132,18 +133,18 @@ class Question:
 
     @property
     def size(self) -> dict[str, int]:
-        """How many words and parts there are to take away."""
+        """How many words and parts there are to remove."""
         words = len(self.item.title.words) if self.item.title else 0
-        return {"words": words, "parts": self.listing.picture.count - 1 if self.whole.picture else 0}
+        return {"words": words, "parts": self.listing.image.count - 1 if self.whole.image else 0}
 
     def without(self, what: str, gone: Sequence[int], cover: int | None = None) -> Variant:
-        """Return the listing without these words, or with these parts covered, as pictures are padded if not said."""
+        """Return the listing without these words, or with these parts covered, by the padding's colour by default."""
         if what == "words":
             return self.whole._replace(title=self._tokens(gone))
-        return self.whole._replace(picture=(self.listing.fill if cover is None else cover, tuple(gone)))
+        return self.whole._replace(image=(self.listing.fill if cover is None else cover, tuple(gone)))
 
     def _tokens(self, gone: Sequence[int]) -> Tokens:
-        """Tokens of the title as a caller would send it without these words: what was beyond the context moves up."""
+        """Return the tokens of the title without these words; words beyond the context move up, as in a request."""
         words = self.listing.title.title.words
         left = self.predictor.tokenize(" ".join(word for at, word in enumerate(words) if at not in gone))
         return tuple(left.tokens.tolist())
@@ -167,7 +168,7 @@ class Question:
 
 
 def questions(predictor: Predictor, title: str, image: Image.Image) -> dict[str, Question]:
-    """Return a listing with both modalities, by its title alone and by its image alone."""
+    """Return a listing's questions with both modalities, with its title alone and with its image alone."""
     listing = Listing(predictor, title, image)
     return {
         "both": Question(listing, image=True, title=True),
@@ -181,21 +182,21 @@ def questions(predictor: Predictor, title: str, image: Image.Image) -> dict[str,
 
 @dataclass(frozen=True)
 class Weights:
-    """What one method says of one listing; greater is more, below zero is none. None for an absent modality."""
+    """One method's weights for one listing; weights below zero count as zero. None for an absent modality."""
 
     parts: NDArray[np.float64] | None
     """`[T, N]`"""
     words: NDArray[np.float64] | None
-    """`[T, W]`, of all the title's words"""
+    """`[T, W]`, for all words of the title"""
 
 
 def served(question: Question) -> Weights:
-    """What the service answers (`model/inference/explain.py`)."""
+    """The service's explanation (`model/inference/explain.py`)."""
     listing, parts, words = question.listing, None, None
     if question.item.pixels is not None and question.item.frame is not None:
         covered = [question.without("parts", [part]) for part in range(question.size["parts"])]
         odds, frame = question.odds([question.whole, *covered]), question.item.frame
-        parts = np.array([np.ravel(listing.picture.explain(each, frame).weights) for each in odds.T])
+        parts = np.array([np.ravel(listing.image.explain(each, frame).weights) for each in odds.T])
     if question.item.title is not None:
         titles = [question.whole._replace(title=tuple(tokens.tolist())) for tokens in listing.title.tokens]
         explained = [listing.title.explain(each) for each in question.odds(titles).T]
@@ -204,7 +205,7 @@ def served(question: Question) -> Weights:
 
 
 def left_out(question: Question) -> Weights:
-    """What confidence loses without each word or part alone."""
+    """The loss of confidence without each single word or part."""
     whole = question.confidences([question.whole])
     losses: dict[str, NDArray[np.float64] | None] = {"parts": None, "words": None}
     for what, size in question.size.items():
@@ -216,14 +217,14 @@ def left_out(question: Question) -> Weights:
 
 
 def attention(question: Question) -> Weights:
-    """The last fusion block's attention of the aggregated tokens, weighted by the attribute's modality attention."""
+    """The last fusion block's attention at the pooled tokens, weighted by the attribute's modality attention."""
     run = Run.of(question)
     last = run.attentions[-1].detach().mean(dim=1)[0]
     return run.weights([last] * len(question.labels))
 
 
 def gradient_weighted_attention(question: Question) -> Weights:
-    """The same, followed through the blocks where it raises the label's log-odds (Chefer et al., arXiv:2103.15679)."""
+    """Attention through all blocks where it raises the label's log-odds (Chefer et al., arXiv:2103.15679)."""
     run = Run.of(question)
     relevances = []
     for gradients in run.gradients(run.attentions):
@@ -236,10 +237,7 @@ def gradient_weighted_attention(question: Question) -> Weights:
 
 
 def integrated_gradients(question: Question) -> Weights:
-    """Gradients at pixels and word embeddings, averaged over four steps on the way from nothing, times the distance.
-
-    (Sundararajan et al., arXiv:1703.01365.)
-    """
+    """Integrated gradients (Sundararajan et al., arXiv:1703.01365) at pixels and word embeddings, with four steps."""
     return Run.along(question, (0.125, 0.375, 0.625, 0.875)).integrated()
 
 
@@ -253,51 +251,51 @@ METHODS: Mapping[str, Method] = {
 }
 
 
-class Way:
-    """`points` `[K, …]` at `steps` from nothing (0) to the whole of an input (1), `distance` `[1, …]` away."""
+class Path:
+    """The straight line from a baseline (0) to an input (1): `points` `[K, …]` at `steps`, `distance` `[1, …]`."""
 
-    def __init__(self, nothing: Tensor, whole: Tensor, steps: Sequence[float]) -> None:
-        self.distance = whole - nothing
+    def __init__(self, baseline: Tensor, whole: Tensor, steps: Sequence[float]) -> None:
+        self.distance = whole - baseline
         share = torch.tensor(steps, device=whole.device).view(-1, *[1] * (whole.ndim - 1))
-        self.points = (nothing + share * self.distance).detach().requires_grad_()
+        self.points = (baseline + share * self.distance).detach().requires_grad_()
 
 
 class Run:
-    """The network's answer to a listing with gradients: from what the towers made of it, or along `ways` to it."""
+    """The network's output for a listing, with gradients: at the towers' outputs, or along `paths` to its inputs."""
 
     def __init__(
-        self, question: Question, image: TokenSequence | None, text: TokenSequence | None, ways: Sequence[Way] = ()
+        self, question: Question, image: TokenSequence | None, text: TokenSequence | None, paths: Sequence[Path] = ()
     ) -> None:
-        self.question, self.ways = question, ways
-        output = question.predictor.network(image, text, with_weights=True)
-        self.logits, self.attentions = output.logits, output.sequence_attention
+        self.question, self.paths = question, paths
+        output, self.attentions = forward_with_attention(question.predictor.network, image, text)
+        self.logits = output.logits
         self.modalities = output.modality_attention[0].detach().cpu().numpy()
         self.title_length = text.mask.shape[1] if text else 0
 
     @classmethod
     def of(cls, question: Question) -> Run:
-        """Start at the towers' tokens, which are known."""
+        """Run from the towers' outputs, which are cached."""
         encoded = question.listing.encoded(question.whole)
         image, text = (each and replace(each, embeddings=each.embeddings.clone().requires_grad_()) for each in encoded)
         return cls(question, image, text)
 
     @classmethod
     def along(cls, question: Question, steps: Sequence[float]) -> Run:
-        """Start at pixels and word embeddings on the way from nothing: a covered picture, average words."""
+        """Run from pixels and word embeddings along the path from a baseline: a covered image, average words."""
         listing, backbone, device = question.listing, question.predictor.network.backbone, question.predictor.device
         image = text = None
-        ways: list[Way] = []
+        paths: list[Path] = []
         if question.item.pixels is not None:
-            covered = listing.picture.covered(range(question.size["parts"]))
-            ends = torch.from_numpy(np.stack([covered, listing.picture.pixels])).to(device)
+            covered = listing.image.covered(range(question.size["parts"]))
+            ends = torch.from_numpy(np.stack([covered, listing.image.pixels])).to(device)
             normalised = question.predictor.transform.normalise(ends)
-            ways.append(Way(normalised[:1], normalised[1:], steps))
-            image = backbone.encode_image(ways[-1].points)
+            paths.append(Path(normalised[:1], normalised[1:], steps))
+            image = backbone.encode_image(paths[-1].points)
         if question.item.title is not None:
             tokens = torch.from_numpy(question.item.title.tokens).to(device).expand(len(steps), -1)
-            with _embeddings(backbone.text.text.token_embedding, steps, ways):
+            with _embeddings(backbone.text.text.token_embedding, steps, paths):
                 text = backbone.encode_text(tokens)
-        return cls(question, image, text, ways)
+        return cls(question, image, text, paths)
 
     def gradients(self, of: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
         """Yield each attribute's gradients of its label's log-odds, summed over the steps."""
@@ -307,23 +305,23 @@ class Run:
             yield torch.autograd.grad(odds, of, retain_graph=True)
 
     def integrated(self) -> Weights:
-        """Gradients averaged over the steps, times the whole distance."""
+        """Return the gradients averaged over the steps, times the distance."""
         parts, words = [], []
-        picture = self.question.listing.picture
-        for gradients in self.gradients([way.points for way in self.ways]):
+        image = self.question.listing.image
+        for gradients in self.gradients([path.points for path in self.paths]):
             relevances = [
-                (gradient.mean(dim=0) * way.distance[0]).cpu().double().numpy()
-                for gradient, way in zip(gradients, self.ways, strict=True)
+                (gradient.mean(dim=0) * path.distance[0]).cpu().double().numpy()
+                for gradient, path in zip(gradients, self.paths, strict=True)
             ]
             if self.question.item.pixels is not None:
                 pixels = relevances.pop(0)
-                parts.append([pixels[picture.place(part)].sum() for part in range(picture.count - 1)])
+                parts.append([pixels[image.place(part)].sum() for part in range(image.count - 1)])
             if relevances:
                 words.append(self._of_words(relevances[0].sum(axis=1)))
         return Weights(np.array(parts) if parts else None, np.array(words) if words else None)
 
     def weights(self, relevances: Sequence[Tensor]) -> Weights:
-        """Read attributes' relevances `[S, S]` at the aggregated tokens, weighted by the modality attention."""
+        """Return the weights from attributes' relevances `[S, S]` at the pooled tokens, by the modality attention."""
         parts, words = [], []
         for relevance, (image, text) in zip(relevances, self.modalities, strict=True):
             rows = relevance.cpu().double().numpy()
@@ -344,23 +342,23 @@ class Run:
         return of_words
 
     def _of_parts(self, of_patches: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Add up the patches of each part; where there are few, they are the parts."""
-        picture = self.question.listing.picture
-        (rows, columns), (part_rows, part_columns) = picture.grid, picture.parts
+        """Sum the patches of each part; where there are few patches, each is a part."""
+        image = self.question.listing.image
+        (rows, columns), (part_rows, part_columns) = image.grid, image.parts
         row, column = np.divmod(np.arange(rows * columns), columns)
         part = (2 * row + 1) * part_rows // (2 * rows) * part_columns + (2 * column + 1) * part_columns // (2 * columns)
         return np.asarray(np.bincount(part, of_patches, minlength=part_rows * part_columns), dtype=np.float64)
 
 
 @contextmanager
-def _embeddings(table: nn.Module, steps: Sequence[float], ways: list[Way]) -> Iterator[None]:
-    """Let the text tower read embeddings on the way from the average word; start and end stay what they are."""
+def _embeddings(table: nn.Module, steps: Sequence[float], paths: list[Path]) -> Iterator[None]:
+    """Give the text tower embeddings along the path from the average word; start and end are unchanged."""
 
     def replace_output(module: Any, inputs: Any, output: Tensor) -> Tensor:
-        nothing = output[:1].clone()
-        nothing[:, 1:-1] = module.weight.mean(dim=0)
-        ways.append(Way(nothing, output[:1], steps))
-        return ways[-1].points
+        baseline = output[:1].clone()
+        baseline[:, 1:-1] = module.weight.mean(dim=0)
+        paths.append(Path(baseline, output[:1], steps))
+        return paths[-1].points
 
     handle = table.register_forward_hook(replace_output)
     try:

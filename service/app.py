@@ -9,26 +9,30 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from model.inference.predictions import Predictor
-from service.engine import Engine, Load
-from service.errors import ServiceError, as_service_error, problem_response
-from service.http import openapi, pages, routes
+from model.inference.predictions import ListingPredictor
+from service.errors import ServiceError
+from service.http import auth, dependencies, pages, routes
+from service.http.body import keep_forms_in_memory
 from service.http.middleware import Observed, record_of
+from service.http.problems import as_service_error, problem_response
+from service.lifecycle import Lifecycle, Load
+from service.observability.metrics import Metrics
+from service.pipeline.decode import configure_pillow
 from service.pipeline.fetch import Gate
+from service.pipeline.pipeline import Pipeline
 from service.settings import Settings, load_settings
 
 DESCRIPTION = (
-    "Reads product attributes off a listing's image and title, each with a calibrated confidence, whether "
+    "Predicts product attributes from a listing's image and title, each with a calibrated confidence, whether "
     "the label meets a target precision, and how much image and text weighed."
 )
 
 
-def load_predictor(settings: Settings) -> Predictor:
-    """Load the configured checkpoint. Imported here, since torch takes seconds that tests and --help need not wait."""
-    from model.inference.predictor import Predictor as TorchPredictor  # noqa: PLC0415
+def load_predictor(settings: Settings) -> ListingPredictor:
+    """Load the configured checkpoint; torch is imported only here, since that takes seconds."""
+    from model.inference.predictor import Predictor  # noqa: PLC0415
 
-    predictor: Predictor = TorchPredictor.load(settings.checkpoint, device=settings.device, dtype=settings.dtype)
-    return predictor
+    return Predictor.load(settings.checkpoint, device=settings.device, dtype=settings.dtype)
 
 
 def create_app(settings: Settings | None = None, load: Load = load_predictor, *, gate: Gate | None = None) -> FastAPI:
@@ -36,15 +40,19 @@ def create_app(settings: Settings | None = None, load: Load = load_predictor, *,
 
     The model is loaded once the event loop runs; until then `/healthz` says 200 and `/readyz` 503.
     """
-    engine = Engine(settings or load_settings(), load, gate=gate)
+    configure_pillow()
+    keep_forms_in_memory()
+    settings = settings or load_settings()
+    pipeline = Pipeline(settings, Metrics(), gate=gate)
+    lifecycle = Lifecycle(settings, pipeline, load)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        engine.start()
+        lifecycle.start()
         try:
             yield
         finally:
-            await engine.stop()
+            await lifecycle.stop()
 
     app = FastAPI(
         title="CMA-CLIP attribute service",
@@ -55,23 +63,24 @@ def create_app(settings: Settings | None = None, load: Load = load_predictor, *,
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.engine = engine
+    dependencies.provide(app, lifecycle, pipeline)
     for router in (routes.json_routes, routes.form_routes, routes.model_routes):
-        app.include_router(router, dependencies=openapi.KEYS if engine.settings.api_keys else [])
+        app.include_router(router, dependencies=auth.KEY_SCHEMES if settings.api_keys else [])
     app.include_router(routes.open_routes)
     pages.add_to(app)
     for error_class in (ServiceError, RequestValidationError, HTTPException):
         app.add_exception_handler(error_class, _answer_with_problem)
-    app.add_middleware(Observed, metrics=engine.metrics)
+    app.add_middleware(Observed, metrics=pipeline.metrics.requests)
     return app
 
 
 async def _answer_with_problem(request: Request, error: Exception) -> Response:
     failure = as_service_error(error)
-    record_of(request).code = failure.code
-    engine: Engine = request.app.state.engine
-    engine.metrics.rejected(failure.code)
-    response = problem_response(failure, record_of(request).id)
+    record = record_of(request)
+    record.code = failure.code
+    pipeline = await dependencies.get_pipeline(request)
+    pipeline.metrics.requests.rejected(failure.code)
+    response = problem_response(failure, record.id)
     if isinstance(error, HTTPException) and error.headers:
         response.headers.update(error.headers)  # Allow, with 405
     return response

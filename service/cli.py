@@ -1,6 +1,6 @@
-"""The console script. Each command imports what it needs when it runs, so that `--help` comes at once.
+"""The console script. Each command imports what it needs when it runs, so that `--help` is fast.
 
-A user's mistake is one line on standard error and exit status 2, never a traceback.
+A user's mistake is reported in one line on standard error with exit status 2, never as a traceback.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from service.commands import evaluation, label, training
 from service.settings import PREFIX, Settings, load_settings
 
 TRAINING_MODULES = ("matplotlib", "pyarrow", "scipy", "tensorboard")
-"""What serving does not need and the extra `train` installs."""
+"""Installed by the extra `train`; serving does not need them."""
 
 app = typer.Typer(
     name="cma-clip",
-    help="Reads product attributes off images and titles, with certified precision.",
+    help="Predicts product attributes from images and titles, with certified precision.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command, which takes `settings`, a flag for each of them."""
+    """Turn a command that takes `settings` into one with a flag for each setting."""
 
     def with_settings(**flags: Any) -> None:
         given = {name: flags.pop(name) for name in Settings.model_fields}
@@ -81,15 +81,16 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
 def serve(settings: Settings) -> None:
     """Serve a checkpoint over HTTP.
 
-    Each setting is a flag, or else an environment variable (CMA_CLIP_ and its name in capitals), or else its default.
+    Each setting comes from its flag, else from the environment variable CMA_CLIP_ and its name in capitals, else from
+    its default.
     """
-    from service.app import load_predictor  # noqa: PLC0415
+    from service.app import create_app, load_predictor  # noqa: PLC0415
     from service.http import server  # noqa: PLC0415
     from service.observability import logs  # noqa: PLC0415
 
     print(_in_use(settings), file=sys.stderr, flush=True)
     logs.configure(settings.log_format)
-    failure = server.serve(settings, load_predictor)
+    failure = server.serve(create_app(settings, load_predictor), settings)
     if isinstance(failure, ModelError):
         raise failure
     if failure is not None:
@@ -97,7 +98,7 @@ def serve(settings: Settings) -> None:
 
 
 def _in_use(settings: Settings) -> str:
-    """One line a setting; of the keys only how many there are."""
+    """One line per setting; of the keys only their number."""
     shown = {name: value for name, value in settings if name != "api_keys"}
     shown["api_keys"] = f"{len(settings.api_keys)} configured" if settings.api_keys else "none: open to all"
     return "\n".join(
@@ -115,15 +116,15 @@ def predict(  # noqa: PLR0917 - typer passes by name
     top_k: Annotated[int, typer.Option(min=1, help="candidates per attribute")] = 3,
     explain: Annotated[bool, typer.Option("--explain", help="tint the title's words by weight")] = False,
     heat_map: Annotated[
-        Path | None, typer.Option(help="write a PNG of where on the image they looked", show_default=False)
+        Path | None, typer.Option(help="write a PNG of what in the image each label is based on", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print what the service would answer")] = False,
 ) -> None:
-    """Read one listing: an image, a title, or both."""
-    from service.commands.predict import draw, read_one  # noqa: PLC0415
+    """Predict one listing's attributes from an image, a title, or both."""
+    from service.commands.predict import draw, predict_one  # noqa: PLC0415
 
     settings = load_settings(checkpoint=checkpoint, target_precision=target_precision)
-    reply = read_one(settings, image=image, title=title, top_k=top_k, explain=explain, heat_map_file=heat_map)
+    reply = predict_one(settings, image=image, title=title, top_k=top_k, explain=explain, heat_map_file=heat_map)
     if as_json:
         print(json.dumps(reply.model_dump(mode="json", exclude_unset=True), ensure_ascii=False, indent=2))
     else:
@@ -145,7 +146,7 @@ def bench(  # noqa: PLR0917 - typer passes by name
     timeout_ms: Annotated[int | None, typer.Option(min=1, help="deadline of each", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print figures as JSON")] = False,
 ) -> None:
-    """Put load on a running service: statuses, throughput and latency percentiles."""
+    """Load a running service; print statuses, throughput and latency percentiles."""
     from service.commands.bench import Load, draw, run  # noqa: PLC0415
 
     if image is None and title is None:

@@ -1,8 +1,8 @@
-"""Gives freed memory back to the system.
+"""Returns freed memory to the operating system.
 
-glibc keeps what large images and bodies leave behind for later use, in an arena per thread: under a mixed load some
-100 MiB of nothing within minutes, which looks like a leak and counts against a container's limit. Asking for it every
-few seconds costs milliseconds, and makes the resident set say what is in use.
+glibc keeps freed memory for later use, in an arena per thread: under a mixed load of images and bodies some 100 MiB
+within minutes, which looks like a leak and counts against a container's limit. Returning it every few seconds takes
+milliseconds, and keeps the resident set close to what is in use.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ EVERY_SECONDS = 10.0
 
 
 async def trim_now_and_then() -> None:
-    """Trim for as long as the task lives; where the C library has no such call, return at once."""
+    """Trim for as long as the task runs; return at once where the C library has no such call."""
     try:
         trim = ctypes.CDLL(None).malloc_trim
     except (OSError, AttributeError):

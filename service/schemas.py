@@ -1,4 +1,4 @@
-"""What requests and replies look like: strict in what comes in, complete in what goes out."""
+"""The types of requests and replies: requests are checked strictly, replies are complete."""
 
 from __future__ import annotations
 
@@ -12,31 +12,30 @@ from pydantic.json_schema import SkipJsonSchema
 
 from model.inference import predictions
 from service.errors import InvalidRequest
-from service.pipeline.fetch import MAX_URL_LENGTH
 
 MAX_TITLE = 4096
 MAX_ID = 256
+MAX_URL_LENGTH = 2048
 MAX_NAMES = 1000
-"""Attributes that may be asked for by name."""
+"""Attributes that a request may name."""
 MAX_MEMBERS = 32
-"""Members of an object, more than any here knows: pydantic would name each unknown one, which takes time if there are
-many."""
+"""Members of an object, more than any type here has: pydantic would report each unknown one, which is slow for many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Given:
-    """A listing as it came in, whichever way; in order as far as its shape goes."""
+class ListingInput:
+    """A listing as it was sent, by whichever route; its shape is valid, its image has not been looked at."""
 
     id: str | None
     title: str | None
-    """None where missing or blank: no words are no modality."""
+    """None where missing or blank: a title without words is treated as missing."""
     image: bytes | str | None
     """The encoded image file, or the same in base64."""
     url: str | None
 
     @classmethod
     def of(cls, *, id: str | None, title: str | None, image: bytes | str | None = None, url: str | None = None) -> Self:
-        """Raises `ValueError` where there is neither a title nor an image."""
+        """Raises `ValueError` if there is neither a title nor an image."""
         title = title.strip() or None if title else None
         if title is None and image is None and url is None:
             raise ValueError("a listing needs a title or an image")
@@ -44,13 +43,13 @@ class Given:
 
 
 class Request(BaseModel):
-    """No coercion, no unknown fields: a typing mistake is named, not passed over."""
+    """No coercion, no unknown fields: a typing mistake is reported, not ignored."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def check_members(value: object) -> None:
-    """Raise `InvalidRequest` for an object with too many members, or one whose `image` has too many."""
+    """Raise `InvalidRequest` if an object, or its `image`, has too many members."""
     if isinstance(value, dict):
         if len(value) > MAX_MEMBERS:
             raise InvalidRequest(f"an object has {len(value)} members; none here has more than {MAX_MEMBERS}")
@@ -87,12 +86,13 @@ class Listing(Request):
 
     @model_validator(mode="after")
     def _title_or_image(self) -> Self:
-        self.given()
+        self.to_input()
         return self
 
-    def given(self) -> Given:
+    def to_input(self) -> ListingInput:
+        """Raises `ValueError` if there is neither a title nor an image."""
         image = self.image or ImageSource.model_construct()
-        return Given.of(id=self.id, title=self.title, image=image.base64, url=image.url)
+        return ListingInput.of(id=self.id, title=self.title, image=image.base64, url=image.url)
 
 
 class Options(Request):
@@ -117,8 +117,8 @@ class ClassifyRequest(Listing, Options):
 class BatchRequest(Options):
     """Many listings and what is wanted of all of them."""
 
-    # Not checked here but one by one by the route, so that a bad listing fails alone, and not before they
-    # have been counted, so that a million of them cost nothing.
+    # The route checks them one by one, so that a bad listing fails alone, and only after counting them, so that
+    # a million of them cost nothing.
     listings: list[SkipValidation[Listing]] = Field(min_length=1)
 
 
@@ -138,7 +138,7 @@ class UploadForm(BaseModel):
     @property
     def options(self) -> Options:
         """The options, lists split at their commas."""
-        names = [name.strip() for given in self.attributes or () for name in given.split(",")]
+        names = [name.strip() for value in self.attributes or () for name in value.split(",")]
         return Options(
             attributes=[name for name in names if name] or None,
             target_precision=self.target_precision,
@@ -164,9 +164,9 @@ class ModalityAttention(Reply):
 
 
 class Frame(Reply):
-    """Which part of the picture the grid covers, its edges as shares of the picture's width and height.
+    """Which part of the image the grid covers, its edges as shares of the image's width and height.
 
-    From 0 to 1 is the picture as it was sent. Below 0 and above 1 the model saw padding; a frame within 0 and 1 is a
+    From 0 to 1 is the image as it was sent. Below 0 and above 1 the model saw padding; a frame within 0 and 1 is a
     crop, and nothing outside it was seen.
     """
 
@@ -221,18 +221,18 @@ class AttributeReply(Reply):
     explanation: Explanation | SkipJsonSchema[None] = Field(None, description="only where `explain` was asked for")
 
     @classmethod
-    def of(cls, reading: predictions.AttributePrediction) -> Self:
-        """Put a reading into words; the explanation is left unset, and so out of the reply, where there is none."""
+    def of(cls, prediction: predictions.AttributePrediction) -> Self:
+        """Return an attribute's reply; `explanation` is left unset, and so out of the reply, where there is none."""
         fields: dict[str, Any] = {
-            "label": reading.label,
-            "confidence": reading.confidence,
-            "accepted": reading.accepted,
-            "threshold": reading.threshold,
-            "target_precision": reading.target_precision,
-            "candidates": [Candidate(label=c.label, confidence=c.confidence) for c in reading.candidates],
-            "modality_attention": ModalityAttention(**reading.modality_attention),
+            "label": prediction.label,
+            "confidence": prediction.confidence,
+            "accepted": prediction.accepted,
+            "threshold": prediction.threshold,
+            "target_precision": prediction.target_precision,
+            "candidates": [Candidate(label=c.label, confidence=c.confidence) for c in prediction.candidates],
+            "modality_attention": ModalityAttention(**prediction.modality_attention),
         }
-        if (found := reading.explanation) is not None:
+        if (found := prediction.explanation) is not None:
             fields["explanation"] = Explanation.of(found)
         return cls(**fields)
 
@@ -254,7 +254,7 @@ class ClassifyReply(Reply):
         return cls(
             id=id,
             model=ModelName(name=info.name, version=info.version),
-            attributes={name: AttributeReply.of(reading) for name, reading in answers.items()},
+            attributes={name: AttributeReply.of(prediction) for name, prediction in answers.items()},
         )
 
 

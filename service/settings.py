@@ -14,7 +14,7 @@ PREFIX = "CMA_CLIP_"
 
 
 def _split(value: Any) -> Any:
-    """Read `a, b` as a list, since that is how people write lists in environment variables."""
+    """Split `a, b` into a list: in environment variables, lists are written like that."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
@@ -28,49 +28,51 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class Settings(BaseSettings):
-    """What can be set; each field `x` is the variable `CMA_CLIP_X`."""
+    """The settings; each field `x` is the variable `CMA_CLIP_X`."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid")
 
-    checkpoint: Path = Field(Path("weights/fashion"), description="folder of the checkpoint to serve")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, …; auto takes the GPU where there is one")
-    dtype: str = Field("auto", description="auto, float32, bfloat16 or float16")
-    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
-    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    max_batch_size: int = Field(32, ge=1, le=1024, description="listings in one forward pass")
-    max_queue: Count = Field(512, description="listings admitted and not yet answered")
-    max_wait_ms: float = Field(0, ge=0, le=1000, description="how long an idle device waits for company; 0: not at all")
-    request_timeout_ms: int = Field(10_000, ge=1, description="a request's time; caps the caller's own")
-    max_body_bytes: Count = Field(32 * 2**20, description="request body")
-    max_image_bytes: Count = Field(10 * 2**20, description="one image, encoded")
-    max_image_pixels: Count = Field(50_000_000, description="one image, decoded")
-    max_listings: Count = Field(64, description="listings in one batch request")
-    target_precision: float = Field(0.95, gt=0, lt=1, description="where the caller names none")
+    checkpoint: Path = Field(default=Path("weights/fashion"), description="folder of the checkpoint to serve")
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, …; auto takes the GPU where there is one")
+    dtype: str = Field(default="auto", description="auto, float32, bfloat16 or float16")
+    host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
+    port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    max_batch_size: int = Field(default=32, ge=1, le=1024, description="listings in one forward pass")
+    max_queue: Count = Field(default=512, description="listings admitted and not yet answered")
+    max_wait_ms: float = Field(
+        default=0, ge=0, le=1000, description="how long an idle device waits for more; 0: not at all"
+    )
+    request_timeout_ms: int = Field(default=10_000, ge=1, description="a request's time; caps the caller's own")
+    max_body_bytes: Count = Field(default=32 * 2**20, description="request body")
+    max_image_bytes: Count = Field(default=10 * 2**20, description="one image, encoded")
+    max_image_pixels: Count = Field(default=50_000_000, description="one image, decoded")
+    max_listings: Count = Field(default=64, description="listings in one batch request")
+    target_precision: float = Field(default=0.95, gt=0, lt=1, description="for requests that name none")
     api_keys: Annotated[tuple[SecretStr, ...], *CommaSeparated] = Field(
-        (), description="comma-separated; any of them opens; none: open to all"
+        default=(), description="comma-separated; each gives access; none: open to all"
     )
     image_hosts: Annotated[tuple[HostPattern, ...], *CommaSeparated] = Field(
-        (), description="comma-separated hosts images may come from (.example.com: and below); none: all"
+        default=(), description="comma-separated hosts images may come from (.example.com: and below); none: all"
     )
     allow_private_image_hosts: bool = Field(
-        False, description="let image URLs lead into private networks and to this machine"
+        default=False, description="let image URLs lead into private networks and to this machine"
     )
-    drain_seconds: float = Field(20, ge=0, le=86_400, description="longest time from SIGTERM to the end")
-    log_format: Literal["json", "text"] = Field("json", description="json or text")
+    drain_seconds: float = Field(default=20, ge=0, le=86_400, description="longest time from SIGTERM to the end")
+    log_format: Literal["json", "text"] = Field(default="json", description="json or text")
 
     @property
     def max_inflight_bytes(self) -> int:
-        """Bodies and fetched images in memory at once, over all requests: eight of the largest bodies."""
+        """Bytes of bodies and fetched images in memory at once, over all requests: eight of the largest bodies."""
         return 8 * self.max_body_bytes
 
     @property
     def listings_limit(self) -> int:
-        """Listings in one request: more than the whole queue could never be admitted."""
+        """Listings in one request: never more than the whole queue, since they are admitted together."""
         return min(self.max_listings, self.max_queue)
 
 
 def load_settings(**flags: Any) -> Settings:
-    """Read the settings; a flag that is None has not been given.
+    """Load the settings; a flag that is None was not given.
 
     Raises `ConfigError`, in one line, naming the variable and what is wrong with it.
     """

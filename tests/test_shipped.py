@@ -107,9 +107,10 @@ def test_modalities_did_not_collapse(metrics: dict[str, Any]) -> None:
 def test_the_example_of_the_readme(predictor: Predictor) -> None:
     image = Image.open(ROOT / "examples" / "images" / "navy-shirt.jpg").convert("RGB")
     prepared = predictor.prepare("Turtle Check Men Navy Blue Shirt", image)
-    reading = predictor.predict(predictor.collate([prepared]))[0].read("baseColour", target_precision=0.95, top_k=2)
-    assert reading.label == "Navy Blue"
-    assert f"{reading.confidence:.3f}" in (ROOT / "README.md").read_text()
+    (prediction,) = predictor.predict(predictor.collate([prepared]))
+    colour = prediction.attribute("baseColour", target_precision=0.95, top_k=2)
+    assert colour.label == "Navy Blue"
+    assert f"{colour.confidence:.3f}" in (ROOT / "README.md").read_text()
 
 
 def leaves(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:

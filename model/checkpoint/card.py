@@ -1,19 +1,16 @@
-"""The model card: README.md of a checkpoint. Its results are written from metrics.json, its prose by hand."""
+"""The model card: README.md of a checkpoint. Its results are written by `cma-clip evaluate`, its prose by hand."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from model.checkpoint.folder import Checkpoint, write_text
-from model.evaluation.evaluate import model_card_tables
 
 BEGIN, END = "<!-- results: written by cma-clip evaluate -->", "<!-- end of results -->"
 
 TEMPLATE = """# {name}
 
-Reads {attributes} off a product's image, its title, or both, by CMA-CLIP (arXiv:2112.03562).
+Predicts {attributes} from a product's image, its title, or both, by CMA-CLIP (arXiv:2112.03562).
 
 ## Data
 
@@ -32,7 +29,7 @@ Backbone `{backbone}`, by `cma-clip train`; every setting, and what the training
 ## Limits
 
 Thresholds are certified for listings like those they were calibrated on: another assortment, other titles or other
-pictures want a calibration of their own. Say here what else the model should not be used for.
+images need a calibration of their own. Say here what else the model should not be used for.
 
 ## Licence
 
@@ -40,8 +37,8 @@ Say here under which licence the weights, and the data, may be used.
 """
 
 
-def update_card(checkpoint: Checkpoint, metrics: Mapping[str, Any]) -> Path:
-    """Put the figures of `metrics` between the card's markers; a card that is not there yet is begun.
+def update_card(checkpoint: Checkpoint, results: str) -> Path:
+    """Put `results`, in Markdown, between the card's markers, below the version; begin the card where there is none.
 
     Text outside the markers is left as it is; a card without markers gets its results at the end.
     """
@@ -62,6 +59,5 @@ def update_card(checkpoint: Checkpoint, metrics: Mapping[str, Any]) -> Path:
     _, end, after = rest.partition(END)
     if not begin or not end:
         before, after = f"{text.rstrip()}\n\n## Results\n\n", "\n"
-    results = f"Version `{checkpoint.version}`. {model_card_tables(metrics)}"
-    write_text(path, f"{before}{BEGIN}\n\n{results}\n{END}{after}")
+    write_text(path, f"{before}{BEGIN}\n\nVersion `{checkpoint.version}`. {results}\n{END}{after}")
     return path

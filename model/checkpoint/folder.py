@@ -1,4 +1,4 @@
-"""The checkpoint folder: everything needed to serve, written at once and checked when read. Never pickle.
+"""The checkpoint folder: everything needed to serve, written atomically and checked when read. Never pickle.
 
     config.json         name, version, backbone, preprocessing, fusion sizes, attributes with ordered labels
     model.safetensors   weights: matrices in half precision, vectors and statistics in float32
@@ -38,7 +38,7 @@ WEIGHTS, CONFIG, CALIBRATION, METRICS = "model.safetensors", "config.json", "cal
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint folder that has been read and verified, but for its weights (`load_weights`).
+    """A checkpoint folder that has been read and verified, except for its weights (`load_weights`).
 
     `tasks` is empty where only towers were trained (`cma-clip pretrain`).
     """
@@ -64,15 +64,14 @@ def save_checkpoint(
 ) -> str:
     """Write a new checkpoint, replacing `folder` in one step, and return its version.
 
-    The weights of `network` are rounded in place to what is stored, so that what is in memory afterwards is
-    what a later load gives, bit for bit. `training` says where the weights come from, for the model card.
+    What is stored is rounded (`stored_tensors`); `network` itself is left as it is. `training` says where the weights
+    come from, for the model card. Raises `CheckpointError` where a weight would overflow.
     """
-    round_to_stored(network)
+    tensors = stored_tensors(network)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         temporary.chmod(0o755)
-        tensors = {key: _stored(value).contiguous() for key, value in network.state_dict().items()}
         save_file(tensors, temporary / WEIGHTS)
         (temporary / WEIGHTS).chmod(0o644)  # safetensors lets the owner alone read, and a container is another user
         version = weights_version(temporary / WEIGHTS)
@@ -205,20 +204,19 @@ def weights_version(path: Path) -> str:
 
 
 @torch.no_grad()
-def round_to_stored(network: nn.Module) -> None:
-    """Round every tensor in place to the precision it is stored in.
+def stored_tensors(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the network's tensors as they are stored: matrices in half precision, all else unchanged.
 
-    Raises `CheckpointError` where a weight would overflow.
+    Loaded and stored again they are the same, bit for bit. Raises `CheckpointError` where a weight would overflow.
     """
+    tensors = {}
     for key, value in network.state_dict().items():
-        value.copy_(_stored(value))
-        if value.is_floating_point() and not torch.isfinite(value).all():
+        # Vectors are few and hold statistics and scales that half precision would degrade.
+        matrix = value.is_floating_point() and value.ndim >= 2
+        tensors[key] = (value.half() if matrix else value).contiguous()
+        if value.is_floating_point() and not torch.isfinite(tensors[key]).all():
             raise CheckpointError(f"weight {key} is not finite in half precision")
-
-
-def _stored(tensor: torch.Tensor) -> torch.Tensor:
-    # Vectors are few and hold statistics and scales that half precision would spoil.
-    return tensor.half() if tensor.is_floating_point() and tensor.ndim >= 2 else tensor
+    return tensors
 
 
 def _read(path: Path, version: str, *, required: bool = False) -> dict[str, Any] | None:

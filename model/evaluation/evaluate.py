@@ -1,6 +1,6 @@
-"""Behind `cma-clip evaluate`: what a calibrated model is worth on the test part, per situation and attribute.
+"""Evaluation of a calibrated checkpoint on the test part, per situation and attribute.
 
-The measures are those of `model.evaluation.scores`; here they are put together as metrics.json, as tables and as text.
+The measures are those of `model.evaluation.scores`; here they are collected into metrics.json, tables and text.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,13 @@ from rich.table import Table
 
 from model.catalogue.listings import Catalogue
 from model.catalogue.splits import Part
+from model.checkpoint.card import update_card
+from model.checkpoint.folder import METRICS, write_part
+from model.errors import ConfigError
 from model.evaluation import scores
-from model.evaluation.calibrate import CalibratedPredictor
-from model.evaluation.heldout import Answers, HeldOut, check_attributes, collect, joined
+from model.evaluation.heldout import Answers, HeldOut, check_attributes, collect, joined, save_scores
+from model.inference.predictions import LogitPredictor
+from model.inference.predictor import Predictor
 from model.situations import Situation
 from model.tasks import OUT_OF_VOCABULARY, Task
 from model.trust.binomial import clopper_pearson, design_effects
@@ -44,11 +49,42 @@ class Evaluation:
 
 
 def evaluate(
-    predictor: CalibratedPredictor, calibration: Calibration, catalogue: Catalogue, *, console: Console
+    checkpoint: str | Path,
+    catalogue: Catalogue,
+    *,
+    scores_file: Path | None = None,
+    device: str = "auto",
+    console: Console | None = None,
+) -> Evaluation:
+    """Measure a calibrated checkpoint folder on a catalogue's test part.
+
+    Writes metrics.json and the results of the model card (README.md) into the folder; with `scores_file`, the answers
+    on the calibration and test parts too, for experiments (`.npz`).
+
+        evaluation = evaluate("runs/shop/checkpoint", Catalogue.open("shop.toml"))
+        evaluation.metrics["situations"]["title"]["attributes"]["colour"]["accuracy"]
+
+    Raises `ConfigError` for a checkpoint that is not calibrated, else as `measure` and `Predictor.load` do.
+    """
+    console = console or Console(stderr=True)
+    predictor = Predictor.load(checkpoint, device=device)
+    calibration = predictor.checkpoint.calibration
+    if calibration is None:
+        raise ConfigError(f"{checkpoint} is not calibrated yet; run `cma-clip calibrate` on it first")
+    evaluation = measure(predictor, calibration, catalogue, console=console)
+    write_part(predictor.checkpoint, METRICS, evaluation.metrics)
+    update_card(predictor.checkpoint, model_card_tables(evaluation.metrics))
+    if scores_file:
+        save_scores(scores_file, held_out_scores(predictor, evaluation, catalogue, console=console))
+    return evaluation
+
+
+def measure(
+    predictor: LogitPredictor, calibration: Calibration, catalogue: Catalogue, *, console: Console
 ) -> Evaluation:
     """Measure every attribute in every situation on the test part.
 
-    A figure that has no rows to stand on is None. Intervals are at 95 %, and allow for listings that share
+    A figure without rows is None. Intervals are at 95 %, and allow for listings that share
     their title. Raises `ConfigError` for a catalogue that does not name every attribute of the predictor.
     """
     check_attributes(predictor.tasks, catalogue)
@@ -85,12 +121,12 @@ def evaluate(
 
 
 def held_out_scores(
-    predictor: CalibratedPredictor, evaluation: Evaluation, catalogue: Catalogue, *, console: Console
+    predictor: LogitPredictor, evaluation: Evaluation, catalogue: Catalogue, *, console: Console
 ) -> dict[Situation, dict[str, Answers]]:
     """Return the answers on the calibration part and the test part together, calibrated.
 
-    As many listings as can be had that neither training nor the temperatures have seen: for experiments that split
-    them at random (`research/certificates.py`).
+    These are all the listings that neither training nor the temperatures have seen: for experiments that split them
+    at random (`research/certificates.py`).
     """
     scores: dict[Situation, dict[str, Answers]] = {}
     for situation, calibrated in evaluation.calibration.situations.items():
@@ -138,7 +174,7 @@ def _measure(task: Task, test: HeldOut, answers: Answers, calibrated: AttributeC
 
 
 def _answered(task: Task, test: HeldOut) -> dict[str, float]:
-    """Return the share of each label among the answers: monitoring compares a service's own with them."""
+    """Return the share of each label among the answers: monitoring compares those of a running service with them."""
     counts = np.bincount(test.logits_of(task).argmax(axis=1), minlength=len(task.labels))
     return {label: float(count / max(1, counts.sum())) for label, count in zip(task.labels, counts, strict=True)}
 
@@ -155,12 +191,11 @@ def _recall(answers: Answers, target: float) -> dict[str, Any]:
 
 def _accepted(task: Task, answers: Answers, calibrated: AttributeCalibration, target: float) -> dict[str, Any] | None:
     """Measure what is accepted at a target; None where nothing ever would be."""
-    thresholds = [calibrated.threshold(target, label) for label in task.labels]
-    if all(threshold is None for threshold in thresholds):
+    minimum = calibrated.minimum_confidence(target, task.labels)
+    if np.isinf(minimum).all():
         return None
-    floors = np.array([math.inf if threshold is None else threshold for threshold in thresholds])
-    # Labels may have thresholds of their own, so that acceptance is no matter of the confidence alone.
-    accepted = (answers.confidence >= floors[answers.predicted]).astype(np.float64)
+    # Each label may have a threshold of its own: whether an answer is accepted depends on its label too.
+    accepted = (answers.confidence >= minimum[answers.predicted]).astype(np.float64)
     point = scores.operating_point(accepted, answers.correct, 1.0)
     certificate = calibrated.thresholds[target]
     return {

@@ -1,23 +1,20 @@
-"""What a model answers on a held-out part of a catalogue; `calibrate` and `evaluate` stand on this.
+"""What a model answers on a held-out part of a catalogue: `calibrate` and `evaluate` are based on this.
 
 Shapes: n listings, T attributes, C_t labels of attribute t, B listings of a batch.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -25,40 +22,12 @@ from model.catalogue.listings import Catalogue, Listing
 from model.catalogue.splits import Part
 from model.errors import ConfigError, ModelError
 from model.evaluation.scores import labelled
-from model.inference.predictions import ModelInfo
-from model.inputs.decode import decode_image
+from model.inference.predictions import LogitPredictor, RawOutputs
+from model.inference.stream import Failure, prepare_listing, stream
+from model.progress import progress_bar
 from model.situations import Situation
 from model.tasks import Task
 from model.trust.calibration import softmax
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-
-class RawOutputs(Protocol):
-    """A batch's outputs before calibration."""
-
-    @property
-    def logits(self) -> Sequence[NDArray[np.float32]]:
-        """Per attribute, in the order of the tasks, [B, C_t]."""
-        ...
-
-    @property
-    def attention(self) -> NDArray[np.floating[Any]]:
-        """Weights of image and text per attribute, [B, T, 2]; they sum to 1 over the last axis."""
-        ...
-
-
-class LogitPredictor(Protocol):
-    """The part of a predictor that is measured."""
-
-    @property
-    def tasks(self) -> tuple[Task, ...]: ...
-    @property
-    def info(self) -> ModelInfo: ...
-    def prepare(self, title: str | None, image: Image | None) -> Any: ...
-    def collate(self, items: Sequence[Any]) -> Any: ...
-    def logits(self, batch: Any) -> RawOutputs: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +44,7 @@ class Answers:
     labels: NDArray[np.int64]
     """Class indices [n], or OUT_OF_VOCABULARY."""
     group: NDArray[np.int64]
-    """Listings of one number share their title, [n]: they are no independent evidence."""
+    """Listings of one number share their title, [n]: they are not independent evidence."""
 
     @property
     def correct(self) -> NDArray[np.bool_]:
@@ -133,24 +102,25 @@ def collect(
 ) -> HeldOut:
     """Run the predictor over the listings of a part, withholding what the situation lacks.
 
-    A listing takes part when it has what the situation needs. Images are read and decoded in threads, one
-    batch ahead of the predictor; a listing whose image cannot be read is left out and counted.
+    A listing takes part when it has what the situation needs; one whose image cannot be read is left out and counted.
     """
     listings = [listing for listing in catalogue.part(part) if _takes_part(listing, situation)]
     answered: list[Listing] = []
     outputs: list[RawOutputs] = []
 
-    def prepare(listing: Listing) -> Any | None:
+    def prepare(listing: Listing) -> Any:
         return _prepare(predictor, catalogue, listing, situation)
 
-    with ThreadPoolExecutor() as pool, _progress(console) as progress:
+    def compute(prepared: list[Any]) -> RawOutputs:
+        return predictor.logits(predictor.collate(prepared))
+
+    with progress_bar(console) as progress:
         bar = progress.add_task(f"{part}, {situation.replace('_', ' ')}", total=len(listings))
-        for batch, prepared in _one_batch_ahead(pool, prepare, listings, batch_size):
-            readable = [(listing, item) for listing, item in zip(batch, prepared, strict=True) if item is not None]
-            if readable:
-                answered += [listing for listing, _ in readable]
-                outputs.append(predictor.logits(predictor.collate([item for _, item in readable])))
-            progress.advance(bar, len(batch))
+        for batch in stream(listings, prepare, compute, batch_size=batch_size):
+            answered += batch.computed
+            if batch.output is not None:
+                outputs.append(batch.output)
+            progress.advance(bar, len(batch.items))
     return HeldOut(
         tasks=predictor.tasks,
         listings=tuple(answered),
@@ -168,7 +138,7 @@ def collect(
 def evidence_groups(listings: Sequence[Listing]) -> NDArray[np.int64]:
     """Return group numbers [n]: listings that share a title or the catalogue's own group, however far apart, share one.
 
-    They are no independent evidence: a model that reads one right, or wrong, does so with its likes.
+    They are not independent evidence: where a model is right about one, or wrong, it is about the others too.
     """
     if not listings:
         return np.empty(0, np.int64)
@@ -195,34 +165,14 @@ def _takes_part(listing: Listing, situation: Situation) -> bool:
     )
 
 
-def _prepare(predictor: LogitPredictor, catalogue: Catalogue, listing: Listing, situation: Situation) -> Any | None:
-    """Return the listing ready to be batched, or None when its image cannot be read."""
+def _prepare(predictor: LogitPredictor, catalogue: Catalogue, listing: Listing, situation: Situation) -> Any:
+    """Return the listing ready to be batched, or a `Failure` when its image cannot be read."""
     title = None if situation is Situation.IMAGE else listing.title
-    if situation is Situation.TITLE or listing.image is None:
-        return predictor.prepare(title, None)
+    image = None if situation is Situation.TITLE else listing.image
     try:
-        image = decode_image(catalogue.image_bytes(listing.image), predictor.info.image_size)
-    except ModelError:
-        return None
-    return predictor.prepare(title, image)
-
-
-def _one_batch_ahead(
-    pool: ThreadPoolExecutor, prepare: Callable[[Listing], Any], listings: Sequence[Listing], size: int
-) -> Iterator[tuple[Sequence[Listing], Iterator[Any]]]:
-    """Yield each batch with its prepared items while the threads are already at work on the next one."""
-    begun: deque[tuple[Sequence[Listing], Iterator[Any]]] = deque()
-    for first in range(0, len(listings), size):
-        batch = listings[first : first + size]
-        begun.append((batch, pool.map(prepare, batch)))  # map submits all of the batch at once
-        if len(begun) == 2:
-            yield begun.popleft()
-    yield from begun
-
-
-def _progress(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, disable=not console.is_terminal)
+        return prepare_listing(predictor, catalogue.images, title, image)
+    except ModelError as error:
+        return Failure(str(error))
 
 
 def joined(parts: Sequence[Answers]) -> Answers:
@@ -254,7 +204,7 @@ def save_scores(path: Path, answers: ScoresBySituation) -> None:
 
 
 def load_scores(path: Path) -> dict[Situation, dict[str, Answers]]:
-    """Read what `save_scores` wrote. Raises `ModelError` when it is no such file."""
+    """Read what `save_scores` wrote. Raises `ModelError` when the file is not one of those."""
     columns: dict[tuple[Situation, str], dict[str, Any]] = {}
     try:
         with np.load(path, allow_pickle=False) as file:

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: coverage against precision, and reliability, one small panel per attribute."""
+"""Plots of an evaluation: coverage against precision, and reliability, one small panel per attribute."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Measures of held-out answers: accuracy, macro F1, recall at precision, calibration error; numpy alone.
 
 Legend: n rows. `labels` and `predicted` are class indices [n]; `confidence` [n] is that of the predicted
-label, in [0, 1]; `correct` [n] says whether it is the true one. Rows that are UNLABELLED have no place here
-(`labelled` drops them); OUT_OF_VOCABULARY rows are errors in every measure.
+label, in [0, 1]; `correct` [n] says whether it is the true one. UNLABELLED rows are left out before
+(`labelled`); OUT_OF_VOCABULARY rows are errors in every measure.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def macro_f1(predicted: Ints, labels: Ints) -> float:
 
 @dataclass(frozen=True, slots=True)
 class OperatingPoint:
-    """What accepting every confidence from `threshold` on does to `n` rows."""
+    """The result of accepting, of `n` rows, those whose confidence is at least `threshold`."""
 
     threshold: float
     accepted: int
@@ -89,7 +89,7 @@ def operating_points(confidence: Floats, correct: Bools) -> tuple[Floats, Ints, 
     """
     order = np.argsort(-confidence)
     thresholds = confidence[order]
-    # Rows of one confidence are accepted together: the last of them speaks for all.
+    # Rows of one confidence are accepted together: their counts are those at the last of them.
     last_of_ties = np.nonzero(np.diff(thresholds, append=-np.inf))[0]
     return thresholds[last_of_ties], last_of_ties + 1, np.cumsum(correct[order], dtype=np.int64)[last_of_ties]
 
@@ -144,9 +144,9 @@ def expected_calibration_error(confidence: Floats, correct: Bools) -> float:
 def bootstrap(
     measure: Callable[[Ints], ArrayLike], group: Ints, *, resamples: int = 200, seed: int = 0
 ) -> NDArray[np.float64]:
-    """Return what `measure` makes of resampled rows, `[resamples, ...]`; it maps row numbers to figures.
+    """Return `measure` of resampled rows, `[resamples, ...]`; it maps row numbers to figures.
 
-    Whole groups are drawn, with replacement: rows of one `group` [n] are no independent evidence. The resamples
+    Whole groups are drawn, with replacement: rows of one `group` [n] are not independent evidence. The resamples
     depend on the groups and the seed alone, so two measures of the same rows can be compared resample by resample.
     """
     generator = np.random.default_rng(seed)

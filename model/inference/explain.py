@@ -1,10 +1,10 @@
-"""What an answer rests on, found by taking it away: parts of the picture covered, words of the title left out.
+"""What an answer is based on, found by taking it away: parts of the image covered, words of the title left out.
 
-The network answers the listing once more for each part and word, and what its label loses is that part's weight.
-Attention says where the network looked, not what the answer rests on: `research/faithfulness.py` measures both,
+The network answers the listing again for each part and word, and what its label loses is that part's weight.
+Attention says where the network looked, not what the answer is based on: `research/faithfulness.py` measures both,
 and gradients, and this came out best, or close to it. Pure numpy; `model/inference/predictor.py` runs the network.
 
-Shapes: N parts of the picture, W words that were read, R variants of a listing, C labels.
+Shapes: N parts of the image, W words within the text context, R variants of a listing, C labels.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from model.inference.predictions import Frame, ImageExplanation, TokenWeight
 from model.inputs.tokenizer import TokenizedTitle
 
 FINEST = 8
-"""Rows and columns of parts, at most: a network of many small patches is not asked hundreds of times."""
+"""Rows and columns of parts, at most: a network of many small patches is not run hundreds of times."""
 
 
 @dataclass(frozen=True)
 class TitleVariants:
     """A title as it is, then without any word, then without each word, then of each word alone: 2 + 2W titles.
 
-    A word counts once where it stands; words beyond the context were never read and have no variants.
+    A word counts once where it stands; words beyond the text context are cut and have no variants.
     """
 
     title: TokenizedTitle
 
     @cached_property
     def words(self) -> NDArray[np.int64]:
-        """Positions among the title's words of those that were read, `[W]`."""
+        """Positions among the title's words of those within the text context, `[W]`."""
         return np.unique(np.array(self.title.word_of_token, dtype=np.int64))
 
     @property
@@ -60,7 +60,7 @@ class TitleVariants:
         count = len(self.words)
         everything, nothing, without, alone = odds[0], odds[1], odds[2 : 2 + count], odds[2 + count :]
         weights = np.zeros(len(self.title.words))
-        weights[self.words] = _shares((everything - without) + (alone - nothing))
+        weights[self.words] = _normalised((everything - without) + (alone - nothing))
         if not count:  # not one of the words means anything to the tokenizer
             weights[:] = 1 / len(weights)
         return tuple(TokenWeight(word, weight) for word, weight in zip(self.title.words, weights.tolist(), strict=True))
@@ -68,11 +68,10 @@ class TitleVariants:
 
 @dataclass(frozen=True)
 class ImageVariants:
-    """A picture as it is, then with each part covered: 1 + N pictures.
+    """An image as it is, then with each part covered: 1 + N images.
 
-    pixels: uint8 `[3, H, W]`. grid: the network's patches (rows, columns), which the parts are where they are few.
-    fill: what parts are covered with, from 0 to 255: what pictures are padded with, so that it is the ground that
-    products stand on.
+    pixels: uint8 `[3, H, W]`. grid: the network's patches (rows, columns); where they are few, they are the parts.
+    fill: what parts are covered with, from 0 to 255. It is what images are padded with: the usual background.
     """
 
     pixels: NDArray[np.uint8]
@@ -92,7 +91,7 @@ class ImageVariants:
         return 1 + rows * columns
 
     @property
-    def pictures(self) -> NDArray[np.uint8]:
+    def images(self) -> NDArray[np.uint8]:
         """Pixels of each variant, `[1 + N, 3, H, W]`, the parts row by row."""
         return np.stack([self.pixels, *(self.covered([part]) for part in range(self.count - 1))])
 
@@ -120,14 +119,14 @@ class ImageVariants:
         (Occlusion: Zeiler & Fergus, arXiv:1311.2901.)
         """
         rows, columns = self.parts
-        weights = _shares(odds[0] - odds[1:]).reshape(rows, columns)
+        weights = _normalised(odds[0] - odds[1:]).reshape(rows, columns)
         return ImageExplanation(rows=rows, columns=columns, weights=weights.tolist(), frame=frame)
 
 
 def log_odds(logits: NDArray[np.float32], label: int) -> NDArray[np.float64]:
     """Return the log-odds of `label`, `[R]`, from logits `[R, C]`: unlike confidence they never saturate.
 
-    Of a single label there are no odds: its logit stands for them.
+    Where there is a single label, its logit is returned: it has no odds.
     """
     scores = logits.astype(np.float64)
     others = np.delete(scores, label, axis=1)
@@ -138,8 +137,8 @@ def log_odds(logits: NDArray[np.float32], label: int) -> NDArray[np.float64]:
     return np.asarray(scores[:, label] - against)
 
 
-def _shares(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return what speaks for the label as shares of 1; uniform where nothing does."""
+def _normalised(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the positive weights, the others as 0, scaled to sum to 1; uniform where none is positive."""
     positive = weights.clip(min=0)
     total = positive.sum()
     return np.asarray(positive / total if total > 0 else np.full(weights.shape, 1 / max(1, weights.size)))

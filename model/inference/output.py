@@ -136,7 +136,7 @@ class Shards:
 
     @classmethod
     def open(cls, out: Path, output: OutputFormat, settings: Mapping[str, Any]) -> Shards:
-        """Begin the output `out`, or go on with it; raises `ConfigError` where that can't be done."""
+        """Begin the output `out`, or continue it; raises `ConfigError` where that can't be done."""
         if out.exists():
             raise ConfigError(f"{out} exists already; move it away, or name another file")
         if not os.access(out.parent, os.W_OK | os.X_OK):

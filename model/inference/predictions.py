@@ -1,15 +1,22 @@
-"""What a predictor answers, and what it must be able to do: plain types, no torch.
+"""What a predictor answers, and what it must be able to do: plain types and numpy, no torch.
 
-`model/inference/predictor.py` implements the protocols below; `service/` is written and tested against them alone, so
-that its tests run a small fake and need neither torch nor a checkpoint.
+`model.inference.predictor.Predictor` implements the protocols below. `service/` is written and tested against
+`ListingPredictor` alone, and `model/evaluation/` against `LogitPredictor`, so that their tests run a small fake and
+need neither torch nor a checkpoint.
+
+Shapes: B listings of a batch, T attributes, C_t labels of attribute t.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
+from model.errors import UncalibratedTargetError
 from model.situations import Situation
 from model.tasks import Task
 
@@ -19,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """What a checkpoint says of itself, and how it has been loaded."""
+    """What a checkpoint contains, and how it has been loaded."""
 
     name: str
     version: str
@@ -31,11 +38,35 @@ class ModelInfo:
     image_size: tuple[int, int]
     """Height and width of the network's input, in pixels."""
     target_precisions: tuple[float, ...]
-    """Those that have been calibrated, ascending; no other can be asked for."""
+    """Those that have been calibrated, ascending; no other can be asked for (`check_target_precision`)."""
     calibration: str = ""
-    """Stands for all temperatures and thresholds: another one, another calibration; empty for none."""
+    """A hash of all temperatures and thresholds; empty where the checkpoint is not calibrated."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
     """The checkpoint's metrics.json, as measured on its test part."""
+
+
+def check_target_precision(info: ModelInfo, target_precision: float) -> None:
+    """Raise `UncalibratedTargetError`, which names those that are calibrated, unless this target precision is."""
+    calibrated = info.target_precisions
+    if not calibrated:
+        raise UncalibratedTargetError(f"checkpoint {info.name} is not calibrated; run `cma-clip calibrate` first")
+    if target_precision not in calibrated:
+        raise UncalibratedTargetError(
+            f"target precision {target_precision} was not calibrated; there are {', '.join(map(str, calibrated))}"
+        )
+
+
+# --- answers -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RawOutputs:
+    """A batch's outputs before calibration: what the network computed, as numpy arrays."""
+
+    logits: tuple[NDArray[np.float32], ...]
+    """Per attribute, in the order of the tasks, `[B, C_t]`."""
+    attention: NDArray[np.float32]
+    """Weights of image and text per attribute, `[B, T, 2]`; they sum to 1 over the last axis."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +79,9 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """The part of a picture that the network sees, its edges as shares of the picture's width and height.
+    """The part of an image that the network sees, its edges as fractions of the image's width and height.
 
-    From 0 to 1 is the picture as it was given; below and above lies what it is padded with, and where the
-    network sees a crop alone, the frame lies within.
+    From 0 to 1 is the image as it was given. Below 0 and above 1 lies the padding; a frame within 0 and 1 is a crop.
     """
 
     left: float
@@ -59,10 +89,16 @@ class Frame:
     right: float
     bottom: float
 
+    @classmethod
+    def of_box(cls, box: tuple[float, float, float, float], size: tuple[int, int]) -> Self:
+        """Return the frame of a box (left, top, right, bottom), in pixels of an image of `size` (width, height)."""
+        (left, top, right, bottom), (width, height) = box, size
+        return cls(left / width, top / height, right / width, bottom / height)
+
 
 @dataclass(frozen=True, slots=True)
 class ImageExplanation:
-    """How much each part of the image speaks for the label: `weights[row][column]`, non-negative, summing to 1.
+    """How much each part of the image supports the label: `weights[row][column]`, non-negative, summing to 1.
 
     The grid covers `frame` evenly.
     """
@@ -75,7 +111,7 @@ class ImageExplanation:
 
 @dataclass(frozen=True, slots=True)
 class TokenWeight:
-    """How much one word of the title speaks for the label; non-negative, summing to 1 over the title."""
+    """How much one word of the title supports the label; non-negative, summing to 1 over the title."""
 
     token: str
     weight: float
@@ -83,7 +119,7 @@ class TokenWeight:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What an attribute's label rests on; a modality that the listing lacks is None."""
+    """What an attribute's label is based on; a modality that the listing lacks is None."""
 
     image: ImageExplanation | None
     text: tuple[TokenWeight, ...] | None
@@ -91,7 +127,7 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttributePrediction:
-    """The answer for one attribute of one listing."""
+    """One attribute of one listing, predicted."""
 
     label: str
     """The best candidate, whether accepted or not."""
@@ -105,6 +141,9 @@ class AttributePrediction:
     modality_attention: Mapping[str, float]
     """`{"image": …, "text": …}`, summing to 1; an absent modality has 0."""
     explanation: Explanation | None
+
+
+# --- protocols ---------------------------------------------------------------------------------------------
 
 
 class Prepared(Protocol):
@@ -121,7 +160,7 @@ class Prepared(Protocol):
 
     @property
     def work(self) -> int:
-        """How many listings it is to the network: 1, and more where it is to be explained."""
+        """How many listings the network computes for it: 1, and more where it is to be explained."""
         ...
 
 
@@ -131,26 +170,23 @@ class Prediction(Protocol):
     @property
     def situation(self) -> Situation: ...
 
-    def read(self, attribute: str, *, target_precision: float, top_k: int) -> AttributePrediction:
-        """Return the answer for `attribute`, its threshold chosen by this listing's own situation."""
+    def attribute(self, name: str, *, target_precision: float, top_k: int) -> AttributePrediction:
+        """Return the prediction of one attribute, accepted or not by the threshold for this listing's situation."""
         ...
 
 
-class Predictor(Protocol):
-    """A loaded checkpoint: `prepare` each listing, `collate` some, `predict` them together."""
+class BatchingPredictor(Protocol):
+    """What all predictors share: each listing is prepared, and some of them are put into a batch.
+
+    Prepared listings and batches are private to each predictor, hence `Any` between the steps.
+    """
 
     @property
     def info(self) -> ModelInfo: ...
     @property
     def tasks(self) -> tuple[Task, ...]: ...
 
-    def thresholds(self, attribute: str) -> Mapping[Situation, Mapping[float, float | None]]:
-        """Return the threshold of each situation and target precision, None where none could be certified."""
-        ...
-
-    # What is prepared and batched is each predictor's own matter, hence `Any` between the three steps.
-
-    def prepare(self, title: str | None, image: Image | None, *, explain: bool = False) -> Any:
+    def prepare(self, title: str | None, image: Image | None) -> Any:
         """Turn a title and an RGB image of any size into a `Prepared`; on the CPU, in any thread.
 
         Raises `ValueError` when both are None.
@@ -158,11 +194,31 @@ class Predictor(Protocol):
         ...
 
     def collate(self, items: Sequence[Any]) -> Any:
-        """Put prepared listings together and move them to the device; may run beside `predict`."""
+        """Put prepared listings together and move them to the device; may run beside the computation of a batch."""
+        ...
+
+
+class LogitPredictor(BatchingPredictor, Protocol):
+    """A predictor that can be calibrated and measured: it gives its outputs before calibration."""
+
+    def logits(self, batch: Any) -> RawOutputs:
+        """Compute a batch's outputs; one thread at a time."""
+        ...
+
+
+class ListingPredictor(BatchingPredictor, Protocol):
+    """A predictor that answers listings: `prepare` each, `collate` some, `predict` them together."""
+
+    def prepare(self, title: str | None, image: Image | None, *, explain: bool = False) -> Any:
+        """Prepare a listing; with `explain`, one that is answered with explanations."""
         ...
 
     def predict(self, batch: Any) -> Sequence[Prediction]:
         """Answer a batch, in its order; one thread at a time."""
+        ...
+
+    def thresholds(self, attribute: str) -> Mapping[Situation, Mapping[float, float | None]]:
+        """Return the threshold of each situation and target precision, None where none could be certified."""
         ...
 
     def warm_up(self, max_batch_size: int) -> dict[str, float]:

@@ -2,8 +2,8 @@
 
 The only module of `model/` that the service runs. `prepare` works on the CPU in any thread, `collate` moves a
 batch to the device and may run beside `predict`, and `predict` runs in one thread at a time. What comes out is
-plain numpy, off the device. Listings to be explained are run once more, in variants (`model.inference.explain`), after
-the batch has been answered: that changes no answer.
+plain numpy, off the device (`model.inference.calibrator`). Listings to be explained are computed again, in variants
+(`model.inference.explain`): that changes no answer.
 
 Shapes: B listings, L title tokens, T attributes, C_t labels, R variants of a listing.
 """
@@ -11,7 +11,7 @@ Shapes: B listings, L title tokens, T attributes, C_t labels, R variants of a li
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,16 +23,27 @@ from torch import Tensor
 
 from model.checkpoint.folder import CONFIG, Checkpoint, load_checkpoint, load_weights
 from model.device import pick_device, serving_dtype
-from model.errors import CheckpointError, ConfigError
+from model.errors import CheckpointError, ConfigError, ModelError
+from model.inference.calibrator import BatchRow, Calibrator
 from model.inference.explain import ImageVariants, TitleVariants, log_odds
-from model.inference.predictions import AttributePrediction, Candidate, Explanation, Frame, ModelInfo
+from model.inference.predictions import (
+    AttributePrediction,
+    Explanation,
+    Frame,
+    ModelInfo,
+    RawOutputs,
+    check_target_precision,
+)
+from model.inference.stream import stream
+from model.inputs.decode import decode_image, upright_rgb
 from model.inputs.preprocess import ImageTransform
 from model.inputs.tokenizer import TitleTokenizer, TokenizedTitle, pad_tokens
 from model.network.cma_clip import CMAClip, build_cma_clip
 from model.network.towers import TokenSequence
 from model.situations import Situation
-from model.tasks import Task
-from model.trust.calibration import Calibration, softmax
+
+ImageSource = str | Path | bytes | Image.Image
+"""An image as the caller of `Predictor.classify` may have it."""
 
 PADDING_STEP = 8
 """Titles are padded to the next multiple: a handful of shapes to warm up, and few wasted tokens."""
@@ -42,10 +53,10 @@ VARIANTS_AT_ONCE = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """One listing, ready to be batched: uint8 pixels `[3, H, W]`, their place in the picture, and tokens.
+class ModelInput:
+    """One listing, ready to be batched: uint8 pixels `[3, H, W]`, their place in the image, and tokens.
 
-    None where absent.
+    None where absent. Implements `model.inference.predictions.Prepared`.
     """
 
     pixels: NDArray[np.uint8] | None
@@ -53,7 +64,7 @@ class Prepared:
     title: TokenizedTitle | None
     explain: bool
     work: int
-    """How many listings it is to the network: 1, and all of its variants where it is to be explained."""
+    """How many listings the network computes for it: 1, and all of its variants where it is to be explained."""
 
     @property
     def situation(self) -> Situation:
@@ -71,74 +82,17 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Prepared listings on the device: pixels uint8 `[B, 3, H, W]`, tokens `[B, L]`; None where nobody has any."""
+    """Prepared listings on the device: pixels uint8 `[B, 3, H, W]`, tokens `[B, L]`; None where no listing has any."""
 
-    items: tuple[Prepared, ...]
+    items: tuple[ModelInput, ...]
     pixels: Tensor | None
     tokens: Tensor | None
     has_image: Tensor
     has_title: Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class RawOutputs:
-    """What the network said, uncalibrated: logits per attribute `[B, C_t]`, modality attention `[B, T, 2]`
-    (image, text)."""
-
-    logits: tuple[NDArray[np.float32], ...]
-    attention: NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class Verdicts:
-    """What turns a situation's logits into answers: temperatures and thresholds, by attribute.
-
-    of_label: the thresholds of labels that were certified by themselves, by attribute and label.
-    """
-
-    temperature: Mapping[str, float]
-    thresholds: Mapping[str, Mapping[float, float | None]]
-    of_label: Mapping[str, Mapping[str, Mapping[float, float | None]]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prediction:
-    """One listing's answer: immutable, off the device. See `model.inference.predictions.Prediction`.
-
-    By attribute: confidences `[C_t]`, modality attention (image, text), and the situation's verdicts.
-    """
-
-    situation: Situation
-    tasks: Mapping[str, Task]
-    confidences: Mapping[str, NDArray[np.float64]]
-    attention: Mapping[str, tuple[float, float]]
-    verdicts: Verdicts
-    explanations: Mapping[str, Explanation] | None
-
-    def read(self, attribute: str, *, target_precision: float, top_k: int) -> AttributePrediction:
-        """Return the answer for `attribute`, judged by the thresholds of this listing's own situation."""
-        confidences, labels = self.confidences[attribute], self.tasks[attribute].labels
-        # Stable, so that equal confidences are listed in the order of the labels.
-        order = np.argsort(-confidences, kind="stable")[: max(1, top_k)]
-        candidates = tuple(Candidate(labels[index], float(confidences[index])) for index in order)
-        best = candidates[0]
-        of_label = self.verdicts.of_label[attribute].get(best.label)
-        threshold = (of_label or self.verdicts.thresholds[attribute]).get(target_precision)
-        image, text = self.attention[attribute]
-        return AttributePrediction(
-            label=best.label,
-            confidence=best.confidence,
-            accepted=threshold is not None and best.confidence >= threshold,
-            threshold=threshold,
-            target_precision=target_precision,
-            candidates=candidates[:top_k],
-            modality_attention={"image": image, "text": text},
-            explanation=self.explanations[attribute] if self.explanations else None,
-        )
-
-
 class Predictor:
-    """A checkpoint on a device. See `model.inference.predictions.Predictor` for the protocol."""
+    """A checkpoint on a device. Implements `ListingPredictor` and `LogitPredictor` of `model.inference.predictions`."""
 
     def __init__(self, checkpoint: Checkpoint, network: CMAClip, device: torch.device, dtype: torch.dtype) -> None:
         self.checkpoint = checkpoint
@@ -147,10 +101,7 @@ class Predictor:
         self.network = network.to(device).to(memory_format=torch.channels_last).eval()
         self.transform = ImageTransform(checkpoint.config.preprocess)
         self.tokenize = TitleTokenizer(checkpoint.config.preprocess)
-        self._by_name = {task.name: task for task in self.tasks}
-        self._verdicts = {
-            situation: _verdicts(situation, self.tasks, checkpoint.calibration) for situation in Situation
-        }
+        self._calibrator = Calibrator(checkpoint.tasks, checkpoint.calibration)
         self.info = ModelInfo(
             name=checkpoint.name,
             version=checkpoint.version,
@@ -165,11 +116,13 @@ class Predictor:
         )
 
     @classmethod
-    def load(cls, folder: Path, *, device: str = "auto", dtype: str = "auto") -> Predictor:
-        """Load a checkpoint folder; one that was not calibrated yet answers, but accepts nothing.
+    def load(cls, folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> Predictor:
+        """Load a checkpoint folder; one that is not calibrated yet answers, but accepts nothing.
 
+        device: auto, cpu, cuda or cuda:N. dtype: auto, float32, float16 or bfloat16, of the towers.
         Raises `CheckpointError` or `ConfigError` with one line that names what is wrong.
         """
+        folder = Path(folder)
         target = pick_device(device)
         number_format = serving_dtype(dtype, target)
         checkpoint = load_checkpoint(folder)
@@ -184,26 +137,72 @@ class Predictor:
 
     def thresholds(self, attribute: str) -> Mapping[Situation, Mapping[float, float | None]]:
         """Return the threshold of each situation and target precision, None where none could be certified."""
-        return {situation: verdicts.thresholds[attribute] for situation, verdicts in self._verdicts.items()}
+        calibration = self.checkpoint.calibration
+        if calibration is None:
+            return {situation: {} for situation in Situation}
+        return {
+            situation: {
+                target: None if certificate is None else certificate.threshold
+                for target, certificate in attributes[attribute].thresholds.items()
+            }
+            for situation, attributes in calibration.situations.items()
+        }
 
-    def prepare(self, title: str | None, image: Image.Image | None, *, explain: bool = False) -> Prepared:
+    def classify(
+        self,
+        listings: Iterable[tuple[str | None, ImageSource | None]],
+        *,
+        target_precision: float = 0.95,
+        top_k: int = 3,
+        explain: bool = False,
+        batch_size: int = 32,
+    ) -> Iterator[dict[str, AttributePrediction]]:
+        """Yield the prediction of every attribute for each listing, in order; lazily, batch by batch.
+
+        A listing is a title and an image, one of which may be None; an image is a file's path, the bytes of an image
+        file, or a PIL image.
+
+            predictor = Predictor.load("weights/fashion")
+            for answer in predictor.classify([("Men Navy Blue Shirt", "shirt.jpg"), (None, "dress.jpg")]):
+                print({name: each.label for name, each in answer.items() if each.accepted})
+
+        Raises `UncalibratedTargetError` for a target precision that was not calibrated (a checkpoint without any
+        calibration takes all, and accepts nothing), `ModelError` for an image that cannot be read, and `ValueError`
+        for a listing without both.
+        """
+        if self.info.target_precisions:
+            check_target_precision(self.info, target_precision)
+
+        def prepare(listing: tuple[str | None, ImageSource | None]) -> ModelInput:
+            title, image = listing
+            return self.prepare(title, _opened(image, self.info.image_size), explain=explain)
+
+        def compute(items: list[ModelInput]) -> list[BatchRow]:
+            return self.predict(self.collate(items))
+
+        return (
+            {task.name: row.attribute(task.name, target_precision=target_precision, top_k=top_k) for task in self.tasks}
+            for batch in stream(listings, prepare, compute, batch_size=batch_size)
+            for row in batch.output or ()
+        )
+
+    def prepare(self, title: str | None, image: Image.Image | None, *, explain: bool = False) -> ModelInput:
         """Turn a title and an RGB image of any size into model input; on the CPU, in any thread.
 
-        A title of white space counts as none. Raises `ValueError` when nothing is left to read.
+        A title of white space counts as none. Raises `ValueError` when neither is left.
         """
         tokens = self.tokenize(title) if title and title.strip() else None
         if image is None and tokens is None:
             raise ValueError("a listing needs a title or an image")
         pixels = frame = None
         if image is not None:
-            pixels, frame = self.transform(image), _shares(self.transform.frame(image.size), image.size)
-        item = Prepared(pixels, frame, tokens, explain, work=1)
+            pixels, frame = self.transform(image), Frame.of_box(self.transform.frame(image.size), image.size)
+        item = ModelInput(pixels, frame, tokens, explain, work=1)
         if not explain:
             return item
-        picture, words = self._variants(item)
-        return replace(item, work=1 + (picture.count if picture else 0) + (words.count if words else 0))
+        return replace(item, work=1 + sum(variants.count for variants in self._variants(item) if variants))
 
-    def collate(self, items: Sequence[Prepared]) -> Batch:
+    def collate(self, items: Sequence[ModelInput]) -> Batch:
         """Put prepared listings together, titles padded to a fixed size, and move them to the device."""
         longest = max((len(item.title.tokens) for item in items if item.title), default=0)
         length = self._padded(longest)
@@ -227,7 +226,7 @@ class Predictor:
 
     @torch.inference_mode()
     def logits(self, batch: Batch) -> RawOutputs:
-        """Run the network and copy out what it says; a modality that no listing has is not computed at all."""
+        """Run the network and copy out what it computes; a modality that no listing has is not computed at all."""
         image = text = None
         with self._precision():
             if batch.pixels is not None:
@@ -246,46 +245,27 @@ class Predictor:
     def _encode_image(self, pixels: Tensor) -> TokenSequence:
         return self.network.backbone.encode_image(self.transform.normalise(pixels))
 
-    def predict(self, batch: Batch) -> list[Prediction]:
-        """Answer a batch, in its order: forward, copy out, calibrate; then explain whoever asked for it."""
+    def predict(self, batch: Batch) -> list[BatchRow]:
+        """Answer a batch, in its order: forward, copy out, explain the listings that ask for it, calibrate."""
         raw = self.logits(batch)
-        return [self._prediction(item, raw, row) for row, item in enumerate(batch.items)]
+        explanations = [self._explain(item, raw, row) if item.explain else None for row, item in enumerate(batch.items)]
+        return self._calibrator.predictions(raw, [item.situation for item in batch.items], explanations)
 
-    def _prediction(self, item: Prepared, raw: RawOutputs, row: int) -> Prediction:
-        situation = item.situation
-        verdicts = self._verdicts[situation]
-        confidences = {
-            task.name: softmax(scores[row : row + 1], verdicts.temperature[task.name])[0]
-            for task, scores in zip(self.tasks, raw.logits, strict=True)
-        }
-        attention = {
-            task.name: (float(raw.attention[row, t, 0]), float(raw.attention[row, t, 1]))
-            for t, task in enumerate(self.tasks)
-        }
-        return Prediction(
-            situation=situation,
-            tasks=self._by_name,
-            confidences=confidences,
-            attention=attention,
-            verdicts=verdicts,
-            explanations=self._explain(item, raw, row) if item.explain else None,
-        )
-
-    def _explain(self, item: Prepared, raw: RawOutputs, row: int) -> dict[str, Explanation]:
+    def _explain(self, item: ModelInput, raw: RawOutputs, row: int) -> dict[str, Explanation]:
         """Explain the label that each attribute was given in `row` of `raw`."""
-        picture, title = self._variants(item)
-        logits, pictures = self._variant_logits(picture, title), picture.count if picture else 0
+        of_image, of_title = self._variants(item)
+        logits, images = self._variant_logits(of_image, of_title), of_image.count if of_image else 0
         explanations = {}
         for task, scores, variants in zip(self.tasks, raw.logits, logits, strict=True):
             odds = log_odds(variants, int(scores[row].argmax()))
             explanations[task.name] = Explanation(
-                image=picture.explain(odds[:pictures], item.frame) if picture and item.frame else None,
-                text=title.explain(odds[pictures:]) if title else None,
+                image=of_image.explain(odds[:images], item.frame) if of_image and item.frame else None,
+                text=of_title.explain(odds[images:]) if of_title else None,
             )
         return explanations
 
-    def _variants(self, item: Prepared) -> tuple[ImageVariants | None, TitleVariants | None]:
-        """What of the listing is taken away to explain it."""
+    def _variants(self, item: ModelInput) -> tuple[ImageVariants | None, TitleVariants | None]:
+        """Return the variants of a listing's image and title, parts of them taken away, that explain it."""
         grid, fill = self.network.backbone.image.grid, self.transform.config.fill
         return (
             ImageVariants(item.pixels, grid, fill) if item.pixels is not None else None,
@@ -294,24 +274,24 @@ class Predictor:
 
     @torch.inference_mode()
     def _variant_logits(
-        self, picture: ImageVariants | None, title: TitleVariants | None
+        self, of_image: ImageVariants | None, of_title: TitleVariants | None
     ) -> tuple[NDArray[np.float32], ...]:
-        """Return logits per attribute `[R, C_t]` of each variant of the picture beside the title as it is, then of
-        each variant of the title beside the picture as it is.
+        """Return logits per attribute `[R, C_t]` of each variant of the image beside the unchanged title, then of each
+        variant of the title beside the unchanged image.
         """
         image = text = None
         with self._precision():
-            if picture is not None:
-                image = _in_turn(self._encode_image, torch.from_numpy(picture.pictures).to(self.device))
-            if title is not None:
-                tokens = pad_tokens(title.tokens, self._padded(len(title.title.tokens))).to(self.device)
-                text = _in_turn(self.network.backbone.encode_text, tokens)
-            pictures, titles = (len(each.mask) if each else 0 for each in (image, text))
-            image_rows = torch.tensor([*range(pictures), *[0] * titles], device=self.device)
-            text_rows = torch.tensor([*[0] * pictures, *range(titles)], device=self.device)
+            if of_image is not None:
+                image = _in_parts(self._encode_image, torch.from_numpy(of_image.images).to(self.device))
+            if of_title is not None:
+                tokens = pad_tokens(of_title.tokens, self._padded(len(of_title.title.tokens))).to(self.device)
+                text = _in_parts(self.network.backbone.encode_text, tokens)
+            images, titles = (len(each.mask) if each else 0 for each in (image, text))
+            image_rows = torch.tensor([*range(images), *[0] * titles], device=self.device)
+            text_rows = torch.tensor([*[0] * images, *range(titles)], device=self.device)
             parts = [
-                self.network(image and image.select(of_image), text and text.select(of_text)).logits
-                for of_image, of_text in zip(
+                self.network(image and image.select(image_row), text and text.select(text_row)).logits
+                for image_row, text_row in zip(
                     torch.split(image_rows, VARIANTS_AT_ONCE), torch.split(text_rows, VARIANTS_AT_ONCE), strict=True
                 )
             ]
@@ -321,7 +301,7 @@ class Predictor:
         """Run every padded shape, alone and at `max_batch_size`, and explain a listing; return each one's seconds."""
         seconds = {}
 
-        def run(name: str, items: list[Prepared]) -> None:
+        def run(name: str, items: list[ModelInput]) -> None:
             began = time.perf_counter()
             self.predict(self.collate(items))
             seconds[name] = time.perf_counter() - began
@@ -336,40 +316,23 @@ class Predictor:
         return seconds
 
 
-def _shares(box: tuple[float, float, float, float], size: tuple[int, int]) -> Frame:
-    """Turn a box in a picture's pixels into shares of its width and height."""
-    (left, upper, right, lower), (width, height) = box, size
-    return Frame(left / width, upper / height, right / width, lower / height)
+def _opened(image: ImageSource | None, target: tuple[int, int]) -> Image.Image | None:
+    """Return an upright RGB image of whatever may be given as one; `target`: the network's input (height, width)."""
+    if isinstance(image, Image.Image):
+        return upright_rgb(image)
+    if image is None or isinstance(image, bytes):
+        return None if image is None else decode_image(image, target)
+    try:
+        return decode_image(Path(image).read_bytes(), target)
+    except OSError as error:
+        raise ModelError(f"cannot read image {image}: {error.strerror}") from error
 
 
-def _in_turn(encode: Callable[[Tensor], TokenSequence], inputs: Tensor) -> TokenSequence:
-    """Encode `inputs` some rows at a time."""
+def _in_parts(encode: Callable[[Tensor], TokenSequence], inputs: Tensor) -> TokenSequence:
+    """Encode `inputs`, `VARIANTS_AT_ONCE` rows at a time."""
     parts = [encode(some) for some in torch.split(inputs, VARIANTS_AT_ONCE)]
     return TokenSequence(
         embeddings=torch.cat([part.embeddings for part in parts]),
         mask=torch.cat([part.mask for part in parts]),
         pooled=torch.cat([part.pooled for part in parts]),
-    )
-
-
-def _verdicts(situation: Situation, tasks: Sequence[Task], calibration: Calibration | None) -> Verdicts:
-    if calibration is None:
-        nothing: dict[str, dict[float, float | None]] = {task.name: {} for task in tasks}
-        return Verdicts({task.name: 1.0 for task in tasks}, nothing, {task.name: {} for task in tasks})
-    attributes, targets = calibration.situations[situation], calibration.target_precisions
-    return Verdicts(
-        {name: attribute.temperature for name, attribute in attributes.items()},
-        {
-            name: {
-                target: certificate.threshold if certificate else None
-                for target, certificate in attribute.thresholds.items()
-            }
-            for name, attribute in attributes.items()
-        },
-        {
-            name: {
-                label: {target: attribute.threshold(target, label) for target in targets} for label in attribute.labels
-            }
-            for name, attribute in attributes.items()
-        },
     )

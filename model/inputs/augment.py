@@ -5,20 +5,20 @@ Every function draws from the generator that it is given. Imports nothing of tor
 
 from __future__ import annotations
 
-import io
 import math
 import random
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
+from PIL import Image
 from pydantic import with_config
 
 from model.config import STRICT
 from model.errors import ConfigError
+from model.inputs import corruptions
+from model.inputs.corruptions import without_label_words
 
 CORRUPTION_SHARES = ("corrupted_images", "blank_images", "title_dropout", "label_word_dropout")
 """What `AugmentConfig` says of how many listings are corrupted; the rest is about how."""
@@ -76,21 +76,18 @@ def random_box(size: tuple[int, int], config: AugmentConfig, rng: random.Random)
 
 def compress(pixels: Pixels, rng: random.Random) -> Pixels:
     """Return what a coarse JPEG leaves of an image."""
-    stream = io.BytesIO()
-    _image(pixels).save(stream, "JPEG", quality=rng.randint(5, 40))
-    with Image.open(stream) as image:
-        return _pixels(image)
+    return _pixels(corruptions.compress(_image(pixels), rng.randint(5, 40)))
 
 
 def blur(pixels: Pixels, rng: random.Random) -> Pixels:
     """Blur by a Gaussian of 0.5 to 2.5 pixels."""
-    return _pixels(_image(pixels).filter(ImageFilter.GaussianBlur(rng.uniform(0.5, 2.5))))
+    return _pixels(corruptions.blur(_image(pixels), rng.uniform(0.5, 2.5)))
 
 
 def add_noise(pixels: Pixels, rng: random.Random) -> Pixels:
     """Add white noise with a deviation of 5 to 50 of 255."""
-    noise = np.random.default_rng(rng.getrandbits(32)).normal(0, rng.uniform(5, 50), pixels.shape)
-    return (pixels + noise).clip(0, 255).astype(np.uint8)
+    seed, deviation = rng.getrandbits(32), rng.uniform(5, 50)
+    return corruptions.add_noise(pixels, deviation, seed)
 
 
 def occlude(pixels: Pixels, rng: random.Random) -> Pixels:
@@ -100,11 +97,7 @@ def occlude(pixels: Pixels, rng: random.Random) -> Pixels:
     rows = min(height, round(height * math.sqrt(share * stretch)))
     columns = min(width, round(width * math.sqrt(share / stretch)))
     top, left = rng.randint(0, height - rows), rng.randint(0, width - columns)
-    covered = pixels.copy()
-    covered[:, top : top + rows, left : left + columns] = np.array([rng.randrange(256) for _ in range(3)])[
-        :, None, None
-    ]
-    return covered
+    return _pixels(corruptions.cover(_image(pixels), (left, top), (columns, rows), _colour(rng)))
 
 
 def enlarge(pixels: Pixels, rng: random.Random) -> Pixels:
@@ -117,9 +110,10 @@ def enlarge(pixels: Pixels, rng: random.Random) -> Pixels:
 
 
 def blank(pixels: Pixels, rng: random.Random) -> Pixels:
-    """Replace an image by one colour, white every other time: what stands where a feed has lost its images."""
-    colour = [255] * 3 if rng.random() < 0.5 else [rng.randrange(256) for _ in range(3)]
-    return np.broadcast_to(np.array(colour, dtype=np.uint8)[:, None, None], pixels.shape).copy()
+    """Replace an image by one colour, white every other time, as in feeds that have lost their images."""
+    height, width = pixels.shape[1:]
+    colour = (255, 255, 255) if rng.random() < 0.5 else _colour(rng)
+    return _pixels(Image.new("RGB", (width, height), colour))
 
 
 IMAGE_CORRUPTIONS: Sequence[Callable[[Pixels, random.Random], Pixels]] = (compress, blur, add_noise, occlude, enlarge)
@@ -134,6 +128,10 @@ def vary_pixels(pixels: Pixels, config: AugmentConfig, rng: random.Random) -> Pi
     if rng.random() < config.corrupted_images:
         pixels = rng.choice(IMAGE_CORRUPTIONS)(pixels, rng)
     return blank(pixels, rng) if rng.random() < config.blank_images else pixels
+
+
+def _colour(rng: random.Random) -> corruptions.Colour:
+    return rng.randrange(256), rng.randrange(256), rng.randrange(256)
 
 
 def _image(pixels: Pixels) -> Image.Image:
@@ -159,18 +157,3 @@ def vary_title(title: str, labels: Iterable[str], config: AugmentConfig, rng: ra
         return title
     kept = [word for word in words if rng.random() >= config.word_dropout]
     return " ".join(kept or [rng.choice(words)])
-
-
-def without_label_words(title: str, labels: Iterable[str]) -> str:
-    """Return `title` without the words that name one of `labels`, in whatever case, number or hyphenation.
-
-    `Puma Men T-shirt Navy` of the labels Men, Tshirts and Navy Blue becomes `Puma`; it may become empty.
-    """
-    named = {stem(word) for label in labels for word in label.split()} - {""}
-    return " ".join(word for word in title.split() if stem(word) not in named)
-
-
-def stem(word: str) -> str:
-    """Reduce a word to what its spellings share: its letters and digits, in lower case, without a plural s."""
-    bare = re.sub(r"[^a-z0-9]", "", word.lower())
-    return bare[:-1] if len(bare) > 3 and bare.endswith("s") and not bare.endswith("ss") else bare

@@ -28,34 +28,26 @@ class EncoderBlock(nn.Module):
         # On the residual branches only: dropout inside attention is costly on CPUs.
         self.dropout = nn.Dropout(dropout)
 
-    def forward(
-        self, x: Tensor, mask: Tensor, *, positions: Tensor | None = None, with_weights: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, mask: Tensor, positions: Tensor | None = None) -> Tensor:
         """Map tokens `x`, `[B, S, D]`, attending where `mask`, `[B, S]` bool, is True.
 
         positions: `[B, P]` int64, the tokens to compute; None stands for all of them, P = S.
-        Returns the new tokens `[B, P, D]` and, if asked for, the attention `[B, H, P, S]` (head, query, key).
+        Returns the new tokens, `[B, P, D]`.
         """
         normed = self.norm_attention(x)
         asking = normed if positions is None else tokens_at(normed, positions)
-        attended, weights = self._attend(asking, normed, mask, with_weights=with_weights)
+        attended = self._attend(asking, normed, mask)
         x = x if positions is None else tokens_at(x, positions)
         x = x + self.dropout(self.output(attended))
-        return x + self.dropout(self.mlp(self.norm_mlp(x))), weights
+        x = x + self.dropout(self.mlp(self.norm_mlp(x)))
+        return x
 
-    def _attend(self, asking: Tensor, x: Tensor, mask: Tensor, *, with_weights: bool) -> tuple[Tensor, Tensor | None]:
+    def _attend(self, asking: Tensor, x: Tensor, mask: Tensor) -> Tensor:
         width, weight, bias = x.shape[-1], self.query_key_value.weight, self.query_key_value.bias
         query = self._split_heads(F.linear(asking, weight[:width], bias[:width]))  # [B, H, P, D/H]
         key, value = map(self._split_heads, F.linear(x, weight[width:], bias[width:]).chunk(2, dim=-1))
-        key_mask = mask[:, None, None, :]  # [B, 1, 1, S]
-        weights = None
-        if with_weights:
-            scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
-            weights = scores.masked_fill(~key_mask, float("-inf")).softmax(dim=-1)  # [B, H, P, S]
-            attended = weights @ value
-        else:
-            attended = F.scaled_dot_product_attention(query, key, value, attn_mask=key_mask)
-        return attended.transpose(1, 2).flatten(2), weights  # [B, H, P, D/H] -> [B, P, D]
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :])
+        return attended.transpose(1, 2).flatten(2)  # [B, H, P, D/H] -> [B, P, D]
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)  # [B, S, D] -> [B, H, S, D/H]
@@ -70,7 +62,7 @@ class SequenceAttention(nn.Module):
     """Cross-modal self-attention over title tokens and image patches together (section 3.2).
 
     Each tower is normalised and projected to D and given a learned modality embedding; the concatenation
-    passes `depth` encoder blocks. With depth 0 the projected pooled tokens come out as they are: the ablation
+    passes `depth` encoder blocks. With depth 0 the projected pooled tokens are returned unchanged: the ablation
     "without sequence-wise attention".
     """
 
@@ -95,32 +87,27 @@ class SequenceAttention(nn.Module):
             parts.append(self.project_image(image) + self.modality[0])
         return torch.cat(parts, dim=1)
 
-    def forward(
-        self, x: Tensor, mask: Tensor, positions: Tensor, *, with_weights: bool = False
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Encode projected tokens `[B, S, D]` under `mask` `[B, S]`, and return those at `positions`, `[B, P]` int64.
+    def forward(self, x: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        """Encode projected tokens `[B, S, D]` under `mask`, `[B, S]` bool, and return those at `positions`.
 
-        Returns `[B, P, D]` and, if asked for, each block's attention `[B, H, S, S]`, first block first. The last block
-        computes nothing but what is returned, which makes it several times cheaper.
+        positions: `[B, P]` int64. Returns `[B, P, D]`; the last block computes nothing else, which makes it several
+        times cheaper.
         """
-        # What stands at a masked place must not matter, not even as 0 x NaN.
+        # Whatever value a masked position holds must not matter, not even as 0 x NaN.
         x = torch.where(mask[:, :, None], x, 0.0)
-        attentions = []
-        for block in self.blocks:
-            last = block is self.blocks[-1] and not with_weights
-            x, weights = block(x, mask, positions=positions if last else None, with_weights=with_weights)
-            if weights is not None:
-                attentions.append(weights)
-        if with_weights or not self.blocks:
+        if not self.blocks:
             x = tokens_at(x, positions)
-        return self.norm(x), attentions
+        for block in self.blocks:
+            x = block(x, mask, positions if block is self.blocks[-1] else None)
+        normed: Tensor = self.norm(x)
+        return normed
 
 
 class ModalityAttention(nn.Module):
     """Keyless attention over the modalities, one per attribute (section 3.3).
 
     Scores `e[t, m] = w[t, m] . h[m]`, weights `a[t] = softmax(e[t])` over the modalities that are present.
-    Not `learned`: the plain average of those present, the ablation "without modality-wise attention".
+    With `learned` False, the plain average of those present: the ablation "without modality-wise attention".
     """
 
     def __init__(self, *, tasks: int, width: int, learned: bool) -> None:

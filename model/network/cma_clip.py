@@ -1,9 +1,9 @@
 """The CMA-CLIP network (arXiv:2112.03562): towers -> sequence-wise attention -> modality-wise attention -> heads.
 
-May import torch, `backbone`, `attention`, `config` and `tasks`.
+May import torch, `towers`, `attention`, `config` and `tasks`.
 
-Shapes: B listings, N image patches, L text tokens, S = L + 1 + N, D fusion width, H heads, T attributes,
-M = 2 modalities in the order image, text, C_t labels of attribute t.
+Shapes: B listings, N image patches, L text tokens, S = L + 1 + N, D fusion width, T attributes, M = 2 modalities in
+the order image, text, C_t labels of attribute t.
 """
 
 from __future__ import annotations
@@ -22,20 +22,18 @@ from model.tasks import Task
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What the network says of a batch.
+    """The network's output for a batch.
 
     logits: per attribute `[B, C_t]`.
     modality_attention: `[B, T, M]`, sums to 1 over M, exactly 0 for an absent modality.
-    sequence_attention: per fusion block `[B, H, S, S]` (head, query, key), or empty where it was not asked for.
     """
 
     logits: tuple[Tensor, ...]
     modality_attention: Tensor
-    sequence_attention: tuple[Tensor, ...] = ()
 
 
 class CMAClip(nn.Module):
-    """Reads every attribute of a listing off its image, its title, or both."""
+    """Predicts every attribute of a listing from its image, its title, or both."""
 
     def __init__(self, backbone: Backbone, tasks: Sequence[Task], config: FusionConfig) -> None:
         super().__init__()
@@ -54,10 +52,10 @@ class CMAClip(nn.Module):
         )
         self.heads = nn.ModuleList(_head(config.width, len(task.labels), config.dropout) for task in tasks)
 
-    def forward(self, image: TokenSequence | None, text: TokenSequence | None, *, with_weights: bool = False) -> Output:
+    def forward(self, image: TokenSequence | None, text: TokenSequence | None) -> Output:
         """Fuse encoded modalities; a modality that no listing of the batch has may be None.
 
-        The towers are run apart (`self.backbone.encode_image`, `encode_text`), so that one encoding can be
+        The towers are run separately (`self.backbone.encode_image`, `encode_text`), so that one encoding can be
         fused several times, as training does. Every row must have at least one modality.
         """
         present = [s for s in (text, image) if s is not None]
@@ -66,16 +64,16 @@ class CMAClip(nn.Module):
         offset = text.mask.shape[1] if text else 0
         nowhere = mask.new_zeros(mask.shape[0], dtype=torch.long)  # some token for an absent modality: zeroed below
         pooled = [offset + image.pooled if image else nowhere, text.pooled if text else nowhere]
-        h, attentions = self.sequence_attention(tokens, mask, torch.stack(pooled, dim=1), with_weights=with_weights)
+        h = self.sequence_attention(tokens, mask, torch.stack(pooled, dim=1))  # [B, M, D]
 
         absent = mask.new_zeros(mask.shape[0])
         here = torch.stack([image.present if image else absent, text.present if text else absent], dim=1)
         # An absent modality's aggregate is zeroed, so that weight 0 times its placeholder is 0, never NaN.
-        h = torch.where(here[:, :, None], h, 0.0)  # [B, M, D]
+        h = torch.where(here[:, :, None], h, 0.0)
 
         fused, weights = self.modality_attention(h, here)  # [B, T, D], [B, T, M]
         logits = tuple(head(fused[:, t]) for t, head in enumerate(self.heads))
-        return Output(logits, weights, tuple(attentions))
+        return Output(logits, weights)
 
 
 def _head(width: int, labels: int, dropout: float) -> nn.Sequential:

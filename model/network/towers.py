@@ -1,8 +1,8 @@
 """open_clip towers as token sequences: every patch and every title token, not the pooled vectors alone.
 
 Supported: open_clip's ViT image towers, timm image towers (convolutional or ViT), and open_clip's causal text
-Transformer. Anything else is refused with a `ConfigError` that says what was found. May import torch, open_clip
-and timm; knows nothing about attributes.
+Transformer. Any other tower raises a `ConfigError` that names it. May import torch, open_clip and timm; knows
+nothing about attributes.
 
 Shapes: B listings, N image patches, L text tokens, d width of a tower.
 """
@@ -33,7 +33,7 @@ class TokenSequence:
 
     embeddings: `[B, S, d]` float.
     mask: `[B, S]` bool, False at padding, and False all along a row whose modality is absent.
-    pooled: `[B]` int64, the position of the token that stands for the whole sequence (class token, EOT).
+    pooled: `[B]` int64, the position of the token that represents the whole sequence (class token, EOT).
     """
 
     embeddings: Tensor
@@ -42,7 +42,7 @@ class TokenSequence:
 
     @classmethod
     def pooled_first(cls, embeddings: Tensor) -> TokenSequence:
-        """Of a picture's tokens `[B, 1+N, d]`: no padding, and the first one stands for all."""
+        """Wrap an image's tokens, `[B, 1+N, d]`: no padding, and the first one represents the whole image."""
         mask = torch.ones(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
         return cls(embeddings, mask, mask.new_zeros(mask.shape[0], dtype=torch.long))
 
@@ -64,10 +64,10 @@ class TokenSequence:
 def cma_resnet_small(
     pretrained: bool = False, *, num_classes: int = 0, drop_path_rate: float = 0.0, **_: Any
 ) -> ByobNet:
-    """A residual convnet for pictures of 64 to 80 pixels, as a timm tower: 20 patches at 80 x 64, 2.7 M parameters.
+    """A residual convnet for images of 64 to 80 pixels, as a timm tower: 20 patches at 80 x 64, 2.7 M parameters.
 
-    Plain 3 x 3 convolutions with widths in powers of two, since they reach the highest share of a CPU's peak; a
-    convolutional tower learns from tens of thousands of pictures what a plain ViT of this size does not.
+    Plain 3 x 3 convolutions with widths in powers of two, since they run closest to a CPU's peak throughput. From tens
+    of thousands of images a convolutional tower learns what a plain ViT of this size does not.
     """
     return _resnet([(1, 64, 2), (2, 128, 2), (2, 256, 2)], pretrained, num_classes, drop_path_rate)
 
@@ -76,14 +76,14 @@ def cma_resnet_small(
 def cma_resnet_medium(
     pretrained: bool = False, *, num_classes: int = 0, drop_path_rate: float = 0.0, **_: Any
 ) -> ByobNet:
-    """As `cma_resnet_small` with a fourth stage at half the picture's resolution: 20 patches, 4.9 M parameters."""
+    """As `cma_resnet_small` with a fourth stage at half the image's resolution: 20 patches, 4.9 M parameters."""
     return _resnet([(1, 48, 1), (2, 96, 2), (2, 192, 2), (2, 320, 2)], pretrained, num_classes, drop_path_rate)
 
 
 def _resnet(stages: list[tuple[int, int, int]], pretrained: bool, num_classes: int, drop_path_rate: float) -> ByobNet:
     """Build a residual convnet of `stages`: blocks, channels and stride of each."""
     if pretrained:
-        raise ConfigError("our own towers have no pretrained weights; start from a checkpoint instead")
+        raise ConfigError("this project's towers have no pretrained weights; start from a checkpoint instead")
     blocks = tuple(
         ByoBlockCfg(type="basic", d=depth, c=width, s=stride, gs=0, br=1.0) for depth, width, stride in stages
     )
@@ -103,15 +103,15 @@ def _small(tower: str) -> Mapping[str, Any]:
 
 
 BACKBONES: Mapping[str, Mapping[str, Any]] = {
-    # What `weights/fashion` ships (`benchmarks/backbones.py`): 16 M parameters, 9.5 M of them word embeddings.
+    # The towers of `weights/fashion`: 16 M parameters, 9.5 M of them word embeddings.
     "cma-small": _small("cma_resnet_medium"),
     "cma-tiny": _small("cma_resnet_small"),
 }
-"""Our own open_clip configurations, by name, beside those that open_clip carries."""
+"""This project's open_clip configurations by name, in addition to those that open_clip ships."""
 
 
 def backbone_config(name: str) -> dict[str, Any]:
-    """Return the open_clip configuration called `name`: one of `BACKBONES` or of open_clip's own.
+    """Return the open_clip configuration called `name`: one of `BACKBONES` or one that open_clip ships.
 
     Raises `ConfigError` for an unknown name.
     """
@@ -123,7 +123,10 @@ def backbone_config(name: str) -> dict[str, Any]:
 
 
 class ImageTower(nn.Module):
-    """Pictures `[B, 3, H, W]` -> `[B, 1+N, d_img]`: the class (or pooled) token, then the patches row by row."""
+    """Images `[B, 3, H, W]` -> tokens `[B, 1+N, d_img]`: the class (or pooled) token, then the patches row by row.
+
+    width: d_img. grid: rows and columns of patches, N = rows x columns.
+    """
 
     width: int
     grid: tuple[int, int]
@@ -138,20 +141,27 @@ class VitTower(ImageTower):
     def __init__(self, visual: VisionTransformer) -> None:
         super().__init__()
         if visual.attn_pool is not None or visual.final_ln_after_pool:
-            raise ConfigError("image towers with attentional pooling are not supported, since patches lose their place")
-        visual.proj = None  # the contrastive projection is never read here
+            raise ConfigError("image towers with attentional pooling are not supported: patches lose their positions")
+        visual.proj = None  # the contrastive projection is not used here
         self.visual = visual
         self.width = visual.conv1.out_channels
         self.grid = visual.grid_size
 
     def forward(self, images: Tensor) -> Tensor:
-        visual = self.visual
-        tokens: Tensor = visual.ln_post(visual.transformer(visual._embeds(images)))  # [B, 1+N, d]
-        return tokens
+        last: dict[str, list[Tensor]] = self.visual.forward_intermediates(
+            images,
+            indices=1,
+            normalize_intermediates=True,
+            intermediates_only=True,
+            output_fmt="NLC",
+            output_extra_tokens=True,
+        )
+        # [B, 1, d] and [B, N, d] -> [B, 1+N, d]
+        return torch.cat([*last["image_intermediates_prefix"], *last["image_intermediates"]], dim=1)
 
 
 class TimmTower(ImageTower):
-    """A timm tower; where it has no class token, the mean of the patches stands first."""
+    """A timm tower; where it has no class token, the mean of the patches is the first token."""
 
     def __init__(self, visual: TimmModel) -> None:
         super().__init__()
@@ -186,10 +196,10 @@ class TimmTower(ImageTower):
 
 
 class TextTower(nn.Module):
-    """Token ids `[B, L]` -> `[B, L, d_txt]`, for any L up to the context length.
+    """Token ids `[B, L]` -> tokens `[B, L, d_txt]`, for any L up to the context length.
 
-    The tower is causal, so what stands behind the EOT token cannot reach it: padding to the longest title of
-    the batch gives what padding to the full context gives.
+    The tower is causal, so tokens after EOT cannot influence it: padding to the longest title of the batch gives the
+    same result as padding to the full context.
     """
 
     def __init__(self, text: nn.Module) -> None:
@@ -198,12 +208,11 @@ class TextTower(nn.Module):
             raise ConfigError(f"text tower {type(text).__name__} is not supported; open_clip's own text Transformer is")
         if text.attn_mask is None or text.cls_emb is not None or text.pool_type != "argmax":
             raise ConfigError("only causal text towers pooled at the EOT token (CLIP's) are supported")
-        # Made in `forward` for the length at hand; as a buffer, its infinities would poison a running average.
+        # Built in `forward` for the batch's length; as a buffer, its infinities would enter the average of weights.
         text.attn_mask = None
-        text.text_projection = None  # the contrastive projection is never read here
+        text.text_projection = None  # the contrastive projection is not used here
         self.text = text
         self.width = int(text.token_embedding.embedding_dim)
-        self.context_length = int(text.context_length)
 
     def forward(self, tokens: Tensor) -> Tensor:
         text, length = self.text, tokens.shape[1]
@@ -214,7 +223,7 @@ class TextTower(nn.Module):
 
 
 class Backbone(nn.Module):
-    """Both towers of a CLIP model. `grid` is the patch grid (rows, columns)."""
+    """Both towers of a CLIP model."""
 
     def __init__(self, image: ImageTower, text: TextTower) -> None:
         super().__init__()
@@ -223,24 +232,24 @@ class Backbone(nn.Module):
         self.image_locked = False
 
     def lock_image(self) -> None:
-        """Keep the image tower as it is, its batch statistics too, whatever is trained (LiT, arXiv:2111.07991)."""
+        """Freeze the image tower, including its batch statistics (LiT, arXiv:2111.07991)."""
         self.image.requires_grad_(False)
         self.image_locked = True
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
-        """Switch between training and evaluation; a locked tower stays in evaluation."""
+        """Switch between training and evaluation mode; a locked image tower stays in evaluation mode."""
         super().train(mode)
         if self.image_locked:
             self.image.eval()
         return self
 
     def encode_image(self, images: Tensor) -> TokenSequence:
-        """Encode `images`, `[B, 3, H, W]` normalised floats, to `1+N` tokens each, pooled at the first."""
+        """Encode `images`, `[B, 3, H, W]` normalised floats, to `[B, 1+N, d_img]`, pooled at the first token."""
         return TokenSequence.pooled_first(self.image(images))
 
     def encode_text(self, tokens: Tensor) -> TokenSequence:
-        """Encode `tokens`, `[B, L]` int64 padded with zeros, pooled at EOT: the highest id of the vocabulary."""
+        """Encode `tokens`, `[B, L]` int64 padded with zeros, to `[B, L, d_txt]`, pooled at EOT, the highest id."""
         pooled = tokens.argmax(dim=1)
         mask = torch.arange(tokens.shape[1], device=tokens.device) <= pooled[:, None]
         return TokenSequence(self.text(tokens), mask, pooled)
@@ -249,7 +258,7 @@ class Backbone(nn.Module):
 def build_backbone(config: Mapping[str, Any], *, image_size: tuple[int, int], context_length: int) -> Backbone:
     """Build both towers with random weights from an open_clip configuration.
 
-    Raises `ConfigError` for a tower that cannot be built, or not be read as tokens.
+    Raises `ConfigError` for towers that cannot be built or are not supported.
     """
     config = copy.deepcopy(dict(config))
     if missing := [key for key in ("vision_cfg", "text_cfg") if not isinstance(config.get(key), dict)]:
@@ -264,7 +273,7 @@ def build_backbone(config: Mapping[str, Any], *, image_size: tuple[int, int], co
     try:
         clip = CustomTextCLIP(**wanted)
     except Exception as error:  # open_clip and timm check few of their settings
-        raise ConfigError(f"no such towers can be built: {_first_line(error)}") from error
+        raise ConfigError(f"the towers cannot be built: {_first_line(error)}") from error
     return _from_clip(clip)
 
 
@@ -275,14 +284,14 @@ def _first_line(error: Exception) -> str:
 def pretrained_backbone(name: str, weights: str) -> Backbone:
     """Build open_clip's `name` with pretrained `weights`: one of its tags (downloaded) or a local file.
 
-    Raises `ConfigError` for an unknown tag or a file that does not fit.
+    Raises `ConfigError` for an unknown tag or weights that do not fit the model.
     """
     if not Path(weights).is_file() and weights not in open_clip.list_pretrained_tags_by_model(name):
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
         raise ConfigError(f"{weights!r} is neither a file nor a pretrained tag of {name} (tags: {tags})")
     try:
         clip = open_clip.create_model(name, pretrained=weights, force_custom_text=True)
-    except Exception as error:  # what is no weights file can fail in any way
+    except Exception as error:  # a file that holds no weights can fail in any way
         raise ConfigError(f"{weights} does not fit {name}: {_first_line(error)}") from error
     return _from_clip(clip)
 

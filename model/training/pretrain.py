@@ -7,7 +7,6 @@ image tower as it is and trains a new text tower to match it (locked-image tunin
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -115,10 +114,9 @@ def pretrain(
     }
 
     def save(best: ContrastiveModel, scores: Mapping[str, float]) -> None:
-        towers = nn.ModuleDict({"backbone": copy.deepcopy(best.backbone)})
         save_checkpoint(
             out / "checkpoint",
-            towers,
+            nn.ModuleDict({"backbone": best.backbone}),
             name=name,
             config=model,
             tasks=(),

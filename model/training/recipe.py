@@ -25,13 +25,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 
 from model.catalogue.listings import Catalogue
-from model.checkpoint.card import update_card
-from model.checkpoint.folder import CALIBRATION, METRICS, load_checkpoint, write_json, write_part
+from model.checkpoint.folder import METRICS, load_checkpoint, write_json
 from model.config import STRICT, FusionConfig, from_json, to_json, update
 from model.errors import ConfigError, TrainingError
 from model.evaluation.calibrate import TARGET_PRECISIONS, calibrate, calibration_table
 from model.evaluation.evaluate import evaluate, evaluation_tables
-from model.inference.predictor import Predictor
 from model.training import pretrain, train
 from model.training.config import PretrainConfig, TrainConfig
 from model.training.initialise import initial_model
@@ -155,16 +153,15 @@ class CalibrateStage(Stage):
     def run(self, context: Context, folder: Path, start: str | None) -> Path:
         checkpoint = _copy(start, folder / CHECKPOINT)
         (checkpoint / METRICS).unlink(missing_ok=True)  # of another calibration
-        predictor = Predictor.load(checkpoint, device=context.device)
         calibration = calibrate(
-            predictor,
+            checkpoint,
             context.catalogue,
-            console=context.console,
             target_precisions=self.target_precision,
             per_label=self.per_label,
             together=self.together,
+            device=context.device,
+            console=context.console,
         )
-        write_part(predictor.checkpoint, CALIBRATION, calibration.to_json())
         context.console.print(calibration_table(calibration))
         return checkpoint
 
@@ -176,12 +173,7 @@ class EvaluateStage(Stage):
 
     def run(self, context: Context, folder: Path, start: str | None) -> Path:
         checkpoint = _copy(start, folder / CHECKPOINT)
-        predictor = Predictor.load(checkpoint, device=context.device)
-        calibration = predictor.checkpoint.calibration
-        assert calibration is not None, "a recipe is refused where nothing was calibrated before"
-        evaluation = evaluate(predictor, calibration, context.catalogue, console=context.console)
-        write_part(predictor.checkpoint, METRICS, evaluation.metrics)
-        update_card(predictor.checkpoint, evaluation.metrics)
+        evaluation = evaluate(checkpoint, context.catalogue, device=context.device, console=context.console)
         for table in evaluation_tables(evaluation.metrics):
             context.console.print(table)
         return checkpoint

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -148,7 +147,7 @@ class FineTuning:
     def _save(self, folder: Path, network: CMAClip, scores: Mapping[str, float]) -> None:
         save_checkpoint(
             folder,
-            copy.deepcopy(network),  # rounding to what is stored must not touch the running average
+            network,
             name=self.name,
             config=self.model,
             tasks=self.tasks,

@@ -1,4 +1,4 @@
-"""Exact binomial tails and Clopper-Pearson bounds, extended to effective counts that are no whole numbers.
+"""Exact binomial tails and Clopper-Pearson bounds, extended to effective counts that are not whole numbers.
 
 Needs scipy, which serving does not have: for calibration and evaluation only.
 """

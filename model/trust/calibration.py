@@ -1,6 +1,6 @@
 """Temperature scaling, and what calibration.json holds; no I/O.
 
-Imports numpy alone: serving reads thresholds here; what certifies them is `model.trust.certificates`.
+Imports numpy alone: serving takes its thresholds from here; `model.trust.certificates` certifies them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -31,10 +31,11 @@ MIN_TEMPERATURE = 1e-3
 # --- temperature -------------------------------------------------------------------------------------------
 
 
-def softmax(logits: NDArray[np.floating[Any]], temperature: float) -> NDArray[np.float64]:
+def softmax(logits: NDArray[np.floating[Any]], temperature: float | NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the softmax of `logits / temperature` over the last axis, in double precision.
 
-    For calibration and serving alike, so that a confidence is on the same side of its threshold in both.
+    `temperature` is one for all rows, or one for each, `[n, 1]`; a row's result is the same either way, bit for bit.
+    Calibration and serving both use this, so that a confidence is on the same side of its threshold in both.
     """
     scaled = logits.astype(np.float64) / temperature
     exponentials = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
@@ -76,8 +77,12 @@ class Certificate:
     support: int
     """The number of calibration listings that it accepts."""
     bound: float
-    """Clopper-Pearson lower bound of the precision at this one threshold, at the level that was asked of `certify`: the
+    """Clopper-Pearson lower bound of the precision at this one threshold, at the level that `certify` was given: the
     confidence level, or more where several promises share it."""
+
+
+def _threshold(certificate: Certificate | None) -> float:
+    return math.inf if certificate is None else certificate.threshold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,23 +96,25 @@ class AttributeCalibration:
     """Per label and target precision, where labels were certified one by one; a label has an entry for each target
     that it has calibration examples enough for, None where it could not be certified with them."""
 
-    def threshold(self, target: float, label: str) -> float | None:
-        """Return the confidence from which `label` is accepted at a target precision, None for never.
+    def minimum_confidence(self, target: float, labels: Sequence[str]) -> NDArray[np.float64]:
+        """Return the least confidence at which each of `labels` is accepted at a target precision, infinity for never.
 
         A label that has too few examples for this target falls back to the attribute's threshold, but never below
         its own for a lower target: what is accepted at a target is accepted at every lower one.
         """
+        return np.array([self._minimum_confidence(target, label) for label in labels], dtype=np.float64)
+
+    def _minimum_confidence(self, target: float, label: str) -> float:
         own = self.labels.get(label, {})
         certificates = [certificate for at, certificate in own.items() if at <= target]
         if target not in own:
             certificates.append(self.thresholds[target])
-        thresholds = [certificate.threshold for certificate in certificates if certificate is not None]
-        return max(thresholds) if len(thresholds) == len(certificates) else None
+        return max(map(_threshold, certificates))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What calibration.json holds: how confidences are scaled, and from where on they are accepted."""
+    """What calibration.json holds: how confidences are scaled, and the thresholds at which labels are accepted."""
 
     version: str
     """That of the weights it was fitted for: a calibration means nothing for others."""
@@ -145,7 +152,7 @@ class Calibration:
 
     @property
     def digest(self) -> str:
-        """Twelve hex digits that stand for all that it says."""
+        """Twelve hex digits of a hash of all that it holds."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:12]
 
     @classmethod
@@ -206,8 +213,8 @@ def _certificates(value: object, targets: tuple[float, ...], where: str) -> dict
     certificates = {
         target: _certificate(fields[str(target)], f"{where}.{target}") for target in targets if str(target) in fields
     }
-    floors = [math.inf if certificate is None else certificate.threshold for certificate in certificates.values()]
-    if floors != sorted(floors):
+    thresholds = list(map(_threshold, certificates.values()))
+    if thresholds != sorted(thresholds):
         raise _wrong(where, "must grow with the target precision")
     return certificates
 

@@ -1,6 +1,6 @@
-"""Certified thresholds: from which confidence on labels are accepted, so that a target precision is kept.
+"""Certified thresholds: the minimum confidence at which labels are accepted, so that a target precision is kept.
 
-Pure maths; needs scipy (`model.trust.binomial`), so it is for calibration only: serving reads `Certificate`s.
+Pure maths; needs scipy (`model.trust.binomial`), so it is for calibration only: serving uses the `Certificate`s.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _GRID_LOGITS = np.arange(round((_GRID_TOP - _GRID_BOTTOM) / _GRID_STEP) + 1) * -
 GRID: tuple[float, ...] = (*(round(1 / (1 + math.exp(-x)), 5) for x in _GRID_LOGITS), 0.0)
 """The thresholds that may be certified, descending from 0.999 evenly in logits; the last accepts everything.
 
-Fixed once and for all: a grid that looked at the calibration listings would void the certificate.
+Fixed beforehand: a grid that looked at the calibration listings would void the certificate.
 """
 
 START_SHARES = {
@@ -55,8 +55,8 @@ def certify(
     """Return, per target precision, the smallest threshold that can be certified, or None.
 
     `confidence` [n] in [0, 1] and `correct` [n] are those of the labelled calibration listings, a label
-    outside the vocabulary counted as wrong; listings of one `group` [n] are no independent evidence (left
-    out: all are independent). Raises `ValueError` when lengths differ or a confidence is NaN.
+    outside the vocabulary counted as wrong; listings of one `group` [n] are not independent evidence
+    (without it, all are independent). Raises `ValueError` when lengths differ or a confidence is NaN.
 
     **The promise**, per target: with probability at least 1 - `delta`, the precision of accepted labels is at
     least the target; both their true precision and the one measured on a fresh sample as large as this one.
@@ -69,7 +69,7 @@ def certify(
     `GRID` the hypothesis is "the precision here is below the target". Given how many listings are accepted,
     the number of correct ones is binomial, so its exact tail at the target is a valid p-value. Where listings
     come in groups, both counts are first divided by the design effect (`design_effects`; Korn and Graubard,
-    1998): no longer exact, but right listings that repeat a title no longer pass for evidence.
+    1998): no longer exact, but right listings that repeat a title no longer count as independent evidence.
 
     The family-wise correction is the fallback procedure (Wiens and Dmitrienko, 2005), one of the graphical
     procedures that the paper admits. Thresholds are tested from the highest down; each start adds its share
@@ -114,7 +114,7 @@ def certify_labels(
     *,
     group: NDArray[np.integer[Any]],
 ) -> dict[int, dict[float, Certificate | None]]:
-    """Return, per predicted label (class index) and target precision, what `certify` makes of its answers alone.
+    """Return, per predicted label (class index) and target precision, the certificate of its answers alone.
 
     **The promise** is that of `certify`, for each label by itself: of the listings that are accepted as this label,
     the share that bears it is at least the target. Each of these promises holds with probability 1 - `delta`; not

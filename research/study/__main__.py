@@ -29,10 +29,10 @@ PAGE = ROOT / "docs" / "results.md"
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 Init = Annotated[Path, typer.Option(help="checkpoint folder whose towers all runs start from", show_default=False)]
-Runs = Annotated[Path, typer.Option(help="folder of the runs; interrupted ones go on", show_default=False)]
-Epochs = Annotated[int, typer.Option(min=1, help="passes over the train part, for each run")]
+Runs = Annotated[Path, typer.Option(help="folder of the runs; interrupted ones are resumed", show_default=False)]
+Epochs = Annotated[int, typer.Option(min=1, help="epochs of each run")]
 CatalogueFile = Annotated[Path, typer.Option(help="the catalogue's TOML file")]
-Results = Annotated[Path, typer.Option(help="folder of the figures, one JSON file a run")]
+Results = Annotated[Path, typer.Option(help="folder of the figures, one JSON file per run")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
 
 
@@ -41,13 +41,15 @@ def run(
     *,
     init: Init,
     runs: Runs,
-    only: Annotated[str | None, typer.Option(help="these alone, by name, with commas", show_default="all")] = None,
+    only: Annotated[
+        str | None, typer.Option(help="run only these names, separated by commas", show_default="all")
+    ] = None,
     epochs: Epochs = EPOCHS,
     catalogue: CatalogueFile = FASHION,
     results: Results = RESULTS,
     device: Device = "auto",
 ) -> None:
-    """Train and measure what is not finished yet; runs whose figures are there are left as they are."""
+    """Train and measure every run that is not finished; finished ones are left unchanged."""
     study = Study(
         catalogue=Catalogue.open(catalogue),
         initial=init,
@@ -61,7 +63,7 @@ def run(
 
 @app.command()
 def trial(
-    name: Annotated[str, typer.Argument(help="what to call the recipe", show_default=False)],
+    name: Annotated[str, typer.Argument(help="name of the recipe", show_default=False)],
     *,
     init: Init,
     runs: Runs,
@@ -73,10 +75,10 @@ def trial(
     ] = None,
     epochs: Epochs = EPOCHS,
     catalogue: CatalogueFile = FASHION,
-    results: Annotated[Path, typer.Option(help="folder of the figures, one JSON file a recipe")] = RESULTS / TRIALS,
+    results: Annotated[Path, typer.Option(help="folder of the figures, one JSON file per recipe")] = RESULTS / TRIALS,
     device: Device = "auto",
 ) -> None:
-    """Train CMA-CLIP by another recipe and measure it on the validation part, where recipes are chosen."""
+    """Train CMA-CLIP with another recipe and measure it on the validation part, on which recipes are chosen."""
     fusion, training = split_settings(set_, epochs=None)
     study = Study(
         catalogue=Catalogue.open(catalogue),
@@ -87,7 +89,7 @@ def trial(
         measured=Part.VALIDATION,
         device=pick_device(device),
     )
-    study.complete(Run(name=name, title=name, fusion=fusion, training=training, spoilt=True))
+    study.complete(Run(name=name, title=name, fusion=fusion, training=training, corrupted=True))
 
 
 @app.command()
@@ -98,7 +100,7 @@ def shipped(
     results: Results = RESULTS,
     device: Device = "auto",
 ) -> None:
-    """Measure a checkpoint's confidences and certified thresholds on spoilt listings."""
+    """Measure a checkpoint's confidences and certified thresholds on corrupted listings."""
     cells = measure_shipped(checkpoint, Catalogue.open(catalogue), pick_device(device))
     write_cells(results / SHIPPED, cells)
     print(results / SHIPPED)
@@ -106,7 +108,7 @@ def shipped(
 
 @app.command()
 def report(*, results: Results = RESULTS, out: Annotated[Path, typer.Option(help="the page to write")] = PAGE) -> None:
-    """Write the results page and its plots from the JSON alone, and say what is missing."""
+    """Write the results page and its plots from the JSON files, and list what has not been run."""
     found = Figures(results)
     for path in write_report(found, out):
         print(path)
@@ -115,7 +117,7 @@ def report(*, results: Results = RESULTS, out: Annotated[Path, typer.Option(help
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one line, and exit status 2."""
+    """Run the command line; a user's mistake is reported in one line, with exit status 2."""
     try:
         app()
     except ModelError as error:

@@ -1,4 +1,4 @@
-"""What a network says of the test part, under any condition: clean or spoilt, with both modalities or one.
+"""A network's outputs on the test part under any condition: clean or corrupted, with both modalities or one.
 
 Shapes: n listings, L text tokens, T attributes, M = 2 modalities in the order image, text, C_t labels.
 """
@@ -33,10 +33,10 @@ from research.study.networks import AttributeNetwork
 
 BATCH = 256
 
-Spoil = Callable[[Listing, Image.Image], Image.Image]
+Corrupt = Callable[[Listing, Image.Image], Image.Image]
 
-Seen = dict[str, TokenSequence]
-"""Encoded pictures of the test part by condition: what networks that share an image tower need encode but once."""
+ImageCache = dict[str, TokenSequence]
+"""Encoded images of the test part by condition: networks that share an image tower encode them only once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +51,10 @@ class TestPart:
     """The listings that everything is measured on: those of the test part with a title and a readable image.
 
     The same for every situation and every network, so that figures can be compared listing by listing. `part` may be
-    another one: recipes are chosen on the validation part.
+    another one: recipes are chosen on the validation part. Raises `CatalogueError` where there is no such listing.
     """
 
-    __test__ = False  # no test case, whatever pytest makes of the name
+    __test__ = False  # pytest would collect it by its name
 
     def __init__(self, catalogue: Catalogue, tasks: Sequence[Task], part: Part = Part.TEST) -> None:
         self.catalogue, self.tasks = catalogue, tuple(tasks)
@@ -67,7 +67,7 @@ class TestPart:
         )
         """Class indices `[n, T]`, as `Task.encode` gives them."""
 
-    def picture(self, listing: Listing) -> Image.Image:
+    def image(self, listing: Listing) -> Image.Image:
         """Read and decode a listing's image."""
         assert listing.image is not None
         return decode_image(self.catalogue.image_bytes(listing.image))
@@ -76,30 +76,31 @@ class TestPart:
         if listing.image is None:
             return False
         try:
-            self.picture(listing)
+            self.image(listing)
         except ModelError:
             return False
         return True
 
     @property
     def digest(self) -> str:
-        """Twelve hex digits that stand for these listings, in this order."""
+        """Twelve hexadecimal digits that identify these listings, in this order."""
         return hashlib.sha256("\n".join(listing.id for listing in self.listings).encode()).hexdigest()[:12]
 
     def subset(self, size: int) -> NDArray[np.int64]:
         """Return the positions of `size` listings (or all), drawn by a hash of their ids: the same ones each time."""
         drawn = sorted(
             range(len(self.listings)),
+            # The prefix is part of the draw: another one would be another subset than that of the committed figures.
             key=lambda row: hashlib.sha256(f"spoilt/{self.listings[row].id}".encode()).digest(),
         )
         return np.array(sorted(drawn[:size]), dtype=np.int64)
 
 
-class Reader:
-    """A network that reads listings in three steps, so that what is encoded once can be read several times.
+class Inference:
+    """Runs a network in steps, so that images and titles that are encoded once can be fused several times.
 
     fast: compute in the number format of training, where the device has one that is faster than float32.
-    seen: what readers of the same image tower have encoded; what is new is added. None: keep nothing.
+    cache: images that networks with the same image tower have encoded; new ones are added. None: keep nothing.
     """
 
     def __init__(
@@ -109,28 +110,32 @@ class Reader:
         device: torch.device,
         *,
         fast: bool = False,
-        seen: Seen | None = None,
+        cache: ImageCache | None = None,
     ) -> None:
         self.network = network.to(device).to(memory_format=torch.channels_last).eval()
         self.transform, self.tokenize = ImageTransform(preprocess), TitleTokenizer(preprocess)
         self.device, self.fast = device, fast
-        self.seen = seen
+        self.cache = cache
 
-    def see(self, key: str, part: TestPart, listings: Sequence[Listing], spoil: Spoil | None = None) -> TokenSequence:
-        """Encode pictures as `encode_images` does, or return what was seen of them under `key`."""
-        if self.seen is None:
-            return self.encode_images(part, listings, spoil)
+    def cached_images(
+        self, key: str, part: TestPart, listings: Sequence[Listing], corrupt: Corrupt | None = None
+    ) -> TokenSequence:
+        """Encode images as `encode_images` does, or return those that the cache holds under `key`."""
+        if self.cache is None:
+            return self.encode_images(part, listings, corrupt)
         key = f"{key}, {'fast' if self.fast else 'exact'}"
-        if key not in self.seen:
-            self.seen[key] = self.encode_images(part, listings, spoil)
-        return self.seen[key]
+        if key not in self.cache:
+            self.cache[key] = self.encode_images(part, listings, corrupt)
+        return self.cache[key]
 
-    def encode_images(self, part: TestPart, listings: Sequence[Listing], spoil: Spoil | None = None) -> TokenSequence:
-        """Encode each listing's picture, spoilt by `spoil` where given."""
+    def encode_images(
+        self, part: TestPart, listings: Sequence[Listing], corrupt: Corrupt | None = None
+    ) -> TokenSequence:
+        """Encode each listing's image, corrupted by `corrupt` where given."""
 
         def pixels(listing: Listing) -> NDArray[np.uint8]:
-            picture = part.picture(listing)
-            return self.transform(spoil(listing, picture) if spoil else picture)
+            image = part.image(listing)
+            return self.transform(corrupt(listing, image) if corrupt else image)
 
         encoded = []
         with ThreadPoolExecutor() as pool:
@@ -142,7 +147,7 @@ class Reader:
         return _joined(encoded)
 
     def encode_titles(self, titles: Sequence[str | None]) -> TokenSequence:
-        """Encode titles, all padded to the longest; None counts as absent, an empty one as a title without words."""
+        """Encode titles, all padded to the longest; None is an absent title, an empty one a title without words."""
         tokens = [None if title is None else self.tokenize(title).tokens for title in titles]
         longest = max((len(each) for each in tokens if each is not None), default=1)
         encoded = []
@@ -152,8 +157,8 @@ class Reader:
             encoded.append(self._run(self.network.backbone.encode_text, stacked).keep(here))
         return _joined(encoded)
 
-    def read(self, image: TokenSequence | None, text: TokenSequence | None) -> Answers:
-        """Read encoded modalities; one that is not to be looked at is None."""
+    def predict(self, image: TokenSequence | None, text: TokenSequence | None) -> Answers:
+        """Fuse encoded modalities; one that is to be ignored is None."""
         given = image or text
         assert given is not None
         logits: list[tuple[NDArray[np.float32], ...]] = []

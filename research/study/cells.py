@@ -1,4 +1,4 @@
-"""From answers to figures: each with an interval, per attribute and as their mean; one JSON file a run.
+"""From answers to figures: each with an interval, per attribute and as their mean; one JSON file per run.
 
 Shapes: n listings, T attributes, R resamples.
 """
@@ -35,7 +35,7 @@ def condition_cells(
 ) -> Cells:
     """Return the figures of one condition on the listings at `rows`, each as [value, low, high] at 95 %.
 
-    detail: `values` gives attributes their value alone, without an interval; `comparable` adds the resamples of the
+    detail: with `values`, each attribute has its values without intervals; `comparable` adds the resamples of the
     means, in ten-thousandths; `full` has intervals and resamples of each attribute.
     """
     given = [_Attribute(answers, part.labels[rows, t], t) for t in range(len(part.tasks))]
@@ -71,7 +71,7 @@ def condition_cells(
 
 
 class _Attribute:
-    """One attribute's answers on n listings, those without a label among them."""
+    """One attribute's answers on n listings, including those without a label."""
 
     def __init__(self, answers: Answers, labels: NDArray[np.int64], t: int) -> None:
         probabilities = softmax(answers.logits[t], 1.0)
@@ -124,7 +124,7 @@ def weight_cells(part: TestPart, answers: Mapping[str, Answers]) -> Cells:
 def all_cells(
     part: TestPart, subset: NDArray[np.int64], answers: Mapping[str, Answers], strongest: Sequence[str], *, weighs: bool
 ) -> Cells:
-    """Return the figures of every condition that was answered, by its key: clean in full, `strongest` comparable."""
+    """Return the figures of every condition in `answers`, by its key: clean in full, `strongest` comparable."""
     everything = np.arange(len(part.listings))
     cells: Cells = {}
     for key, each in answers.items():
@@ -136,7 +136,7 @@ def all_cells(
 
 
 def figure(value: float) -> float | None:
-    """Return a figure as it is written: five digits after the point, and null where it has no rows to stand on."""
+    """Return a figure as it is written: five digits after the point, and null where no rows contribute to it."""
     return None if math.isnan(value) else round(float(value), 5)
 
 
@@ -148,7 +148,7 @@ def _ten_thousandths(values: NDArray[np.float64]) -> list[int] | None:
 
 
 def write_cells(path: Path, cells: Cells) -> None:
-    """Write a result, one condition a line, atomically."""
+    """Write a result, one condition per line, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     head = {name: value for name, value in cells.items() if name != "conditions"}
     lines = [f'"{name}": {json.dumps(value, allow_nan=False)}' for name, value in head.items()]

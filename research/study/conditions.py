@@ -1,4 +1,4 @@
-"""The conditions under which networks are read, and the reading of a test part under all of them."""
+"""The conditions under which networks are measured, and inference on a test part under all of them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from PIL import Image
 from model.catalogue.listings import Listing
 from model.network.towers import TokenSequence
 from model.situations import Situation
-from research.study.answers import Answers, Reader, TestPart
+from research.study.answers import Answers, Inference, TestPart
 from research.study.corruptions import IMAGES, TITLES, Corruption, another
 
-UNSPOILT = "unspoilt"
+UNCORRUPTED = "uncorrupted"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
-    """A situation, and for the listings of the subset what they are spoilt by; None: the whole part, as it is."""
+    """A situation, and the corruption of the subset's listings; None: the whole part, clean."""
 
     situation: Situation
     corruption: str | None = None
@@ -28,7 +28,7 @@ class Condition:
 
     @property
     def key(self) -> str:
-        """The condition in one word, for files."""
+        """The condition as one string, for files."""
         return f"{self.situation}/{self.corruption or 'clean'}/{self.strength:g}"
 
 
@@ -37,64 +37,71 @@ def clean(situation: Situation) -> str:
     return Condition(situation=situation).key
 
 
-def read_clean(reader: Reader, part: TestPart, reads: Sequence[Situation]) -> Iterator[tuple[str, Answers]]:
-    """Read the whole part, as it is, in the situations of `reads`."""
-    image = reader.see("clean", part, part.listings) if Situation.IMAGE in reads else None
-    text = reader.encode_titles([x.title for x in part.listings]) if Situation.TITLE in reads else None
-    for situation in reads:
-        yield clean(situation), _read(reader, image, text, situation)
+def predict_clean(
+    inference: Inference, part: TestPart, supported: Sequence[Situation]
+) -> Iterator[tuple[str, Answers]]:
+    """Yield the answers on the whole part, clean, in each of the network's `supported` situations, by condition."""
+    image = inference.cached_images("clean", part, part.listings) if Situation.IMAGE in supported else None
+    text = inference.encode_titles([x.title for x in part.listings]) if Situation.TITLE in supported else None
+    for situation in supported:
+        yield clean(situation), _predict(inference, image, text, situation)
 
 
-def read_spoilt(
-    reader: Reader,
+def predict_corrupted(
+    inference: Inference,
     part: TestPart,
     rows: NDArray[np.int64],
     *,
-    reads: Sequence[Situation],
+    supported: Sequence[Situation],
     situations: Sequence[Situation] = (Situation.IMAGE_AND_TITLE,),
 ) -> Iterator[tuple[str, Answers]]:
-    """Read the listings at `rows` in `situations`, unspoilt, and spoilt by what touches a modality that is read.
+    """Yield the answers on the listings at `rows` in `situations`, uncorrupted and under each corruption, by condition.
 
-    `reads` are the situations that the network can be read in: without the image's, say, it reads titles alone.
+    supported: the situations that the network can predict in. Without the image's, say, it predicts from titles alone,
+    and is not measured under corruptions of images.
     """
     listings = [part.listings[row] for row in rows]
     others = {listing.id: another(listing, part.listings) for listing in listings}
-    reads_image, reads_title = Situation.IMAGE in reads, Situation.TITLE in reads
-    image = reader.see(UNSPOILT, part, listings) if reads_image else None
-    text = reader.encode_titles([listing.title for listing in listings]) if reads_title else None
+    uses_image, uses_title = Situation.IMAGE in supported, Situation.TITLE in supported
+    image = inference.cached_images(UNCORRUPTED, part, listings) if uses_image else None
+    text = inference.encode_titles([listing.title for listing in listings]) if uses_title else None
     for situation in situations:
-        key = Condition(situation=situation, corruption=UNSPOILT).key
-        yield key, _read(reader, image, text, situation)
-    for titles in TITLES if reads_title else ():
+        key = Condition(situation=situation, corruption=UNCORRUPTED).key
+        yield key, _predict(inference, image, text, situation)
+    for titles in TITLES if uses_title else ():
         for strength in titles.strengths:
-            given = [spoil_title(titles, x, others[x.id], strength) for x in listings]
-            empty = reader.encode_titles(given)  # a title without words, where there is nothing else to read
-            # Beside an image, such a title counts as absent, as it does to the service.
-            absent = reader.encode_titles([title or None for title in given]) if reads_image else empty
+            given = [corrupt_title(titles, x, others[x.id], strength) for x in listings]
+            empty = inference.encode_titles(given)  # a title without words, where there is no image either
+            # Beside an image, such a title counts as absent, as it does in the service.
+            absent = inference.encode_titles([title or None for title in given]) if uses_image else empty
             for situation in situations:
                 if situation is not Situation.IMAGE:
                     key = Condition(situation=situation, corruption=titles.name, strength=strength).key
-                    spoilt = absent if situation is Situation.IMAGE_AND_TITLE else empty
-                    yield key, _read(reader, image, spoilt, situation)
-    for images in IMAGES if reads_image else ():
+                    corrupted = absent if situation is Situation.IMAGE_AND_TITLE else empty
+                    yield key, _predict(inference, image, corrupted, situation)
+    for images in IMAGES if uses_image else ():
         for strength in images.strengths:
 
-            def spoil(
-                listing: Listing, picture: Image.Image, how: Corruption[Image.Image] = images, by: float = strength
+            def corrupt(
+                listing: Listing, image: Image.Image, how: Corruption[Image.Image] = images, by: float = strength
             ) -> Image.Image:
-                return how(picture, listing, part.picture(others[listing.id]), by)
+                return how(image, listing, part.image(others[listing.id]), by)
 
-            pictures = reader.see(f"{images.name} {strength:g}", part, listings, spoil)
+            encoded = inference.cached_images(f"{images.name} {strength:g}", part, listings, corrupt)
             for situation in situations:
                 if situation is not Situation.TITLE:
                     key = Condition(situation=situation, corruption=images.name, strength=strength).key
-                    yield key, _read(reader, pictures, text, situation)
+                    yield key, _predict(inference, encoded, text, situation)
 
 
-def _read(reader: Reader, image: TokenSequence | None, text: TokenSequence | None, situation: Situation) -> Answers:
-    return reader.read(None if situation is Situation.TITLE else image, None if situation is Situation.IMAGE else text)
+def _predict(
+    inference: Inference, image: TokenSequence | None, text: TokenSequence | None, situation: Situation
+) -> Answers:
+    return inference.predict(
+        None if situation is Situation.TITLE else image, None if situation is Situation.IMAGE else text
+    )
 
 
-def spoil_title(corruption: Corruption[str], listing: Listing, other: Listing, strength: float) -> str:
-    """Return the title of a listing, spoilt; it may be empty."""
+def corrupt_title(corruption: Corruption[str], listing: Listing, other: Listing, strength: float) -> str:
+    """Return the title of a listing, corrupted; it may be empty."""
     return corruption(listing.title or "", listing, other.title or "", strength)

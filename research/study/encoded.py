@@ -1,8 +1,8 @@
-"""Pictures encoded once for all runs: their image tower is the same, and locked.
+"""Images encoded once for all runs: their image tower is the same, and locked.
 
-What a run sees of a picture depends on the tower, the epoch and the listing alone, never on the run. So each epoch's
-variations are encoded once and kept on disk, and a run computes no convolution, to the same weights but for rounding to
-half precision.
+A run's input from an image depends on the tower, the epoch and the listing alone, never on the run. So each epoch's
+augmented images are encoded once and kept on disk, and a run computes no convolution; its weights are the same except
+for rounding to half precision.
 
 Shapes: n listings, N image patches, d width of the tower, B listings of a batch.
 """
@@ -36,9 +36,9 @@ BATCH = 256
 
 
 class EncodedImages:
-    """What a locked image tower makes of pictures, `[n, 1+N, d]` float16, one file for each part, variation and epoch.
+    """A locked image tower's outputs, `[n, 1+N, d]` float16, one file for each part, augmentation and epoch.
 
-    `folder` belongs to that tower alone.
+    `folder` is for this tower only.
     """
 
     def __init__(self, folder: Path, backbone: Backbone, device: torch.device, console: Console) -> None:
@@ -48,7 +48,7 @@ class EncodedImages:
         self.shape = (1 + rows * columns, backbone.image.width)
 
     def of(self, dataset: ListingDataset, epoch: int) -> NDArray[np.float16]:
-        """Return the tokens of a data set's listings in one epoch, encoding them where that was not done yet."""
+        """Return the tokens of a data set's images in one epoch, encoding them unless that has been done."""
         path = self.folder / f"{dataset.listings[0].part}-{_variation(dataset, epoch)}.npy"
         if not path.is_file():
             self._encode(dataset, epoch, path)
@@ -56,7 +56,7 @@ class EncodedImages:
         return tokens
 
     def _encode(self, dataset: ListingDataset, epoch: int, path: Path) -> None:
-        self.console.print(f"encoding pictures: {path}", highlight=False)
+        self.console.print(f"encoding images: {path}", highlight=False)
         self.folder.mkdir(parents=True, exist_ok=True)
         dataset.set_epoch(epoch)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")  # two processes may share the work
@@ -71,7 +71,7 @@ class EncodedImages:
 
 
 def _variation(dataset: ListingDataset, epoch: int) -> str:
-    """Name what decides what an epoch's pictures are: the listings, in their order, and how they are varied."""
+    """Return a hash of everything that an epoch's images depend on: the listings, in order, and their augmentation."""
     fields: list[object] = [dataset.catalogue.config.images, [listing.image for listing in dataset.listings]]
     if dataset.augment is not None:
         augment = dataset.augment[epoch]
@@ -81,7 +81,7 @@ def _variation(dataset: ListingDataset, epoch: int) -> str:
 
 
 class EncodedListings(ListingDataset):
-    """The listings of `plain`, whose picture is what the locked tower made of it: `pixels` is `[1+N, d]` float16."""
+    """The listings of `plain` with encoded images: `pixels` is the locked tower's output, `[1+N, d]` float16."""
 
     def __init__(self, images: EncodedImages, plain: ListingDataset) -> None:
         preprocess = plain.transform.config
@@ -94,7 +94,7 @@ class EncodedListings(ListingDataset):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Turn to an epoch's variations."""
+        """Switch to an epoch's augmented images."""
         super().set_epoch(epoch)
         self.tokens = self.images.of(self.plain, epoch)
 
@@ -108,17 +108,17 @@ class EncodedListings(ListingDataset):
 
 
 class _AsGiven(ImageTransform):
-    """The transform of pictures that are tokens already."""
+    """The transform of images that are tokens already."""
 
-    def normalise(self, pixels: Tensor) -> Tensor:
+    def normalise(self, pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         return pixels
 
 
 class GivenTokens(Backbone):
-    """The same towers, under the same names, given pictures that are encoded already."""
+    """The same towers, under the same names, for images that are encoded already."""
 
     def encode_image(self, images: Tensor) -> TokenSequence:
-        """Return tokens `[B, 1+N, d]` as the sequence that they are, pooled at the first."""
+        """Wrap tokens `[B, 1+N, d]`, pooled at the first."""
         kind = images.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
         return TokenSequence.pooled_first(images.to(dtype))

@@ -14,34 +14,34 @@ from matplotlib.figure import Figure
 from model.evaluation.evaluate import HEADINGS
 from model.evaluation.plots import COLOURS
 from model.situations import Situation
-from research.study.conditions import UNSPOILT, Condition, clean
-from research.study.corruptions import CORRUPTIONS
-from research.study.reading import mean_image_weight
+from research.study.conditions import UNCORRUPTED, Condition, clean
+from research.study.corruptions import CORRUPTIONS, LABEL_WORDS_REMOVED, MISMATCHED_IMAGE, MISMATCHED_TITLE
+from research.study.findings import mean_image_weight
 from research.study.results import Results, both
 from research.study.runs import CMA_CLIP
 from research.study.study import all_names
 
 COLUMNS = 4
 LINES = ("#1b6ca8", "#c0392b", "#7d3c98", "#4fc3f7", "#d9822b", "#4b8b3b", "#5d4037", "#9e9e9e")
-SPOILT_RELIABILITY = (
-    ("label words removed", 1.0),
-    ("another's title", 1.0),
+CORRUPTED_RELIABILITY = (
+    (LABEL_WORDS_REMOVED, 1.0),
+    (MISMATCHED_TITLE, 1.0),
     ("blur", 0.1),
-    ("another's picture", 1.0),
+    (MISMATCHED_IMAGE, 1.0),
 )
 
 
 def save_figures(results: Results, folder: Path) -> list[Path]:
     """Write each plot that there are figures for into `folder`; return their paths."""
     figures: dict[str, Figure] = {}
-    if any(results.cell(name, both(UNSPOILT, 0.0)) for name in all_names()):
+    if any(results.cell(name, both(UNCORRUPTED, 0.0)) for name in all_names()):
         figures["curves_accuracy.png"] = _curves(results, "accuracy", "mean accuracy")
         figures["curves_recall.png"] = _curves(results, "recall_at_95", "mean recall at 95 % precision")
-    if mean_image_weight(results, both(UNSPOILT, 0.0)) is not None:
+    if mean_image_weight(results, both(UNCORRUPTED, 0.0)) is not None:
         figures["weights.png"] = _weight_curves(results)
     if results.shipped is not None:
         figures["reliability.png"] = _reliability(results.shipped, _clean_lines())
-        figures["reliability_spoilt.png"] = _reliability(results.shipped, _spoilt_lines())
+        figures["reliability_corrupted.png"] = _reliability(results.shipped, _corrupted_lines())
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         figure.savefig(folder / name, dpi=80, metadata={"Software": None})
@@ -68,7 +68,7 @@ def _panels(titles: Sequence[str], draw: Callable[[Axes, str], None], y_label: s
 
 
 def _corruption_panels(draw: Callable[[Axes, str, Sequence[float]], None], y_label: str) -> Figure:
-    """Draw a panel for each corruption: its strengths in their order, from mild to severe, after the unspoilt."""
+    """Draw a panel for each corruption: uncorrupted listings first, then its strengths from mild to severe."""
     axes = {each.name: (each.axis, (0.0, *each.strengths)) for each in CORRUPTIONS}
 
     def panel(axis: Axes, name: str) -> None:
@@ -81,7 +81,7 @@ def _corruption_panels(draw: Callable[[Axes, str, Sequence[float]], None], y_lab
 
 
 def _curves(results: Results, measure: str, y_label: str) -> Figure:
-    shown = [name for name in all_names() if results.cell(name, both(UNSPOILT, 0.0))]
+    shown = [name for name in all_names() if results.cell(name, both(UNCORRUPTED, 0.0))]
 
     def draw(panel: Axes, corruption: str, strengths: Sequence[float]) -> None:
         for name, colour in zip(shown, itertools.cycle(LINES), strict=False):
@@ -96,7 +96,7 @@ def _curves(results: Results, measure: str, y_label: str) -> Figure:
 
 def _weight_curves(results: Results) -> Figure:
     def key(corruption: str, strength: float) -> str:
-        return both(corruption, strength) if strength else both(UNSPOILT, 0.0)
+        return both(corruption, strength) if strength else both(UNCORRUPTED, 0.0)
 
     def draw(panel: Axes, corruption: str, strengths: Sequence[float]) -> None:
         keys = [key(corruption, strength) for strength in strengths]
@@ -121,12 +121,12 @@ def _clean_lines() -> list[Line]:
     return [(HEADINGS[situation], clean(situation), COLOURS[situation]) for situation in Situation]
 
 
-def _spoilt_lines() -> list[Line]:
-    unspoilt = Condition(situation=Situation.IMAGE_AND_TITLE, corruption=UNSPOILT).key
-    spoilt = zip(SPOILT_RELIABILITY, LINES[1:], strict=False)
+def _corrupted_lines() -> list[Line]:
+    uncorrupted = Condition(situation=Situation.IMAGE_AND_TITLE, corruption=UNCORRUPTED).key
+    corrupted = zip(CORRUPTED_RELIABILITY, LINES[1:], strict=False)
     return [
-        (UNSPOILT, unspoilt, LINES[0]),
-        *((f"{name}, {strength:g}", both(name, strength), colour) for (name, strength), colour in spoilt),
+        (UNCORRUPTED, uncorrupted, LINES[0]),
+        *((f"{name}, {strength:g}", both(name, strength), colour) for (name, strength), colour in corrupted),
     ]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from model.config import FusionConfig, ModelConfig
 from model.network.cma_clip import CMAClip, Output
@@ -20,8 +20,8 @@ from model.training.initialise import initial_network
 class PooledClip(nn.Module):
     """CLIP, fine-tuned: both pooled embeddings side by side, and one MLP per attribute on top.
 
-    An absent modality is exact: a learned vector stands in its place, whatever placeholder was encoded. It starts at
-    zero, so that a training which never withholds a modality leaves zeros there, not noise.
+    An absent modality is exact: a learned vector takes its place, whatever placeholder was encoded. It starts at
+    zero, so that training which never withholds a modality leaves zeros there, not noise.
     """
 
     def __init__(self, backbone: Backbone, tasks: Sequence[Task], config: FusionConfig) -> None:
@@ -33,7 +33,7 @@ class PooledClip(nn.Module):
         self.heads = nn.ModuleList(_head(config, len(task.labels)) for task in tasks)
 
     def forward(self, image: TokenSequence | None, text: TokenSequence | None) -> Output:
-        """Read encoded modalities, either of which may be None, not both.
+        """Predict from encoded modalities, one of which may be None.
 
         The modality attention of the output is the plain average of what is present: nothing is learned there.
         """
@@ -99,6 +99,5 @@ def with_random_text(build: BuildNetwork) -> BuildNetwork:
 
 
 def parameters(network: nn.Module) -> int:
-    """Return how many numbers a network has learned."""
-    counted: list[Tensor] = list(network.parameters())
-    return sum(parameter.numel() for parameter in counted)
+    """Return how many parameters a network has."""
+    return sum(parameter.numel() for parameter in network.parameters())

@@ -1,4 +1,4 @@
-"""Rows of the tables that no run trains: the majority, a bag of words, and late fusion of the single modalities."""
+"""Rows of the tables that need no training run: majority, bag of words, late fusion of the single modalities."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from model.catalogue.listings import Listing
 from model.situations import Situation
 from model.trust.calibration import softmax
 from research.study.answers import Answers, TestPart
-from research.study.conditions import UNSPOILT, Condition, clean, spoil_title
+from research.study.conditions import UNCORRUPTED, Condition, clean, corrupt_title
 from research.study.corruptions import TITLES, another
 
 TITLES_OF = {
@@ -20,7 +20,7 @@ TITLES_OF = {
     "tf-idf": "bag of words, title",
     "late-fusion": "late fusion",
 }
-"""The names of the reference rows, and how the report calls them."""
+"""The names of the reference rows, and their titles in the report."""
 
 
 def majority_answers(part: TestPart, train: Sequence[Listing]) -> dict[str, Answers]:
@@ -35,7 +35,7 @@ def majority_answers(part: TestPart, train: Sequence[Listing]) -> dict[str, Answ
 
 
 def title_answers(part: TestPart, train: Sequence[Listing], subset: NDArray[np.int64]) -> dict[str, Answers]:
-    """Answer by the bag of words, also where titles are spoilt."""
+    """Answer by the bag of words, for corrupted titles too."""
     labels = np.array([[task.encode(listing.labels.get(task.name)) for task in part.tasks] for listing in train])
     model = TitleModel([listing.title for listing in train], labels, part.tasks)
 
@@ -44,11 +44,15 @@ def title_answers(part: TestPart, train: Sequence[Listing], subset: NDArray[np.i
 
     whole = answer([listing.title for listing in part.listings])
     listings = [part.listings[row] for row in subset]
-    unspoilt = answer([listing.title for listing in listings])
-    answers = {clean(Situation.IMAGE_AND_TITLE): whole, clean(Situation.TITLE): whole, _both(UNSPOILT, 0.0): unspoilt}
+    uncorrupted = answer([listing.title for listing in listings])
+    answers = {
+        clean(Situation.IMAGE_AND_TITLE): whole,
+        clean(Situation.TITLE): whole,
+        _both(UNCORRUPTED, 0.0): uncorrupted,
+    }
     for corruption in TITLES:
         for strength in corruption.strengths:
-            given = [spoil_title(corruption, x, another(x, part.listings), strength) for x in listings]
+            given = [corrupt_title(corruption, x, another(x, part.listings), strength) for x in listings]
             answers[_both(corruption.name, strength)] = answer(given)
     return answers
 
@@ -56,18 +60,19 @@ def title_answers(part: TestPart, train: Sequence[Listing], subset: NDArray[np.i
 def late_fusion(
     part: TestPart, subset: NDArray[np.int64], image: Mapping[str, Answers], title: Mapping[str, Answers]
 ) -> dict[str, Answers]:
-    """Average the probabilities of the single-modality networks, where both were read.
+    """Average the probabilities of the single-modality networks.
 
-    A condition that one of them has not been read under leaves its modality unspoilt; a title without a word left
-    is not asked.
+    A condition under which one of them has not been measured leaves its modality uncorrupted; where the title has no
+    words left, the image's probabilities stand alone.
     """
-    silent = _titles_without_words(part, subset)
+    empty = _titles_without_words(part, subset)
     fused = {}
     for key in [*image, *(key for key in title if key not in image)]:
         situation, corruption, _ = key.split("/")
         if situation == Situation.IMAGE_AND_TITLE:
-            unspoilt = key if corruption == "clean" else _both(UNSPOILT, 0.0)
-            fused[key] = _average(image.get(key, image[unspoilt]), title.get(key, title[unspoilt]), silent.get(key))
+            uncorrupted = key if corruption == "clean" else _both(UNCORRUPTED, 0.0)
+            of_image, of_title = (answers.get(key, answers[uncorrupted]) for answers in (image, title))
+            fused[key] = _average(of_image, of_title, empty.get(key))
     return fused | {
         clean(Situation.IMAGE): image[clean(Situation.IMAGE)],
         clean(Situation.TITLE): title[clean(Situation.TITLE)],
@@ -78,18 +83,18 @@ def _titles_without_words(part: TestPart, subset: NDArray[np.int64]) -> dict[str
     listings = [part.listings[row] for row in subset]
     return {
         _both(corruption.name, strength): np.array(
-            [not spoil_title(corruption, x, another(x, part.listings), strength) for x in listings]
+            [not corrupt_title(corruption, x, another(x, part.listings), strength) for x in listings]
         )
         for corruption in TITLES
         for strength in corruption.strengths
     }
 
 
-def _average(image: Answers, title: Answers, silent: NDArray[np.bool_] | None) -> Answers:
-    share = np.full(len(title.attention), 0.5) if silent is None else np.where(silent, 0.0, 0.5)
+def _average(image: Answers, title: Answers, empty: NDArray[np.bool_] | None) -> Answers:
+    share = np.full(len(title.attention), 0.5) if empty is None else np.where(empty, 0.0, 0.5)
     logits = []
-    for seen, told in zip(image.logits, title.logits, strict=True):
-        mixed = (1 - share)[:, None] * softmax(seen, 1.0) + share[:, None] * softmax(told, 1.0)
+    for from_image, from_title in zip(image.logits, title.logits, strict=True):
+        mixed = (1 - share)[:, None] * softmax(from_image, 1.0) + share[:, None] * softmax(from_title, 1.0)
         logits.append(np.log(np.maximum(mixed, 1e-30)).astype(np.float32))
     return Answers(logits=tuple(logits), attention=image.attention)
 

@@ -1,4 +1,4 @@
-"""docs/results.md, from the JSON alone: tables, plots, commands, times, and the plain reading."""
+"""docs/results.md, from the JSON files alone: findings, tables, plots, times and commands."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from research.certificates import (
     label_summary,
     summary,
 )
-from research.study import reading
+from research.study import findings
 from research.study.cells import Cells
-from research.study.conditions import UNSPOILT, Condition, clean
-from research.study.corruptions import CORRUPTIONS
+from research.study.conditions import UNCORRUPTED, Condition, clean
+from research.study.corruptions import CORRUPTIONS, MISMATCHED_IMAGE
 from research.study.figures import save_figures
 from research.study.results import Estimate, Results, both
 from research.study.runs import ABLATIONS, CLIP_FINETUNED, CMA_CLIP
@@ -43,38 +43,39 @@ $ .venv/bin/python -m research.study report
 
 INTRODUCTION = """# Results
 
-Written by `python -m research.study report` from the JSON in the folder `study` of `benchmarks/results`; every
-figure and every sentence with a figure in it is computed. How the study is made: [train.md](train.md#the-study).
+Written by `python -m research.study report` from the JSON files in `research/results/study`; every figure, and every
+sentence that contains one, is computed. How the study is run: [train.md](train.md#the-study).
 
-All figures are in %, with 95 % intervals in brackets: from a bootstrap over titles, since listings that share a title
-are no independent evidence. Differences are of the same listings, resampled alike. Recall at p % precision is the share
-of listings that is accepted and right at the best threshold for these very listings, as in the paper; confidences are
-the networks' own, before any temperature. A difference whose interval holds 0 is called no difference. CMA-CLIP and
-the fine-tuned CLIP were trained with several seeds: the difference between these two is of their means, and its
-interval of other listings and other seeds. All else was trained once and is compared with seed 0 alone; its intervals
-are widened by what figures vary from seed to seed in the runs with several. All runs share an image tower that was
-trained on the labels before, and is locked: what is compared is how a network reads it together with the title.
+All figures are in %, with 95 % intervals in brackets, from a bootstrap over titles, since listings that share a title
+are not independent. Differences are computed on the same listings, resampled in the same way. Recall at p % precision
+is the share of listings that is accepted and right at the best threshold for these same listings, as in the paper;
+confidences are the networks' own, before any temperature. A difference whose interval contains 0 is not significant.
+CMA-CLIP and the fine-tuned CLIP were trained with several seeds: the difference between these two is that of their
+means, and its interval covers other listings and other seeds. Everything else was trained once and is compared with
+seed 0 alone; its intervals are widened by the variation between seeds in the runs with several. All runs share an image
+tower that was trained on the labels beforehand, and is locked: the comparison is of how networks combine its output
+with the title.
 """
 
 
 def write_report(results: Results, page: Path) -> list[Path]:
-    """Write the page, and its plots into the folder `study` beside it; return what was written."""
+    """Write the page, and its plots into the folder `study` beside it; return the paths."""
     plots = save_figures(results, page.parent / "study")
     page.write_text(render(results, [plot.name for plot in plots]), encoding="utf-8")
     return [page, *plots]
 
 
 def render(results: Results, plots: Sequence[str]) -> str:
-    """Return the page; `plots` are the names of those that there was something to draw for."""
+    """Return the page; `plots` are the names of the plots that exist."""
     parts = [
         INTRODUCTION,
-        _reading(results),
+        _findings(results),
         _budget(results),
         _clean(results),
         _seeds(results),
         _ablations(results),
         _trials(results),
-        _spoilt(results, plots),
+        _corrupted(results, plots),
         _weights(results, plots),
         _calibration(results, plots),
         _certificates(results),
@@ -83,33 +84,33 @@ def render(results: Results, plots: Sequence[str]) -> str:
     return "\n".join(part for part in parts if part).rstrip() + "\n"
 
 
-def _reading(results: Results) -> str:
-    lines = ["## What was found", ""]
-    for subject, sentences in reading.sentences(results).items():
+def _findings(results: Results) -> str:
+    lines = ["## Findings", ""]
+    for subject, sentences in findings.sentences(results).items():
         lines += [f"**{subject}**", "", *(f"- {sentence}." for sentence in sentences), ""]
     if len(lines) == 2:
-        lines += ["Nothing has been run yet.", ""]
+        lines += ["No run is finished.", ""]
     return "\n".join(lines)
 
 
 def _budget(results: Results) -> str:
-    lines = ["## What was run", ""]
+    lines = ["## Runs", ""]
     if budget := results.budget:
         lines += [
             f"Each run: {budget['epochs']} epochs of {budget['train_listings']:,} listings in batches of "
             f"{budget['batch_size']}, {budget['steps']:,} steps, from the same towers (`{budget['towers']}`), on the "
-            "same split, with seed 0 where its name says no other. Measured on "
-            f"{budget['test_listings']:,} test listings that have both title and image; spoilt listings on a fixed "
-            f"{budget['spoilt_listings']:,} of them (corruption seed {budget['corruption_seed']}), in the number "
+            "same split, with seed 0 unless its name says otherwise. Measured on "
+            f"{budget['test_listings']:,} test listings that have both title and image; under corruptions, on a fixed "
+            f"{budget['corrupted_listings']:,} of them (corruption seed {budget['corruption_seed']}), in the number "
             "format of training.",
             "",
         ]
         headings = ["run", "", "parameters", "training", "date"]
         lines += _table(headings, (_run_row(name, cells) for name, cells in results.trained.items()), left=2)
         machines = sorted({cells["machine"] for cells in results.trained.values()})
-        lines += ["", f"Times are minutes, on: {'; '.join(machines)}.", ""]
+        lines += ["", f"Training times are in minutes, measured on: {'; '.join(machines)}.", ""]
     if results.missing:
-        lines += [f"**Not run yet**: {', '.join(f'`{name}`' for name in results.missing)}.", ""]
+        lines += [f"**Not run**: {', '.join(f'`{name}`' for name in results.missing)}.", ""]
     return "\n".join(lines)
 
 
@@ -126,7 +127,7 @@ def _clean(results: Results) -> str:
         if names:
             lines += [f"### {HEADINGS[situation]}", ""]
             headings = ["run", "accuracy", "macro F1", "R@90", "R@95"]
-            measures = tuple(reading.MEASURE_NAMES)
+            measures = tuple(findings.MEASURE_NAMES)
             rows = (
                 [results.title(name), *(_cell(results.estimate(name, key, measure)) for measure in measures)]
                 for name in names
@@ -139,17 +140,17 @@ def _clean(results: Results) -> str:
         rows = (
             [
                 results.title(name),
-                *(_cell(results.estimate(name, reading.BOTH, measure, attribute)) for attribute in results.attributes),
+                *(_cell(results.estimate(name, findings.BOTH, measure, attribute)) for attribute in results.attributes),
             ]
             for name in _compared(results)
-            if results.cell(name, reading.BOTH)
+            if results.cell(name, findings.BOTH)
         )
         lines += [*_table(["run", *results.attributes], rows), ""]
     return "\n".join(["## Clean listings", "", "Means over the attributes.", "", *lines])
 
 
 def _compared(results: Results) -> list[str]:
-    """The rows of the main tables: all but the ablations."""
+    """Return the names of the main tables' rows: all except the ablations."""
     ablations = {run.name for run in ABLATIONS}
     return [name for name in all_names() if name in results.runs and name not in ablations]
 
@@ -161,16 +162,16 @@ def _seeds(results: Results) -> str:
         return ""
     rows = []
     for attribute in (*results.attributes, "mean"):
-        difference = results.difference(*pair, reading.BOTH, "accuracy", attribute)
-        each = [results.by_seed(name, reading.BOTH, "accuracy", attribute)[:seeds] for name in pair]
+        difference = results.difference(*pair, findings.BOTH, "accuracy", attribute)
+        each = [results.by_seed(name, findings.BOTH, "accuracy", attribute)[:seeds] for name in pair]
         spreads = [" to ".join(f"{100 * share:.2f}" for share in (min(of), max(of))) for of in each]
         means = [f"{100 * float(np.mean(of)):.2f} ({spread})" for of, spread in zip(each, spreads, strict=True)]
-        rows.append([attribute, *means, "-" if difference is None else reading.points(difference, digits=2)])
+        rows.append([attribute, *means, "-" if difference is None else findings.points(difference, digits=2)])
     headings = ["attribute", *(results.title(name) for name in pair), "difference of the means"]
     lines = [
         "## Seeds",
         "",
-        f"Accuracy on clean listings with image and title: the mean of {seeds} seeds, and the lowest to the highest.",
+        f"Accuracy on clean listings with image and title: the mean of {seeds} seeds, and their range.",
         "",
         *_table(headings, rows),
         "",
@@ -183,14 +184,14 @@ def _ablations(results: Results) -> str:
     for run in (CMA_CLIP, *ABLATIONS):
         if run.name in results.runs:
             differences = [
-                results.difference(run.name, CMA_CLIP.name, reading.BOTH, measure)
+                results.difference(run.name, CMA_CLIP.name, findings.BOTH, measure)
                 for measure in ("accuracy", "recall_at_95")
             ]
             rows.append(
                 [
                     run.title,
-                    *(_cell(results.estimate(run.name, reading.BOTH, each)) for each in reading.MEASURE_NAMES),
-                    *("-" if each is None or run is CMA_CLIP else reading.points(each) for each in differences),
+                    *(_cell(results.estimate(run.name, findings.BOTH, each)) for each in findings.MEASURE_NAMES),
+                    *("-" if each is None or run is CMA_CLIP else findings.points(each) for each in differences),
                 ]
             )
     if len(rows) < 2:
@@ -202,11 +203,11 @@ def _ablations(results: Results) -> str:
 
 
 TRIED = (
-    ("accuracy", reading.BOTH, "accuracy"),
-    ("R@95", reading.BOTH, "recall_at_95"),
-    ("R@95, label words removed", reading.NO_LABEL_WORDS, "recall_at_95"),
-    ("accuracy, another's title", reading.FOREIGN_TITLE, "accuracy"),
-    ("accuracy, another's picture", both("another's picture", 1.0), "accuracy"),
+    ("accuracy", findings.BOTH, "accuracy"),
+    ("R@95", findings.BOTH, "recall_at_95"),
+    ("R@95, label words removed", findings.WITHOUT_LABEL_WORDS, "recall_at_95"),
+    ("accuracy, mismatched title", findings.WITH_MISMATCHED_TITLE, "accuracy"),
+    ("accuracy, mismatched image", both(MISMATCHED_IMAGE, 1.0), "accuracy"),
     ("accuracy, image alone", clean(Situation.IMAGE), "accuracy"),
     ("accuracy, title alone", clean(Situation.TITLE), "accuracy"),
 )
@@ -223,7 +224,7 @@ def _trials(results: Results) -> str:
     lines = [
         "## Recipes tried",
         "",
-        f"Where the recipe was chosen: on {budget['test_listings']:,} listings of the validation part, "
+        f"The recipe was chosen on {budget['test_listings']:,} listings of the validation part, "
         f"{budget['steps']:,} steps each from the towers `{budget['towers']}` "
         "(`python -m research.study trial NAME --set ...`). Means over the attributes.",
         "",
@@ -235,17 +236,17 @@ def _trials(results: Results) -> str:
 
 def _settings(cells: Cells) -> str:
     settings = {name: value for name, value in cells["settings"].items() if name not in ("network", "text")}
-    return ", ".join(f"`{name}={value}`" for name, value in settings.items()) or "as they are"
+    return ", ".join(f"`{name}={value}`" for name, value in settings.items()) or "the defaults"
 
 
-def _spoilt(results: Results, plots: Sequence[str]) -> str:
-    names = [name for name in all_names() if results.cell(name, both(UNSPOILT, 0.0))]
+def _corrupted(results: Results, plots: Sequence[str]) -> str:
+    names = [name for name in all_names() if results.cell(name, both(UNCORRUPTED, 0.0))]
     if not names:
         return ""
-    lines = ["## Spoilt listings", ""]
+    lines = ["## Corrupted listings", ""]
     for measure, heading in (("accuracy", "Mean accuracy"), ("recall_at_95", "Mean recall at 95 % precision")):
         lines += [f"{heading}, each corruption at its strongest:", ""]
-        strongest = [(UNSPOILT, 0.0), *((each.name, each.strengths[-1]) for each in CORRUPTIONS)]
+        strongest = [(UNCORRUPTED, 0.0), *((each.name, each.strengths[-1]) for each in CORRUPTIONS)]
         rows = [
             [
                 f"{corruption}, {strength:g}" if strength else corruption,
@@ -261,8 +262,8 @@ def _spoilt(results: Results, plots: Sequence[str]) -> str:
 def _weights(results: Results, plots: Sequence[str]) -> str:
     rows = []
     for attribute in results.attributes:
-        if (row := reading.costs(results, attribute)) is not None:
-            needed = reading.needed_weights(results).get(attribute)
+        if (row := findings.costs(results, attribute)) is not None:
+            needed = findings.needed_weights(results).get(attribute)
             shares = (*row, *(needed or (None, None)))
             rows.append([attribute, *(_percent(share) for share in shares)])
     if not rows:
@@ -272,11 +273,11 @@ def _weights(results: Results, plots: Sequence[str]) -> str:
         "image weight",
         "accuracy lost without the image",
         "accuracy lost without the title",
-        "image weight where the image alone is right",
-        "where the title alone is",
+        "image weight where only the image is right",
+        "where only the title is right",
     ]
     lines = ["## Modality weights", "", "CMA-CLIP, clean listings, image and title.", "", *_table(headings, rows), ""]
-    lines += ["Along the corruptions (dashed: the mean over attributes):", "", *_images(plots, ("weights.png",))]
+    lines += ["Under the corruptions (dashed: the mean over attributes):", "", *_images(plots, ("weights.png",))]
     return "\n".join(lines)
 
 
@@ -297,16 +298,16 @@ def _calibration(results: Results, plots: Sequence[str]) -> str:
     lines += [*_table(["situation", *attributes], rows), "", *_images(plots, ("reliability.png",))]
     target = f"{100 * shipped['target_precision']:g}"
     lines += [
-        "Under the corruptions at their strongest, and what became of the promise: coverage / precision of what the "
-        f"thresholds certified at {target} % accept. No corruption was in the calibration part: nothing was promised.",
+        "Under the corruptions at their strongest: coverage / precision of the labels that the thresholds certified at "
+        f"{target} % accept. The calibration part contained no corruptions, so no precision is guaranteed here.",
         "",
     ]
     for situation in Situation:
-        spoilt = [
+        corrupted = [
             (each.name, Condition(situation=situation, corruption=each.name, strength=each.strengths[-1]).key)
             for each in CORRUPTIONS
         ]
-        known = [(UNSPOILT, Condition(situation=situation, corruption=UNSPOILT).key), *spoilt]
+        known = [(UNCORRUPTED, Condition(situation=situation, corruption=UNCORRUPTED).key), *corrupted]
         rows = [
             [name, _mean_error(conditions[key]), *_kept(conditions[key], attributes)]
             for name, key in known
@@ -315,13 +316,13 @@ def _calibration(results: Results, plots: Sequence[str]) -> str:
         lines += [f"### {HEADINGS[situation]}", "", *_table(["", "ECE, mean", *attributes], rows), ""]
         below = sum(
             cell["precision"] is not None and cell["precision"] < shipped["target_precision"]
-            for name, key in spoilt
+            for name, key in corrupted
             if key in conditions
             for cell in conditions[key]["attributes"].values()
         )
-        cases = sum(len(conditions[key]["attributes"]) for _, key in spoilt if key in conditions)
-        lines += [f"Precision of what is accepted is under {target} % in {below} of {cases} spoilt cases.", ""]
-    return "\n".join([*lines, *_images(plots, ("reliability_spoilt.png",))])
+        cases = sum(len(conditions[key]["attributes"]) for _, key in corrupted if key in conditions)
+        lines += [f"Precision of the accepted labels is below {target} % in {below} of {cases} corrupted cases.", ""]
+    return "\n".join([*lines, *_images(plots, ("reliability_corrupted.png",))])
 
 
 def _errors(condition: Mapping[str, Mapping[str, Mapping[str, float]]], attributes: Iterable[str]) -> list[str]:
@@ -361,12 +362,12 @@ def _certificates(results: Results) -> str:
     lines = [
         "## Certified thresholds",
         "",
-        f"{document['splits']} random halves of the listings that neither training nor the temperatures have seen: "
-        f"certified on the one, measured on the other. A promise is kept where at most "
+        f"{document['splits']} random splits into halves of the listings that were used neither for training nor for "
+        "the temperatures: certified on one half, measured on the other. A promise is kept if at most "
         f"{100 * DELTA:g} % of the splits break it.",
         "",
-        "Certified: splits with a threshold. Broken: splits with a precision under the target. Lost: coverage, in "
-        "points, against the oracle threshold, the best there is for all the listings together.",
+        "Certified: splits with a threshold. Broken: splits with a precision below the target. Lost: points of "
+        "coverage against the oracle threshold, the best one for all listings together.",
         "",
         *(f"- {line}." for line in summary(trials).splitlines()),
         *(f"- {line}." for line in joint_summary(joint).splitlines()),
@@ -401,9 +402,10 @@ def _certificates(results: Results) -> str:
             for each in labels
         ]
         note = (
-            "Label by label: how many labels had a threshold of their own in some split; for how many of them the "
-            "promise was kept; the share of broken splits; and the splits in which the attribute as a whole, with the "
-            "labels that fall back, was under the target: label by label, nobody promised that it would not be."
+            "Label by label: how many labels had their own threshold in at least one split; for how many of them the "
+            "promise was kept; the share of broken splits; and the splits in which the precision of the whole "
+            "attribute, including labels that use its threshold, was below the target, which thresholds by "
+            "label do not promise."
         )
         lines += [note, "", *_table(headings, rows, left=2), ""]
     return "\n".join(lines)
@@ -411,12 +413,12 @@ def _certificates(results: Results) -> str:
 
 def _commands(results: Results) -> str:
     epochs = results.budget.get("epochs")
-    note = f" This report's runs were trained with `--epochs {epochs}`." if epochs else ""
+    note = f" The runs of this report were trained with `--epochs {epochs}`." if epochs else ""
     return "\n".join(
         [
             "## Commands",
             "",
-            f"An interrupted study goes on where it stopped, and finished runs are left as they are.{note}",
+            f"An interrupted study is resumed, and finished runs are left unchanged.{note}",
             "",
             COMMANDS,
             "",

@@ -1,4 +1,4 @@
-"""The figures of finished runs, as the report reads them: from the JSON alone."""
+"""The figures of finished runs, from their JSON files alone."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from model.errors import ConfigError
 from model.situations import Situation
 from research.study.cells import Cells, read_cells
-from research.study.conditions import UNSPOILT, Condition
+from research.study.conditions import UNCORRUPTED, Condition
 from research.study.runs import REPEATS, RUNS
 from research.study.study import all_names, repeat_names
 
 DETERMINISTIC = ("majority", "tf-idf")
-"""Trained without luck."""
+"""Trained without randomness, so that another seed changes nothing."""
 SHIPPED, CERTIFICATES, TRIALS = "shipped.json", "certificates.json", "trials"
 
 
@@ -33,15 +33,15 @@ class Estimate:
     high: float
 
     @property
-    def decided(self) -> bool:
-        """Of a difference: whether its sign can be told."""
+    def significant(self) -> bool:
+        """Whether a difference is significant: its interval excludes 0."""
         return self.low > 0 or self.high < 0
 
 
 class Results:
-    """All results of a folder; what is not there has not been run yet.
+    """All results of a folder; what is missing there has not been run.
 
-    Raises `ConfigError` where results are of different budgets: they say nothing about each other.
+    Raises `ConfigError` where results have different budgets: they cannot be compared.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -56,9 +56,7 @@ class Results:
         for name, cells in self.trained.items():
             if cells["budget"] != self.budget:
                 first = next(iter(self.runs))
-                raise ConfigError(
-                    f"{folder}: {name} and {first} are of different budgets and belong in no table together"
-                )
+                raise ConfigError(f"{folder}: {name} and {first} have different budgets and cannot be compared")
 
     def _read(self, names: Sequence[str]) -> dict[str, Cells]:
         paths = {name: self.folder / f"{name}.json" for name in names}
@@ -75,13 +73,13 @@ class Results:
 
     @property
     def budget(self) -> Cells:
-        """The budget that all share; empty where there is no result."""
+        """The budget that all share; empty where there are no results."""
         budget: Cells = next(iter(self.runs.values()))["budget"] if self.runs else {}
         return budget
 
     @property
     def missing(self) -> list[str]:
-        """What has not been run yet."""
+        """The names of what has not been run."""
         others = [name for name, cells in ((SHIPPED, self.shipped), (CERTIFICATES, self.certificates)) if cells is None]
         return [*(name for name in (*all_names(), *repeat_names()) if name not in self.trained), *others]
 
@@ -93,7 +91,7 @@ class Results:
         return []
 
     def title(self, run: str) -> str:
-        """Return what a run is called in the report."""
+        """Return a run's title in the report."""
         if run in self.runs:
             return str(self.runs[run]["title"])
         return next((each.title for each in RUNS if each.name == run), run)
@@ -115,21 +113,22 @@ class Results:
         return values[0] if values else None
 
     def tried(self, recipe: str, key: str, measure: str) -> float | None:
-        """Return a mean of a recipe that was tried, under a condition."""
+        """Return a mean over the attributes of a recipe that was tried, under a condition."""
         condition = self.trials[recipe]["conditions"].get(key)
         value: float | None = condition["attributes"]["mean"][measure][0] if condition else None
         return value
 
     def on_curve(self, run: str, corruption: str, strength: float, measure: str) -> float | None:
-        """Return a mean along a curve; a run that does not read what is spoilt stays where it is unspoilt."""
+        """Return a mean along a curve; a run without the corrupted modality keeps its uncorrupted value."""
         key = both(corruption, strength)
-        return self.value(run, key if self.cell(run, key) else both(UNSPOILT, 0.0), measure)
+        return self.value(run, key if self.cell(run, key) else both(UNCORRUPTED, 0.0), measure)
 
     def difference(self, run: str, other: str, key: str, measure: str, attribute: str = "mean") -> Estimate | None:
-        """Return `run` minus `other`: both were resampled alike, so listings that both find hard cancel out.
+        """Return `run` minus `other`: both were resampled alike, so listings that are hard for both cancel out.
 
-        Of the means over the seeds that both were trained with; the interval is of other listings and other seeds. What
-        was trained once has the luck of one seed: as much as those had that were trained several times.
+        The difference of the means over the seeds that both were trained with; its interval covers other listings and
+        other seeds. A network that was trained once is assumed to vary from seed to seed as much as those that were
+        trained several times.
         """
         seeds, generator = self.seeds(run, other), np.random.default_rng(0)
         values = [self.mean(each, key, measure, attribute, seeds=seeds) for each in (run, other)]
@@ -141,18 +140,19 @@ class Results:
         drawn = samples[0] - samples[1]
         if seeds == 1:
             trained = sum(each not in DETERMINISTIC for each in (run, other))
-            drawn = drawn + generator.normal(0.0, math.sqrt(trained) * self.luck(key, measure, attribute), drawn.shape)
+            deviation = math.sqrt(trained) * self.seed_deviation(key, measure, attribute)
+            drawn = drawn + generator.normal(0.0, deviation, drawn.shape)
         low, high = np.quantile(drawn, (0.025, 0.975))
         return Estimate(values[0] - values[1], float(low), float(high))
 
-    def luck(self, key: str, measure: str, attribute: str = "mean") -> float:
-        """Return the standard deviation of a figure from seed to seed, in the runs with several; 0 without any."""
+    def seed_deviation(self, key: str, measure: str, attribute: str = "mean") -> float:
+        """Return the standard deviation of a figure between seeds, in the runs with several; 0 if there are none."""
         figures = [self.by_seed(run, key, measure, attribute) for run in REPEATS]
         variances = [np.var(each, ddof=1) for each in figures if len(each) > 1]
         return float(np.sqrt(np.mean(variances))) if variances else 0.0
 
     def seeds(self, run: str, other: str) -> int:
-        """Return with how many seeds both were trained, 0 among them."""
+        """Return with how many seeds both were trained, seed 0 included."""
         return 1 + min(sum(each.name in self.repeats for each in REPEATS.get(name, ())) for name in (run, other))
 
     def mean(self, run: str, key: str, measure: str, attribute: str = "mean", *, seeds: int) -> float | None:
@@ -168,7 +168,7 @@ class Results:
         return [each[0] for each in figures if each and each[0] is not None]
 
     def _conditions(self, run: str, key: str) -> list[Cells]:
-        """A condition's figures in each seed of a run."""
+        """Return a condition's figures for each seed of a run."""
         names = (run, *(repeat.name for repeat in REPEATS.get(run, ())))
         return [self.trained[name]["conditions"].get(key, {}) for name in names if name in self.trained]
 
@@ -176,9 +176,9 @@ class Results:
 def _resamples(
     conditions: Sequence[Cells], measure: str, attribute: str, generator: np.random.Generator
 ) -> NDArray[np.float64] | None:
-    """Return `[R]` means over seeds, which are drawn with replacement anew for each resample of the listings.
+    """Return `[R]` means over seeds, which are drawn with replacement for each resample of the listings.
 
-    Of k seeds drawn so, the mean varies by (k - 1) / k of what it would vary by with fresh ones: that is made up for.
+    The variance of the mean of k seeds drawn in this way is (k - 1) / k of that of k new ones, which is corrected here.
     """
     kept = [condition.get("resamples", {}).get(measure, {}).get(attribute) for condition in conditions]
     if not kept or None in kept:
@@ -188,7 +188,8 @@ def _resamples(
         middle = values.mean(axis=0)
         values = middle + (values - middle) * math.sqrt(k / (k - 1))
     drawn = generator.integers(k, size=values.shape)
-    return np.take_along_axis(values, drawn, axis=0).mean(axis=0)
+    means: NDArray[np.float64] = np.take_along_axis(values, drawn, axis=0).mean(axis=0)
+    return means
 
 
 def both(corruption: str, strength: float) -> str:

@@ -1,8 +1,8 @@
-"""What is trained, by name: each run is our recipe but for the settings that it names.
+"""What is trained, by name: each run is this project's recipe except for the settings that it names.
 
-All start from the same towers, on the same split, for the same number of steps, with the same seed; the two that
-matter most are repeated with others. The image tower was trained before, on the labels, and is locked: what is compared
-is how a network reads it together with a title.
+All start from the same towers, on the same split, for the same number of steps, with the same seed; the two main ones
+are repeated with other seeds. The image tower was trained beforehand, on the labels, and is locked: the comparison is
+of how networks combine its output with a title.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ FULL_SIZE = 30_139
 class Run:
     """One network to train and measure.
 
-    text: what the text tower starts from: the study's own, or random weights. The image tower is the study's in any
-    case, and locked. reads: the situations in which it can be read; what it is not given there it would not look at.
-    spoilt: whether it is measured on spoilt listings too. seed: of batches, augmentation, new weights and dropout.
+    text: what the text tower starts from: the study's towers, or random weights. The image tower is always the
+    study's, and locked. situations: those in which it can predict; it ignores a modality that has none of its own.
+    corrupted: whether it is measured on corrupted listings too. seed: of batches, augmentation, new weights and
+    dropout.
     """
 
     name: str
@@ -43,8 +44,8 @@ class Run:
     fusion: Settings = field(default_factory=dict)
     training: Settings = field(default_factory=dict)
     text: Literal["pre-trained", "random"] = "pre-trained"
-    reads: tuple[Situation, ...] = tuple(Situation)
-    spoilt: bool = False
+    situations: tuple[Situation, ...] = tuple(Situation)
+    corrupted: bool = False
     seed: int = 0
 
     @property
@@ -55,7 +56,7 @@ class Run:
 
     @property
     def weighs(self) -> bool:
-        """Whether the network has a modality attention that was learned."""
+        """Whether the network has a learned modality attention."""
         return self.network == "cma-clip" and self.fusion.get("modality_attention") != "false"
 
     def model(self, initial: ModelConfig) -> ModelConfig:
@@ -72,8 +73,8 @@ class Run:
         return replace(self, name=f"{self.name}-seed-{seed}", seed=seed)
 
 
-# Its pictures are encoded beforehand (`encoded.py`), so that no worker has anything to decode; beside a tower that does
-# not learn, little is left to do for the losses of one modality alone.
+# The images are encoded beforehand (`encoded.py`), so that workers have nothing to decode. With a tower that does not
+# learn, the losses of a single modality matter less.
 LOCKED: Settings = {
     "lock_image": "true",
     "optimiser.workers": "0",
@@ -81,7 +82,7 @@ LOCKED: Settings = {
     "weights.image": "0.15",
     "weights.title": "0.25",
 }
-# Crops and mirrored pictures stay in every run: they are as usual for CLIP as for anything else.
+# Crops and mirrored images stay in every run: they are standard for CLIP too.
 NO_CORRUPTIONS: Settings = {
     "augment.corrupted_images": "0",
     "augment.blank_images": "0",
@@ -95,37 +96,37 @@ PLAIN: Settings = {**NO_CORRUPTIONS, **ONE_LOSS}
 IMAGE_LOSS: Settings = {"weights.image_and_title": "0", "weights.image": "1", "weights.title": "0"}
 TITLE_LOSS: Settings = {"weights.image_and_title": "0", "weights.image": "0", "weights.title": "1"}
 
-CMA_CLIP = Run(name="cma-clip", title="CMA-CLIP", spoilt=True)
+CMA_CLIP = Run(name="cma-clip", title="CMA-CLIP", corrupted=True)
 CLIP_FINETUNED = Run(
     name="clip-finetuned",
     title="fine-tuned CLIP",
     network="pooled",
     training=PLAIN,
-    spoilt=True,
+    corrupted=True,
 )
 CLIP_SAME_RECIPE = Run(
     name="clip-finetuned-same-recipe",
     title="fine-tuned CLIP, our recipe",
     network="pooled",
-    spoilt=True,
+    corrupted=True,
 )
 IMAGE_ALONE = Run(
     name="image-alone",
     title="image tower alone",
     network="pooled",
     training=IMAGE_LOSS,
-    reads=(Situation.IMAGE_AND_TITLE, Situation.IMAGE),
-    spoilt=True,
+    situations=(Situation.IMAGE_AND_TITLE, Situation.IMAGE),
+    corrupted=True,
 )
 TITLE_ALONE = Run(
     name="title-alone",
     title="text tower alone",
     network="pooled",
     training=TITLE_LOSS,
-    reads=(Situation.IMAGE_AND_TITLE, Situation.TITLE),
-    spoilt=True,
+    situations=(Situation.IMAGE_AND_TITLE, Situation.TITLE),
+    corrupted=True,
 )
-CMA_CLIP_PLAIN = Run(name="cma-clip-plain", title="CMA-CLIP, trained plainly", training=PLAIN, spoilt=True)
+CMA_CLIP_PLAIN = Run(name="cma-clip-plain", title="CMA-CLIP, trained plainly", training=PLAIN, corrupted=True)
 
 ABLATIONS = (
     Run(
@@ -138,7 +139,7 @@ ABLATIONS = (
     Run(name="depth-2", title="two fusion blocks", fusion={"depth": "2"}),
     Run(name="depth-4", title="four fusion blocks", fusion={"depth": "4"}),
     Run(name="one-loss", title="without modality dropout and unimodal losses", training=ONE_LOSS),
-    Run(name="no-corruptions", title="without corruptions in training", training=NO_CORRUPTIONS, spoilt=True),
+    Run(name="no-corruptions", title="without corruptions in training", training=NO_CORRUPTIONS, corrupted=True),
     Run(name="no-pretraining", title="without contrastive pre-training", text="random"),
 )
 
@@ -151,12 +152,12 @@ RUNS: tuple[Run, ...] = (
     TITLE_ALONE,
     *ABLATIONS,
 )
-"""In the order in which they are trained: what answers the main question comes first."""
+"""In the order in which they are trained: those of the main comparison first."""
 
 REPEATS: Mapping[str, tuple[Run, ...]] = {
     run.name: tuple(run.repeated(seed) for seed in range(1, SEEDS)) for run in (CMA_CLIP, CLIP_FINETUNED)
 }
-"""The further seeds of the two that are held against each other, so that luck of one training is told from the rest."""
+"""The further seeds of the two main runs, so that differences can be separated from variation between seeds."""
 
 TRAINED: tuple[Run, ...] = (*RUNS, *itertools.chain.from_iterable(REPEATS.values()))
-"""Everything that is trained, in its order."""
+"""All runs, in order."""

@@ -1,4 +1,4 @@
-"""A calibrated checkpoint on spoilt listings: do confidences, thresholds and promises still mean what they say?"""
+"""A calibrated checkpoint on corrupted listings: are its confidences and certified precisions still right?"""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from model.network.cma_clip import build_cma_clip
 from model.situations import Situation
 from model.tasks import Task
 from model.trust.calibration import AttributeCalibration, Calibration, softmax
-from research.study.answers import Answers, Reader, TestPart
+from research.study.answers import Answers, Inference, TestPart
 from research.study.cells import Cells, figure
-from research.study.conditions import read_clean, read_spoilt
+from research.study.conditions import predict_clean, predict_corrupted
 from research.study.corruptions import NO_TITLE, SEED
 from research.study.study import SUBSET
 
@@ -30,7 +30,7 @@ TARGET = 0.95
 def measure_shipped(folder: Path, catalogue: Catalogue, device: torch.device) -> Cells:
     """Return the figures of a checkpoint in every situation and condition.
 
-    Raises `ConfigError` for one that is not calibrated, or not at 0.95.
+    Raises `ConfigError` for one that is not calibrated at 0.95.
     """
     checkpoint = load_checkpoint(folder)
     calibration = checkpoint.calibration
@@ -40,13 +40,13 @@ def measure_shipped(folder: Path, catalogue: Catalogue, device: torch.device) ->
     load_weights(network, checkpoint)
     part = TestPart(catalogue, checkpoint.tasks)
     subset = part.subset(SUBSET)
-    reader = Reader(network, checkpoint.config.preprocess, device)
+    inference = Inference(network, checkpoint.config.preprocess, device)
     situations = tuple(Situation)
     conditions = {}
-    for key, answers in read_clean(reader, part, situations):
+    for key, answers in predict_clean(inference, part, situations):
         conditions[key] = _condition(part, np.arange(len(part.listings)), answers, key, calibration)
-    for key, answers in read_spoilt(reader, part, subset, reads=situations, situations=situations):
-        if key.split("/")[1] != NO_TITLE:  # which is the situation of the image alone, or nothing to read at all
+    for key, answers in predict_corrupted(inference, part, subset, supported=situations, situations=situations):
+        if key.split("/")[1] != NO_TITLE:  # the same as the image alone, or without any input
             conditions[key] = _condition(part, subset, answers, key, calibration)
     return {
         "checkpoint": checkpoint.name,
@@ -54,7 +54,7 @@ def measure_shipped(folder: Path, catalogue: Catalogue, device: torch.device) ->
         "date": datetime.now(UTC).date().isoformat(),
         "data": catalogue.config.path.stem,
         "test_listings": len(part.listings),
-        "spoilt_listings": len(subset),
+        "corrupted_listings": len(subset),
         "corruption_seed": SEED,
         "target_precision": TARGET,
         "conditions": conditions,
@@ -69,7 +69,7 @@ def _condition(part: TestPart, rows: NDArray[np.int64], answers: Answers, key: s
         counted = scores.labelled(part.labels[rows, t])
         if not counted.any():
             continue
-        # A spoilt title may have no word left: the service judges such a listing as one without a title.
+        # A corrupted title may have no words left: the service applies the thresholds of the image alone to it.
         absent = answers.attention[counted, t, 1] == 0
         judged = [(absent, by_situation[Situation.IMAGE][task.name]), (~absent, by_situation[situation][task.name])]
         attributes[task.name] = _attribute(task, part.labels[rows, t][counted], answers.logits[t][counted], judged) | {
@@ -84,20 +84,19 @@ def _attribute(
     logits: NDArray[np.float32],
     judged: Sequence[tuple[NDArray[np.bool_], AttributeCalibration]],
 ) -> Cells:
-    """Measure one attribute: accuracy, calibration error before and after the temperature, and what is accepted.
+    """Measure one attribute: accuracy, calibration error before and after the temperature, and accepted labels.
 
-    judged: which rows by which calibration. reliability: [confidence, share that is right] of each bin, after the
-    temperature.
+    judged: row masks, each with the calibration that applies to them. reliability: [mean confidence, accuracy] of each
+    bin, after the temperature.
     """
     predicted = logits.argmax(axis=1)
     correct = predicted == labels
     before = softmax(logits, 1.0).max(axis=1)
     after, accepted = np.empty(len(labels)), np.empty(len(labels), dtype=np.bool_)
     for rows, calibrated in judged:
-        thresholds = [calibrated.threshold(TARGET, label) for label in task.labels]
-        floors = np.array([np.inf if threshold is None else threshold for threshold in thresholds])
+        minimum = calibrated.minimum_confidence(TARGET, task.labels)
         after[rows] = softmax(logits[rows], calibrated.temperature).max(axis=1)
-        accepted[rows] = after[rows] >= floors[predicted[rows]]
+        accepted[rows] = after[rows] >= minimum[predicted[rows]]
     return {
         "accuracy": figure(correct.mean()),
         "error_before": figure(scores.expected_calibration_error(before, correct)),

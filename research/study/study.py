@@ -1,4 +1,4 @@
-"""One study: trains the runs, reads the test part with each, and writes their figures; what is there stays."""
+"""One study: trains the runs, measures each on the test part, and writes their figures; finished runs are kept."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 
 from model.catalogue.listings import Catalogue
@@ -24,9 +26,9 @@ from model.situations import Situation
 from model.tasks import Task, build_tasks
 from model.training.initialise import initial_model, initial_network
 from model.training.trainer import STATE, digest
-from research.study.answers import Answers, Reader, Seen, TestPart, load_answers, save_answers
+from research.study.answers import Answers, ImageCache, Inference, TestPart, load_answers, save_answers
 from research.study.cells import Cells, all_cells, read_cells, weight_cells, write_cells
-from research.study.conditions import Condition, read_clean, read_spoilt
+from research.study.conditions import Condition, predict_clean, predict_corrupted
 from research.study.corruptions import CORRUPTIONS, SEED
 from research.study.encoded import EncodedFineTuning, EncodedImages
 from research.study.networks import parameters
@@ -34,7 +36,7 @@ from research.study.references import TITLES_OF, late_fusion, majority_answers, 
 from research.study.runs import IMAGE_ALONE, RUNS, TITLE_ALONE, TRAINED, Run
 
 SUBSET = 1_200
-"""Listings that are spoilt: enough for curves, and few enough for minutes."""
+"""Number of listings that are corrupted: enough for curves, few enough to measure in minutes."""
 
 STRONGEST = tuple(
     Condition(situation=Situation.IMAGE_AND_TITLE, corruption=each.name, strength=each.strengths[-1]).key
@@ -44,9 +46,10 @@ STRONGEST = tuple(
 
 @dataclass(kw_only=True)
 class Study:
-    """`initial`: the checkpoint folder whose towers all runs start from. `runs`: where they are trained and kept.
+    """Trains and measures runs.
 
-    `results`: where each run's figures go, and from where a finished run is known. `measured`: the part that they are
+    initial: the checkpoint folder whose towers all runs start from. runs: the folder where they are trained and kept.
+    results: the folder of each run's figures; a run that has some is finished. measured: the part that runs are
     measured on.
     """
 
@@ -58,13 +61,13 @@ class Study:
     measured: Part = Part.TEST
     device: torch.device = field(default_factory=lambda: pick_device("auto"))
     console: Console = field(default_factory=lambda: Console(stderr=True))
-    seen: Seen = field(default_factory=dict)
-    """The measured pictures, spoilt or not, as the shared tower sees them."""
+    cache: ImageCache = field(default_factory=dict)
+    """The measured images, corrupted or not, encoded by the shared tower."""
 
     def run(self, names: Iterable[str]) -> None:
-        """Complete the named runs and references, in the order of the study; finished ones are left as they are.
+        """Complete the named runs and references, in the order of the study; finished ones are left unchanged.
 
-        Raises `ConfigError` for a result of another budget or an unknown name.
+        Raises `ConfigError` for an unknown name, and where a result has another budget.
         """
         wanted, known = set(names), (*all_names(), *repeat_names())
         if unknown := sorted(wanted - set(known)):
@@ -82,31 +85,31 @@ class Study:
 
     @cached_property
     def tasks(self) -> tuple[Task, ...]:
-        """The attributes, with the labels that training knows."""
+        """The attributes, with their labels of the train part."""
         config = self.catalogue.config
         labels = (listing.labels for listing in self.catalogue.part(Part.TRAIN))
         return build_tasks(labels, config.attributes, min_label_count=config.min_label_count)[0]
 
     @cached_property
     def part(self) -> TestPart:
-        """What everything is measured on."""
+        """The listings that everything is measured on."""
         return TestPart(self.catalogue, self.tasks, self.measured)
 
     @cached_property
     def images(self) -> EncodedImages:
-        """The pictures of training and validation, encoded by the tower that all runs share."""
+        """The images of training and validation, encoded by the tower that all runs share."""
         model, towers = initial_model(None, str(self.initial)), load_checkpoint(self.initial).version
         backbone = initial_network(model, self.tasks, str(self.initial)).backbone
         return EncodedImages(self.runs / "encoded" / towers, backbone, self.device, self.console)
 
     @cached_property
-    def subset(self) -> Any:
-        """The positions of the listings that are spoilt."""
+    def subset(self) -> NDArray[np.int64]:
+        """The positions of the listings that are corrupted."""
         return self.part.subset(SUBSET)
 
     @cached_property
     def budget(self) -> dict[str, Any]:
-        """What makes results comparable: results of two budgets never stand in one table."""
+        """What results must share to be comparable."""
         optimiser = RUNS[0].config(self.epochs).optimiser
         listings = len(self.catalogue.part(Part.TRAIN))
         return {
@@ -117,12 +120,12 @@ class Study:
             "towers": load_checkpoint(self.initial).version,
             "test_listings": len(self.part.listings),
             "test": self.part.digest,
-            "spoilt_listings": len(self.subset),
+            "corrupted_listings": len(self.subset),
             "corruption_seed": SEED,
         }
 
     def answers_of(self, name: str) -> Path:
-        """Where the answers of a run are kept; those on other listings, or spoilt otherwise, are other ones."""
+        """Where the answers of a run are kept; the name depends on the budget, and so on the listings."""
         return self.runs / name / f"answers-{digest(self.budget)[:12]}.npz"
 
     def _finished(self, name: str) -> bool:
@@ -131,12 +134,12 @@ class Study:
             return False
         if (there := read_cells(path)["budget"]) != self.budget:
             differing = ", ".join(key for key, value in self.budget.items() if there.get(key) != value)
-            raise ConfigError(f"{path} is of another budget ({differing}); remove it, or write to other --results")
-        self.console.print(f"{name}: finished already", highlight=False)
+            raise ConfigError(f"{path} has another budget ({differing}); remove it, or choose other --results")
+        self.console.print(f"{name}: already finished", highlight=False)
         return True
 
     def complete(self, run: Run) -> None:
-        """Train a run and write its figures, or what of it is not done yet."""
+        """Train a run, measure it and write its figures; steps that are done are not repeated."""
         if self._finished(run.name):
             return
         self.console.rule(run.name)
@@ -157,12 +160,12 @@ class Study:
         load_weights(network, checkpoint)
         began = time.monotonic()
         if not self.answers_of(run.name).is_file():
-            reader = Reader(network, model.preprocess, self.device, seen=self.seen)
-            answers = dict(read_clean(reader, self.part, run.reads))
-            if run.spoilt:
-                # The curves need no answer to the last bit.
-                fast = Reader(network, model.preprocess, self.device, fast=True, seen=self.seen)
-                answers |= dict(read_spoilt(fast, self.part, self.subset, reads=run.reads))
+            inference = Inference(network, model.preprocess, self.device, cache=self.cache)
+            answers = dict(predict_clean(inference, self.part, run.situations))
+            if run.corrupted:
+                # The curves do not need full precision.
+                fast = Inference(network, model.preprocess, self.device, fast=True, cache=self.cache)
+                answers |= dict(predict_corrupted(fast, self.part, self.subset, supported=run.situations))
             save_answers(self.answers_of(run.name), answers)
         self._write(
             run.name,
@@ -175,7 +178,7 @@ class Study:
                 "settings": {"network": run.network, **run.fusion, **run.training, "text": run.text},
                 "validation": checkpoint.training["validation"],
                 "training_seconds": round(_training_seconds(folder)),
-                "reading_seconds": round(time.monotonic() - began),
+                "measuring_seconds": round(time.monotonic() - began),
                 "number_format": str(training_dtype(self.device)).removeprefix("torch."),
             },
         )
@@ -193,7 +196,7 @@ class Study:
         files = [self.answers_of(run.name) for run in (IMAGE_ALONE, TITLE_ALONE)]
         if missing := [file for file in files if not file.is_file()]:
             if not (self.results / "late-fusion.json").is_file():
-                self.console.print(f"late-fusion: needs {missing[0]}; run image-alone and title-alone here first")
+                self.console.print(f"late-fusion: {missing[0]} is missing; run image-alone and title-alone first")
             return
         self._reference("late-fusion", lambda: late_fusion(self.part, self.subset, *map(load_answers, files)))
 

@@ -1,4 +1,4 @@
-"""`cma-clip bench`: a bounded load on a running service, and what came of it."""
+"""`cma-clip bench`: a bounded load on a running service, and how it answered."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ PERCENTILES = (50, 90, 95, 99)
 class Load:
     """What is sent: `concurrency` callers, each one request after the other, until `requests` have been sent.
 
-    With a `rate`, in requests per second, each request has its moment, whether or not the ones before it have been
-    answered, and its latency counts from there: a service that falls behind is not spared.
+    With a `rate`, in requests per second, each request has a scheduled time, whether or not earlier ones have been
+    answered, and its latency counts from then: a service that falls behind is measured as such.
     """
 
     url: str
@@ -67,7 +67,7 @@ class Load:
 
 @dataclass
 class Figures:
-    """What came of it: statuses (or the names of transport errors), and seconds of each answered 200."""
+    """The outcome: statuses (or the names of transport errors), and the seconds of each request answered with 200."""
 
     listings_per_request: int
     statuses: Counter[str] = field(default_factory=Counter)

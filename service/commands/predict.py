@@ -1,4 +1,4 @@
-"""`cma-clip predict`: one listing, read in this process and drawn on the terminal."""
+"""`cma-clip predict`: one listing, predicted in this process and shown on the terminal."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from model.errors import ConfigError
+from model.inference.predictions import check_target_precision
 from service.app import load_predictor
 from service.commands import heat_map
 from service.errors import ServiceError
@@ -31,7 +32,7 @@ HEAVIEST = 2
 """Words whose weights are written out: a pipe and a printer know no colours."""
 
 
-def read_one(
+def predict_one(
     settings: Settings,
     *,
     image: Path | None,
@@ -40,26 +41,26 @@ def read_one(
     explain: bool = False,
     heat_map_file: Path | None = None,
 ) -> ClassifyReply:
-    """Read a listing as the service would; a heat map, where one is wanted, is written to its file.
+    """Answer a listing as the service would; a heat map, where one is wanted, is written to its file.
 
-    Raises `ModelError` where the input or the checkpoint cannot be used, or the heat map not be written.
+    Raises `ModelError` where the input or the checkpoint cannot be used, or the heat map cannot be written.
     """
     if image is None and not (title or "").strip():
         raise ConfigError("give an image, a --title, or both")
     if heat_map_file is not None and image is None:
         raise ConfigError("--heat-map needs an image")
+    images.configure_pillow()
     predictor = load_predictor(settings)
-    calibrated = predictor.info.target_precisions
-    if calibrated and settings.target_precision not in calibrated:
-        raise ConfigError(f"--target-precision must be one of {', '.join(map(str, calibrated))}")
-    picture = None if image is None else _open(image, settings, predictor.info.image_size)
+    if predictor.info.target_precisions:  # a checkpoint that is not calibrated answers, and accepts nothing
+        check_target_precision(predictor.info, settings.target_precision)
+    decoded = None if image is None else _open(image, settings, predictor.info.image_size)
     explain = explain or heat_map_file is not None
-    (prediction,) = predictor.predict(predictor.collate([predictor.prepare(title, picture, explain=explain)]))
-    readings = {
-        task.name: prediction.read(task.name, target_precision=settings.target_precision, top_k=top_k)
+    (prediction,) = predictor.predict(predictor.collate([predictor.prepare(title, decoded, explain=explain)]))
+    predictions = {
+        task.name: prediction.attribute(task.name, target_precision=settings.target_precision, top_k=top_k)
         for task in predictor.tasks
     }
-    reply = ClassifyReply.of(image.name if image else None, predictor.info, readings)
+    reply = ClassifyReply.of(image.name if image else None, predictor.info, predictions)
     if heat_map_file is not None and image is not None:
         large = _open(image, settings, heat_map.PANEL_SIZE)
         _save(heat_map.draw(large, reply), heat_map_file)
@@ -75,16 +76,16 @@ def _open(path: Path, settings: Settings, target: tuple[int, int]) -> Image.Imag
         raise ConfigError(f"cannot read {path}: {error.detail}") from None
 
 
-def _save(picture: Image.Image, path: Path) -> None:
+def _save(image: Image.Image, path: Path) -> None:
     try:
-        picture.save(path, "PNG")
+        image.save(path, "PNG")
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}") from None
 
 
 def draw(reply: ClassifyReply, console: Console | None = None) -> None:
-    """Print a table: label, confidence as a bar with the threshold marked, verdict, and how much image and text
-    weighed; and, where it was explained, the title once per attribute, its words tinted by weight.
+    """Print a table: label, confidence as a bar with the threshold marked, whether it is accepted, and the weights of
+    image and text; and, where it was explained, the title once per attribute, its words tinted by weight.
     """
     console = console or Console()
     narrow = console.width < NARROW
@@ -135,13 +136,13 @@ def _confidence(attribute: AttributeReply, length: int) -> Text:
 
 
 def _balance(image: float, length: int) -> Text:
-    """A bar of two parts: what the image weighed, then what the text did."""
+    """A bar of two parts: the weight of the image, then that of the text."""
     left, percent = round(image * length), round(100 * image)
     return Text.assemble(("█" * left, "cyan"), ("█" * (length - left), "magenta"), f" {percent} / {100 - percent} %")
 
 
 def _words_table(words: dict[str, list[TokenWeight]]) -> Table:
-    table = _table("what the answers leaned on in the title")
+    table = _table("what the answers are based on in the title")
     table.add_column("attribute", no_wrap=True)
     table.add_column("title")
     table.add_column("heaviest")

@@ -1,13 +1,10 @@
-"""What the OpenAPI document says beyond the types: refusals, the deadline's header, the keys."""
+"""What the OpenAPI document says beyond the types: refusals, and the header of the deadline."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from fastapi import Security
-from fastapi.security import APIKeyHeader, HTTPBearer
-
-from service.errors import PROBLEM_TYPE
+from service.http.problems import PROBLEM_TYPE
 from service.pipeline.admission import TIMEOUT_HEADER
 
 
@@ -34,9 +31,6 @@ def _headers(status: int) -> dict[str, Any]:
     seconds = {"description": "seconds after which another try makes sense", "schema": {"type": "integer"}}
     return {"headers": {"Retry-After": seconds}} if status in {503, 504} else {}
 
-
-KEYS = [Security(HTTPBearer(auto_error=False)), Security(APIKeyHeader(name="X-API-Key", auto_error=False))]
-"""Declares the two ways of sending a key in the OpenAPI document; `check_key` is what looks at them."""
 
 TIMEOUT_PARAMETER = {
     "parameters": [

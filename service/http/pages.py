@@ -1,4 +1,4 @@
-"""The pages: `/` and `/docs`. They load nothing from elsewhere, so they work offline and under a strict policy."""
+"""The pages: `/` and `/docs`. They load nothing from other hosts, so they work offline and under a strict policy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HEADERS = {
 
 
 class RevalidatedFiles(StaticFiles):
-    """Browsers ask each time whether a file has changed, so that a page and its modules are of one version."""
+    """Static files that browsers revalidate each time, so that a page and its modules are of one version."""
 
     def file_response(self, *args: Any, **options: Any) -> Response:
         response = super().file_response(*args, **options)

@@ -1,7 +1,7 @@
-"""The story of a request, top to bottom.
+"""The routes, and the way of a request from top to bottom.
 
 admitted (key, deadline, readiness, room, body) → options checked → per listing: image fetched → decoded
-and tokenized → batched and computed → read → reply
+and tokenized → batched and computed → answer per attribute → reply
 """
 
 from __future__ import annotations
@@ -9,15 +9,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import APIRouter, Form, Request, Response
+from fastapi import APIRouter, Depends, Form, Request, Response
 from pydantic import ValidationError
 
-from service.engine import Call, Engine, Wanted
-from service.errors import InvalidRequest, PayloadTooLarge, ServiceError, as_service_error, describe, problem
-from service.http.intake import FormRoute, JsonRoute, KeyedRoute, call_of, engine_of
+from service.errors import InvalidRequest, PayloadTooLarge, ServiceError
+from service.http.auth import require_key
+from service.http.dependencies import CallDep, LifecycleDep, PipelineDep
 from service.http.openapi import CLASSIFY, problems
+from service.http.problems import as_service_error, describe, problem
+from service.http.route_classes import FormRoute, JsonRoute
+from service.pipeline.call import Call
+from service.pipeline.options import CheckedOptions
+from service.pipeline.pipeline import Pipeline
 from service.schemas import (
     AttributeInfo,
     AttributesReply,
@@ -26,8 +32,8 @@ from service.schemas import (
     ClassifyReply,
     ClassifyRequest,
     FailedListing,
-    Given,
     Listing,
+    ListingInput,
     ModelReply,
     Problem,
     StatusReply,
@@ -41,47 +47,57 @@ log = logging.getLogger(__name__)
 # ── one listing ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def read(engine: Engine, given: Given, wanted: Wanted, call: Call) -> ClassifyReply:
-    """Answer one listing. Every way of sending one ends here."""
+async def classify_listing(
+    pipeline: Pipeline, listing: ListingInput, options: CheckedOptions, call: Call
+) -> ClassifyReply:
+    """Answer one listing; all routes that classify end here. Raises `ServiceError`."""
     async with call.deadline.enforced():
-        fetched = await engine.fetch(given.url, call) if given.url is not None else None
-        prepared = await engine.prepare(given, fetched, wanted, call)
-        prediction = await engine.infer(prepared, call)
+        fetched = await pipeline.fetch(listing.url, call) if listing.url is not None else None
+        prepared = await pipeline.prepare(listing, fetched, explain=options.explain, call=call)
+        prediction = await pipeline.infer(prepared, call)
     started = time.monotonic()
-    readings = {
-        name: prediction.read(name, target_precision=wanted.target_precision, top_k=wanted.top_k)
-        for name in wanted.attributes
+    predictions = {
+        name: prediction.attribute(name, target_precision=options.target_precision, top_k=options.top_k)
+        for name in options.attributes
     }
-    engine.metrics.answered(prediction.situation, readings)
-    reply = ClassifyReply.of(given.id, engine.predictor.info, readings)
-    engine.stage("respond", time.monotonic() - started, call)
+    pipeline.metrics.predictions.answered(prediction.situation, predictions)
+    reply = ClassifyReply.of(listing.id, pipeline.predictor.info, predictions)
+    pipeline.record_stage("respond", time.monotonic() - started, call)
     return reply
 
 
-async def read_or_fail(
-    engine: Engine, listing: object, wanted: Wanted, call: Call
-) -> ClassifyReply | tuple[str | None, ServiceError]:
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why one listing of a batch has no answer."""
+
+    id: str | None
+    error: ServiceError
+
+
+async def classify_or_fail(
+    pipeline: Pipeline, submitted: object, options: CheckedOptions, call: Call
+) -> ClassifyReply | Failure:
     """Answer one listing of a batch, or say what is wrong with this one."""
     try:
-        check_members(listing)
-        given = Listing.model_validate(listing).given()
+        check_members(submitted)
+        listing = Listing.model_validate(submitted).to_input()
     except ValidationError as error:
-        return _usable_id(listing), InvalidRequest(describe(error.errors()))
+        return Failure(_valid_id(submitted), InvalidRequest(describe(error.errors())))
     except InvalidRequest as error:
-        return _usable_id(listing), error
+        return Failure(_valid_id(submitted), error)
     try:
-        return await read(engine, given, wanted, call)
+        return await classify_listing(pipeline, listing, options, call)
     except ServiceError as error:
-        return given.id, error
+        return Failure(listing.id, error)
     except Exception as error:
         log.exception("a listing has failed", extra={"fields": {"request_id": call.record.id}})
-        return given.id, as_service_error(error)
+        return Failure(listing.id, as_service_error(error))
 
 
-def _usable_id(listing: object) -> str | None:
-    """The id of a listing that is otherwise not in order, if at least that is."""
+def _valid_id(submitted: object) -> str | None:
+    """The id of an invalid listing, if the id itself is valid."""
     try:
-        return Listing.model_validate({"id": listing["id"], "title": "-"}).id  # type: ignore[index]
+        return Listing.model_validate({"id": submitted["id"], "title": "-"}).id  # type: ignore[index]
     except (ValidationError, TypeError, KeyError, IndexError):
         return None
 
@@ -93,45 +109,41 @@ json_routes = APIRouter(route_class=JsonRoute)
 
 form_routes = APIRouter(route_class=FormRoute)
 
-model_routes = APIRouter(route_class=KeyedRoute, tags=["model"])
+model_routes = APIRouter(dependencies=[Depends(require_key)], tags=["model"])
 
 open_routes = APIRouter(tags=["operation"])
 
 
 @json_routes.post("/v1/classify", response_model=ClassifyReply, **CLASSIFY)
-async def classify(listing: ClassifyRequest, request: Request) -> ClassifyReply:
-    """Read the attributes of one listing."""
-    engine, call = engine_of(request), call_of(request)
+async def classify(listing: ClassifyRequest, pipeline: PipelineDep, call: CallDep) -> ClassifyReply:
+    """Predict the attributes of one listing."""
     call.record.listings = 1
-    return await read(engine, listing.given(), engine.check_options(listing), call)
+    return await classify_listing(pipeline, listing.to_input(), pipeline.check_options(listing), call)
 
 
 @json_routes.post("/v1/classify/batch", response_model=BatchReply, **CLASSIFY)
-async def classify_batch(batch: BatchRequest, request: Request) -> BatchReply:
-    """Read the attributes of many listings. One that fails has its error in its place; the others are answered.
+async def classify_batch(batch: BatchRequest, pipeline: PipelineDep, call: CallDep) -> BatchReply:
+    """Predict the attributes of many listings. One that fails has its error in its place; the others are answered.
 
     The batch is admitted, or refused with 503, as a whole. If all its listings fail for reasons of the
     service's own, it fails as a whole too, so that a load balancer can try the next replica.
     """
-    engine, call = engine_of(request), call_of(request)
-    if len(batch.listings) > engine.settings.listings_limit:
-        limit = engine.settings.listings_limit
+    if len(batch.listings) > (limit := pipeline.settings.listings_limit):
         raise PayloadTooLarge(f"the batch has {len(batch.listings)} listings; at most {limit} are accepted")
-    wanted = engine.check_options(batch)
-    more = len(batch.listings) - 1  # one has been admitted already
-    call.ticket.add_listings(more)
-    engine.admission.check_deadline(call.deadline, listings=0, own=call.ticket.listings)
+    options = pipeline.check_options(batch)
+    call.ticket.add_listings(len(batch.listings) - 1)  # one has been admitted already
+    pipeline.admission.check_deadline(call.deadline, listings=0, own=call.ticket.listings)
     call.record.listings = len(batch.listings)
-    outcomes = await asyncio.gather(*(read_or_fail(engine, listing, wanted, call) for listing in batch.listings))
-    failures = [outcome[1] for outcome in outcomes if isinstance(outcome, tuple)]
-    if len(failures) == len(outcomes) and all(failure.status >= 500 for failure in failures):
-        raise failures[0]
-    for failure in failures:
-        engine.metrics.rejected(failure.code)
+    outcomes = await asyncio.gather(*(classify_or_fail(pipeline, each, options, call) for each in batch.listings))
+    errors = [outcome.error for outcome in outcomes if isinstance(outcome, Failure)]
+    if len(errors) == len(outcomes) and all(error.status >= 500 for error in errors):
+        raise errors[0]
+    for error in errors:
+        pipeline.metrics.requests.rejected(error.code)
     return BatchReply(
         results=[
-            FailedListing(id=outcome[0], error=Problem(**problem(outcome[1], call.record.id)))
-            if isinstance(outcome, tuple)
+            FailedListing(id=outcome.id, error=Problem(**problem(outcome.error, call.record.id)))
+            if isinstance(outcome, Failure)
             else outcome
             for outcome in outcomes
         ]
@@ -140,23 +152,22 @@ async def classify_batch(batch: BatchRequest, request: Request) -> BatchReply:
 
 @form_routes.post("/v1/classify/upload", response_model=ClassifyReply, **CLASSIFY)
 async def classify_upload(
-    form: Annotated[UploadForm, Form(media_type="multipart/form-data")], request: Request
+    form: Annotated[UploadForm, Form(media_type="multipart/form-data")], pipeline: PipelineDep, call: CallDep
 ) -> ClassifyReply:
-    """Read the attributes of one listing, sent as a form: its image as a file, the rest as fields."""
-    engine, call = engine_of(request), call_of(request)
+    """Predict the attributes of one listing, sent as a form: its image as a file, the rest as fields."""
     call.record.listings = 1
     image = await form.image.read() if form.image is not None else None
     try:
-        given = Given.of(id=form.id, title=form.title, image=image)
+        listing = ListingInput.of(id=form.id, title=form.title, image=image)
     except ValueError as error:
         raise InvalidRequest(str(error)) from None
-    return await read(engine, given, engine.check_options(form.options), call)
+    return await classify_listing(pipeline, listing, pipeline.check_options(form.options), call)
 
 
 @model_routes.get("/v1/attributes", response_model=AttributesReply, responses=problems(401, 503))
-async def attributes(request: Request) -> AttributesReply:
+async def attributes(pipeline: PipelineDep) -> AttributesReply:
     """The attributes, their labels, and their thresholds at every target precision."""
-    predictor = engine_of(request).predictor
+    predictor = pipeline.predictor
     return AttributesReply(
         target_precisions=list(predictor.info.target_precisions),
         attributes={
@@ -173,22 +184,22 @@ async def attributes(request: Request) -> AttributesReply:
 
 
 @model_routes.get("/v1/model", response_model=ModelReply, responses=problems(401, 503))
-async def model(request: Request) -> ModelReply:
+async def model(pipeline: PipelineDep) -> ModelReply:
     """What is served: name, version, size, device, and what was measured on the checkpoint's test part."""
-    return ModelReply.of(engine_of(request).predictor.info)
+    return ModelReply.of(pipeline.predictor.info)
 
 
 @open_routes.get("/healthz", response_model=StatusReply, responses=problems(503))
-async def healthz(request: Request) -> StatusReply:
+async def healthz(lifecycle: LifecycleDep) -> StatusReply:
     """200 while the process can recover by itself; anything else asks for a restart."""
-    engine_of(request).check_alive()
+    lifecycle.check_alive()
     return StatusReply(status="alive")
 
 
 @open_routes.get("/readyz", response_model=StatusReply, responses=problems(503))
-async def readyz(request: Request) -> StatusReply:
+async def readyz(lifecycle: LifecycleDep) -> StatusReply:
     """200 once warm; 503 while loading, when draining, and when the inference thread has died."""
-    engine_of(request).check_ready()
+    lifecycle.check_ready()
     return StatusReply(status="ready")
 
 
@@ -197,7 +208,7 @@ async def readyz(request: Request) -> StatusReply:
     response_class=Response,
     responses={200: {"content": {"text/plain": {}}, "description": "Prometheus"}},
 )
-async def metrics(request: Request) -> Response:
+async def metrics(request: Request, pipeline: PipelineDep) -> Response:
     """The Prometheus exposition."""
-    content, content_type = engine_of(request).metrics.render(request.headers.get("Accept", ""))
+    content, content_type = pipeline.metrics.render(request.headers.get("Accept", ""))
     return Response(content, headers={"Content-Type": content_type})

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line; what a caller passes as `extra={"fields": {…}}` becomes keys of it."""
+    """One JSON object per line; what is passed as `extra={"fields": {…}}` becomes keys of it."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -26,7 +26,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """The same for people: time, level, message, then the fields."""
+    """For people: time, level, message, then the fields."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-8s %(message)s")
@@ -37,11 +37,20 @@ class TextFormatter(logging.Formatter):
 
 
 def configure(log_format: Literal["json", "text"]) -> None:
-    """Send every logger's lines to standard output in one format; what is for people goes to standard error."""
+    """Send every logger's lines to standard output in one format. (Messages for people go to standard error.)"""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.captureWarnings(True)
-    # These write URLs at INFO: where a caller's images lie is the caller's own business.
+    # These write URLs at INFO: where a caller's images are is private.
     for name in ("httpx", "httpcore"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.error").addFilter(_is_not_about_upgrades)
+
+
+def _is_not_about_upgrades(record: logging.LogRecord) -> bool:
+    """Leave out uvicorn's two warnings about a request to upgrade, which some clients send each time by default.
+
+    It is answered over HTTP/1.1, and nobody is to install a WebSocket library, as the second one says.
+    """
+    return not record.getMessage().startswith(("Unsupported upgrade request", "No supported WebSocket library"))

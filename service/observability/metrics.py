@@ -1,7 +1,7 @@
 """Prometheus collectors. Names and units are a contract with dashboards and alerts; they do not change.
 
 No label takes its values from what a caller sends: routes are templates, unknown paths share one value,
-methods, reasons, attributes and labels come from closed lists. Each app has a registry of its own.
+methods, reasons, attributes and labels come from closed lists. Each app has its own registry.
 """
 
 from __future__ import annotations
@@ -32,15 +32,32 @@ class Metrics:
     """All collectors of one app."""
 
     def __init__(self) -> None:
-        self.registry = registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self.requests = RequestMetrics(self.registry)
+        self.batches = BatchMetrics(self.registry)
+        self.predictions = PredictionMetrics(self.registry)
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """Return the exposition in the format that the scraper prefers, and its content type."""
+        try:
+            encode, content_type = choose_encoder(accept)
+        except (TypeError, ValueError):  # the version in the header is not a number
+            encode, content_type = choose_encoder("")
+        return encode(self.registry), content_type
+
+
+class RequestMetrics:
+    """Requests, how long they and their stages take, and what was refused."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
         self._requests = Counter(
             "cma_clip_http_requests_total",
             "Requests by answered status; 499: the caller hung up first.",
             ["method", "route", "status"],
             registry=registry,
         )
-        self._request_duration = Histogram(
+        self._duration = Histogram(
             "cma_clip_http_request_duration_seconds",
             "From the first byte of a request to the last of its answer.",
             ["method", "route"],
@@ -54,17 +71,47 @@ class Metrics:
             buckets=SECONDS,
             registry=registry,
         )
-        self._batch_size = Histogram(
-            "cma_clip_batch_size", "Listings in one forward pass.", buckets=BATCH_SIZES, registry=registry
-        )
-        self.queue_depth = Gauge("cma_clip_queue_depth", "Listings that wait for the device.", registry=registry)
-        self.in_flight = Gauge("cma_clip_in_flight", "Listings admitted and not yet answered.", registry=registry)
         self._rejected = Counter(
             "cma_clip_rejected_total",
             "Problems answered, for a request or for one listing of a batch, by problem code.",
             ["reason"],
             registry=registry,
         )
+        for stage in STAGES:
+            self._stage_duration.labels(stage)
+
+    def answered(self, *, method: str, route: str | None, status: int, seconds: float) -> None:
+        """Count a request; `route` is the template that was matched, None for an unknown path."""
+        method = method if method in METHODS else UNKNOWN
+        route = route or UNKNOWN
+        self._requests.labels(method, route, str(status)).inc()
+        self._duration.labels(method, route).observe(seconds)
+
+    def stage(self, stage: str, seconds: float) -> None:
+        self._stage_duration.labels(stage).observe(seconds)
+
+    def rejected(self, reason: str) -> None:
+        self._rejected.labels(reason).inc()
+
+
+class BatchMetrics:
+    """Batches, and the listings on their way into one."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._size = Histogram(
+            "cma_clip_batch_size", "Listings in one forward pass.", buckets=BATCH_SIZES, registry=registry
+        )
+        self.queue_depth = Gauge("cma_clip_queue_depth", "Listings that wait for the device.", registry=registry)
+        self.in_flight = Gauge("cma_clip_in_flight", "Listings admitted and not yet answered.", registry=registry)
+
+    def computed(self, size: int) -> None:
+        self._size.observe(size)
+
+
+class PredictionMetrics:
+    """The loaded checkpoint, and what it predicts."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
         self._predictions = Counter(
             "cma_clip_predictions_total",
             "Attributes answered, by whether the label was accepted.",
@@ -72,10 +119,7 @@ class Metrics:
             registry=registry,
         )
         self._labels = Counter(
-            "cma_clip_labels_total",
-            "Best labels answered, accepted or not.",
-            ["attribute", "label"],
-            registry=registry,
+            "cma_clip_labels_total", "Best labels answered, accepted or not.", ["attribute", "label"], registry=registry
         )
         self._confidence = Histogram(
             "cma_clip_confidence",
@@ -97,11 +141,9 @@ class Metrics:
             ["name", "version", "backbone", "device", "dtype"],
             registry=registry,
         )
-        for stage in STAGES:
-            self._stage_duration.labels(stage)
 
     def model_loaded(self, info: ModelInfo, tasks: Iterable[Task]) -> None:
-        """Name the checkpoint, and start the series of its attributes at zero, so that rates can be taken."""
+        """Name the checkpoint, and start the series of its attributes at zero, so that rates can be computed."""
         self._model_info.labels(info.name, info.version, info.backbone, info.device, info.dtype).set(1)
         for task in tasks:
             for outcome in ("accepted", "abstained"):
@@ -112,35 +154,12 @@ class Metrics:
             for modality in ("image", "text"):
                 self._modality_attention.labels(task.name, modality)
 
-    def request(self, *, method: str, route: str | None, status: int, seconds: float) -> None:
-        method = method if method in METHODS else UNKNOWN
-        route = route or UNKNOWN
-        self._requests.labels(method, route, str(status)).inc()
-        self._request_duration.labels(method, route).observe(seconds)
-
-    def stage(self, stage: str, seconds: float) -> None:
-        self._stage_duration.labels(stage).observe(seconds)
-
-    def batch(self, size: int) -> None:
-        self._batch_size.observe(size)
-
-    def rejected(self, reason: str) -> None:
-        self._rejected.labels(reason).inc()
-
-    def answered(self, situation: Situation, readings: Mapping[str, AttributePrediction]) -> None:
-        """Count one listing's answer."""
-        for attribute, reading in readings.items():
-            self._predictions.labels(attribute, "accepted" if reading.accepted else "abstained").inc()
-            self._labels.labels(attribute, reading.label).inc()
-            self._confidence.labels(attribute).observe(reading.confidence)
+    def answered(self, situation: Situation, predictions: Mapping[str, AttributePrediction]) -> None:
+        """Count one listing's answer, its attributes by name."""
+        for attribute, prediction in predictions.items():
+            self._predictions.labels(attribute, "accepted" if prediction.accepted else "abstained").inc()
+            self._labels.labels(attribute, prediction.label).inc()
+            self._confidence.labels(attribute).observe(prediction.confidence)
             if situation is Situation.IMAGE_AND_TITLE:
-                for modality, weight in reading.modality_attention.items():
+                for modality, weight in prediction.modality_attention.items():
                     self._modality_attention.labels(attribute, modality).observe(weight)
-
-    def render(self, accept: str) -> tuple[bytes, str]:
-        """Return the exposition in the format that the scraper prefers, and its content type."""
-        try:
-            encode, content_type = choose_encoder(accept)
-        except (TypeError, ValueError):  # a version that is no number
-            encode, content_type = choose_encoder("")
-        return encode(self.registry), content_type

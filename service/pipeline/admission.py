@@ -1,6 +1,6 @@
-"""Bounded by listings, by bytes, and by whether the deadline can be met at all.
+"""Admission of requests: bounded by listings, by bytes, and by whether the deadline can be met.
 
-Decided before a body is read, so that a refusal costs nothing, and alike on every route.
+It is decided before a body is read, so that a refusal costs nothing, and in the same way on every route.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """The moment after which nobody waits for the answer, on `time.monotonic`'s clock."""
+    """The moment after which nobody waits for the answer, on the clock of `time.monotonic`."""
 
     at: float
 
     @classmethod
     def of(cls, header: str | None, *, cap_ms: int) -> Deadline:
-        """Start the clock: the caller's milliseconds if sent, the server's own at most.
+        """Start the clock: the caller's milliseconds if sent, but never more than `cap_ms`.
 
         Raises `InvalidRequest` if the header is not a positive whole number.
         """
@@ -44,7 +44,7 @@ class Deadline:
 
     @asynccontextmanager
     async def enforced(self) -> AsyncIterator[None]:
-        """Cancel what runs inside once the deadline passes, and raise `DeadlineExceeded`."""
+        """Once the deadline passes, cancel what runs inside and raise `DeadlineExceeded`."""
         try:
             async with asyncio.timeout(self.remaining) as scope:
                 yield
@@ -55,7 +55,7 @@ class Deadline:
 
 
 class Ticket:
-    """One request's place: the listings and bytes that it holds until it is answered."""
+    """The room that one request takes: listings and bytes, until it is answered."""
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
@@ -81,7 +81,7 @@ class Ticket:
 
 
 class Admission:
-    """What is inside now, against the limits. Used on the event loop alone, hence without locks."""
+    """Counts what has been admitted against the limits. Used on the event loop alone, hence without locks."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class Admission:
     ) -> None:
         """
         expected_seconds: predicts how long until that many listings are answered
-        estimate_age: seconds since its prediction for so many was last fed by a real batch
+        estimate_age: seconds since the newest measurement behind the prediction for that many
         """
         self._max_listings, self._max_bytes = max_listings, max_bytes
         self._expected_seconds, self._estimate_age = expected_seconds, estimate_age
@@ -102,13 +102,13 @@ class Admission:
 
     @contextmanager
     def admit(self, deadline: Deadline, *, nbytes: int = 0) -> Iterator[Ticket]:
-        """Take a place for one listing of so many bytes, given back at the end.
+        """Take room for one listing of `nbytes` bytes, released at the end.
 
         Raises `Overloaded` or `DeadlineExceeded`.
         """
         ticket = Ticket(self)
         try:
-            self.check_room(listings=1, nbytes=nbytes)  # first: another replica may have room, and time with it
+            self.check_room(listings=1, nbytes=nbytes)  # first: another replica may have room, and then also time
             self.check_deadline(deadline, listings=1)
             ticket.add_listings(1)
             ticket.add_bytes(nbytes)
@@ -127,13 +127,13 @@ class Admission:
         raise Overloaded(full, retry_after=self._expected_seconds(self.listings))
 
     def check_deadline(self, deadline: Deadline, *, listings: int, own: int = 0) -> None:
-        """Raise `DeadlineExceeded` if so many more listings cannot be answered in time, those before them included.
+        """Raise `DeadlineExceeded` if `listings` more cannot be answered in time, after those admitted before.
 
-        own: how many of those inside are the request's own.
+        own: how many of the admitted listings belong to this request
         """
         if self.listings == own and self._estimate_age(own + listings) > 1.0:
-            # Nobody is inside and the estimate is old: let this one try. Were it refused too, a device that
-            # was slow once would be thought slow for ever.
+            # No other request is inside and the estimate is old: let this one try. Otherwise a device that was
+            # slow once would count as slow for ever.
             return
         expected = self._expected_seconds(self.listings + listings)
         if expected > (left := deadline.remaining):

@@ -1,7 +1,7 @@
-"""Encoded bytes to an RGB picture. Hostile input is the normal case here.
+"""Encoded bytes to an RGB image. Hostile input is the normal case here.
 
-The format is decided by the first bytes, and that one decoder alone is tried; size and pixels are read from
-the header before anything is decoded. Whatever a decoder stumbles over is the caller's `UndecodableImage`.
+The first bytes decide the format, and only its decoder is tried; size and pixels are taken from the header before
+anything is decoded. Whatever makes a decoder fail is the caller's `UndecodableImage`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from service.errors import PayloadTooLarge, ServiceError, UndecodableImage, Unsu
 ACCEPTED = "JPEG, PNG, WebP, GIF, AVIF, BMP"
 
 MAX_JPEG_SCANS = 64
-"""A progressive JPEG has about ten scans. Each costs a pass over all pixels in a few bytes, so a small file
+"""A progressive JPEG has about ten scans. Each takes a pass over all pixels and only a few bytes, so a small file
 with thousands of them would keep a decoder busy for minutes."""
 
 MAX_JPEG_SEGMENTS = 10_000
@@ -30,18 +30,19 @@ Two bytes and no repetition, so that a search takes linear time whatever it sear
 
 JPEG_SCAN, JPEG_END = b"\xda", b"\xd9"
 
-# The limit on pixels is a setting, checked below for every format; Pillow's own, fixed one would only get in
-# its way.
-Image.MAX_IMAGE_PIXELS = None
 
-# The pool decodes several pictures at once; threads inside one decoder would compete with it.
-AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+def configure_pillow() -> None:
+    """Set what `decode` needs of Pillow, once per process: Pillow knows these settings only globally."""
+    # The limit on pixels is a setting of ours, checked below for every format; Pillow's fixed one would come first.
+    Image.MAX_IMAGE_PIXELS = None
+    # The pool decodes several images at once; threads inside one decoder would compete with it.
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 
 def decode(data: bytes, *, max_pixels: int, target: tuple[int, int]) -> Image.Image:
     """Decode the first frame upright, as RGB, transparency on white.
 
-    target: the model's input (height, width); large pictures are reduced to a scale not far above it.
+    target: the model's input (height, width); large images are reduced to a scale not far above it.
 
     Raises `UnsupportedMediaType` (not one of the accepted formats), `PayloadTooLarge` (too many pixels) or
     `UndecodableImage` (damaged).
@@ -55,15 +56,15 @@ def decode(data: bytes, *, max_pixels: int, target: tuple[int, int]) -> Image.Im
     except ServiceError:
         raise
     except Exception as error:
-        # Not a list of classes: Pillow's parsers let struct.error, SyntaxError, ValueError, ZeroDivisionError
-        # and more escape, and none of them says anything but that the file is damaged.
+        # Not a list of classes: Pillow's parsers raise struct.error, SyntaxError, ValueError, ZeroDivisionError
+        # and more, all of which mean that the file is damaged.
         raise UndecodableImage(f"the image is a damaged {file_format} file") from error
 
 
 def sniff(data: bytes) -> str:
     """Return Pillow's name of the format that the first bytes announce.
 
-    Raises `UndecodableImage` when there are no bytes, `UnsupportedMediaType` when it is none of the accepted
+    Raises `UndecodableImage` if there are no bytes, `UnsupportedMediaType` if it is none of the accepted
     ones.
     """
     match data[:12]:
@@ -85,13 +86,13 @@ def sniff(data: bytes) -> str:
 
 
 def _brands(data: bytes) -> set[bytes]:
-    """The brands of an ISO media file, the major one and those it is compatible with: AVIF and HEIC differ in them."""
+    """The brands of an ISO media file, which tell AVIF from HEIC: the major one and the compatible ones."""
     box = data[8 : min(int.from_bytes(data[:4]), 256)]
     return {box[at : at + 4] for at in range(0, len(box), 4)}
 
 
 def _check_header(data: bytes, file_format: str, max_pixels: int) -> None:
-    """Check what Pillow would only look at after it has spent memory or time on it."""
+    """Check what Pillow would check only after spending memory or time."""
     if file_format == "WEBP" and (size := _webp_size(data)):
         # Its decoder allocates the whole canvas on opening.
         _check_pixels(size, max_pixels)
@@ -100,7 +101,7 @@ def _check_header(data: bytes, file_format: str, max_pixels: int) -> None:
 
 
 def _check_jpeg(data: bytes) -> None:
-    """Count scans, segment by segment up to the end of the image: phones put whole films behind it."""
+    """Count scans, segment by segment up to the end of the image: phones append whole videos."""
     scans, at = 0, 2
     for _ in range(MAX_JPEG_SEGMENTS):
         marker = JPEG_MARKER.search(data, at)
@@ -120,7 +121,7 @@ def _check_pixels(size: tuple[int, int], max_pixels: int) -> None:
 
 
 def _webp_size(data: bytes) -> tuple[int, int] | None:
-    """Read the canvas from a WebP header: extended, lossy or lossless; None if it is too short or unknown."""
+    """Return the canvas size of a WebP header: extended, lossy or lossless; None if it is too short or unknown."""
     kind = data[12:16]
     if kind == b"VP8X" and len(data) >= 30:
         return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1

@@ -1,12 +1,13 @@
-"""Image URL to bytes, without letting a caller use this machine to reach where the caller cannot.
+"""Image URL to bytes, without letting callers use this machine to reach what they cannot reach themselves.
 
 The rules (server-side request forgery): http and https only; a host from the allow-list, if there is one;
 every address that the name resolves to must be public, unless private networks are allowed. The check sits in
 the network backend, where the connection is made: the very address that was checked is dialled, there is no
 second look-up that could answer differently, and redirects and pooled connections pass the same gate. The URL
-keeps its host name, so the Host header and the TLS certificate are about the name and not about the address.
+keeps its host name, so that the Host header and the TLS certificate refer to the name, not to the address.
 
-Bytes are counted as they come in; compression is not asked for, so nothing can unfold in memory.
+Bytes are counted as they arrive. Compressed answers are neither requested nor accepted, so nothing can expand in
+memory.
 """
 
 from __future__ import annotations
@@ -31,15 +32,13 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
-MAX_URL_LENGTH = 2048
-
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
-"""Addresses in here lead to the IPv4 address in their last 32 bits."""
+"""Addresses in this network lead to the IPv4 address in their last 32 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FetchLimits:
-    """Bounds of one fetch, in bytes and seconds; the request's own deadline bounds it besides."""
+    """Bounds of one fetch, in bytes and seconds; the request's deadline bounds it too."""
 
     max_bytes: int
     seconds: float = 5.0
@@ -51,13 +50,13 @@ class FetchLimits:
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """Return the addresses of a name, in the order in which they should be tried."""
+    """Return the addresses of a name, in the order in which to try them."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address lies in the public internet, wherever an IPv4 address may hide in an IPv6 one."""
+    """Whether an address is on the public internet; IPv4 addresses inside IPv6 ones are judged too."""
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped:
             return is_public(address.ipv4_mapped)
@@ -76,7 +75,7 @@ class Gate:
     def __init__(
         self, *, allowed_hosts: Iterable[str] = (), allow_private: bool = False, resolve: Resolve = resolve
     ) -> None:
-        """allowed_hosts: names, or `.example.com` for that name and all below it; none: every host."""
+        """allowed_hosts: names, or `.example.com` for that name and all below it; empty: every host."""
         self._allowed_hosts = tuple(allowed_hosts)
         self._allow_private = allow_private
         self._resolve = resolve
@@ -93,7 +92,7 @@ class Gate:
     async def addresses(self, host: str, port: int) -> list[str]:
         """Return the addresses that may be dialled for `host`.
 
-        One forbidden address among them forbids them all: an honest public name has none.
+        One forbidden address among them forbids them all: a public name has none.
         Raises `ImageUrlForbidden`, or `ImageFetchFailed` if the name has no address.
         """
         self.check_host(host)
@@ -104,14 +103,14 @@ class Gate:
         if not found:
             raise ImageFetchFailed("the image's host has no address")
         for address in found:
-            # A scope (fe80::1%eth0) belongs to a link-local address; it is not part of what is judged.
+            # A scope (fe80::1%eth0) is not part of the address.
             if not self._allow_private and not is_public(ipaddress.ip_address(address.partition("%")[0])):
                 raise ImageUrlForbidden("the image's host leads to an address that is not public")
         return found
 
 
 class GatedBackend(httpcore.AsyncNetworkBackend):
-    """Makes TCP connections to checked addresses only."""
+    """Opens TCP connections to checked addresses only."""
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
@@ -186,7 +185,7 @@ class GatedTransport(httpx.AsyncBaseTransport):
 
 @contextmanager
 def _translated() -> Any:
-    """httpcore's errors have no common base: name them once."""
+    """Translate httpcore's errors, which have no common base, to httpx's."""
     try:
         yield
     except httpcore.TimeoutException as error:
@@ -204,8 +203,10 @@ class Fetcher:
             transport=GatedTransport(gate, limits),
             timeout=httpx.Timeout(limits.read_seconds, connect=limits.connect_seconds, pool=limits.seconds),
             headers={"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "cma-clip"},
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),  # no caller's fetch may colour another's
-            trust_env=False,  # a proxy would dial for us, unchecked; a .netrc would lend our credentials
+            cookies=CookieJar(
+                DefaultCookiePolicy(allowed_domains=())
+            ),  # no cookie of one caller's fetch is sent with another's
+            trust_env=False,  # a proxy would dial unchecked addresses; a .netrc would add our credentials
             follow_redirects=False,
         )
         self._hosts = HostSlots(limits.connections_per_host)
@@ -213,7 +214,7 @@ class Fetcher:
     async def fetch(self, url: str, *, on_bytes: Callable[[int], None] = lambda count: None) -> bytes:
         """Return the bytes behind `url`.
 
-        on_bytes: told the size of each piece as it comes in; may raise to stop.
+        on_bytes: called with the size of each piece as it arrives; may raise to stop
         Raises `InvalidRequest` (not a URL), `ImageUrlForbidden`, `PayloadTooLarge` or `ImageFetchFailed`.
         """
         request = self._client.build_request("GET", self._parse(url))
@@ -254,7 +255,7 @@ class Fetcher:
             raise ImageUrlForbidden("image URLs must be http or https")
         if not url.host or url.userinfo:
             raise ImageUrlForbidden("image URLs must have a host and no credentials")
-        self._gate.check_host(url.raw_host.decode("ascii"))  # as it goes to the resolver; `host` is for people
+        self._gate.check_host(url.raw_host.decode("ascii"))  # as the resolver gets it; `host` is its readable form
 
     async def _read(self, response: httpx.Response, on_bytes: Callable[[int], None]) -> bytes:
         if response.status_code != 200:
@@ -277,7 +278,7 @@ class Fetcher:
 
 
 class HostSlots:
-    """At most so many fetches from one host at a time, so that one slow host does not take every connection."""
+    """Bounds the concurrent fetches from each host, so that one slow host does not take every connection."""
 
     def __init__(self, per_host: int) -> None:
         self._per_host = per_host
@@ -293,5 +294,5 @@ class HostSlots:
                 yield
         finally:
             self._users[host] -= 1
-            if not self._users[host]:  # hosts come from callers: none may be remembered for good
+            if not self._users[host]:  # hosts are named by callers, so the number of entries must stay bounded
                 del self._slots[host], self._users[host]

@@ -1,24 +1,25 @@
 """The micro-batcher: listings wait here, leave in batches, and each waiter gets exactly one answer. No torch.
 
-Two threads, so that neither waits for the event loop nor the event loop for them:
+Two threads work beside the event loop, so that neither side waits for the other:
 
     event loop            collate thread                    compute thread
     submit ──► waiting ──► take ► collate ──► sealed ──► compute ──► answers ──► event loop
 
-When does a batch leave? As soon as the device is free, with whatever waits: no timer (unless one is
-configured). A *full* batch is collated already while its predecessor computes; a partial one is not, since
-sealing it early would win a little copying and keep out every listing that arrives in the meantime.
+A batch leaves as soon as the device is free, with whatever waits; there is no timer unless one is configured.
+A *full* batch is collated while its predecessor computes. A partial one is not: sealing it early would save
+little copying, and keep out every listing that arrives in the meantime.
 
-What is much work (an explanation) fills more than one place in a batch, or has one to itself: its neighbours
-do not pay for it, and what is predicted counts it for what it is.
+An item with much work (an explanation) fills several places of a batch, or has a batch to itself, so that others
+are not slowed down by it. Predictions of the waiting time count its places.
 
-What can go wrong, and what then:
+What can go wrong, and what happens then:
 
-* a listing's deadline passes, or its caller goes away: it is left out at the moment of dispatch;
+* a listing's deadline passes, or its caller disconnects: it is left out at the moment of dispatch;
 * a batch raises: it is split and both halves are tried again, until the listing at fault is alone and fails
   alone;
-* a listing fails alone *and* the probe (a listing known to be good) fails too: then the device is at fault;
-* a thread dies of that, or of anything else: every waiter is failed, and `alive` turns false for good.
+* a listing fails alone *and* the probe (a listing known to be good) fails too: the device is at fault, and the
+  thread dies;
+* a thread dies, of that or of anything else: every waiter gets an error, and `alive` is false from then on.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 
 PROBES = 3
-"""How often the probe may fail before the device is given up: one failure may be chance, three are not."""
+"""Failed probes after which the device counts as broken: one failure may be chance, three are not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ class Answer(Generic[Result]):
 
 @dataclass(eq=False, slots=True)
 class Waiter(Generic[Item, Result]):
-    """A listing that waits, and the future through which it is answered."""
+    """A listing that waits, and the future that will hold its answer."""
 
     item: Item
     deadline: float  # on time.monotonic's clock, as are all times here
@@ -70,17 +71,17 @@ class Waiter(Generic[Item, Result]):
 
 @dataclass(eq=False, slots=True)
 class Sealed(Generic[Item, Batch, Result]):
-    """A batch that nobody can join any more; `batch` is None where it has yet to be collated."""
+    """A batch that no listing can join any more; `batch` is None where it has yet to be collated."""
 
     waiters: list[Waiter[Item, Result]]
     batch: Batch | None
 
 
 class BatchCost:
-    """How long a batch takes, by the places filled in it, as lately seen.
+    """How long a batch takes, by the number of its filled places, from recent measurements.
 
     One row per power of two, so that a full batch's cost is remembered while the load is light; the median of
-    the last few, so that a single stall does not turn callers away; between known sizes, a straight line.
+    the last few, so that a single stall does not turn callers away; linear interpolation between known sizes.
     """
 
     def __init__(self) -> None:
@@ -93,7 +94,7 @@ class BatchCost:
         self._updated[row] = time.monotonic()
 
     def seconds(self, size: int) -> float:
-        """Expected seconds of a batch of `size`; 0 before anything was seen."""
+        """Expected seconds of a batch of `size`; 0 before anything was measured."""
         rows = sorted((row, statistics.median(seen)) for row, seen in list(self._seen.items()))
         if not rows:
             return 0.0
@@ -104,7 +105,7 @@ class BatchCost:
         return fast + (slow - fast) * (size - low) / (high - low)
 
     def age(self, size: int) -> float:
-        """Seconds since a batch was last seen that `seconds(size)` goes by: of the next larger known size, if any."""
+        """Seconds since the newest measurement that `seconds(size)` uses: of the next larger known size, if any."""
         rows = sorted(self._updated.items())
         if not rows:
             return float("inf")
@@ -131,13 +132,13 @@ class MicroBatcher(Generic[Item, Batch, Result]):
         on_batch: Callable[[int], None] = lambda size: None,
     ) -> None:
         """
-        collate: puts items together; runs beside `compute`, in another thread
+        collate: puts items together; runs concurrently with `compute`, in another thread
         compute: answers a batch, in its order
         probe: computes a listing known to be good; raises if the device is at fault
         max_batch_size: places in a batch
-        max_wait: seconds that an idle device waits for company
-        work: how many places an item fills; one that fills more than there are goes alone
-        on_batch: told the size of each batch computed
+        max_wait: seconds that an idle device waits for more items
+        work: how many places an item fills; one that needs more than a batch has is computed alone
+        on_batch: called with the number of items in each batch computed
         """
         self._collate, self._compute, self._probe = collate, compute, probe
         self._max_batch_size, self._max_wait, self._on_batch = max_batch_size, max_wait, on_batch
@@ -148,26 +149,26 @@ class MicroBatcher(Generic[Item, Batch, Result]):
             threading.Thread(target=self._run, args=(step,), name=name, daemon=True)
             for name, step in (("collate", self._collate_next), ("compute", self._compute_next))
         ]
-        # All that the threads share, guarded by the one lock inside `_changed`.
+        # What the threads share, guarded by the lock inside `_changed`.
         self._changed = threading.Condition()
         self._waiting: deque[Waiter[Item, Result]] = deque()
         self._sealing: list[Waiter[Item, Result]] = []  # being collated, or collated and waiting for the device
         self._sealed: Sealed[Item, Batch, Result] | None = None
         self._computing: list[Waiter[Item, Result]] = []
         self._computing_since = 0.0
-        self._closed: Callable[[], ServiceError] | None = None  # makes the reason why nobody can come in any more
+        self._closed: Callable[[], ServiceError] | None = None  # makes the error for items that come too late
         self._dead = False
 
     # ── on the event loop ───────────────────────────────────────────────────────────────────────────────────
 
     def start(self) -> None:
-        """Start the threads; their answers go to the event loop that runs now."""
+        """Start the threads; their answers go to the running event loop."""
         self._loop = asyncio.get_running_loop()
         for thread in self._threads:
             thread.start()
 
     async def submit(self, item: Item, *, deadline: float) -> Answer[Result]:
-        """Wait for `item`'s answer. Cancelling gives up its place; past `deadline` it is not computed any more.
+        """Wait for `item`'s answer. If cancelled, it leaves the queue; past `deadline` it is no longer computed.
 
         Raises `DeadlineExceeded`, `InferenceFailed` (it makes the model raise), `Overloaded` (out of memory,
         even alone), `NotReady` (a thread has died) or `Draining` (closed).
@@ -185,12 +186,12 @@ class MicroBatcher(Generic[Item, Batch, Result]):
                 self._forget(waiter)
 
     def close(self) -> None:
-        """Take nobody in any more, fail those who still wait, and let the threads end."""
+        """Accept no more items, fail those that still wait, and let the threads end."""
         self._fail_all(lambda: Draining("the service has stopped", retry_after=1))
 
     @property
     def alive(self) -> bool:
-        """False once a thread has died: only a new process can help then."""
+        """False once a thread has died: only a new process helps then."""
         return not self._dead
 
     @property
@@ -201,17 +202,17 @@ class MicroBatcher(Generic[Item, Batch, Result]):
 
     @property
     def computing_for(self) -> float:
-        """Seconds that the present batch has been computing; 0 if none is."""
+        """Seconds that the current batch has been computing; 0 if there is none."""
         with self._changed:
             return time.monotonic() - self._computing_since if self._computing else 0.0
 
     def expected_seconds(self, listings: int) -> float:
-        """Predict how long until `listings` are answered, counting those that are here already among them."""
+        """Predict how long until `listings` are answered, those included that are here already."""
         with self._changed:
             computing, elapsed = self._places(self._computing), time.monotonic() - self._computing_since
             here = [*self._waiting, *self._sealing, *self._computing]
         remaining = max(0.0, self.cost.seconds(computing) - elapsed) if computing else 0.0
-        places = listings + self._places(here) - len(here)  # of those on their way here nothing is known
+        places = listings + self._places(here) - len(here)  # those that are not here yet count as one place each
         full, partial = divmod(max(0, places - computing), self._max_batch_size)
         return (
             remaining
@@ -230,7 +231,7 @@ class MicroBatcher(Generic[Item, Batch, Result]):
     # ── on the threads ──────────────────────────────────────────────────────────────────────────────────────
 
     def _run(self, step: Callable[[], bool]) -> None:
-        """Repeat `step` until it says that there is no more; whatever kills the thread, nobody is left waiting."""
+        """Repeat `step` until it returns False; whatever kills the thread, no item is left waiting."""
         try:
             while step():
                 pass
@@ -241,7 +242,7 @@ class MicroBatcher(Generic[Item, Batch, Result]):
 
     def _collate_next(self) -> bool:
         with self._changed:
-            # One look at the clock decides and sets the alarm: between two, the moment could pass unnoticed.
+            # The clock is read once, to decide and to set the time-out: between two readings, the moment could pass.
             while self._closed is None and not self._may_seal(due := self._until_due()):
                 self._changed.wait(due)
             if self._closed is not None:
@@ -267,7 +268,7 @@ class MicroBatcher(Generic[Item, Batch, Result]):
                 return False
             sealed, self._sealed, self._sealing = self._sealed, None, []
             self._computing, self._computing_since = sealed.waiters, time.monotonic()
-            self._changed.notify_all()  # the slot is free: a full batch may be collated meanwhile
+            self._changed.notify_all()  # the slot is free: the next full batch may be collated
         self._answer(sealed)
         with self._changed:
             self._computing = []
@@ -275,9 +276,9 @@ class MicroBatcher(Generic[Item, Batch, Result]):
         return True
 
     def _may_seal(self, due: float | None) -> bool:
-        """Whether a batch leaves now: a full one as soon as the slot is free, a partial one for an idle device.
+        """Whether a batch leaves now: a full one as soon as the slot is free, a partial one if the device is idle.
 
-        due: what `_until_due` has just said.
+        due: what `_until_due` has just returned
         """
         if not self._waiting or self._sealed is not None:
             return False
@@ -286,14 +287,14 @@ class MicroBatcher(Generic[Item, Batch, Result]):
         return not self._computing and due is None
 
     def _until_due(self) -> float | None:
-        """Seconds that the oldest waiter has yet to wait for company; None where there is nothing to wait for."""
+        """Seconds that the oldest item still waits for more; None if there is nothing to wait for."""
         if not self._max_wait or not self._waiting or self._computing:
             return None
         left = self._waiting[0].arrived + self._max_wait - time.monotonic()
         return left if left > 0 else None
 
     def _still_wanted(self, waiters: list[Waiter[Item, Result]]) -> list[Waiter[Item, Result]]:
-        """Leave out those whose caller has gone, and those whose deadline has passed (who are told)."""
+        """Leave out those whose caller has gone, and those whose deadline has passed (which get their error)."""
         now = time.monotonic()
         late = [waiter for waiter in waiters if waiter.deadline <= now]
         if late:
@@ -301,7 +302,7 @@ class MicroBatcher(Generic[Item, Batch, Result]):
         return [waiter for waiter in waiters if waiter.deadline > now and not waiter.future.done()]
 
     def _try_to_collate(self, waiters: list[Waiter[Item, Result]]) -> Batch | None:
-        """Collate; on failure None, so that `_answer` tries again where failures are sorted out."""
+        """Collate; None on failure, so that `_answer` tries again where failures are handled."""
         try:
             return self._collate([waiter.item for waiter in waiters])
         except Exception:
@@ -338,7 +339,7 @@ class MicroBatcher(Generic[Item, Batch, Result]):
         """Fail a listing that fails alone, unless the device fails a good listing too: then the thread dies.
 
         After some device errors (of CUDA: an illegal address, a failed assertion) every further call fails.
-        Callers must not be told that it was their listing, and only a restart helps.
+        That must not be blamed on callers' listings, and only a restart helps.
         """
         self._check_device()
         if out_of_memory:
@@ -375,9 +376,9 @@ class MicroBatcher(Generic[Item, Batch, Result]):
         self._deliver([(waiter, reason()) for waiter in waiters])
 
     def _deliver(self, outcomes: list[tuple[Waiter[Item, Result], Answer[Result] | ServiceError]]) -> None:
-        """Hand answers over to the event loop: one wake-up for a whole batch."""
+        """Pass answers to the event loop: one wake-up for a whole batch."""
         if self._loop is None or self._loop.is_closed():
-            return  # nobody can be waiting
+            return  # nothing can be waiting
         try:
             self._loop.call_soon_threadsafe(_settle, outcomes)
         except RuntimeError:
@@ -387,7 +388,7 @@ class MicroBatcher(Generic[Item, Batch, Result]):
 def _settle(outcomes: list[tuple[Waiter[Item, Result], Answer[Result] | ServiceError]]) -> None:
     for waiter, outcome in outcomes:
         if waiter.future.done():
-            continue  # the caller has gone, or has been told already
+            continue  # the caller has gone, or has its answer already
         if isinstance(outcome, ServiceError):
             waiter.future.set_exception(outcome)
         else:
@@ -399,5 +400,5 @@ def _too_late() -> DeadlineExceeded:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """By name, since torch's own class is not to be imported here."""
+    """By name, since torch's class must not be imported here."""
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

@@ -1,14 +1,14 @@
-// Draws openapi.json: one section an operation, with its parameters, bodies and statuses.
+// Renders openapi.json: one section per operation, with its parameters, bodies and status codes.
 
 const loadDescription = async () => {
   try {
     const response = await fetch("openapi.json");
     if (response.ok) return await response.json();
   } catch {
-    // Said below, whatever it was.
+    // Whatever the error was, the message below is shown.
   }
   document.querySelector("#operations").textContent =
-    "The description could not be loaded: the service is away, or starting. Load the page again.";
+    "The API description could not be loaded: the service may be down or still starting. Reload the page.";
   return { paths: {} };
 };
 
@@ -51,12 +51,12 @@ const fields = (schema) => {
   return rows.length ? table(["field", "type", "required", "default", "meaning"], rows) : element("p", typeName(schema));
 };
 
-// The schemas that a schema refers to, each once, so that a reader finds every name below the operation.
-const mentioned = (schema, seen = new Set()) => {
+// The schemas that a schema refers to, each once, so that every name is defined below the operation.
+const referenced = (schema, seen = new Set()) => {
   for (const [, name] of JSON.stringify(schema ?? {}).matchAll(/"#\/components\/schemas\/(\w+)"/g)) {
     if (!seen.has(name)) {
       seen.add(name);
-      mentioned(description.components.schemas[name], seen);
+      referenced(description.components.schemas[name], seen);
     }
   }
   return seen;
@@ -66,7 +66,7 @@ const body = (title, content) =>
   Object.entries(content ?? {}).flatMap(([mediaType, { schema }]) => [
     element("h3", `${title} (${mediaType})`),
     fields(schema),
-    ...[...mentioned(schema)]
+    ...[...referenced(schema)]
       .filter((name) => description.components.schemas[name] !== resolve(schema))
       .flatMap((name) => [element("h4", name), fields({ $ref: `#/components/schemas/${name}` })]),
   ]);
@@ -80,8 +80,8 @@ const section = (path, method, operation) =>
     ...(operation.parameters ?? []).map((parameter) =>
       element("p", `${parameter.in} ${parameter.name}: ${parameter.description ?? ""}`)),
     ...body("Request", operation.requestBody?.content),
-    ...body("Reply", operation.responses[200]?.content),
-    element("h3", "Statuses"),
+    ...body("Response", operation.responses[200]?.content),
+    element("h3", "Status codes"),
     table(["status", "meaning"], Object.entries(operation.responses).map(([status, { description: text }]) => [status, text])),
   );
 

@@ -1,4 +1,4 @@
-"""The baselines' arithmetic, and both of them on a catalogue small enough to know the answers."""
+"""The baselines' arithmetic, and both of them on a small catalogue with known answers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from model.tasks import OUT_OF_VOCABULARY, UNLABELLED, Task
 COLOURS = {"Red": (200, 20, 20), "Blue": (20, 20, 200)}
 
 
-def test_score_counts_unknown_labels_as_errors_and_leaves_out_unlabelled_rows() -> None:
+def test_score_counts_unknown_labels_as_errors_and_ignores_unlabelled_rows() -> None:
     tasks = [Task(name="colour", labels=("Blue", "Red")), Task(name="kind", labels=("Shirt", "Tie"))]
     labels = np.array([[0, 1], [1, UNLABELLED], [OUT_OF_VOCABULARY, 0], [1, UNLABELLED]])
     scores = score(np.array([[0, 1], [1, 1], [1, 1], [0, 1]]), labels, tasks)
@@ -62,7 +62,7 @@ def test_crop_and_flip_only_moves_and_mirrors() -> None:
     assert columns <= shifted | mirrored
     assert columns & shifted
     assert columns & mirrored
-    # Out of the frame the edge goes on.
+    # Outside the image its edge is repeated.
     plain = torch.full((8, SIDE, SIDE, 3), 7, dtype=torch.uint8)
     assert (crop_and_flip(plain, torch.Generator()) == 7).all()
 
@@ -77,17 +77,17 @@ def test_convnet_gives_a_logit_for_each_label_and_every_parameter_a_gradient() -
 
 @pytest.fixture
 def catalogue(tmp_path: Path) -> Path:
-    """A catalogue in which title and image both give the colour away; two test rows have one of them only."""
+    """A catalogue whose titles and images both show the colour; two test rows have only one of them."""
     rows = ["id,colour,kind,title"]
-    untitled, unpictured = [n for n in range(80) if part_of(str(n)) is Part.TEST][:2]
+    without_title, without_image = [n for n in range(80) if part_of(str(n)) is Part.TEST][:2]
     (tmp_path / "photos").mkdir()
     for n in range(80):
         colour = ("Red", "Blue")[n % 2]
-        title = "" if n == untitled else f"A {colour} {'shirt' if n % 3 else 'tie'} number {n}"
+        title = "" if n == without_title else f"A {colour} {'shirt' if n % 3 else 'tie'} number {n}"
         rows.append(f"{n},{colour},{'Shirt' if n % 3 else 'Tie'},{title}")
-        if n != unpictured:
+        if n != without_image:
             Image.new("RGB", (60, 80), COLOURS[colour]).save(tmp_path / "photos" / f"{n}.png")
-    (tmp_path / "photos" / "0.png").write_bytes(b"no picture")
+    (tmp_path / "photos" / "0.png").write_bytes(b"no image")
     (tmp_path / "table.csv").write_text("\n".join(rows))
     toml = tmp_path / "catalogue.toml"
     toml.write_text(
@@ -101,7 +101,7 @@ def test_title_baseline(catalogue: Path, tmp_path: Path) -> None:
     out = tmp_path / "title.json"
     result = CliRunner().invoke(app, ["title", "--catalogue", str(catalogue), "--out", str(out)])
     assert result.exit_code == 0, result.output
-    check_all_with_input_are_read_right(json.loads(out.read_text()))
+    check_all_with_input_are_predicted_right(json.loads(out.read_text()))
 
 
 def test_image_baseline(catalogue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,14 +111,14 @@ def test_image_baseline(catalogue: Path, tmp_path: Path, monkeypatch: pytest.Mon
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "0.png: the image cannot be decoded" in result.output
-    check_all_with_input_are_read_right(json.loads(out.read_text()))
+    check_all_with_input_are_predicted_right(json.loads(out.read_text()))
 
 
-def check_all_with_input_are_read_right(result: dict[str, Any]) -> None:
+def check_all_with_input_are_predicted_right(result: dict[str, Any]) -> None:
     assert result["test_without_input"] == 1
     colour = result["attributes"]["colour"]
     assert colour["rows"] == result["test_listings"] > 5
-    # Whoever lacks the input gets the majority label, right or wrong.
+    # The listing without the input gets the majority label, right or wrong.
     assert round((1 - colour["accuracy"]) * colour["rows"]) <= 1
 
 

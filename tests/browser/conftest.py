@@ -1,4 +1,4 @@
-"""The real application on a real port, with a small fake model, and Debian's Chromium in front of it."""
+"""The real application on a real port with a small fake model, opened in Debian's Chromium."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, 
 
 from model.inference.predictions import Explanation, ImageExplanation, TokenWeight
 from service.app import create_app
-from service.engine import Engine
+from service.errors import NotReady
 from service.http.server import configuration
 from service.settings import Settings
 from tests.service.conftest import encoded
@@ -37,7 +37,7 @@ ROWS, COLUMNS = 5, 4
 
 
 class PointedPrediction(FakePrediction):
-    """Looks at the picture's upper left, and at each word more than at the one before."""
+    """Its explanation weighs the upper left of the image most, and each word of the title more than the one before."""
 
     def _explanation(self) -> Explanation:
         listing = self.listing
@@ -53,11 +53,11 @@ class PointedPrediction(FakePrediction):
 
 
 class PointedPredictor(FakePredictor):
-    """Says when a batch has come in."""
+    """Signals the start of each batch."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.started = threading.Semaphore(0)  # released at each batch's start
+        self.started = threading.Semaphore(0)  # released at the start of each batch
 
     def predict(self, batch: list[FakePrepared]) -> list[FakePrediction]:
         if any(listing.title != WARM_UP for listing in batch):
@@ -74,17 +74,12 @@ class Site:
     predictor: PointedPredictor
     stop: Callable[[], None]
 
-    @property
-    def engine(self) -> Engine:
-        engine: Engine = self.app.state.engine
-        return engine
-
 
 @contextmanager
 def serving(
     predictor: PointedPredictor | None = None, *, loaded: threading.Event | None = None, port: int = 0, **settings: Any
 ) -> Iterator[Site]:
-    """Serve in a thread. `loaded`: the model is loaded once this is set; None: at once."""
+    """Serve in a thread. `loaded`: loading the model waits for this event; None: it does not wait."""
     predictor = predictor or PointedPredictor()
 
     def load(_: Settings) -> PointedPredictor:
@@ -95,13 +90,20 @@ def serving(
     server = uvicorn.Server(configuration(app, port=port))
     thread = threading.Thread(target=server.run)
 
+    def ready() -> bool:
+        try:
+            app.state.lifecycle.check_ready()
+        except NotReady:
+            return False
+        return True
+
     def stop() -> None:
         server.should_exit = True
         thread.join()
 
     thread.start()
     try:
-        until(lambda: server.started and (loaded is not None or app.state.engine._batcher is not None))
+        until(lambda: server.started and (loaded is not None or ready()))
         port = server.servers[0].sockets[0].getsockname()[1]
         yield Site(f"http://127.0.0.1:{port}", app, predictor, stop)
     finally:
@@ -112,7 +114,7 @@ def serving(
 def until(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + 10
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "the condition was not met within 10 s"
         time.sleep(0.005)
 
 
@@ -126,21 +128,21 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def site() -> Iterator[Site]:
-    """A service that nothing goes wrong with."""
+    """A service without faults."""
     with serving() as site:
         yield site
 
 
 @dataclass
 class Playground:
-    """A visit to the page, and what the browser complained about meanwhile."""
+    """A visit to the page, with the errors and warnings that the browser logged."""
 
     page: Page
     context: BrowserContext
-    complaints: list[str] = field(default_factory=list)
+    logged: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
     expected: tuple[str, ...] = ()
-    """Beginnings of the complaints that belong to the test."""
+    """Prefixes of the messages that the test expects."""
 
     def visit(self, site: Site) -> Playground:
         self.page.goto(site.url)
@@ -150,24 +152,24 @@ class Playground:
         return self.page.locator(selector)
 
     @property
-    def readings(self) -> Locator:
-        return self["#readings > .reading"]
+    def predictions(self) -> Locator:
+        return self["#predictions > .prediction"]
 
     @property
     def problem(self) -> Locator:
-        return self["#trouble .problem"]
+        return self["#problem .problem"]
 
     def choose(self, *files: Path | dict[str, Any]) -> None:
         self["#file"].set_input_files(files)  # type: ignore[arg-type]
 
     def expect_answer(self) -> None:
-        expect(self.readings).to_have_count(2)
-        expect(self["#readings"]).to_have_attribute("aria-busy", "false")
+        expect(self.predictions).to_have_count(2)
+        expect(self["#predictions"]).to_have_attribute("aria-busy", "false")
 
     def expect_problem(self, code: str) -> Locator:
         expect(self.problem).to_have_attribute("data-code", code)
         expect(self.problem.get_by_role("alert")).to_be_visible()
-        expect(self.readings).to_have_count(0)
+        expect(self.predictions).to_have_count(0)
         return self.problem
 
 
@@ -176,16 +178,16 @@ OpenPlayground = Callable[..., Playground]
 
 @pytest.fixture
 def open_playground(browser: Browser) -> Iterator[OpenPlayground]:
-    """Open the page in a fresh browser profile; afterwards, nothing may have been logged or loaded from elsewhere."""
+    """Open the page in a new browser profile; fails if anything was logged, or loaded from another site."""
     visits: list[tuple[Playground, Site]] = []
 
     def visit(site: Site, **options: Any) -> Playground:
         context = browser.new_context(**options)
         context.set_default_timeout(10_000)
         playground = Playground(context.new_page(), context)
-        page, complaints = playground.page, playground.complaints
-        page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page, logged = playground.page, playground.logged
+        page.on("console", lambda said: logged.append(said.text) if said.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: logged.append(str(error)))
         page.on("request", lambda request: playground.requests.append(request.url))
         visits.append((playground, site))
         return playground.visit(site)
@@ -193,7 +195,7 @@ def open_playground(browser: Browser) -> Iterator[OpenPlayground]:
     yield visit
     for playground, site in visits:
         playground.context.close()
-        assert [said for said in playground.complaints if not said.startswith(playground.expected or "\0")] == []
+        assert [said for said in playground.logged if not said.startswith(playground.expected or "\0")] == []
         assert [url for url in playground.requests if not url.startswith((f"{site.url}/", "blob:", "data:"))] == []
 
 
@@ -202,6 +204,6 @@ def playground(open_playground: OpenPlayground, site: Site) -> Playground:
     return open_playground(site)
 
 
-def picture(name: str = "shirt.png", **options: Any) -> dict[str, Any]:
-    """A file of one colour, as Playwright takes them."""
+def image_file(name: str = "shirt.png", **options: Any) -> dict[str, Any]:
+    """An image file of a single colour, in the form that Playwright uploads."""
     return {"name": name, "mimeType": "image/png", "buffer": encoded(**options)}

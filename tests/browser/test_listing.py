@@ -1,4 +1,4 @@
-"""One listing: every way in, the answer, what it looked at, and the request as code."""
+"""One listing: every kind of input, the predictions, their explanation, and the request as code."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ from playwright.sync_api import expect
 from model.config import PreprocessConfig
 from model.inputs.preprocess import ImageTransform
 from service.http.pages import STATIC
-from tests.browser.conftest import COLUMNS, ROWS, OpenPlayground, Playground, Site, picture, serving
+from tests.browser.conftest import COLUMNS, ROWS, OpenPlayground, Playground, Site, image_file, serving
 
 HOSTILE = '<img src=x onerror="document.title=1"> & {{7*7}}'
 
 
-def test_an_example_is_read_by_one_click(playground: Playground) -> None:
+def test_an_example_is_classified_with_one_click(playground: Playground) -> None:
     playground.page.get_by_role("button", name="Turtle Check Men Navy Blue Shirt").click()
     playground.expect_answer()
-    expect(playground["#picture"]).to_be_visible()
+    expect(playground["#image"]).to_be_visible()
     expect(playground["#title"]).to_have_value("Turtle Check Men Navy Blue Shirt")
-    expect(playground["#readings-title"]).to_have_text(re.compile(r"^[012] of 2 attributes accepted at 95 % precision"))
+    title = re.compile(r"^[012] of 2 attributes accepted at 95 % precision")
+    expect(playground["#predictions-title"]).to_have_text(title)
     expect(playground["#state"]).to_have_text("Ready")
     expect(playground["#model"]).to_contain_text("fake 0123456789ab")
 
 
-def test_the_page_shows_what_the_service_says(playground: Playground, site: Site) -> None:
+def test_the_page_shows_the_answer_of_the_service(playground: Playground, site: Site) -> None:
     with playground.page.expect_response("**/v1/classify") as response:
         playground["#title"].fill("Red Winter Coat")
     playground.expect_answer()
@@ -47,9 +48,9 @@ def test_the_page_shows_what_the_service_says(playground: Playground, site: Site
         expect(row.locator(".other")).to_have_count(len(found["candidates"]) - 1)
 
 
-def test_title_and_picture_are_sent_as_they_are(playground: Playground, site: Site) -> None:
+def test_title_and_image_are_sent_unchanged(playground: Playground, site: Site) -> None:
     playground["#title"].fill(f"  {HOSTILE}  ")
-    playground.choose(picture())
+    playground.choose(image_file())
     playground.expect_answer()
     assert site.predictor.batches[-1] == [HOSTILE]
     expect(playground["#words .word > span"].first).to_have_text("<img")
@@ -58,7 +59,7 @@ def test_title_and_picture_are_sent_as_they_are(playground: Playground, site: Si
 
 
 def test_only_the_latest_request_is_shown(playground: Playground, site: Site) -> None:
-    """The first answer is held back; a second listing, typed meanwhile, must not be overwritten by it."""
+    """The first answer is delayed; it must not replace the answer for a title typed after it."""
     held: list[Any] = []
     playground.page.route("**/v1/classify", lambda route: held.append(route) if not held else route.continue_())
     with playground.page.expect_request("**/v1/classify"):
@@ -71,13 +72,13 @@ def test_only_the_latest_request_is_shown(playground: Playground, site: Site) ->
     expect(playground["#words"]).to_contain_text("second")
 
 
-def test_typing_is_one_request(playground: Playground) -> None:
+def test_typing_sends_one_request(playground: Playground) -> None:
     playground["#title"].press_sequentially("Red Coat", delay=20)
     playground.expect_answer()
     assert sum(url.endswith("/v1/classify") for url in playground.requests) == 1
 
 
-def test_a_picture_is_dropped(playground: Playground) -> None:
+def test_an_image_is_dropped(playground: Playground) -> None:
     transfer = playground.page.evaluate_handle(
         """async (address) => {
             const transfer = new DataTransfer();
@@ -95,7 +96,7 @@ def test_a_picture_is_dropped(playground: Playground) -> None:
     expect(playground["#code-text"]).to_contain_text("dropped.jpg")
 
 
-def test_a_picture_is_pasted(open_playground: OpenPlayground, site: Site) -> None:
+def test_an_image_is_pasted(open_playground: OpenPlayground, site: Site) -> None:
     playground = open_playground(site, permissions=["clipboard-read", "clipboard-write"])
     playground.page.evaluate(
         """async () => {
@@ -106,44 +107,44 @@ def test_a_picture_is_pasted(open_playground: OpenPlayground, site: Site) -> Non
     )
     playground.page.keyboard.press("Control+V")
     playground.expect_answer()
-    expect(playground["#picture"]).to_be_visible()
+    expect(playground["#image"]).to_be_visible()
 
 
-def test_a_pasted_address_is_an_address(open_playground: OpenPlayground, site: Site) -> None:
+def test_a_pasted_url_is_the_image_url(open_playground: OpenPlayground, site: Site) -> None:
     playground = open_playground(site, permissions=["clipboard-read", "clipboard-write"])
     playground.expected = ("Failed to load resource",)
     playground.page.evaluate("navigator.clipboard.writeText('http://127.0.0.1/shirt.jpg')")
     playground.page.keyboard.press("Control+V")
     expect(playground["#url"]).to_have_value("http://127.0.0.1/shirt.jpg")
     playground.expect_problem("image_url_forbidden")
-    expect(playground["#blind"]).to_be_visible()
+    expect(playground["#image-placeholder"]).to_be_visible()
 
 
-def test_a_picture_is_read_from_its_address(open_playground: OpenPlayground, tmp_path: Path) -> None:
-    """The service fetches it; the page loads nothing from elsewhere, and shows where the heat would lie."""
+def test_an_image_is_fetched_from_its_url(open_playground: OpenPlayground, tmp_path: Path) -> None:
+    """The service fetches it; the page loads nothing from other sites, and shows the heat map alone."""
     with serving(allow_private_image_hosts=True) as site:
         playground = open_playground(site)
-        playground.expected = ("Canvas2D: Multiple readback",)  # by this test
+        playground.expected = ("Canvas2D: Multiple readback",)  # caused by this test
         playground["#url"].fill(f"{site.url}/static/examples/red-dress.jpg")
         playground.expect_answer()
         expect(playground[".shares >> nth=0"]).not_to_have_text("Image 0 %Title 100 %")
-        expect(playground["#blind"]).to_contain_text("The service fetches this picture itself")
-        playground[".reading >> nth=0"].hover()
+        expect(playground["#image-placeholder"]).to_contain_text("The service fetches this image")
+        playground[".prediction >> nth=0"].hover()
         assert alpha(playground, 0.1, 0.25) > 150
         assert alpha(playground, 0.9, 0.9) < 50
         run_copied(playground, "python", tmp_path)
 
 
-def test_an_address_must_look_like_one(playground: Playground) -> None:
+def test_a_url_must_be_valid(playground: Playground) -> None:
     playground["#url"].fill("www.example.com/shirt.jpg")
-    expect(playground["#url-hint"]).to_contain_text("begins with https://")
+    expect(playground["#url-hint"]).to_contain_text("must start with https://")
     expect(playground["#url"]).to_have_attribute("aria-invalid", "true")
     playground["#url"].fill("")
     expect(playground["#url-hint"]).to_be_empty()
 
 
-def test_everything_by_keyboard(playground: Playground) -> None:
-    """Tab to an example, read it, walk through the answers, pin one, copy the request."""
+def test_everything_works_by_keyboard(playground: Playground) -> None:
+    """Choose an example, walk through the predictions, pin one, and switch the code tabs, all by keyboard."""
     page = playground.page
     page.evaluate("file.addEventListener('click', (event) => { file.dataset.opened = event.type })")
 
@@ -152,7 +153,7 @@ def test_everything_by_keyboard(playground: Playground) -> None:
             if playground[selector].evaluate("node => node === document.activeElement"):
                 return
             page.keyboard.press("Tab")
-        raise AssertionError(f"{selector} is not reached by Tab")
+        raise AssertionError(f"{selector} cannot be reached with Tab")
 
     page.keyboard.press("Tab")
     expect(page.get_by_text("Skip to the listing")).to_be_focused()
@@ -162,7 +163,7 @@ def test_everything_by_keyboard(playground: Playground) -> None:
     tab_to("#replace")
     page.keyboard.press("Enter")
     page.wait_for_function("document.getElementById('file').dataset.opened")
-    tab_to(".reading .head >> nth=0")
+    tab_to(".prediction .head >> nth=0")
     expect(playground["#shown"]).to_have_class(re.compile("heated"))
     expect(playground["#words"]).to_have_class(re.compile("weighted"))
     page.keyboard.press("Enter")
@@ -177,30 +178,30 @@ def test_everything_by_keyboard(playground: Playground) -> None:
     expect(playground["#code-text"]).to_contain_text('"modality_attention"')
 
 
-def test_the_focus_stays_while_answers_change(playground: Playground) -> None:
+def test_the_focus_stays_when_the_predictions_change(playground: Playground) -> None:
     playground.page.get_by_role("button", name="Femella").click()
     playground.expect_answer()
     playground[".head >> nth=1"].focus()
     playground.page.evaluate("document.querySelector('#precisions input').click()")
-    expect(playground["#readings-title"]).to_contain_text("90 %")
+    expect(playground["#predictions-title"]).to_contain_text("90 %")
     expect(playground[".head >> nth=1"]).to_be_focused()
 
 
-def test_a_precision_that_nothing_is_certified_for(playground: Playground) -> None:
+def test_a_precision_without_a_certified_threshold(playground: Playground) -> None:
     playground["#title"].fill("Red Coat")
     playground.page.get_by_role("radio", name="99 %").check()
-    expect(playground["#readings-title"]).to_have_text("0 of 2 attributes accepted at 99 % precision")
-    expect(playground[".why >> nth=0"]).to_contain_text("nothing could be certified at 99 %")
+    expect(playground["#predictions-title"]).to_have_text("0 of 2 attributes accepted at 99 % precision")
+    expect(playground[".why >> nth=0"]).to_contain_text("No threshold certified at 99 %")
     assert playground[".mark"].count() == 0
 
 
-def test_the_evidence_is_shown_and_said(playground: Playground) -> None:
-    playground.expected = ("Canvas2D: Multiple readback",)  # by this test
+def test_the_explanation_is_shown_and_put_into_words(playground: Playground) -> None:
+    playground.expected = ("Canvas2D: Multiple readback",)  # caused by this test
     playground.page.get_by_role("button", name="Men Black Sports Shoes").click()
     playground.expect_answer()
-    playground[".reading >> nth=0"].hover()
-    expect(playground["#looked"]).to_contain_text(re.compile("from the picture, above all its (upper )?left"))
-    expect(playground["#looked"]).to_contain_text("“Shoes”")
+    playground[".prediction >> nth=0"].hover()
+    expect(playground["#explanation"]).to_contain_text(re.compile("on the image, mainly the (upper )?left"))
+    expect(playground["#explanation"]).to_contain_text("“Shoes”")
     assert alpha(playground, 0.1, 0.25) > 150
     assert alpha(playground, 0.9, 0.9) < 50
     playground["h1 >> nth=0"].hover()
@@ -210,31 +211,31 @@ def test_the_evidence_is_shown_and_said(playground: Playground) -> None:
 
 
 @pytest.mark.parametrize(
-    ("weights", "said"),
+    ("weights", "expected"),
     [
-        ([0.1, 0.9], "40 % from the picture; 60 % from the title, above all “Coat”."),
-        ([0.5, 0.5], "40 % from the picture; 60 % from the title."),
-        ([1.0], "40 % from the picture; 60 % from the title, above all “Red”."),
+        ([0.1, 0.9], "Based 40 % on the image; 60 % on the title, mainly “Coat”."),
+        ([0.5, 0.5], "Based 40 % on the image; 60 % on the title."),
+        ([1.0], "Based 40 % on the image; 60 % on the title, mainly “Red”."),
     ],
 )
-def test_nothing_is_said_to_stand_out_where_all_weighs_alike(
-    playground: Playground, weights: list[float], said: str
+def test_no_part_is_named_where_all_weights_are_equal(
+    playground: Playground, weights: list[float], expected: str
 ) -> None:
     frame = {"left": 0, "top": 0, "right": 1, "bottom": 1}
     words = [{"token": word, "weight": weight} for word, weight in zip(("Red", "Coat"), weights, strict=False)]
-    reading = {
+    prediction = {
         "modality_attention": {"image": 0.4, "text": 0.6},
         "explanation": {
             "image": {"rows": 1, "columns": 2, "weights": [[0.5, 0.5]], "frame": frame},
             "text": words,
         },
     }
-    describe = "async (reading) => (await import('/static/playground/evidence.js')).describe(reading)"
-    assert playground.page.evaluate(describe, reading) == said
+    describe = "async (prediction) => (await import('/static/playground/explanation.js')).describe(prediction)"
+    assert playground.page.evaluate(describe, prediction) == expected
 
 
 def alpha(playground: Playground, x: float, y: float) -> int:
-    """The heat at a point of the picture, given as shares of its width and height, from 0 to 255."""
+    """The opacity of the heat map, from 0 to 255, at a point given as fractions of the image."""
     value: int = playground["#heat"].evaluate(
         "(canvas, [x, y]) => canvas.getContext('2d').getImageData(canvas.width * x, canvas.height * y, 1, 1).data[3]",
         [x, y],
@@ -244,10 +245,10 @@ def alpha(playground: Playground, x: float, y: float) -> int:
 
 @pytest.mark.parametrize("resize", ["longest", "shortest", "squash"])
 @pytest.mark.parametrize("size", [(60, 80), (300, 100), (90, 333), (641, 479)])
-def test_the_heat_lies_where_the_model_saw_the_picture(
+def test_the_heat_map_lies_where_the_model_saw_the_image(
     playground: Playground, size: tuple[int, int], resize: Literal["longest", "shortest", "squash"]
 ) -> None:
-    """A black spot heats the patch that `ImageTransform` puts it in: the page must draw that heat on the spot."""
+    """A black spot gives weight to the patch that `ImageTransform` puts it in: the page must draw it on the spot."""
     transform = ImageTransform(PreprocessConfig(image_size=(80, 64), context_length=8, resize=resize))
     x, y = 0.45 * size[0], 0.55 * size[1]  # inside every crop
     spotted = Image.new("RGB", size, "white")
@@ -258,11 +259,11 @@ def test_the_heat_lies_where_the_model_saw_the_picture(
     grid = {"rows": ROWS, "columns": COLUMNS, "weights": darkness.tolist(), "frame": frame}
     centre = playground.page.evaluate(
         """async ([grid, size]) => {
-            const { drawHeat } = await import("/static/playground/evidence.js");
+            const { drawHeatMap } = await import("/static/playground/explanation.js");
             const canvas = document.createElement("canvas");
             canvas.style = `width: ${size[0]}px; height: ${size[1]}px`;
             document.querySelector("footer").append(canvas);
-            drawHeat(canvas, grid);
+            drawHeatMap(canvas, grid);
             const { data, width, height } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
             let [x, y, total] = [0, 0, 0];
             for (let at = 0; at < width * height; at += 1) {
@@ -280,24 +281,24 @@ def test_the_heat_lies_where_the_model_saw_the_picture(
     assert abs(centre[1] - 0.55) < 0.6 * patch[1]
 
 
-def test_a_crop_heats_nothing_beyond_its_edges(playground: Playground) -> None:
-    """`shortest`: the middle half of the picture was seen, and the heat of its left column begins at a quarter."""
+def test_a_crop_has_no_heat_beyond_its_edges(playground: Playground) -> None:
+    """`shortest`: the model saw the middle half of the image, so the heat map starts at a quarter."""
     window = playground.page.evaluate(
-        """async () => (await import("/static/playground/evidence.js"))
+        """async () => (await import("/static/playground/explanation.js"))
             .windowOf({ left: 0.25, top: 0, right: 0.75, bottom: 1 })"""
     )
     assert window == {"left": -0.5, "top": 0, "width": 2, "height": 1}
 
 
-@pytest.mark.parametrize("with_picture", [True, False])
+@pytest.mark.parametrize("with_image", [True, False])
 @pytest.mark.parametrize("form", ["curl", "python"])
-def test_the_copied_request_runs(playground: Playground, tmp_path: Path, form: str, with_picture: bool) -> None:
-    """What a shell or Python makes of the text is the request that was sent, however hostile title and name are."""
+def test_the_copied_request_runs(playground: Playground, tmp_path: Path, form: str, with_image: bool) -> None:
+    """The shell or Python sends the same request again, even with a hostile title and file name."""
     title = '@it\'s "quoted" $HOME `id` \\ 50% <b>'
-    if with_picture:
+    if with_image:
         name = "a \"b\" 'c';$d.png"
-        playground.choose(picture(name))
-        (tmp_path / name).write_bytes(picture()["buffer"])
+        playground.choose(image_file(name))
+        (tmp_path / name).write_bytes(image_file()["buffer"])
     playground["#title"].fill(title)
     playground.expect_answer()
     expect(playground["#words"]).to_contain_text("50%")
@@ -320,20 +321,20 @@ def test_the_copied_request_takes_the_key_from_the_environment(
 
 
 def run_copied(playground: Playground, form: str, folder: Path, **environment: str) -> None:
-    """Run the code that the page shows, and compare its answer with the one on the page."""
+    """Run the code shown on the page, and compare its answer with the one on the page."""
     playground["#tab-json"].click()
     shown = json.loads(playground["#code-text"].inner_text())
     playground[f"#tab-{form}"].click()
     code = playground["#code-text"].inner_text()
     assert "right" not in code
     command = ["/bin/sh", "-c", code] if form == "curl" else [sys.executable, "-c", f"{code}print(response.text)"]
-    done = subprocess.run(  # noqa: S603 - our own
+    done = subprocess.run(  # noqa: S603 - our own code
         command, cwd=folder, capture_output=True, check=True, timeout=20, env=os.environ | environment
     )
     assert json.loads(done.stdout.splitlines()[-1])["attributes"] == shown["attributes"]
 
 
-def test_copying(open_playground: OpenPlayground, site: Site) -> None:
+def test_the_request_is_copied(open_playground: OpenPlayground, site: Site) -> None:
     playground = open_playground(site, permissions=["clipboard-read", "clipboard-write"])
     playground["#title"].fill("Red Coat")
     playground["#copy"].click()
@@ -341,19 +342,19 @@ def test_copying(open_playground: OpenPlayground, site: Site) -> None:
     assert playground.page.evaluate("navigator.clipboard.readText()") == playground["#code-text"].text_content()
 
 
-def test_copying_without_a_clipboard_selects(playground: Playground) -> None:
+def test_without_a_clipboard_the_text_is_selected(playground: Playground) -> None:
     playground.page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
     playground["#title"].fill("Red Coat")
     playground["#copy"].click()
-    expect(playground["#copied"]).to_contain_text("the text is selected")
+    expect(playground["#copied"]).to_contain_text("The text is selected")
     assert playground.page.evaluate("getSelection().toString()").startswith("curl")
 
 
-def test_removing_the_picture_leaves_the_title(playground: Playground) -> None:
+def test_removing_the_image_keeps_the_title(playground: Playground) -> None:
     playground.page.get_by_role("button", name="Femella").click()
     playground.expect_answer()
     playground["#remove"].click()
     expect(playground[".shares >> nth=0"]).to_have_text("Image 0 %Title 100 %")
     playground["#title"].fill("")
-    expect(playground.readings).to_have_count(0)
-    expect(playground["#readings-hint"]).to_be_visible()
+    expect(playground.predictions).to_have_count(0)
+    expect(playground["#predictions-hint"]).to_be_visible()

@@ -1,4 +1,4 @@
-"""For everyone: axe finds nothing to object to, on any screen, in light and dark, and nothing sticks out."""
+"""Accessibility and layout: axe reports no violations on any screen, light or dark, and nothing overflows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
-from tests.browser.conftest import OpenPlayground, Playground, Site, picture, serving
+from tests.browser.conftest import OpenPlayground, Playground, Site, image_file, serving
 
 SCREENS: dict[str, dict[str, Any]] = {
     "desktop": {"viewport": {"width": 1280, "height": 900}},
@@ -31,16 +31,16 @@ def visit(request: pytest.FixtureRequest, open_playground: OpenPlayground, site:
 def check(playground: Playground) -> None:
     results = Axe().run(playground.page)
     assert not results.violations_count, results.generate_report()
-    overhang = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-    assert playground.page.evaluate(overhang) <= 0
+    overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert playground.page.evaluate(overflow) <= 0
 
 
-def test_before_anything_is_given(visit: Playground) -> None:
+def test_the_empty_page(visit: Playground) -> None:
     expect(visit["#precision"]).to_be_visible()
     check(visit)
 
 
-def test_with_an_answer_and_its_evidence(visit: Playground) -> None:
+def test_with_an_answer_and_an_explanation(visit: Playground) -> None:
     visit.page.get_by_role("button", name="Turtle Check").click()
     visit.expect_answer()
     visit[".head >> nth=0"].click()
@@ -50,11 +50,11 @@ def test_with_an_answer_and_its_evidence(visit: Playground) -> None:
 
 @pytest.mark.parametrize("size", [(60, 80), (900, 1200), (1600, 300)])
 @pytest.mark.parametrize("screen", SCREENS)
-def test_the_whole_picture_is_seen(
+def test_the_whole_image_is_visible(
     open_playground: OpenPlayground, site: Site, screen: str, size: tuple[int, int]
 ) -> None:
     playground = open_playground(site, **SCREENS[screen])
-    playground.choose(picture(size=size))
+    playground.choose(image_file(size=size))
     playground.expect_answer()
     frame, shown = (playground[name].bounding_box() for name in ("#frame", "#shown"))
     assert frame is not None
@@ -65,7 +65,7 @@ def test_the_whole_picture_is_seen(
 
 def test_with_a_problem(visit: Playground) -> None:
     visit.expected = ("Failed to load resource",)
-    visit.choose(picture("notes.png") | {"buffer": b"hello"})
+    visit.choose(image_file("notes.png") | {"buffer": b"hello"})
     visit.expect_problem("unsupported_media_type")
     check(visit)
 
@@ -75,11 +75,11 @@ def test_with_a_table(visit: Playground, tmp_path: Path) -> None:
     table.write_text("id,title\n" + "".join(f"{number},Coat number {number}\n" for number in range(40)) + "x,\n")
     visit["#tab-many"].click()
     visit["#files"].set_input_files(table)
-    expect(visit["#progress-text"]).to_have_text("41 of 41 listings read.")
+    expect(visit["#progress-text"]).to_have_text("41 of 41 listings processed.")
     check(visit)
 
 
-def test_with_a_key_asked_for(open_playground: OpenPlayground, scheme: str) -> None:
+def test_with_an_api_key_required(open_playground: OpenPlayground, scheme: str) -> None:
     with serving(api_keys=("right",)) as site:
         playground = open_playground(site, color_scheme=scheme)
         playground.expected = ("Failed to load resource",)
@@ -87,19 +87,19 @@ def test_with_a_key_asked_for(open_playground: OpenPlayground, scheme: str) -> N
         check(playground)
 
 
-def test_a_tap_shows_the_evidence_beside_the_answer(open_playground: OpenPlayground, site: Site) -> None:
+def test_a_tap_shows_the_explanation_below_the_answer(open_playground: OpenPlayground, site: Site) -> None:
     playground = open_playground(site, **SCREENS["phone"])
     playground.page.get_by_role("button", name="Turtle Check").tap()
     playground.expect_answer()
     playground[".head >> nth=1"].tap()
-    slot = playground[".reading >> nth=1"].locator(".slot")
+    slot = playground[".prediction >> nth=1"].locator(".slot")
     expect(slot.locator("canvas")).to_be_visible()
     expect(slot.locator(".word").last).to_contain_text("Shirt")
     playground[".head >> nth=1"].tap()
     expect(slot).to_be_hidden()
 
 
-def test_words_are_large_enough_to_read_and_targets_to_press(open_playground: OpenPlayground, site: Site) -> None:
+def test_buttons_are_large_enough_to_press(open_playground: OpenPlayground, site: Site) -> None:
     playground = open_playground(site, **SCREENS["phone"])
     playground.page.get_by_role("button", name="Turtle Check").tap()
     playground.expect_answer()

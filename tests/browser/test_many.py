@@ -1,4 +1,4 @@
-"""Many listings: folders and tables in, answers out, whatever the service says meanwhile."""
+"""Many listings: folders and tables, their predictions, and errors of the service on the way."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import httpx
 import pytest
 from playwright.sync_api import Route, expect
 
-from service.errors import Overloaded, problem
+from service.errors import Overloaded
+from service.http.problems import problem
 from tests.browser.conftest import OpenPlayground, Playground, PointedPredictor, Site, serving
 from tests.service.conftest import encoded
 
@@ -22,7 +23,7 @@ REFUSED = ("Failed to load resource",)
 
 @pytest.fixture(scope="module")
 def small() -> Iterator[Site]:
-    """A service that takes few listings at a time, and fails on one."""
+    """A service that accepts few listings per request, and fails on one of them."""
 
     def trouble(title: str | None) -> None:
         if title == "poison":
@@ -33,14 +34,14 @@ def small() -> Iterator[Site]:
 
 
 def numbered(folder: Path, count: int) -> Path:
-    """A table of so many coats."""
+    """A table of `count` coats."""
     return write(folder, "id,title", *(f"{number},Coat {number}" for number in range(count))) / "styles.csv"
 
 
-def write(folder: Path, header: str, *rows: str, pictures: tuple[str, ...] = ()) -> Path:
+def write(folder: Path, header: str, *rows: str, images: tuple[str, ...] = ()) -> Path:
     folder.mkdir()
     (folder / "styles.csv").write_text("\n".join([header, *rows]))
-    for position, name in enumerate(pictures):
+    for position, name in enumerate(images):
         (folder / name).parent.mkdir(exist_ok=True, parents=True)
         (folder / name).write_bytes(encoded((20 * position, 80, 120)))
     return folder
@@ -55,7 +56,7 @@ def read_many(playground: Playground, *files: Path) -> None:
 
 
 def expect_done(playground: Playground, count: int) -> None:
-    expect(playground["#progress-text"]).to_contain_text(f"{count} of {count} listings read.")
+    expect(playground["#progress-text"]).to_contain_text(f"{count} of {count} listings processed.")
     expect(playground["#stop"]).to_be_hidden()
 
 
@@ -66,20 +67,20 @@ def download(playground: Playground) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def asked(site: Site, **listing: Any) -> dict[str, Any]:
+def classify(site: Site, **listing: Any) -> dict[str, Any]:
     attributes: dict[str, Any] = httpx.post(f"{site.url}/v1/classify", json=listing).json()["attributes"]
     return attributes
 
 
-def test_a_table_without_pictures(playground: Playground, site: Site, tmp_path: Path) -> None:
-    """The download has the columns of `cma-clip label`, and in them what the service says of each listing alone."""
+def test_a_table_without_images(playground: Playground, site: Site, tmp_path: Path) -> None:
+    """The download has the columns of `cma-clip label`, and in them what the service answers for each listing alone."""
     rows = [f'{number},"Coat, number {number}"' for number in range(60)]
     read_many(playground, write(tmp_path / "shop", "id,title", *rows) / "styles.csv")
     expect_done(playground, 60)
     expect(playground["tbody tr"]).to_have_count(25)
     labels = download(playground)
     assert [row["id"] for row in labels] == [str(number) for number in range(60)]
-    expected = asked(site, title="Coat, number 7")["baseColour"]
+    expected = classify(site, title="Coat, number 7")["baseColour"]
     assert labels[7]["baseColour"] == expected["label"]
     assert float(labels[7]["baseColour_confidence"]) == pytest.approx(expected["confidence"], abs=1e-6)
     assert labels[7]["baseColour_accepted"] == str(expected["accepted"]).lower()
@@ -93,24 +94,24 @@ def test_a_folder_with_a_table(playground: Playground, tmp_path: Path) -> None:
         "id;gender;productDisplayName",
         "1;Men;Navy Shirt",
         "2;Men;Red; unquoted; Shirt",
-        "3;Men;No Picture",
+        "3;Men;No Image",
         "4;Men;",
-        pictures=("images/1.png", "images/2.png", "images/9.png"),
+        images=("images/1.png", "images/2.png", "images/9.png"),
     )
     (folder / "notes.txt").write_text("hello")
     read_many(playground, folder)
     expect_done(playground, 4)
-    expect(playground["#notes"]).to_contain_text("1 file left out")
+    expect(playground["#notes"]).to_contain_text("1 file ignored")
     expect(playground["#notes"]).to_contain_text("1 row repaired")
-    expect(playground["#notes"]).to_contain_text("1 picture left out: no row names them")
-    expect(playground[".row-title"]).to_have_text(["Navy Shirt", "Red; unquoted; Shirt", "No Picture"])
+    expect(playground["#notes"]).to_contain_text("1 image ignored: not used by any row")
+    expect(playground[".row-title"]).to_have_text(["Navy Shirt", "Red; unquoted; Shirt", "No Image"])
     expect(playground["td img"]).to_have_count(2)
     playground.page.get_by_role("radio", name="Failed 1").check()
-    expect(playground["tbody tr"]).to_contain_text(["neither a title nor a picture"])
+    expect(playground["tbody tr"]).to_contain_text(["neither a title nor an image"])
 
 
-def test_a_row_gets_the_picture_that_it_names(playground: Playground, tmp_path: Path) -> None:
-    """Or none: of several that it may mean, of one that another row names."""
+def test_a_row_gets_the_image_that_it_names(playground: Playground, tmp_path: Path) -> None:
+    """A row gets no image if its cell is ambiguous, or if another row may refer to the same image."""
     rows = (
         "1,One,a/1.png",
         "2,Two,b/1.png",
@@ -119,13 +120,13 @@ def test_a_row_gets_the_picture_that_it_names(playground: Playground, tmp_path: 
         "5,Beside the table,5.png",
         "6,Anywhere,6.png",
         "7,Several,7.png",
-        "8,Without an ending,deep/8",
+        "8,Without an extension,deep/8",
     )
     names = ("a/1.png", "b/1.png", "a/2.png", "5.png", "b/5.png", "b/6.png", "a/7.png", "b/7.png", "deep/8.png")
-    folder = write(tmp_path / "shop", "id,title,image", *rows, pictures=names)
+    folder = write(tmp_path / "shop", "id,title,image", *rows, images=names)
     read_many(playground, folder)
     expect_done(playground, 8)
-    notes = "2 rows name a picture that is not, or not clearly, among the files"
+    notes = "2 rows name an image that is missing or ambiguous"
     expect(playground["#notes"]).to_contain_text(notes)
     shown = playground["tbody tr"].evaluate_all("rows => rows.map((row) => Boolean(row.querySelector('img')))")
     assert shown == [True, True, False, True, True, True, False, True]
@@ -133,7 +134,7 @@ def test_a_row_gets_the_picture_that_it_names(playground: Playground, tmp_path: 
         const { listingsOf } = await import("/static/playground/files.js");
         const given = files.map(([path, text]) => ({ path, file: new File([text], path.split("/").at(-1)) }));
         const { listings } = await listingsOf(given);
-        return Promise.all(listings.map(async ({ picture }) => picture && picture.text()));
+        return Promise.all(listings.map(async ({ image }) => image && image.text()));
     }"""
     table = "\n".join(["id,title,image", *rows])
     given = [["shop/styles.csv", table], *([f"shop/{name}", name] for name in names)]
@@ -141,11 +142,11 @@ def test_a_row_gets_the_picture_that_it_names(playground: Playground, tmp_path: 
     assert found == ["a/1.png", "b/1.png", None, "a/2.png", "5.png", "b/6.png", None, "deep/8.png"]
 
 
-def test_an_id_stands_for_a_picture_only_where_there_is_one(playground: Playground, tmp_path: Path) -> None:
-    folder = write(tmp_path / "shop", "id,title", "1,One", "2,Two", pictures=("a/1.png", "b/1.png", "a/2.png"))
+def test_an_id_matches_an_image_only_if_it_is_the_only_one(playground: Playground, tmp_path: Path) -> None:
+    folder = write(tmp_path / "shop", "id,title", "1,One", "2,Two", images=("a/1.png", "b/1.png", "a/2.png"))
     read_many(playground, folder)
     expect_done(playground, 2)
-    expect(playground["#notes"]).to_contain_text("1 row has several pictures of its id's name")
+    expect(playground["#notes"]).to_contain_text("1 row has an id that matches several images")
     expect(playground["td img"]).to_have_count(1)
 
 
@@ -153,13 +154,13 @@ def test_a_table_in_the_encoding_of_an_office_program(playground: Playground, tm
     folder = write(tmp_path / "shop", "id;title", "1;Coat")
     (folder / "styles.csv").write_bytes("id;title\n1;Chaussure \xe9t\xe9".encode("latin-1"))
     read_many(playground, folder / "styles.csv")
-    expect(playground["#progress-text"]).to_have_text("1 of 1 listing read.")
+    expect(playground["#progress-text"]).to_have_text("1 of 1 listing processed.")
     expect(playground[".row-title"]).to_have_text("Chaussure \xe9t\xe9")
     expect(playground["#notes"]).to_contain_text("not UTF-8")
 
 
-def test_a_picture_that_has_gone_meanwhile_fails_alone(playground: Playground, tmp_path: Path) -> None:
-    folder = write(tmp_path / "shop", "", pictures=tuple(f"{number}.png" for number in range(3)))
+def test_an_image_deleted_in_the_meantime_fails_alone(playground: Playground, tmp_path: Path) -> None:
+    folder = write(tmp_path / "shop", "", images=tuple(f"{number}.png" for number in range(3)))
     (folder / "styles.csv").unlink()
     playground["#tab-many"].click()
     playground.page.evaluate(
@@ -178,22 +179,22 @@ def test_a_picture_that_has_gone_meanwhile_fails_alone(playground: Playground, t
     assert labels[1]["error"] == "unreadable: The browser could not read 1.png."
 
 
-def test_a_folder_of_pictures(playground: Playground, tmp_path: Path) -> None:
-    folder = write(tmp_path / "shop", "", pictures=tuple(f"{number}.png" for number in range(3)))
+def test_a_folder_of_images(playground: Playground, tmp_path: Path) -> None:
+    folder = write(tmp_path / "shop", "", images=tuple(f"{number}.png" for number in range(3)))
     (folder / "styles.csv").unlink()
     read_many(playground, folder)
     expect_done(playground, 3)
     playground["tbody .link >> nth=1"].click()
     playground.expect_answer()
-    expect(playground["#picture"]).to_be_visible()
+    expect(playground["#image"]).to_be_visible()
     expect(playground["#code-text"]).to_contain_text("1.png")
 
 
 def test_a_folder_is_dropped(playground: Playground, tmp_path: Path) -> None:
-    """A real folder, as a file manager hands it over: its entries are walked, folders inside it too."""
-    names = [f"deep/er/{number:03}.png" for number in range(120)]  # a reader gives a hundred entries at a time
+    """A real folder, as dragged from a file manager, with files in nested folders."""
+    names = [f"deep/er/{number:03}.png" for number in range(120)]  # a reader returns a hundred entries at a time
     rows = ("1,Navy Shirt,deep/er/007.png", "2,Red Coat,119.png")
-    folder = write(tmp_path / "shop", "id,title,image", *rows, pictures=tuple(names))
+    folder = write(tmp_path / "shop", "id,title,image", *rows, images=tuple(names))
     devtools = playground.context.new_cdp_session(playground.page)
     data = {"items": [], "files": [str(folder)], "dragOperationsMask": 1}
     for kind in ("dragEnter", "dragOver", "drop"):
@@ -201,7 +202,7 @@ def test_a_folder_is_dropped(playground: Playground, tmp_path: Path) -> None:
         if kind == "dragOver":
             expect(playground["#dropping"]).to_be_visible()
     expect_done(playground, 2)
-    expect(playground["#notes"]).to_contain_text("118 pictures left out: no row names them")
+    expect(playground["#notes"]).to_contain_text("118 images ignored: not used by any row")
     expect(playground[".row-title"]).to_have_text(["Navy Shirt", "Red Coat"])
     expect(playground["td img"]).to_have_count(2)
 
@@ -216,7 +217,7 @@ def test_dropping_several_files_opens_the_table(playground: Playground) -> None:
     )
     playground.page.dispatch_event("body", "drop", {"dataTransfer": transfer})
     expect(playground["#tab-many"]).to_have_attribute("aria-selected", "true")
-    expect(playground["#progress-text"]).to_have_text("1 of 1 listing read.")
+    expect(playground["#progress-text"]).to_have_text("1 of 1 listing processed.")
 
 
 def test_filters(playground: Playground, tmp_path: Path) -> None:
@@ -232,7 +233,7 @@ def test_filters(playground: Playground, tmp_path: Path) -> None:
         expect(playground["tbody tr"]).to_have_count(max(1, 20 - len(abstained)))
 
 
-def test_another_precision_reads_anew(playground: Playground, tmp_path: Path) -> None:
+def test_another_precision_classifies_again(playground: Playground, tmp_path: Path) -> None:
     read_many(playground, write(tmp_path / "shop", "id,title", "1,Red Coat", "2,Blue Coat") / "styles.csv")
     expect_done(playground, 2)
     playground.page.get_by_role("radio", name="99 %").check()
@@ -253,10 +254,10 @@ def test_batches_are_halved_until_they_fit(open_playground: OpenPlayground, smal
     assert labels[4]["error"].startswith("inference_failed: ")
 
 
-def test_a_batch_that_fails_as_a_whole_does_not_hold_up_the_table(
+def test_a_batch_that_fails_as_a_whole_does_not_stop_the_others(
     open_playground: OpenPlayground, small: Site, tmp_path: Path
 ) -> None:
-    """The last batch holds one row, at which the model fails: the service answers it 500, not in its place."""
+    """The last batch holds one row on which the model fails: the service answers 500 for the whole batch."""
     playground = open_playground(small)
     playground.expected = REFUSED
     rows = [f"{number},Coat {number}" for number in range(32)]
@@ -267,8 +268,8 @@ def test_a_batch_that_fails_as_a_whole_does_not_hold_up_the_table(
     assert labels[-1]["error"].startswith("inference_failed: ")
 
 
-def test_overload_is_waited_out(open_playground: OpenPlayground, tmp_path: Path) -> None:
-    """503 with Retry-After: the page waits that long, and nothing is lost or read twice."""
+def test_an_overloaded_service_is_retried(open_playground: OpenPlayground, tmp_path: Path) -> None:
+    """503 with Retry-After: the page waits that long, and no listing is lost or sent twice."""
     with serving(max_queue=4) as site:
         playground = open_playground(site)
         playground.expected = REFUSED
@@ -278,7 +279,7 @@ def test_overload_is_waited_out(open_playground: OpenPlayground, tmp_path: Path)
         inside.start()
         assert site.predictor.started.acquire(timeout=10)
         read_many(playground, numbered(tmp_path / "shop", 8))
-        expect(playground["#progress-text"]).to_contain_text("The service is busy: going on in 1 s.")
+        expect(playground["#progress-text"]).to_contain_text("The service is busy. Retrying in 1 s.")
         site.predictor.free.set()
         inside.join()
         expect_done(playground, 8)
@@ -286,13 +287,13 @@ def test_overload_is_waited_out(open_playground: OpenPlayground, tmp_path: Path)
         assert sent == [f"Coat {number}" for number in range(8)]
 
 
-def test_a_listing_that_a_batch_had_no_room_for_is_sent_again(playground: Playground, tmp_path: Path) -> None:
-    """Some of a batch are answered, some get a 503 in their place: the page says so, and sends those alone again."""
+def test_a_listing_refused_within_a_batch_is_sent_again(playground: Playground, tmp_path: Path) -> None:
+    """Some listings of a batch get a 503 in their place: the page says so, and sends only those again."""
     sent: list[list[str]] = []
 
     def refuse_two(route: Route) -> None:
-        listings = route.request.post_data_json["listings"]
-        sent.append([listing["id"] for listing in listings])
+        body: Any = route.request.post_data_json
+        sent.append([listing["id"] for listing in body["listings"]])
         reply = route.fetch()
         results = reply.json()["results"]
         if len(sent) == 1:
@@ -304,29 +305,29 @@ def test_a_listing_that_a_batch_had_no_room_for_is_sent_again(playground: Playgr
     playground.page.route("**/v1/classify/batch", refuse_two)
     read_many(playground, numbered(tmp_path / "shop", 6))
     expect(playground["#progress-text"]).to_have_text(
-        re.compile(r"4 of 6 listings read\. The service is busy: going on in [12] s\.")
+        re.compile(r"4 of 6 listings processed\. The service is busy\. Retrying in [12] s\.")
     )
     expect_done(playground, 6)
     assert sent == [["0", "1", "2", "3", "4", "5"], ["1", "3"]]
     assert {row["error"] for row in download(playground)} == {""}
 
 
-def test_stopping_and_going_on(open_playground: OpenPlayground, tmp_path: Path) -> None:
+def test_stopping_and_resuming(open_playground: OpenPlayground, tmp_path: Path) -> None:
     with serving() as site:
         playground = open_playground(site)
         site.predictor.free.clear()
         read_many(playground, numbered(tmp_path / "shop", 40))
         assert site.predictor.started.acquire(timeout=10)
         playground["#stop"].click()
-        expect(playground["#go-on"]).to_be_visible()
+        expect(playground["#resume"]).to_be_visible()
         site.predictor.free.set()
-        playground["#go-on"].click()
+        playground["#resume"].click()
         expect_done(playground, 40)
 
 
-def test_a_table_that_says_nothing(playground: Playground, tmp_path: Path) -> None:
+def test_a_table_without_usable_columns(playground: Playground, tmp_path: Path) -> None:
     read_many(playground, write(tmp_path / "shop", "colour,size", "red,4") / "styles.csv")
-    expect(playground["#many-trouble"]).to_contain_text("no column named title or image; it has colour, size.")
+    expect(playground["#many-problem"]).to_contain_text("no column named title or image; it has colour, size.")
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.errors import PROBLEM_TYPE
 from service.http.middleware import SANE_ID
+from service.http.problems import PROBLEM_TYPE
 from tests.deployment.load import LISTING, Load
 from tests.deployment.processes import Balancer, Replica, running
 from tests.deployment.tools import ROOT

@@ -88,13 +88,13 @@ def test_the_table_of_limits_says_what_is_configured(said: str) -> None:
 # ── figures ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def row(*, cores: int, picture: str, rate: float, peak: float) -> dict[str, Any]:
+def row(*, cores: int, image: str, rate: float, peak: float) -> dict[str, Any]:
     load = {"listings_per_second": rate, "latency_ms": {"p50": 20.4, "p99": 44.6}}
     return {
         "cores": cores,
         "dtype": "float32",
-        "picture": picture,
-        "picture_bytes": 1500,
+        "image": image,
+        "image_bytes": 1500,
         "client_has_a_core": cores == 1,
         "single": load,
         "batches": {"listings_per_second": 2 * rate},
@@ -108,10 +108,10 @@ MEASURED = {
     "model": "abc",
     "seconds": 15,
     "rows": [
-        row(cores=1, picture="small", rate=30, peak=700),
-        row(cores=2, picture="small", rate=50, peak=1024),
-        row(cores=1, picture="large", rate=10, peak=700),
-        row(cores=2, picture="large", rate=16, peak=1024),
+        row(cores=1, image="small", rate=30, peak=700),
+        row(cores=2, image="small", rate=50, peak=1024),
+        row(cores=1, image="large", rate=10, peak=700),
+        row(cores=2, image="large", rate=16, peak=1024),
     ],
 }
 SOAKED = {
@@ -140,8 +140,8 @@ def test_figures_take_the_place_of_those_before() -> None:
     assert page == capacity.with_figures(page, MEASURED, SOAKED)
     assert "| 1 core, float32 | small (2 kB) | 30.0 | 60.0 | 20 | 45 | 500 | 600 | 700 |" in page
     assert "2 cores of Abacus 3 with torch 2.0, checkpoint `abc`" in page
-    assert "In a soak of 2 minutes" in page
-    assert "+0.2 MiB more each minute (95 % interval -0.5 to +1.0)" in page
+    assert "In a soak test of 2 minutes" in page
+    assert "changed by +0.2 MiB a minute (95 % interval -0.5 to +1.0)" in page
 
 
 def test_a_page_without_the_markers_is_refused() -> None:
@@ -160,6 +160,6 @@ def test_the_plan_is_for_replicas_as_they_are_deployed() -> None:
     assert "| small, *r* = 50.0: replicas of 2 cores, float32 | 2 | 5 | 335 |" in plan
     assert "| small, *r* = 50.0: cores | 4 | 10 | 670 |" in plan
     # 1 GiB seen, 0.25 GiB of bodies, two images of 200 MB: 1.62 GiB.
-    assert "| small, *r* = 50.0: memory at most, GiB | 3 | 8 | 544 |" in plan
+    assert "| small, *r* = 50.0: maximum memory, GiB | 3 | 8 | 544 |" in plan
     assert "| large, *r* = 16.0: replicas of 2 cores, float32 | 2 | 12 | 1,043 |" in plan
     assert "1 core" not in plan

@@ -58,14 +58,14 @@ def titled(count: int) -> list[Listing]:
 
 
 async def expected(service: Client, listing: Listing) -> Row:
-    """What a request of its own says about the listing."""
+    """The row for a listing that is sent alone."""
     reply = await service.classify(title=listing.title)
     answers = reply.json()["attributes"].items()
     return {"id": listing.id, **{name: answer["label"] for name, answer in answers if answer["accepted"]}}
 
 
 @both_ways
-async def test_rows_are_in_order_and_hold_the_accepted_labels_alone(service: Client, label: Label) -> None:
+async def test_rows_are_in_order_and_contain_only_accepted_labels(service: Client, label: Label) -> None:
     listings = titled(23)
     rows = await label(service, listings, Options(batch_size=4, concurrency=3))
     assert rows == [await expected(service, listing) for listing in listings]
@@ -97,82 +97,82 @@ async def test_a_listing_that_fails_has_its_error_in_its_place(service: Client, 
 
 
 @both_ways
-async def test_a_batch_with_nothing_to_send_is_not_sent(service: Client, label: Label, tmp_path: Path) -> None:
+async def test_a_batch_without_readable_listings_is_not_sent(service: Client, label: Label, tmp_path: Path) -> None:
     rows = await label(service, [Listing("a", "", str(tmp_path / "missing.png"))], Options())
     assert rows[0]["error"].startswith("cannot read")
 
 
 @both_ways
-async def test_no_more_requests_are_under_way_than_wanted(label: Label) -> None:
+async def test_concurrency_is_limited(label: Label) -> None:
     predictor = FakePredictor(seconds=0.02)
     async with on_port(predictor, max_batch_size=64) as service:
         rows = await label(service, titled(30), Options(batch_size=2, concurrency=3))
     assert len(rows) == 30
-    # A batch of the service's holds whatever waits: listings of three requests at most.
+    # A batch of the service contains all waiting listings: those of at most three requests.
     assert 2 < max(len(batch) for batch in predictor.batches) <= 6
 
 
 @both_ways
-async def test_it_waits_for_as_long_as_an_overloaded_service_asks(label: Label) -> None:
+async def test_it_waits_as_long_as_an_overloaded_service_asks(label: Label) -> None:
     predictor = FakePredictor()
     async with on_port(predictor, max_queue=4) as service:
         predictor.free.clear()
         first = [asyncio.create_task(service.classify(title=f"first {number}")) for number in range(4)]
-        await until(lambda: service.engine.admission.listings == 4)
+        await until(lambda: service.pipeline.admission.listings == 4)
         began = time.monotonic()
         labelling = asyncio.create_task(label(service, titled(2), Options(retry=Retry(first_wait=0.01))))
         await until(lambda: overloaded(service) == 1)
         predictor.free.set()
         rows = await labelling
         assert time.monotonic() - began >= 1.0  # Retry-After counts whole seconds
-        assert overloaded(service) == 1  # it did not ask again before that
+        assert overloaded(service) == 1  # it did not retry before that
         assert not any("error" in row for row in rows)
         assert all(reply.status_code == 200 for reply in await asyncio.gather(*first))
 
 
 def overloaded(service: Client) -> float:
-    return service.engine.metrics.registry.get_sample_value("cma_clip_rejected_total", {"reason": "overloaded"}) or 0
+    return service.pipeline.metrics.registry.get_sample_value("cma_clip_rejected_total", {"reason": "overloaded"}) or 0
 
 
 @both_ways
-async def test_it_gives_up_after_so_many_attempts(label: Label) -> None:
+async def test_it_fails_after_the_last_attempt(label: Label) -> None:
     async with on_port() as service:
         listings, gone = titled(1), service.base_url
     refused = httpx.AsyncClient(base_url=gone)  # the port is closed by now
-    with pytest.raises(RequestFailedError, match="given up after attempt 3: ConnectError"):
+    with pytest.raises(RequestFailedError, match="gave up after attempt 3: ConnectError"):
         await label(refused, listings, Options(retry=Retry(attempts=3, first_wait=0.01)))  # type: ignore[arg-type]
     await refused.aclose()
 
 
 @both_ways
-async def test_a_mistake_of_ones_own_is_not_repeated(service: Client, label: Label) -> None:
+async def test_a_client_error_is_not_retried(service: Client, label: Label) -> None:
     with pytest.raises(RequestFailedError, match="422 unknown_attribute: unknown attribute 'colour'"):
         await label(service, titled(2), Options(attributes=["colour"]))
     assert await service.metric("cma_clip_rejected_total", reason="unknown_attribute") == 1
 
 
 @both_ways
-async def test_the_deadline_goes_along(label: Label) -> None:
+async def test_the_deadline_is_sent(label: Label) -> None:
     predictor = FakePredictor(seconds=0.3)
     async with on_port(predictor) as service:
         with pytest.raises(RequestFailedError, match="504 deadline_exceeded"):
             await label(service, titled(1), Options(timeout_ms=100))
 
 
-async def test_a_failure_ends_the_batches_beside_it() -> None:
+async def test_a_failure_cancels_the_other_batches() -> None:
     predictor = FakePredictor()
     async with on_port(predictor, max_listings=2) as service:
         predictor.free.clear()
         with pytest.raises(RequestFailedError, match="413 payload_too_large"):
             await label_async(service, titled(5), Options(batch_size=3, concurrency=2))
-        await until(lambda: service.engine.admission.listings == 0)  # the service noticed that nobody waits
+        await until(lambda: service.pipeline.admission.listings == 0)  # the service noticed the disconnect
 
 
 def response(status: int, **headers: str) -> httpx.Response:
     return httpx.Response(status, headers={name.replace("_", "-"): value for name, value in headers.items()})
 
 
-def test_waits_double_up_to_a_bound_and_never_undercut_what_was_asked() -> None:
+def test_waits_double_up_to_a_limit_and_respect_retry_after() -> None:
     retry = Retry(attempts=9, first_wait=1, longest_wait=5)
     waits = [retry.wait_after(attempt, response(503)) for attempt in range(1, 6)]
     for wait, least in zip(waits, (1, 2, 4, 5, 5), strict=True):
@@ -196,7 +196,7 @@ def test_waits_double_up_to_a_bound_and_never_undercut_what_was_asked() -> None:
         (1, httpx.ReadTimeout("too slow")),
     ],
 )
-def test_what_is_not_tried_again(attempt: int, outcome: httpx.Response | httpx.TransportError) -> None:
+def test_outcomes_that_are_not_retried(attempt: int, outcome: httpx.Response | httpx.TransportError) -> None:
     with pytest.raises(RequestFailedError):
         Retry(attempts=3, longest_wait=5).wait_after(attempt, outcome)
 
@@ -243,9 +243,9 @@ async def test_an_api_key_is_sent(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("sku,title\n1,x\n", "has no column called id"), (None, "No such file")]
+    ("content", "message"), [("sku,title\n1,x\n", "has no column named id"), (None, "No such file")]
 )
-def test_an_unusable_csv_is_named(
+def test_an_unusable_csv_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None, message: str
 ) -> None:
     table = tmp_path / "listings.csv"
@@ -255,7 +255,7 @@ def test_an_unusable_csv_is_named(
     assert message in capsys.readouterr().err
 
 
-def test_a_csv_of_excel_and_relative_paths(tmp_path: Path) -> None:
+def test_a_csv_from_excel_and_relative_paths(tmp_path: Path) -> None:
     table = tmp_path / "listings.csv"
     table.write_bytes("\ufeffid,title,image\n1, shirt ,a/b.png\n2,,https://x.example/y.png\n".encode())
     assert list(read_listings(table)) == [

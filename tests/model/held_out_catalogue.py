@@ -1,4 +1,4 @@
-"""A catalogue of coloured squares in memory, and a predictor that reads it: what measuring is tested on."""
+"""A catalogue of coloured squares in memory, and a predictor of their colours: what measuring is tested on."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from model.catalogue.config import CatalogueConfig
 from model.catalogue.listings import Catalogue, Listing, ReadReport
 from model.catalogue.splits import Part
-from model.inference.predictions import ModelInfo
+from model.inference.predictions import ModelInfo, RawOutputs
 from model.tasks import Task
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
@@ -28,14 +27,14 @@ BROKEN = "broken.png"
 
 @dataclass(frozen=True)
 class Squares:
-    """One square for each colour, and a file that is no picture."""
+    """One square for each colour, and a file that is not an image."""
 
     def __contains__(self, name: str) -> bool:
         return name == BROKEN or name in COLOURS
 
     def read(self, name: str) -> bytes:
         if name == BROKEN:
-            return b"no picture"
+            return b"not an image"
         buffer = io.BytesIO()
         Image.new("RGB", (4, 4), COLOURS[name]).save(buffer, "PNG")
         return buffer.getvalue()
@@ -58,7 +57,7 @@ def catalogue(*listings: Listing) -> Catalogue:
 def noisy_listings(
     part: Part, n: int, *, title_right: float = 0.97, image_right: float = 0.7, seed: int = 0
 ) -> list[Listing]:
-    """Listings whose title and picture each show the labelled colour only that often, independently."""
+    """Listings whose title and image each show the labelled colour only that often, independently."""
     generator = np.random.default_rng(seed)
 
     def shown(label: str, right: float) -> str:
@@ -80,15 +79,9 @@ def noisy_listings(
     return listings
 
 
-@dataclass(frozen=True)
-class Outputs:
-    logits: tuple[NDArray[np.float32], ...]
-    attention: NDArray[np.float32]
-
-
 @dataclass
 class ColourReader:
-    """Reads the colour off the title (surely) and the picture (less so); knows nothing of seasons."""
+    """Predicts the colour from the title (surely) and the image (less so); knows nothing of seasons."""
 
     tasks: tuple[Task, ...] = TASKS
     info: ModelInfo = field(
@@ -114,7 +107,7 @@ class ColourReader:
         self.batches.append(len(items))
         return items
 
-    def logits(self, batch: Sequence[tuple[str | None, Any]]) -> Outputs:
+    def logits(self, batch: Sequence[tuple[str | None, Any]]) -> RawOutputs:
         colour = np.zeros((len(batch), 3), np.float32)
         attention = np.zeros((len(batch), 2, 2), np.float32)
         for row, (title, image) in enumerate(batch):
@@ -124,4 +117,4 @@ class ColourReader:
                 colour[row] += [1.5 * (image.getpixel((0, 0)) == rgb) for rgb in COLOURS.values()]
             weights = np.array([image is not None, title is not None], np.float32)
             attention[row] = weights / weights.sum()
-        return Outputs((colour, np.zeros((len(batch), 2), np.float32)), attention)
+        return RawOutputs((colour, np.zeros((len(batch), 2), np.float32)), attention)

@@ -10,15 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.errors import ConfigError
-from model.inputs.augment import (
-    IMAGE_CORRUPTIONS,
-    AugmentConfig,
-    random_box,
-    stem,
-    vary_pixels,
-    vary_title,
-    without_label_words,
-)
+from model.inputs.augment import IMAGE_CORRUPTIONS, AugmentConfig, random_box, vary_pixels, vary_title
 
 PLAIN = AugmentConfig(flip=False, corrupted_images=0, blank_images=0, title_dropout=0, label_word_dropout=0)
 LABELS = ("Men", "Apparel", "Tshirts", "Navy Blue")
@@ -87,25 +79,11 @@ def test_words_are_dropped_but_never_all() -> None:
     assert vary_title("one two three", ("two",), PLAIN, rng) == "one two three"
 
 
-def test_the_words_that_name_a_label_are_left_out_in_every_spelling() -> None:
-    assert without_label_words("Puma Men's T-Shirt navy Fitted", LABELS) == "Puma Fitted"
-    assert without_label_words("Puma Mens Tshirt NAVY blue", LABELS) == "Puma"
-    assert without_label_words("Mentor Bluetooth", LABELS) == "Mentor Bluetooth"
-    assert without_label_words("Men", LABELS) == ""
-
-
 def test_a_title_of_label_words_alone_is_kept() -> None:
     config = AugmentConfig(title_dropout=0, label_word_dropout=0.99)
     rng = random.Random(0)
     assert {vary_title("Men Navy", LABELS, config, rng) for _ in range(50)} == {"Men Navy"}
     assert {vary_title("Puma Men Navy", LABELS, config, rng) for _ in range(200)} == {"Puma", "Puma Men Navy"}
-
-
-@pytest.mark.parametrize(
-    ("word", "stemmed"), [("T-Shirts", "tshirt"), ("Dress", "dress"), ("Watches", "watche"), ("bra", "bra"), ("!", "")]
-)
-def test_stems(word: str, stemmed: str) -> None:
-    assert stem(word) == stemmed
 
 
 @pytest.mark.parametrize("fields", [{"crop": 0.0}, {"corrupted_images": 1.5}, {"label_word_dropout": -0.1}])

@@ -167,11 +167,20 @@ def test_labels_survive_json_and_are_left_out_where_there_are_none() -> None:
 
 def test_a_label_is_judged_by_its_own_threshold_or_falls_back() -> None:
     attribute = with_labels().situations[Situation.IMAGE]["baseColour"]
-    assert [attribute.threshold(target, "Navy Blue") for target in TARGETS] == [0.4, 0.8, 0.8]
-    assert [attribute.threshold(target, "Red") for target in TARGETS] == [None, None, None]
-    assert [attribute.threshold(target, "Teal") for target in TARGETS] == [0.5, 0.6, 0.7]
+    labels = ["Navy Blue", "Red", "Teal"]
+    found = np.array([attribute.minimum_confidence(target, labels) for target in TARGETS])
+    assert found.dtype == np.float64
+    assert found.T.tolist() == [[0.4, 0.8, 0.8], [np.inf, np.inf, np.inf], [0.5, 0.6, 0.7]]
     alone = dataclasses.replace(attribute, thresholds=dict.fromkeys(TARGETS))
-    assert [alone.threshold(target, "Navy Blue") for target in TARGETS] == [0.4, 0.8, None]
+    assert [alone.minimum_confidence(target, ["Navy Blue"]).tolist() for target in TARGETS] == [[0.4], [0.8], [np.inf]]
+
+
+@given(LOGITS, st.data())
+def test_a_row_is_the_same_alone_and_beside_others_of_other_temperatures(logits: Any, data: st.DataObject) -> None:
+    temperatures = data.draw(st.lists(st.floats(0.05, 20), min_size=len(logits), max_size=len(logits)))
+    together = softmax(logits, np.array(temperatures)[:, None])
+    for row, temperature in enumerate(temperatures):
+        assert (together[row] == softmax(logits[row : row + 1], temperature)[0]).all()
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def true_precision(threshold: float, slope: float) -> float:
 
 
 def oracle_coverage(target: float, slope: float) -> float:
-    return ((1 - target) * 4 / slope) ** (1 / 3)
+    return float(((1 - target) * 4 / slope) ** (1 / 3))
 
 
 # A calibrated, an over- and an underconfident model.

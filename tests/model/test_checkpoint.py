@@ -21,6 +21,7 @@ from model.checkpoint.folder import (
     load_weights,
     read_tensors,
     save_checkpoint,
+    stored_tensors,
     weights_version,
     write_part,
     write_text,
@@ -38,6 +39,7 @@ def test_save_then_load_gives_the_same_outputs_bit_for_bit(
     tmp_path: Path, network: CMAClip, model_config: ModelConfig, tasks: tuple[Task, ...]
 ) -> None:
     version = save_checkpoint(tmp_path / "c", network, name="n", config=model_config, tasks=tasks, training={"a": 1})
+    network.load_state_dict(stored_tensors(network))
     before = network(*encode(network))
     loaded = load_checkpoint(tmp_path / "c")
     assert (loaded.name, loaded.version, loaded.config, loaded.tasks) == ("n", version, model_config, tasks)
@@ -50,6 +52,25 @@ def test_save_then_load_gives_the_same_outputs_bit_for_bit(
     assert torch.equal(before.modality_attention, after.modality_attention)
     again = save_checkpoint(tmp_path / "d", other, name="n", config=model_config, tasks=tasks, training={"a": 1})
     assert again == version
+
+
+def test_saving_leaves_the_network_as_it_is_and_rounds_matrices_alone(
+    tmp_path: Path, network: CMAClip, model_config: ModelConfig, tasks: tuple[Task, ...]
+) -> None:
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    save_checkpoint(tmp_path / "c", network, name="n", config=model_config, tasks=tasks, training={})
+    stored = read_tensors(tmp_path / "c" / WEIGHTS)
+    assert stored.keys() == before.keys()
+    rounded = 0
+    for key, value in network.state_dict().items():
+        assert value.dtype == before[key].dtype
+        assert torch.equal(value, before[key])
+        if value.ndim < 2:
+            assert torch.equal(stored[key], value)
+        else:
+            assert torch.equal(stored[key], value.half())
+            rounded += not torch.equal(stored[key].float(), value)
+    assert rounded > 10
 
 
 def test_the_version_is_the_hash_of_the_weights(checkpoint_folder: Path) -> None:
@@ -77,7 +98,7 @@ def test_a_missing_part_is_named(checkpoint_folder: Path, part: str) -> None:
         load_checkpoint(checkpoint_folder)
 
 
-def test_no_folder_is_said_so(tmp_path: Path) -> None:
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="there is no checkpoint folder"):
         load_checkpoint(tmp_path / "nowhere")
 

@@ -15,7 +15,7 @@ from model.checkpoint.folder import load_checkpoint, save_checkpoint
 from model.config import ModelConfig, PreprocessConfig
 from model.inference.explain import ImageVariants, TitleVariants, log_odds
 from model.inference.predictions import Explanation, Frame
-from model.inference.predictor import Predictor, Prepared
+from model.inference.predictor import ModelInput, Predictor
 from model.inputs.tokenizer import TitleTokenizer
 from model.network.cma_clip import CMAClip
 from model.tasks import Task
@@ -33,7 +33,7 @@ def tokenize() -> TitleTokenizer:
 # ── titles ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_titles_variants_are_what_the_tokeniser_makes_of_the_words_left(tokenize: TitleTokenizer) -> None:
+def test_a_titles_variants_are_what_the_tokenizer_makes_of_the_words_left(tokenize: TitleTokenizer) -> None:
     variants = TitleVariants(tokenize(" Turtleneck  Red Turtleneck "))
     expected = [
         "Turtleneck Red Turtleneck",
@@ -57,7 +57,7 @@ def test_a_word_that_the_title_says_twice_is_not_missed(tokenize: TitleTokenizer
     assert [word.weight for word in found] == [0.5, 0.5, 0.0]
 
 
-def test_words_that_were_not_read_weigh_nothing(tokenize: TitleTokenizer) -> None:
+def test_words_beyond_the_context_weigh_nothing(tokenize: TitleTokenizer) -> None:
     title = tokenize("x " * 20)
     variants = TitleVariants(title)
     assert len(variants.words) == 14  # of a context of 16, with start and end
@@ -70,13 +70,13 @@ def test_words_that_were_not_read_weigh_nothing(tokenize: TitleTokenizer) -> Non
 
 
 @pytest.mark.parametrize("title", ["Red", "\u0301\u0301", "a" * 500])
-def test_titles_of_one_word_or_of_none_that_can_be_read(tokenize: TitleTokenizer, title: str) -> None:
+def test_titles_of_one_word_or_of_none_that_has_a_token(tokenize: TitleTokenizer, title: str) -> None:
     variants = TitleVariants(tokenize(title))
     found = variants.explain(np.linspace(1.0, 0.0, len(variants.tokens)))
     assert [word.weight for word in found] == [1.0]
 
 
-# ── pictures ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── images ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -92,9 +92,9 @@ def test_every_pixel_is_covered_once(grid: tuple[int, int], parts: tuple[int, in
     pixels = np.zeros((3, *size), dtype=np.uint8)
     variants = ImageVariants(pixels, grid, fill=1)
     assert variants.parts == parts
-    assert variants.pictures.shape == (1 + parts[0] * parts[1], 3, *size)
-    assert not variants.pictures[0].any()
-    assert (variants.pictures.sum(axis=0) == 1).all()
+    assert variants.images.shape == (1 + parts[0] * parts[1], 3, *size)
+    assert not variants.images[0].any()
+    assert (variants.images.sum(axis=0) == 1).all()
     assert (variants.covered(range(variants.count - 1)) == 1).all()
     assert not pixels.any()
 
@@ -122,7 +122,7 @@ def predictor(checkpoint_folder: Path) -> Predictor:
     return Predictor.load(checkpoint_folder)
 
 
-def explanations(predictor: Predictor, items: list[Prepared]) -> list[dict[str, Explanation]]:
+def explanations(predictor: Predictor, items: list[ModelInput]) -> list[dict[str, Explanation]]:
     found = [answer.explanations for answer in predictor.predict(predictor.collate(items))]
     return [dict(each) for each in found if each is not None]
 
@@ -145,13 +145,13 @@ def shares(values: NDArray[np.float64]) -> list[float]:
 def test_an_explanation_is_what_asking_again_gives(predictor: Predictor, *, with_title: bool, with_image: bool) -> None:
     if not (with_title or with_image):
         return
-    picture = draw("Red", "Circle").resize((16, 24))  # the network's own size: covered here, it is covered there
-    title, image = TITLE if with_title else None, picture if with_image else None
+    whole = draw("Red", "Circle").resize((16, 24))  # the network's own size: covered here, it is covered there
+    title, image = TITLE if with_title else None, whole if with_image else None
     item = predictor.prepare(title, image, explain=True)
     (found,) = explanations(predictor, [item])
     (answer,) = predictor.predict(predictor.collate([item]))
     for t, (name, explanation) in enumerate(found.items()):
-        label = int(answer.confidences[name].argmax())
+        label = predictor.tasks[t].labels.index(answer.attribute(name, target_precision=0.5, top_k=1).label)
         if with_title:
             words = TITLE.split()
             without = [" ".join(words[:at] + words[at + 1 :]) for at in range(len(words))]
@@ -161,16 +161,16 @@ def test_an_explanation_is_what_asking_again_gives(predictor: Predictor, *, with
             expected = shares(odds[0] - odds[1 : 1 + len(words)] + gained)
             assert [word.weight for word in explanation.text] == pytest.approx(expected, abs=1e-3)
         if with_image:
-            pictures = [picture.copy() for _ in range(6)]
-            for part, each in enumerate(pictures):
+            covered = [whole.copy() for _ in range(6)]
+            for part, each in enumerate(covered):
                 left, upper = part % 2 * 8, part // 2 * 8
                 each.paste("white", (left, upper, left + 8, upper + 8))
-            odds = odds_of(predictor, [(title, each) for each in (picture, *pictures)], t, label)
+            odds = odds_of(predictor, [(title, each) for each in (whole, *covered)], t, label)
             assert explanation.image is not None
             assert np.ravel(explanation.image.weights) == pytest.approx(shares(odds[0] - odds[1:]), abs=1e-3)
 
 
-def odds_of_nothing(predictor: Predictor, item: Prepared, t: int, label: int) -> float:
+def odds_of_nothing(predictor: Predictor, item: ModelInput, t: int, label: int) -> float:
     """Of the listing with a title that says nothing: start and end alone."""
     assert item.title is not None
     title = replace(item.title, tokens=item.title.tokens[[0, -1]], word_of_token=())
@@ -196,9 +196,11 @@ def test_neighbours_change_no_explanation_and_explaining_no_answer(predictor: Pr
         for found, expected_answer in zip(
             predictor.predict(predictor.collate(items)), predictor.predict(predictor.collate(plain)), strict=True
         ):
-            assert found.attention == expected_answer.attention  # bit for bit
-            for name, confidences in expected_answer.confidences.items():
-                assert (found.confidences[name] == confidences).all()
+            for task in predictor.tasks:
+                explained_one, plain_one = (
+                    each.attribute(task.name, target_precision=0.5, top_k=10) for each in (found, expected_answer)
+                )
+                assert replace(explained_one, explanation=None) == plain_one  # bit for bit
 
 
 def test_nothing_is_run_twice_unless_asked_for(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +221,7 @@ def test_an_explanation_says_where_its_grid_lies(
     resize: Literal["longest", "shortest", "squash"],
     frame: tuple[float, ...],
 ) -> None:
-    """A square picture before a network whose input is 24 high and 16 wide."""
+    """A square image before a network whose input is 24 high and 16 wide."""
     config = replace(model_config, preprocess=replace(model_config.preprocess, resize=resize))
     save_checkpoint(tmp_path / "cropping", network, name="cropping", config=config, tasks=tasks, training={})
     assert load_checkpoint(tmp_path / "cropping").config.preprocess.resize == resize

@@ -37,9 +37,9 @@ class FakePrediction:
             Situation.IMAGE_AND_TITLE if title and red is not None else Situation.TITLE if title else Situation.IMAGE
         )
 
-    def read(self, attribute: str, *, target_precision: float, top_k: int) -> AttributePrediction:
-        """Red where the title or the picture is; long titles are size L and sure of it."""
-        if attribute == "colour":
+    def attribute(self, name: str, *, target_precision: float, top_k: int) -> AttributePrediction:
+        """Red where the title or the image is; long titles are size L, with high confidence."""
+        if name == "colour":
             is_red = "red" in (self.title or "").lower() or (self.red or 0) > 128
             label, confidence = ("Red" if is_red else "Blue"), 0.75
         else:
@@ -60,7 +60,7 @@ class FakePrediction:
 
 
 class FakePredictor:
-    """Reads colours off titles and pixels; `dies_after` listings it is interrupted, like a run by Ctrl-C."""
+    """Predicts colours from titles and pixels; `dies_after` listings it is interrupted, like a run by Ctrl-C."""
 
     def __init__(self, *, dies_after: int | None = None, version: str = "3f0c3f0c3f0c") -> None:
         self.dies_after = dies_after
@@ -102,7 +102,7 @@ class FakePredictor:
         return {}
 
 
-def picture(colour: str) -> bytes:
+def png(colour: str) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8), colour).save(buffer, "PNG")
     return buffer.getvalue()
@@ -121,20 +121,20 @@ def toml(tmp_path: Path) -> Path:
         "id,title\n"
         "1,A red shirt\n"
         "2,Plain\n"
-        "3,\n"  # a picture alone
-        "4,Torn picture\n"
+        "3,\n"  # an image alone
+        "4,Torn image\n"
         ",No id\n"
-        "6,\n"  # neither title nor picture
+        "6,\n"  # neither title nor image
         "7\n"
         "8,breaks the tokenizer\n"
         "1,Plain\n",  # an id again: every row counts
-        {"2": picture("red"), "3": picture("blue"), "4": b"torn"},
+        {"2": png("red"), "3": png("blue"), "4": b"torn"},
     )
 
 
-def write_catalogue(folder: Path, table: str, pictures: Mapping[str, bytes]) -> Path:
+def write_catalogue(folder: Path, table: str, images: Mapping[str, bytes]) -> Path:
     (folder / "photos").mkdir(exist_ok=True)
-    for name, data in pictures.items():
+    for name, data in images.items():
         (folder / "photos" / f"{name}.png").write_bytes(data)
     (folder / "table.csv").write_bytes(table.encode())
     toml = folder / "catalogue.toml"
@@ -223,6 +223,18 @@ def test_batches_are_full_and_decoded_off_the_main_thread(tmp_path: Path) -> Non
     label(toml, tmp_path / "out.csv", predictor, batch_size=4)
     assert predictor.batches == [4, 4, 2]
     assert all(name.startswith("decode") for name in predictor.prepared_in)
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_progress_is_shown_on_a_terminal_unless_switched_off(
+    toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *, progress: bool
+) -> None:
+    label(toml, tmp_path / "to-a-file.csv", progress=progress)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # which makes rich take anything for a terminal
+    label(toml, tmp_path / "on-a-terminal.csv", progress=progress)
+    shown = capsys.readouterr().err
+    assert ("labelling" in shown and "9/9" in shown) if progress else shown == ""
 
 
 def test_no_more_than_two_batches_are_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,7 +376,7 @@ def test_a_lost_shard_is_noticed(long_toml: Path, tmp_path: Path) -> None:
         ("out.xlsx", {}, r"\.csv or \.parquet"),
         ("table.csv", {}, "exists already"),
         ("nowhere/out.csv", {}, "cannot write to the folder"),
-        ("out.csv", {"attributes": ["shape"]}, "unknown attribute 'shape'; the checkpoint reads colour, size"),
+        ("out.csv", {"attributes": ["shape"]}, "unknown attribute 'shape'; the checkpoint predicts colour, size"),
         ("out.csv", {"attributes": ["size", "size"]}, "two columns called 'size'"),
         ("out.csv", {"target_precision": 0.8}, r"0\.8 was not calibrated; there are 0\.9, 0\.95, 0\.99"),
         ("out.csv", {"batch_size": 0}, "batch size"),

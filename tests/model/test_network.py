@@ -15,9 +15,10 @@ from model.config import FusionConfig, ModelConfig, PreprocessConfig
 from model.errors import ConfigError
 from model.network.attention import EncoderBlock, ModalityAttention, tokens_at
 from model.network.cma_clip import CMAClip, Output, build_cma_clip
-from model.network.towers import TokenSequence, backbone_config, build_backbone, pretrained_backbone
+from model.network.towers import TokenSequence, VitTower, backbone_config, build_backbone, pretrained_backbone
 from model.tasks import Task
 from model.training.initialise import initial_model
+from research.attention_maps import forward_with_attention, plain_block
 from tests.conftest import TINY_BACKBONE
 
 IMAGES = torch.randn(5, 3, 24, 16, generator=torch.Generator().manual_seed(1))
@@ -39,13 +40,10 @@ def assert_same(left: Output, right: Output, *, rows: slice = slice(None), toler
 
 @torch.inference_mode()
 def test_shapes_and_weights(network: CMAClip) -> None:
-    output = network(*encode(network), with_weights=True)
+    output = network(*encode(network))
     assert [tuple(scores.shape) for scores in output.logits] == [(5, 4), (5, 2)]
     assert output.modality_attention.shape == (5, 2, 2)
     torch.testing.assert_close(output.modality_attention.sum(-1), torch.ones(5, 2))
-    assert len(output.sequence_attention) == 2
-    assert output.sequence_attention[0].shape == (5, 2, 12 + 1 + 6, 12 + 1 + 6)
-    torch.testing.assert_close(output.sequence_attention[-1].sum(-1), torch.ones(5, 2, 19))
 
 
 @torch.inference_mode()
@@ -53,12 +51,12 @@ def test_shapes_and_weights(network: CMAClip) -> None:
 def test_whatever_stands_in_an_absent_modalitys_place_changes_nothing(network: CMAClip, placeholder: float) -> None:
     image, text = encode(network)
     nobody = torch.zeros(5, dtype=torch.bool)
-    spoilt_image = dataclasses.replace(image, embeddings=torch.full_like(image.embeddings, placeholder))
-    spoilt_text = dataclasses.replace(text, embeddings=torch.full_like(text.embeddings, placeholder))
-    title_alone = network(spoilt_image.keep(nobody), text)
+    other_image = dataclasses.replace(image, embeddings=torch.full_like(image.embeddings, placeholder))
+    other_text = dataclasses.replace(text, embeddings=torch.full_like(text.embeddings, placeholder))
+    title_alone = network(other_image.keep(nobody), text)
     assert_same(title_alone, network(None, text))
     assert (title_alone.modality_attention == torch.tensor([0.0, 1.0])).all()
-    image_alone = network(image, spoilt_text.keep(nobody))
+    image_alone = network(image, other_text.keep(nobody))
     assert_same(image_alone, network(image, None))
     assert (image_alone.modality_attention == torch.tensor([1.0, 0.0])).all()
 
@@ -88,13 +86,13 @@ def test_the_fused_attention_equals_the_plain_one_in_value_and_gradient() -> Non
     mask = torch.rand(3, 9) > 0.3
     mask[:, 0] = True
     gradients, values = [], []
-    for with_weights in (False, True):
+    for run in (block, lambda *given: plain_block(block, *given)[0]):
+        block.zero_grad()
         x = torch.randn(3, 9, 32, generator=torch.Generator().manual_seed(2)).requires_grad_()
-        y, weights = block(x, mask, with_weights=with_weights)
-        assert (weights is not None) == with_weights
+        y = run(x, mask)
         y[mask].square().sum().backward()
         values.append(y[mask])
-        gradients.append(x.grad)
+        gradients.append([x.grad, *(parameter.grad for parameter in block.parameters())])
     torch.testing.assert_close(values[0], values[1], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-4)
 
@@ -108,7 +106,7 @@ def test_a_block_at_some_positions_equals_the_whole_block_in_value_and_gradient(
     for given in (None, positions):
         block.zero_grad()
         x = torch.randn(3, 9, 32, generator=torch.Generator().manual_seed(2)).requires_grad_()
-        y, _ = block(x, mask, positions=given)
+        y = block(x, mask, given)
         y = tokens_at(y, positions) if given is None else y
         y.square().sum().backward()
         values.append(y)
@@ -117,22 +115,33 @@ def test_a_block_at_some_positions_equals_the_whole_block_in_value_and_gradient(
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-4)
 
 
-@torch.inference_mode()
 @pytest.mark.parametrize("depth", [0, 1, 3])
-def test_asking_for_the_weights_changes_nothing(model_config: ModelConfig, tasks: tuple[Task, ...], depth: int) -> None:
-    """With them all tokens are computed, without them the last block computes those alone that are read."""
+def test_the_network_equals_plain_blocks_in_value_and_gradient(
+    model_config: ModelConfig, tasks: tuple[Task, ...], depth: int
+) -> None:
+    """Plain blocks compute all tokens; the network's last block computes only those that are used."""
     fusion = FusionConfig(width=32, depth=depth, heads=2)
     network = build_cma_clip(dataclasses.replace(model_config, fusion=fusion), tasks).eval()
     image, text = encode(network)
-    seen, told = torch.tensor([True, False, True, True, True]), torch.tensor([True, True, False, True, True])
-    for given in ((image, text), (image.keep(seen), text.keep(told)), (image, None), (None, text)):
-        assert_same(network(*given), network(*given, with_weights=True))
+    image, text = (dataclasses.replace(each, embeddings=each.embeddings.detach()) for each in (image, text))
+    has_image, has_title = torch.tensor([True, False, True, True, True]), torch.tensor([True, True, False, True, True])
+    for given in ((image, text), (image.keep(has_image), text.keep(has_title)), (image, None), (None, text)):
+        gradients, outputs = [], []
+        for run in (network, lambda *given: forward_with_attention(network, *given)[0]):
+            network.zero_grad()
+            outputs.append(run(*given))
+            torch.autograd.backward([scores.square().sum() for scores in outputs[-1].logits])
+            gradients.append({name: parameter.grad for name, parameter in network.named_parameters()})
+        assert_same(*outputs)
+        for name, gradient in gradients[0].items():
+            torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_the_towers_equal_open_clips_own(network: CMAClip) -> None:
     """Sliced to the titles' length, they give at EOT and at the class token what open_clip gives with full padding."""
     clip = CustomTextCLIP(**TINY_BACKBONE).eval()
     towers = network.backbone
+    assert isinstance(towers.image, VitTower)
     towers.image.visual.load_state_dict({k: v for k, v in clip.visual.state_dict().items() if k != "proj"})
     towers.text.text.load_state_dict({k: v for k, v in clip.text.state_dict().items() if k != "text_projection"})
     full = torch.nn.functional.pad(TOKENS, (0, 16 - TOKENS.shape[1]))
@@ -143,6 +152,8 @@ def test_the_towers_equal_open_clips_own(network: CMAClip) -> None:
         torch.testing.assert_close(
             image.embeddings[:, 0] @ clip.visual.proj, clip.encode_image(IMAGES), rtol=0, atol=1e-5
         )
+        clip.visual.output_tokens = True
+        torch.testing.assert_close(image.embeddings[:, 1:], clip.visual(IMAGES)[1], rtol=0, atol=1e-5)
 
 
 def test_vit_b_32_is_wrapped_whole(tasks: tuple[Task, ...]) -> None:
@@ -153,10 +164,9 @@ def test_vit_b_32_is_wrapped_whole(tasks: tuple[Task, ...]) -> None:
         output = network(
             network.backbone.encode_image(torch.randn(2, 3, 224, 224)),
             network.backbone.encode_text(TOKENS[:2]),
-            with_weights=True,
         )
     assert [scores.shape for scores in output.logits] == [(2, 4), (2, 2)]
-    assert output.sequence_attention[0].shape == (2, 4, 12 + 50, 12 + 50)
+    assert len(network.sequence_attention.blocks) == model.fusion.depth
 
 
 @pytest.mark.parametrize("name", ["ViT-B-16", "ViT-L-14"])
@@ -195,6 +205,7 @@ def test_pretrained_weights_come_from_a_local_file(tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     torch.save(clip.state_dict(), path)
     backbone = pretrained_backbone("ViT-S-32-alt", str(path))
+    assert isinstance(backbone.image, VitTower)
     assert torch.equal(backbone.image.visual.conv1.weight, clip.visual.conv1.weight)
     assert torch.equal(backbone.text.text.token_embedding.weight, clip.token_embedding.weight)
 
@@ -214,8 +225,8 @@ def test_depth_and_modality_attention_are_switched_by_configuration(
     fusion = FusionConfig(width=32, depth=depth, heads=2, modality_attention=learned)
     network = build_cma_clip(dataclasses.replace(model_config, fusion=fusion), tasks).eval()
     with torch.inference_mode():
-        output = network(*encode(network), with_weights=True)
-    assert len(output.sequence_attention) == depth
+        output = network(*encode(network))
+    assert len(network.sequence_attention.blocks) == depth
     if not learned:
         assert (output.modality_attention == 0.5).all()
 

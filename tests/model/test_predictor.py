@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 
 from model.checkpoint.folder import CALIBRATION, load_checkpoint, save_checkpoint, write_part
 from model.errors import CheckpointError, ConfigError
-from model.inference.predictor import Predictor, Prepared
+from model.inference.predictions import Prepared
+from model.inference.predictor import ModelInput, Predictor
 from model.situations import Situation
 from model.trust.calibration import AttributeCalibration, Calibration, Certificate
 from tests.conftest import draw
@@ -47,18 +49,18 @@ def predictor(checkpoint_folder: Path) -> Predictor:
     return Predictor.load(checkpoint_folder)
 
 
-def listings(predictor: Predictor, *, explain: bool = False) -> list[Prepared]:
+def listings(predictor: Predictor, *, explain: bool = False) -> list[ModelInput]:
     titles = ["Plain Red Circle", "x", "a much longer title about a green square and many more words", None, "Blue"]
     images = [draw("Red", "Circle"), None, draw("Green", "Square", 3), draw("Black", "Circle", 5), None]
     return [predictor.prepare(t, i, explain=explain) for t, i in zip(titles, images, strict=True)]
 
 
-def confidences(predictor: Predictor, items: list[Prepared]) -> list[dict[str, float]]:
+def confidences(predictor: Predictor, items: list[ModelInput]) -> list[dict[str, float]]:
     return [
         {
             f"{task.name}={candidate.label}": candidate.confidence
             for task in predictor.tasks
-            for candidate in answer.read(task.name, target_precision=0.5, top_k=10).candidates
+            for candidate in answer.attribute(task.name, target_precision=0.5, top_k=10).candidates
         }
         for answer in predictor.predict(predictor.collate(items))
     ]
@@ -81,15 +83,15 @@ def test_each_answer_is_judged_by_its_own_situation(predictor: Predictor) -> Non
         Situation.TITLE,
         Situation.IMAGE,
     )
-    read = [each.read("colour", target_precision=0.5, top_k=2) for each in (both, image, title)]
-    assert [(r.threshold, r.accepted) for r in read] == [(0.1, True), (0.2, True), (None, False)]
-    assert image.read("colour", target_precision=0.9, top_k=1).accepted is False
+    found = [each.attribute("colour", target_precision=0.5, top_k=2) for each in (both, image, title)]
+    assert [(r.threshold, r.accepted) for r in found] == [(0.1, True), (0.2, True), (None, False)]
+    assert image.attribute("colour", target_precision=0.9, top_k=1).accepted is False
     assert predictor.thresholds("colour")[Situation.IMAGE] == {0.5: 0.2, 0.9: 0.9}
 
 
 def test_a_label_with_a_threshold_of_its_own_is_judged_by_it(predictor: Predictor) -> None:
     item = predictor.prepare("Plain Red Circle", None)
-    plain = predictor.predict(predictor.collate([item]))[0].read("colour", target_precision=0.5, top_k=1)
+    plain = predictor.predict(predictor.collate([item]))[0].attribute("colour", target_precision=0.5, top_k=1)
     assert (plain.threshold, plain.accepted) == (None, False)
     folder = predictor.checkpoint.folder
     calibration = predictor.checkpoint.calibration
@@ -102,8 +104,8 @@ def test_a_label_with_a_threshold_of_its_own_is_judged_by_it(predictor: Predicto
         write_part(predictor.checkpoint, CALIBRATION, changed.to_json())
         loaded = Predictor.load(folder)
         assert loaded.info.calibration != predictor.info.calibration
-        reading = loaded.predict(loaded.collate([item]))[0].read("colour", target_precision=0.5, top_k=1)
-        return reading.threshold, reading.accepted
+        prediction = loaded.predict(loaded.collate([item]))[0].attribute("colour", target_precision=0.5, top_k=1)
+        return prediction.threshold, prediction.accepted
 
     exactly = Certificate(threshold=plain.confidence, coverage=1.0, support=100, bound=0.6)
     assert judged({plain.label: {0.5: exactly}}) == (plain.confidence, True)
@@ -131,26 +133,28 @@ def test_a_calibration_of_other_attributes_is_named(predictor: Predictor) -> Non
         Predictor.load(predictor.checkpoint.folder)
 
 
-def test_readings_are_complete(predictor: Predictor) -> None:
+def test_predictions_are_complete(predictor: Predictor) -> None:
     for answer in predictor.predict(predictor.collate(listings(predictor))):
-        reading = answer.read("colour", target_precision=0.9, top_k=10)
-        assert sum(candidate.confidence for candidate in reading.candidates) == pytest.approx(1)
-        assert [c.confidence for c in reading.candidates] == sorted(c.confidence for c in reading.candidates)[::-1]
-        assert (reading.label, reading.confidence) == dataclasses.astuple(reading.candidates[0])
-        assert sum(reading.modality_attention.values()) == pytest.approx(1)
-        assert reading.explanation is None
-        assert answer.read("colour", target_precision=0.9, top_k=1).candidates == reading.candidates[:1]
+        prediction = answer.attribute("colour", target_precision=0.9, top_k=10)
+        confidences = [candidate.confidence for candidate in prediction.candidates]
+        assert sum(confidences) == pytest.approx(1)
+        assert confidences == sorted(confidences, reverse=True)
+        assert (prediction.label, prediction.confidence) == dataclasses.astuple(prediction.candidates[0])
+        assert sum(prediction.modality_attention.values()) == pytest.approx(1)
+        assert prediction.explanation is None
+        assert answer.attribute("colour", target_precision=0.9, top_k=1).candidates == prediction.candidates[:1]
 
 
 def test_an_absent_modality_weighs_exactly_nothing(predictor: Predictor) -> None:
     answers = predictor.predict(predictor.collate(listings(predictor)))
-    assert answers[1].read("shape", target_precision=0.5, top_k=1).modality_attention == {"image": 0.0, "text": 1.0}
-    assert answers[3].read("shape", target_precision=0.5, top_k=1).modality_attention == {"image": 1.0, "text": 0.0}
+    weights = [each.attribute("shape", target_precision=0.5, top_k=1).modality_attention for each in answers]
+    assert weights[1] == {"image": 0.0, "text": 1.0}
+    assert weights[3] == {"image": 1.0, "text": 0.0}
 
 
 def test_explanations_cover_patches_and_the_callers_words(predictor: Predictor) -> None:
     answers = predictor.predict(predictor.collate(listings(predictor, explain=True)))
-    explanation = answers[0].read("colour", target_precision=0.5, top_k=1).explanation
+    explanation = answers[0].attribute("colour", target_precision=0.5, top_k=1).explanation
     assert explanation is not None
     assert explanation.image is not None
     assert (explanation.image.rows, explanation.image.columns) == (3, 2)
@@ -160,8 +164,8 @@ def test_explanations_cover_patches_and_the_callers_words(predictor: Predictor) 
     assert [part.token for part in explanation.text] == ["Plain", "Red", "Circle"]
     assert sum(part.weight for part in explanation.text) == pytest.approx(1)
     assert min(part.weight for part in explanation.text) >= 0
-    title_alone = answers[1].read("colour", target_precision=0.5, top_k=1).explanation
-    image_alone = answers[3].read("colour", target_precision=0.5, top_k=1).explanation
+    title_alone = answers[1].attribute("colour", target_precision=0.5, top_k=1).explanation
+    image_alone = answers[3].attribute("colour", target_precision=0.5, top_k=1).explanation
     assert title_alone is not None
     assert title_alone.image is None
     assert image_alone is not None
@@ -183,7 +187,7 @@ def test_titles_are_padded_to_few_sizes(predictor: Predictor, words: int, length
     assert tokens.shape == (1, length)
 
 
-def test_nothing_to_read_is_refused(predictor: Predictor) -> None:
+def test_a_listing_without_title_and_image_is_refused(predictor: Predictor) -> None:
     for title in (None, "", " \t\n"):
         with pytest.raises(ValueError, match="needs a title or an image"):
             predictor.prepare(title, None)
@@ -191,7 +195,7 @@ def test_nothing_to_read_is_refused(predictor: Predictor) -> None:
 
 
 def test_memory_of_a_waiting_listing_is_counted(predictor: Predictor) -> None:
-    items = listings(predictor)
+    items: Sequence[Prepared] = listings(predictor)
     assert items[0].nbytes >= 3 * 24 * 16
     assert items[1].nbytes < 100
 
@@ -211,8 +215,8 @@ def test_warm_up_runs_every_padded_shape(predictor: Predictor) -> None:
 def test_an_uncalibrated_checkpoint_accepts_nothing(checkpoint_folder: Path) -> None:
     predictor = Predictor.load(checkpoint_folder)
     answer = predictor.predict(predictor.collate([predictor.prepare("Red", None)]))[0]
-    reading = answer.read("colour", target_precision=0.95, top_k=3)
-    assert (reading.accepted, reading.threshold, predictor.info.target_precisions) == (False, None, ())
+    prediction = answer.attribute("colour", target_precision=0.95, top_k=3)
+    assert (prediction.accepted, prediction.threshold, predictor.info.target_precisions) == (False, None, ())
 
 
 def test_half_precision_gives_nearly_the_same(checkpoint_folder: Path, predictor: Predictor) -> None:

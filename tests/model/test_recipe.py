@@ -169,7 +169,6 @@ INTERRUPTIONS: tuple[tuple[Any, str, int], ...] = (
     (Trainer, "_update", 3),
     (module, "calibrate", 1),
     (module, "evaluate", 1),
-    (module, "update_card", 1),
     (module, "_publish", 1),
 )
 

@@ -80,7 +80,7 @@ def test_promises_kept_together_are_broken_less_often_and_cost_more() -> None:
         assert trial.together.broken <= min(trial.single.broken, 0.05 + 3 * (0.05 * 0.95 / 60) ** 0.5)
         assert trial.together.lost >= trial.single.lost
     assert trials[0].together.lost > trials[0].single.lost
-    assert "at 90 %, one attribute at least breaks its promise: certified one by one in" in joint_summary(trials)
+    assert "at 90 %, at least one attribute breaks its promise: certified one by one in" in joint_summary(trials)
 
 
 def test_the_command_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""The deletion test, and what it says of the shipped checkpoint on listings that were made for this repository."""
+"""The deletion test, and its results for the shipped checkpoint on listings that were made for this repository."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ def shipped() -> dict[str, Any]:
     ("panel", "points"),
     [("words, both", 3), ("words, title alone", 5), ("parts, image alone", 5)],
 )
-def test_without_what_an_explanation_names_a_label_loses_more_than_without_anything_else(
+def test_a_label_loses_more_without_what_its_explanation_names_than_at_random(
     shipped: dict[str, Any], panel: str, points: float
 ) -> None:
     shares = shipped[panel]["methods"]["served"]
     assert np.mean([shares[share]["more_than_random"]["mean"] for share in ("0.1", "0.25")]) > points
 
 
-def test_with_both_the_picture_never_matters_less_where_its_heat_is(shipped: dict[str, Any]) -> None:
-    """Titles say most of it, so that little is lost; but no less than at random."""
+def test_with_both_the_image_matters_no_less_where_its_weights_are(shipped: dict[str, Any]) -> None:
+    """The title decides most labels, so that little is lost; but no less than at random."""
     shares = shipped["parts, both"]["methods"]["served"]
     assert np.mean([shares[share]["more_than_random"]["mean"] for share in ("0.1", "0.25")]) > 0
 
@@ -70,22 +70,26 @@ TITLE = "Plain Red Circle, very very red, 100% round"
 
 
 def plain(question: Question, what: str, gone: tuple[int, ...], cover: int) -> list[float]:
-    """The confidences of the labels in a listing that was changed first, and then answered as any is."""
+    """The confidences of the labels in a listing that was changed before it was predicted like any other."""
     predictor, item = question.predictor, question.item
     if what == "words":
         left = " ".join(word for at, word in enumerate(TITLE.split()) if at not in gone)
         item = replace(item, title=predictor.tokenize(left))
     else:
         assert item.pixels is not None
-        picture = ImageVariants(item.pixels, predictor.network.backbone.image.grid, cover)
-        item = replace(item, pixels=picture.covered(gone))
+        image = ImageVariants(item.pixels, predictor.network.backbone.image.grid, cover)
+        item = replace(item, pixels=image.covered(gone))
     (answer,) = predictor.predict(predictor.collate([item]))
-    return [float(each[label]) for each, label in zip(answer.confidences.values(), question.labels, strict=True)]
+    found = []
+    for task, label in zip(predictor.tasks, question.labels, strict=True):
+        candidates = answer.attribute(task.name, target_precision=0.95, top_k=len(task.labels)).candidates
+        found.append(next(each.confidence for each in candidates if each.label == task.labels[label]))
+    return found
 
 
 @pytest.mark.parametrize("situation", ["both", "title alone", "image alone"])
-def test_what_is_asked_in_variants_is_what_plain_listings_are_answered(predictor: Predictor, situation: str) -> None:
-    """However much was asked before, of whichever situation."""
+def test_variants_are_predicted_as_plain_listings_are(predictor: Predictor, situation: str) -> None:
+    """Whatever was predicted before, in whichever situation."""
     fill = predictor.transform.config.fill
     of_all = questions(predictor, TITLE, draw("Red", "Circle"))
     asked = [
@@ -103,7 +107,7 @@ def test_what_is_asked_in_variants_is_what_plain_listings_are_answered(predictor
 
 
 @pytest.mark.parametrize("title", [TITLE, "Red", "red " * 60])
-def test_what_counts_as_served_is_what_the_service_answers(predictor: Predictor, title: str) -> None:
+def test_the_served_method_is_what_the_service_answers(predictor: Predictor, title: str) -> None:
     for situation, question in questions(predictor, title, draw("Red", "Circle")).items():
         (answer,) = predictor.predict(predictor.collate([replace(question.item, explain=True)]))
         assert answer.explanations is not None
@@ -135,20 +139,21 @@ def test_nothing_is_encoded_twice(predictor: Predictor, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_each_method_weighs_what_there_is(predictor: Predictor, method: str) -> None:
+def test_each_method_weighs_the_modalities_that_are_present(predictor: Predictor, method: str) -> None:
     for situation, question in questions(predictor, "Plain Red Circle", draw("Red", "Circle")).items():
         weights = METHODS[method](question)
         for what, found in (("parts", weights.parts), ("words", weights.words)):
             if question.size[what]:
-                assert np.shape(found) == (2, question.size[what]), situation
-                assert np.isfinite(found).all()  # type: ignore[arg-type]
+                assert found is not None, situation
+                assert found.shape == (2, question.size[what]), situation
+                assert np.isfinite(found).all()
             else:
                 assert found is None
 
 
 @pytest.mark.parametrize("situation", ["both", "image alone"])
-def test_gradients_along_the_whole_way_add_up(predictor: Predictor, situation: str) -> None:
-    """Completeness (Sundararajan et al., section 3): together they are what the whole input changes in the log-odds."""
+def test_gradients_along_the_whole_path_add_up(predictor: Predictor, situation: str) -> None:
+    """Completeness (Sundararajan et al., section 3): their sum is the change of the log-odds over the whole path."""
     question = questions(predictor, "Red", draw("Red", "Circle"))[situation]
     weights = Run.along(question, [(k + 0.5) / 200 for k in range(200)]).integrated()
     assert weights.parts is not None
@@ -167,7 +172,7 @@ def _odds(scores: Any, label: int) -> Any:
 def test_the_greatest_weights_are_taken_and_ties_are_drawn(
     predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A method that knows what matters beats the others; one that weighs all alike is as good as chance."""
+    """A method that knows what matters beats the others; one with equal weights is as good as chance."""
     question = questions(predictor, "one two three four five six", draw("Red", "Circle"))["both"]
     (three,) = set(predictor.tokenize("three").tokens[1:-1].tolist())
 
@@ -197,7 +202,7 @@ def test_the_greatest_weights_are_taken_and_ties_are_drawn(
         assert found["methods"]["knows"][share]["drop"]["mean"] == 40
 
 
-def test_intervals_hold_what_they_promise() -> None:
+def test_intervals_cover_the_mean_as_often_as_they_should() -> None:
     generator = np.random.default_rng(1)
     found = [Interval.of(generator.normal(0.3, 0.2, 50)) for _ in range(500)]
     assert 0.91 < np.mean([each.low <= 30 <= each.high for each in found]) < 0.98

@@ -16,10 +16,12 @@ from fastapi import FastAPI
 from PIL import Image
 
 from service.app import create_app
-from service.engine import Engine
 from service.errors import NotReady
 from service.http.server import configuration
+from service.lifecycle import Lifecycle
 from service.pipeline.fetch import Gate
+from service.pipeline.pipeline import Pipeline
+from service.scheduling.batcher import MicroBatcher
 from service.settings import Settings
 from tests.service.fake_predictor import FakePredictor
 from tests.service.tally import TALLY
@@ -49,16 +51,25 @@ class Client(httpx.AsyncClient):
     predictor: FakePredictor
 
     @property
-    def engine(self) -> Engine:
-        engine: Engine = self.app.state.engine
-        return engine
+    def lifecycle(self) -> Lifecycle:
+        lifecycle: Lifecycle = self.app.state.lifecycle
+        return lifecycle
+
+    @property
+    def pipeline(self) -> Pipeline:
+        pipeline: Pipeline = self.app.state.pipeline
+        return pipeline
+
+    @property
+    def batcher(self) -> MicroBatcher[Any, Any, Any]:
+        return self.pipeline.inference.batcher
 
     async def classify(self, **listing: Any) -> httpx.Response:
         return await self.post("/v1/classify", json=listing)
 
     async def metric(self, name: str, **labels: str) -> float:
         """The present value of a metric; 0 where the series does not exist."""
-        return self.engine.metrics.registry.get_sample_value(name, labels) or 0.0
+        return self.pipeline.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
 Start = Callable[..., AbstractAsyncContextManager[Client]]
@@ -119,7 +130,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 def is_ready(client: Client) -> bool:
     try:
-        client.engine.check_ready()
+        client.lifecycle.check_ready()
     except NotReady:
         return False
     return True

@@ -1,4 +1,4 @@
-"""A small deterministic predictor that can be told to fail, and remembers what it was asked."""
+"""A small deterministic predictor that can be made to fail, and remembers its batches."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ TASKS = (
     Task(name="season", labels=("Summer", "Winter")),
 )
 TARGETS = (0.9, 0.95, 0.99)
-WHOLE = Frame(0.0, 0.0, 1.0, 1.0)  # as of a network that squashes pictures to its size
-WARM_UP = "warm-up"  # the title of the engine's own example listing
+WHOLE = Frame(0.0, 0.0, 1.0, 1.0)  # as of a network that squashes images to its size
+WARM_UP = "warm-up"  # the title of the listing that the service warms up with
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +60,17 @@ class FakePrediction:
     def situation(self) -> Situation:
         return self.listing.situation
 
-    def read(self, attribute: str, *, target_precision: float, top_k: int) -> AttributePrediction:
+    def attribute(self, name: str, *, target_precision: float, top_k: int) -> AttributePrediction:
         """The answer is a function of the listing alone, so that any mix-up of answers shows."""
         listing = self.listing
-        (labels,) = (task.labels for task in TASKS if task.name == attribute)
-        digest = sha256(f"{attribute}|{listing.title}|{listing.pixel}".encode()).digest()
+        (labels,) = (task.labels for task in TASKS if task.name == name)
+        digest = sha256(f"{name}|{listing.title}|{listing.pixel}".encode()).digest()
         weights = [1 + digest[position] for position in range(len(labels))]
         ranked = sorted(
             (Candidate(label, weight / sum(weights)) for label, weight in zip(labels, weights, strict=True)),
             key=lambda candidate: -candidate.confidence,
         )
-        threshold = FakePredictor.threshold(attribute, target_precision)
+        threshold = FakePredictor.threshold(name, target_precision)
         image = {Situation.IMAGE: 1.0, Situation.TITLE: 0.0, Situation.IMAGE_AND_TITLE: digest[-1] / 255}[
             listing.situation
         ]

@@ -1,4 +1,4 @@
-"""Who is let in: by room, by bytes and by deadline; before the body is decoded, and alike on every route."""
+"""Admission by room, bytes and deadline: before the body is decoded, and in the same way on every route."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ IMAGE = {"base64": as_base64(encoded())}
 
 
 async def fill(client: Client, count: int) -> list[asyncio.Task[httpx.Response]]:
-    """Let so many listings in while the device is stuck."""
+    """Let `count` listings in while the device is stuck."""
     client.predictor.free.clear()
     tasks = [asyncio.create_task(client.classify(title=f"inside {n}")) for n in range(count)]
-    await until(lambda: client.engine.admission.listings == count)
+    await until(lambda: client.pipeline.admission.listings == count)
     return tasks
 
 
@@ -36,7 +36,7 @@ def requests(title: str = "late") -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
-async def test_a_full_house_is_said_on_every_route_with_a_time_to_come_back() -> None:
+async def test_an_overload_is_reported_on_every_route_with_a_time_to_retry() -> None:
     async with in_process(max_queue=3, max_batch_size=1) as client:
         inside = await fill(client, 3)
         for path, request in requests():
@@ -53,7 +53,7 @@ async def test_a_full_house_is_said_on_every_route_with_a_time_to_come_back() ->
 async def test_retry_after_is_the_time_in_which_what_is_inside_will_be_answered() -> None:
     async with in_process(max_queue=8, max_batch_size=2, request_timeout_ms=60_000) as client:
         for _ in range(3):
-            client.engine.batcher.cost.observe(2, 5.0)
+            client.batcher.cost.observe(2, 5.0)
         inside = await fill(client, 8)
         response = await client.classify(title="late")
         assert 18 <= int(response.headers["retry-after"]) <= 20
@@ -67,9 +67,9 @@ async def test_a_batch_counts_its_listings_and_comes_in_whole_or_not_at_all() ->
         batches = [{"listings": [{"title": "late"}] * count} for count in (3, 2)]
         refused = await client.post("/v1/classify/batch", json=batches[0])
         check_problem(refused, 503, "overloaded")
-        assert client.engine.admission.listings == 2
+        assert client.pipeline.admission.listings == 2
         accepted = asyncio.create_task(client.post("/v1/classify/batch", json=batches[1]))
-        await until(lambda: client.engine.admission.listings == 4)
+        await until(lambda: client.pipeline.admission.listings == 4)
         client.predictor.free.set()
         assert (await accepted).status_code == 200
         await asyncio.gather(*inside)
@@ -115,12 +115,12 @@ async def test_a_body_over_the_limit_is_refused_whatever_its_header_says() -> No
         json_type = {"Content-Type": "application/json"}
         check_problem(await client.post("/v1/classify", content=big, headers=json_type), 413, "payload_too_large")
         check_problem(await client.post("/v1/classify", content=chunked(), headers=json_type), 413, "payload_too_large")
-        upload = {"files": {"image": ("a.png", big)}}
-        check_problem(await client.post("/v1/classify/upload", **upload), 413, "payload_too_large")
+        upload = await client.post("/v1/classify/upload", files={"image": ("a.png", big)})
+        check_problem(upload, 413, "payload_too_large")
         # Over the limit by its header alone: refused without waiting for what will never come.
         answer = await raw(client, b"Content-Type: application/json\r\nContent-Length: 999999999999\r\n\r\n")
         assert answer.startswith(b"HTTP/1.1 413")
-        assert client.engine.admission.nbytes == client.engine.admission.listings == 0
+        assert client.pipeline.admission.nbytes == client.pipeline.admission.listings == 0
 
 
 async def raw(client: Client, head_and_body: bytes) -> bytes:
@@ -147,22 +147,22 @@ async def test_a_body_that_never_ends_meets_the_deadline() -> None:
     async with on_port(request_timeout_ms=200) as client:
         answer = await raw(client, b'Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"title": ')
         assert answer.startswith(b"HTTP/1.1 504")
-        assert client.engine.admission.listings == 0
+        assert client.pipeline.admission.listings == 0
 
 
 async def test_bytes_in_flight_are_bounded_over_all_requests() -> None:
     async with in_process(max_body_bytes=4000) as client:  # 32,000 in flight
         client.predictor.free.clear()
         tasks = [asyncio.create_task(client.classify(id="i" * 256, title="t" * 3000)) for _ in range(15)]
-        await until(lambda: sum(task.done() for task in tasks) + client.engine.admission.listings == 15)
+        await until(lambda: sum(task.done() for task in tasks) + client.pipeline.admission.listings == 15)
         refused = [task.result() for task in tasks if task.done()]
         for response in refused:
             check_problem(response, 503, "overloaded")
         assert len(refused) == 6  # nine bodies of 3,3 kB fit into 32 kB
-        assert client.engine.admission.nbytes <= 32_000
+        assert client.pipeline.admission.nbytes <= 32_000
         client.predictor.free.set()
         assert {(await task).status_code for task in tasks} == {200, 503}
-        assert client.engine.admission.nbytes == 0
+        assert client.pipeline.admission.nbytes == 0
 
 
 # ── deadlines ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -171,7 +171,7 @@ async def test_bytes_in_flight_are_bounded_over_all_requests() -> None:
 async def test_a_hopeless_request_is_refused_on_arrival_on_every_route() -> None:
     async with in_process(max_batch_size=1) as client:
         for _ in range(5):
-            client.engine.batcher.cost.observe(1, 2.0)
+            client.batcher.cost.observe(1, 2.0)
         inside = await fill(client, 3)  # six seconds' work
         for path, request in requests():
             response = await client.post(path, **request, headers={"X-Request-Timeout-Ms": "3000"})
@@ -180,7 +180,7 @@ async def test_a_hopeless_request_is_refused_on_arrival_on_every_route() -> None
         hopeful = asyncio.create_task(
             client.post("/v1/classify", json={"title": "hopeful"}, headers={"X-Request-Timeout-Ms": "9000"})
         )
-        await until(lambda: client.engine.admission.listings == 4)
+        await until(lambda: client.pipeline.admission.listings == 4)
         client.predictor.free.set()
         assert (await hopeful).status_code == 200
         await asyncio.gather(*inside)
@@ -190,7 +190,7 @@ async def test_a_hopeless_request_is_refused_on_arrival_on_every_route() -> None
 async def test_a_batch_too_long_for_its_deadline_is_refused() -> None:
     async with in_process(max_batch_size=1) as client:
         for _ in range(5):
-            client.engine.batcher.cost.observe(1, 1.0)
+            client.batcher.cost.observe(1, 1.0)
         headers = {"X-Request-Timeout-Ms": "5000"}
         body = {"listings": [{"title": "a"}] * 6}
         check_problem(await client.post("/v1/classify/batch", json=body, headers=headers), 504, "deadline_exceeded")
@@ -200,7 +200,7 @@ async def test_a_batch_too_long_for_its_deadline_is_refused() -> None:
 async def test_an_old_estimate_of_large_batches_does_not_refuse_them_for_ever() -> None:
     """Single listings keep the estimate of small batches fresh, and say nothing about large ones."""
     async with in_process() as client:
-        cost = client.engine.batcher.cost
+        cost = client.batcher.cost
         for _ in range(5):
             cost.observe(32, 60.0)
         body = {"listings": [{"title": "a"}] * 30}
@@ -230,8 +230,8 @@ def test_an_old_estimate_does_not_keep_an_idle_service_closed() -> None:
         pass
 
 
-def test_a_full_house_says_so_before_it_looks_at_the_time() -> None:
-    """Another replica may have room, and then time as well; a deadline that cannot be met is the last word."""
+def test_an_overload_is_reported_before_the_deadline_is_checked() -> None:
+    """Another replica may have room, and then time as well; a deadline that cannot be met is final."""
     soon = Deadline.of("100", cap_ms=10_000)
     house = admission(0.001)
     with house.admit(Deadline.of(None, cap_ms=10_000)) as ticket:

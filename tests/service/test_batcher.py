@@ -98,7 +98,7 @@ async def test_what_arrives_during_a_batch_leaves_together_in_order_when_it_ends
         await until(lambda: device.batches)
         rest = asking(batcher, range(1, 6))
         await until(lambda: batcher.waiting == 5)
-        assert device.collated == [[0]]  # a partial batch stays open for whoever comes
+        assert device.collated == [[0]]  # a partial batch stays open for more
         device.free.set()
         assert await outcomes(first + rest) == [n * n for n in range(6)]
     assert device.batches == [[0], [1, 2, 3, 4, 5]]
@@ -167,7 +167,7 @@ async def test_who_waits_for_company_is_not_put_off_by_each_newcomer() -> None:
     device = Device()
     async with running(device, max_batch_size=1000, max_wait=0.3) as batcher:
         first = asyncio.create_task(ask(batcher, 1))
-        others = []
+        others: list[asyncio.Task[int]] = []
         while not first.done() and len(others) < 200:
             others += asking(batcher, [2])
             await asyncio.sleep(0.02)
@@ -289,7 +289,7 @@ class OutOfMemoryError(RuntimeError):
 
 
 @pytest.mark.parametrize("error", [MemoryError(), OutOfMemoryError()])
-async def test_a_batch_too_large_for_the_device_is_split(error: Exception) -> None:
+async def test_a_batch_too_large_for_the_device_is_split(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device()
 
     def compute(batch: list[int]) -> list[int]:
@@ -298,7 +298,7 @@ async def test_a_batch_too_large_for_the_device_is_split(error: Exception) -> No
             raise error
         return [item * item for item in batch]
 
-    device.compute = compute  # type: ignore[method-assign]
+    monkeypatch.setattr(device, "compute", compute)
     async with running(device, max_batch_size=8, max_wait=0.05) as batcher:
         assert await outcomes(asking(batcher, range(8))) == [n * n for n in range(8)]
     assert [len(batch) for batch in device.batches] == [8, 4, 2, 2, 4, 2, 2]
@@ -313,7 +313,7 @@ async def test_a_listing_too_large_by_itself_is_refused_as_overload() -> None:
         assert found[1] == 4
 
 
-async def test_a_collate_that_raises_is_sorted_out_like_a_batch_that_does() -> None:
+async def test_a_collate_that_raises_is_sorted_out_like_a_batch_that_does(monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device()
 
     def collate(items: Sequence[int]) -> list[int]:
@@ -321,35 +321,35 @@ async def test_a_collate_that_raises_is_sorted_out_like_a_batch_that_does() -> N
             raise ValueError("bad")
         return list(items)
 
-    device.collate = collate  # type: ignore[method-assign]
+    monkeypatch.setattr(device, "collate", collate)
     async with running(device, max_wait=0.05) as batcher:
         found = await outcomes(asking(batcher, [1, 2, 3, 4]))
         assert isinstance(found[1], InferenceFailed)
         assert [found[0], *found[2:]] == [1, 9, 16]
 
 
-async def test_a_model_that_answers_too_few_is_not_believed() -> None:
+async def test_a_model_that_answers_too_few_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device()
-    device.compute = lambda batch: [item * item for item in batch if item != 2]  # type: ignore[method-assign]
+    monkeypatch.setattr(device, "compute", lambda batch: [item * item for item in batch if item != 2])
     async with running(device, max_wait=0.05) as batcher:
         found = await outcomes(asking(batcher, [1, 2, 3]))
         assert isinstance(found[1], InferenceFailed)
         assert [found[0], found[2]] == [1, 9]
 
 
-async def test_a_probe_that_keeps_failing_means_the_device_is_lost() -> None:
+async def test_a_probe_that_keeps_failing_means_the_device_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     def trouble(item: int) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     device = Device(trouble)
-    device.probe = lambda: trouble(0)  # type: ignore[method-assign]
+    monkeypatch.setattr(device, "probe", lambda: trouble(0))
     async with running(device, max_wait=0.05) as batcher:
         found = await outcomes(asking(batcher, range(8)))
         assert [type(outcome) for outcome in found] == [NotReady] * 8
         assert not batcher.alive
 
 
-async def test_a_probe_that_fails_once_is_forgiven() -> None:
+async def test_a_probe_that_fails_once_is_forgiven(monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device(raising(ValueError(), 1))
 
     def probe() -> None:
@@ -357,7 +357,7 @@ async def test_a_probe_that_fails_once_is_forgiven() -> None:
         if device.probes == 1:
             raise RuntimeError("by chance")
 
-    device.probe = probe  # type: ignore[method-assign]
+    monkeypatch.setattr(device, "probe", probe)
     async with running(device) as batcher:
         assert isinstance((await outcomes(asking(batcher, [1])))[0], InferenceFailed)
         assert batcher.alive
@@ -390,7 +390,7 @@ async def test_when_a_thread_dies_every_waiter_is_told_and_no_more_come_in(death
         await until(lambda: not any(thread.is_alive() for thread in batcher._threads))
 
 
-async def test_closing_answers_whoever_waits_and_ends_the_threads() -> None:
+async def test_closing_answers_those_waiting_and_ends_the_threads() -> None:
     device = Device()
     device.free.clear()
     async with running(device) as batcher:

@@ -55,14 +55,14 @@ class Unreliable(FakePredictor):
 
 
 class Crowd:
-    """Callers who send all kinds of requests, some of whom leave early; what each was told is counted."""
+    """Callers who send all kinds of requests, some of whom leave early; the answers are counted."""
 
     def __init__(self, client: Client) -> None:
         self.client = client
         self.chance = random.Random(5)
         self.sent = 0
         self.gave_up = 0
-        self.told: Counter[int] = Counter()
+        self.answered: Counter[int] = Counter()
         self.listings_answered = 0
 
     async def everybody(self, count: int, *, words: tuple[str, ...], leave: bool = True) -> None:
@@ -89,7 +89,7 @@ class Crowd:
         except asyncio.CancelledError:
             self.gave_up += 1
             return
-        self.told[response.status_code] += 1
+        self.answered[response.status_code] += 1
         self.check(kind, title, response)
 
     def send(self, kind: str, title: str, headers: dict[str, str], n: int) -> Any:
@@ -121,30 +121,30 @@ class Crowd:
             self.listings_answered += 1
 
     async def check_counts(self) -> None:
-        """Assert that the service's own counts agree with what was told."""
-        await until(lambda: not self.client.engine.admission.listings)
+        """Assert that the service's own counts agree with the answers."""
+        await until(lambda: not self.client.pipeline.admission.listings)
         counted: Counter[int] = Counter()
         predictions = 0.0
-        for family in self.client.engine.metrics.registry.collect():
+        for family in self.client.pipeline.metrics.registry.collect():
             for sample in family.samples:
                 route = sample.labels.get("route", "")
                 if sample.name == "cma_clip_http_requests_total" and route.startswith("/v1/classify"):
                     counted[int(sample.labels["status"])] += int(sample.value)
                 if sample.name == "cma_clip_predictions_total":
                     predictions += sample.value
-        assert self.told.total() + self.gave_up == self.sent
+        assert self.answered.total() + self.gave_up == self.sent
         TALLY["chaos: requests sent"] += self.sent
         TALLY["chaos: callers who left"] += self.gave_up
-        for status, count in self.told.items():
+        for status, count in self.answered.items():
             TALLY[f"chaos: requests answered {status}"] += count
         # Who gave up may have done so before the request was sent, or after its answer was.
         assert self.sent - self.gave_up <= counted.total() <= self.sent
         left = counted.pop(499, 0)
         assert left <= self.gave_up
-        for status, count in self.told.items():
+        for status, count in self.answered.items():
             assert count <= counted[status] <= count + self.gave_up
         assert self.listings_answered <= predictions / 2 <= self.listings_answered + 5 * self.gave_up
-        assert self.client.engine.admission.nbytes == 0
+        assert self.client.pipeline.admission.nbytes == 0
 
 
 async def test_every_request_gets_exactly_one_answer_while_the_model_misbehaves() -> None:
@@ -152,11 +152,11 @@ async def test_every_request_gets_exactly_one_answer_while_the_model_misbehaves(
         crowd = Crowd(client)
         await crowd.everybody(REQUESTS, words=("good", "good", "good", "poison", "unlucky", "slow"))
         await crowd.check_counts()
-        assert set(crowd.told) <= {200, 422, 500, 503, 504}
-        assert crowd.told[200] > REQUESTS / 4
-        assert crowd.told[500] > 0  # the poison: a bug of the model's, and of nobody else's listing
+        assert set(crowd.answered) <= {200, 422, 500, 503, 504}
+        assert crowd.answered[200] > REQUESTS / 4
+        assert crowd.answered[500] > 0  # the poison: a bug of the model, which no other listing suffers from
         assert max(map(len, client.predictor.batches)) > 4
-        assert client.engine.batcher.alive
+        assert client.batcher.alive
         assert (await client.classify(title="good after all")).status_code == 200
 
 
@@ -164,17 +164,17 @@ async def test_every_request_gets_exactly_one_answer_when_the_thread_dies_under_
     async with on_port(Unreliable(seconds=0.002), max_batch_size=16, max_queue=100) as client:
         crowd = Crowd(client)
         await crowd.everybody(300, words=("good", "slow"))
-        assert client.engine.batcher.alive
+        assert client.batcher.alive
         await crowd.everybody(300, words=("good",) * 30 + ("fatal",))
         await crowd.check_counts()
-        assert set(crowd.told) <= {200, 422, 503, 504}
-        assert crowd.told[200]
-        assert crowd.told[503]
+        assert set(crowd.answered) <= {200, 422, 503, 504}
+        assert crowd.answered[200]
+        assert crowd.answered[503]
         assert (await client.get("/readyz")).status_code == (await client.get("/healthz")).status_code == 503
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_whoever_is_answered_at_all_is_answered_as_alone(seed: int) -> None:
+async def test_every_answer_is_the_same_as_alone(seed: int) -> None:
     """Answers of the fake depend on the listing alone, so that one that went to another caller would show."""
     async with on_port(Unreliable(seconds=0.001), max_batch_size=8) as client:
         chance = random.Random(seed)

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from model.errors import CheckpointError
 from service import app as app_module
 from service import cli
-from service.commands import predict as oneshot
+from service.commands import predict as predict_command
 from tests.service.conftest import encoded
 from tests.service.fake_predictor import FakePredictor
 from tests.service.test_lifecycle import ROOT, replica
@@ -25,7 +26,7 @@ from tests.service.test_lifecycle import ROOT, replica
 
 @pytest.fixture(autouse=True)
 def fake_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(oneshot, "load_predictor", lambda settings: FakePredictor())
+    monkeypatch.setattr(predict_command, "load_predictor", lambda settings: FakePredictor())
     monkeypatch.setenv("COLUMNS", "160")
 
 
@@ -100,7 +101,7 @@ def test_a_broken_checkpoint_is_one_line(capsys: pytest.CaptureFixture[str], mon
     def broken(settings: object) -> None:
         raise CheckpointError("weights/x: config.json is missing")
 
-    monkeypatch.setattr(oneshot, "load_predictor", broken)
+    monkeypatch.setattr(predict_command, "load_predictor", broken)
     line = failed(capsys, monkeypatch, "predict", "--title", "a")
     assert line == "cma-clip: weights/x: config.json is missing\n"
 
@@ -117,6 +118,34 @@ def test_bench_puts_load_on_a_running_service() -> None:
         assert json.loads(paced.stdout)["seconds"] > 0.45
         batches = run("bench", server.url, "--title", "a", "--requests", "5", "--listings", "10")
         assert "listings per second" in batches.output
+
+
+def test_predict_and_the_service_have_one_limit_on_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow has its own, fixed one, which `predict` must turn off as the service does."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(encoded(size=(60, 80)))
+    result = run("predict", str(photo))
+    assert result.exit_code == 0, result.exception
+
+
+def test_only_building_the_application_changes_settings_of_libraries() -> None:
+    program = textwrap.dedent("""
+        import sys
+        from PIL import AvifImagePlugin, Image
+        from starlette.formparsers import MultiPartParser
+
+        def settings():
+            return Image.MAX_IMAGE_PIXELS, AvifImagePlugin.DEFAULT_MAX_THREADS, MultiPartParser.spool_max_size
+
+        before = settings()
+        from service import app, cli
+        from service.settings import Settings
+        assert settings() == before
+        app.create_app(Settings(), lambda _: None)
+        assert settings() == (None, 1, sys.maxsize)
+    """)
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)  # noqa: S603 - our own program
 
 
 # ── the real process ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -150,7 +179,7 @@ def serve(*flags: str) -> subprocess.Popen[str]:
 def test_serve_prints_what_it_uses_and_no_keys() -> None:
     process = serve("--port", "0", "--max-batch-size", "7")
     assert process.stdout is not None
-    lines = []
+    lines: list[str] = []
     while "ready" not in (line := process.stdout.readline()):
         assert line, lines
         lines.append(line)

@@ -139,11 +139,11 @@ async def test_one_hosts_cookies_are_not_kept() -> None:
 
 
 @pytest.mark.usefixtures("loopback_is_public")
-async def test_bytes_are_told_as_they_come_in_and_may_be_refused() -> None:
-    told: list[int] = []
+async def test_bytes_are_counted_as_they_arrive_and_may_be_refused() -> None:
+    counted: list[int] = []
     async with host(says(answer(IMAGE))) as origin, fetching() as fetcher:
-        await fetcher.fetch(origin.url(), on_bytes=told.append)
-        assert sum(told) == len(IMAGE)
+        await fetcher.fetch(origin.url(), on_bytes=counted.append)
+        assert sum(counted) == len(IMAGE)
 
         def refuse(count: int) -> None:
             raise Overloaded("no room")
@@ -441,8 +441,8 @@ async def test_a_caller_who_leaves_ends_the_fetch() -> None:
         task = asyncio.create_task(client.classify(image={"url": origin.url()}))
         await until(lambda: origin.open)
         task.cancel()
-        await until(lambda: not client.engine.admission.listings)
-        assert client.engine.admission.nbytes == 0
+        await until(lambda: not client.pipeline.admission.listings)
+        assert client.pipeline.admission.nbytes == 0
 
 
 @pytest.mark.usefixtures("loopback_is_public")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from model.inference.predictor import Predictor, Prepared
+from model.inference.predictor import ModelInput, Predictor
 from tests.conftest import COLOURS, SHAPES, draw
 from tests.service.conftest import Client, as_base64, on_port
 
@@ -71,7 +71,7 @@ def test_two_hundred_listings_are_read_the_same_in_batches_of_exactly(size: int)
     """The same without the service, whose batches hold whatever happens to wait."""
     predictor = Predictor.load(SHIPPED)
 
-    def decoded(listing: dict[str, Any]) -> Prepared:
+    def decoded(listing: dict[str, Any]) -> ModelInput:
         image = listing["image"] and Image.open(io.BytesIO(base64.b64decode(listing["image"]["base64"])))
         return predictor.prepare(listing["title"], image)
 
@@ -82,7 +82,7 @@ def test_two_hundred_listings_are_read_the_same_in_batches_of_exactly(size: int)
         for item, found in zip(batch, together, strict=True):
             (alone,) = predictor.predict(predictor.collate([item]))
             for task in predictor.tasks:
-                one, other = (each.read(task.name, target_precision=0.95, top_k=1) for each in (alone, found))
+                one, other = (each.attribute(task.name, target_precision=0.95, top_k=1) for each in (alone, found))
                 assert (one.label, one.accepted) == (other.label, other.accepted)
                 assert one.confidence == pytest.approx(other.confidence, abs=1e-3)
 

@@ -18,12 +18,13 @@ import httpx
 import pytest
 
 from model.errors import CheckpointError
-from service import engine as engine_module
+from service import lifecycle as lifecycle_module
 from service.app import create_app
-from service.engine import Engine
 from service.http.server import Server, configuration
+from service.lifecycle import Lifecycle
+from service.pipeline.pipeline import Pipeline
 from service.settings import Settings
-from tests.service.conftest import in_process, on_port, until
+from tests.service.conftest import in_process, is_ready, on_port, until
 from tests.service.fake_predictor import FakePredictor
 from tests.service.test_routes import check_problem
 
@@ -54,11 +55,11 @@ async def test_while_the_model_loads_the_process_is_alive_and_not_ready() -> Non
         assert (await client.get("/metrics")).status_code == 200
         predictor.may_warm_up.set()
         await until(lambda: predictor.warmed_up)
-        await until(lambda: client.engine._batcher)
+        await until(lambda: is_ready(client))
         assert (await client.get("/readyz")).status_code == 200
         assert (await client.classify(title="a")).status_code == 200
         assert predictor.warmed_up == [8]
-        assert client.engine.batcher.cost.seconds(8) > 0  # predictions are possible from the first request on
+        assert client.batcher.cost.seconds(8) > 0  # predictions are possible from the first request on
 
 
 def check_problem_retry(response: httpx.Response) -> str:
@@ -71,9 +72,9 @@ async def test_a_checkpoint_that_cannot_be_loaded_is_not_alive_either() -> None:
         raise CheckpointError("weights/x: model.safetensors is missing")
 
     app = create_app(Settings(), load)
-    engine: Engine = app.state.engine
+    lifecycle: Lifecycle = app.state.lifecycle
     async with app.router.lifespan_context(app):
-        await until(lambda: engine.failure)
+        await until(lambda: lifecycle.failure)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
             for path in ("/healthz", "/readyz"):
                 body = check_problem(await client.get(path), 503, "not_ready")
@@ -82,8 +83,8 @@ async def test_a_checkpoint_that_cannot_be_loaded_is_not_alive_either() -> None:
 
 async def test_a_target_precision_that_is_not_calibrated_stops_the_start() -> None:
     async with in_process(ready=False, target_precision=0.8) as client:
-        await until(lambda: client.engine.failure)
-        assert "0.8" in str(client.engine.failure)
+        await until(lambda: client.lifecycle.failure)
+        assert "0.8" in str(client.lifecycle.failure)
 
 
 async def test_a_checkpoint_without_calibration_answers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +98,7 @@ async def test_a_checkpoint_without_calibration_answers(monkeypatch: pytest.Monk
         check_problem(await client.classify(title="a", target_precision=0.9), 422, "invalid_request")
 
 
-async def test_when_the_inference_thread_dies_everybody_is_told() -> None:
+async def test_when_the_inference_thread_dies_every_request_is_answered() -> None:
     def trouble(title: str | None) -> None:
         if title == "die":
             raise SystemExit
@@ -105,7 +106,7 @@ async def test_when_the_inference_thread_dies_everybody_is_told() -> None:
     async with on_port(FakePredictor(trouble=trouble), max_batch_size=4) as client:
         client.predictor.free.clear()
         tasks = [asyncio.create_task(client.classify(title=title)) for title in ("a", "b", "die", "c", "d", "e")]
-        await until(lambda: client.engine.admission.listings == 6)
+        await until(lambda: client.pipeline.admission.listings == 6)
         client.predictor.free.set()
         answers = await asyncio.gather(*tasks)
         assert {answer.status_code for answer in answers} <= {200, 503}
@@ -119,14 +120,14 @@ async def test_when_the_inference_thread_dies_everybody_is_told() -> None:
 
 
 async def test_a_batch_that_hangs_makes_the_process_unhealthy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "STALL_SECONDS", 0.05)
+    monkeypatch.setattr(lifecycle_module, "STALL_SECONDS", 0.05)
     async with in_process(request_timeout_ms=100) as client:
         client.predictor.free.clear()
         check_problem(await client.classify(title="a"), 504, "deadline_exceeded")
-        await until(lambda: client.engine.batcher.computing_for > 0.05)
+        await until(lambda: client.batcher.computing_for > 0.05)
         check_problem_retry(await client.get("/healthz"))
         client.predictor.free.set()
-        await until(lambda: not client.engine.batcher.computing_for)
+        await until(lambda: not client.batcher.computing_for)
         assert (await client.get("/healthz")).status_code == 200
 
 
@@ -136,13 +137,13 @@ async def test_a_caller_who_hangs_up_is_not_computed_for() -> None:
         first = asyncio.create_task(client.classify(title="first"))
         await until(lambda: client.predictor.batches)
         gone = asyncio.create_task(client.classify(title="gone"))
-        await until(lambda: client.engine.batcher.waiting == 1)
+        await until(lambda: client.batcher.waiting == 1)
         gone.cancel()
-        await until(lambda: client.engine.batcher.waiting == 0)
+        await until(lambda: client.batcher.waiting == 0)
         client.predictor.free.set()
         assert (await first).status_code == 200
         assert client.predictor.batches == [["first"]]
-        await until(lambda: client.engine.admission.listings == 0)
+        await until(lambda: client.pipeline.admission.listings == 0)
         counted = {"method": "POST", "route": "/v1/classify", "status": "499"}
         assert await client.metric("cma_clip_http_requests_total", **counted) == 1
 
@@ -152,7 +153,7 @@ async def test_after_draining_begins_nobody_new_is_taken_in_and_the_rest_is_fini
         client.predictor.free.clear()
         inside = asyncio.create_task(client.classify(title="inside"))
         await until(lambda: client.predictor.batches)
-        client.engine.drain()
+        client.lifecycle.drain()
         response = await client.get("/readyz")
         check_problem(response, 503, "draining")
         assert response.headers["retry-after"]
@@ -164,15 +165,16 @@ async def test_after_draining_begins_nobody_new_is_taken_in_and_the_rest_is_fini
 
 def test_a_drain_waits_for_the_balancer_and_for_those_inside() -> None:
     app = create_app(Settings(), lambda _: FakePredictor())
-    engine: Engine = app.state.engine
-    server = Server(configuration(app), engine, drain_seconds=8.0)
-    engine.drain()
+    lifecycle: Lifecycle = app.state.lifecycle
+    pipeline: Pipeline = app.state.pipeline
+    server = Server(configuration(app), lifecycle, drain_seconds=8.0)
+    lifecycle.drain()
     server._draining_since, server._balancer_seconds = time.monotonic(), 60.0
     assert not server._drained(), "it is still sent requests that want an answer"
     server._balancer_seconds = 0.0
-    engine.admission.listings = 1
+    pipeline.admission.listings = 1
     assert not server._drained()
-    engine.admission.listings = 0
+    pipeline.admission.listings = 0
     assert server._drained()
 
 
@@ -181,7 +183,9 @@ def test_a_drain_waits_for_the_balancer_and_for_those_inside() -> None:
 SERVE = textwrap.dedent("""
     import sys
     import time
-    from service import logs, server
+    from service.app import create_app
+    from service.http import server
+    from service.observability import logs
     from service.settings import load_settings
     from tests.service.fake_predictor import FakePredictor
 
@@ -194,7 +198,7 @@ SERVE = textwrap.dedent("""
         return FakePredictor(seconds=float(sys.argv[1]))
 
 
-    failure = server.serve(settings, load)
+    failure = server.serve(create_app(settings, load), settings)
     sys.exit(3 if failure else 0)
 """)
 
@@ -234,8 +238,8 @@ class Replica:
 
 
 @contextlib.contextmanager
-def replica(seconds: float, **settings: object) -> Iterator[Replica]:
-    found = Replica(seconds, **settings)
+def replica(seconds: float, *, loading: float = 0.0, **settings: object) -> Iterator[Replica]:
+    found = Replica(seconds, loading=loading, **settings)
     try:
         found.wait_until_ready()
         yield found
@@ -264,7 +268,7 @@ async def test_sigterm_refuses_the_new_finishes_the_old_and_ends() -> None:
         assert server.end()[0] == 0
 
 
-async def test_the_drain_is_bounded_and_whoever_still_waits_is_told() -> None:
+async def test_the_drain_is_bounded_and_those_still_waiting_are_answered() -> None:
     with replica(30.0, drain_seconds=0.5, max_batch_size=1, request_timeout_ms=100_000) as server:
         async with httpx.AsyncClient(timeout=30) as client:
             inside = [asyncio.create_task(post(server, client)) for _ in range(3)]
@@ -276,8 +280,8 @@ async def test_the_drain_is_bounded_and_whoever_still_waits_is_told() -> None:
             assert time.monotonic() - began < 20  # the batch that computes is not waited for
 
 
-async def test_whoever_waits_for_something_else_than_the_device_is_told_too() -> None:
-    """One for the picture of a host that does not answer, one in the middle of its own body."""
+async def test_those_waiting_for_something_else_than_the_device_are_answered_too() -> None:
+    """One waits for an image from a host that does not answer, one is in the middle of its body."""
     over = asyncio.Event()
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -285,11 +289,11 @@ async def test_whoever_waits_for_something_else_than_the_device_is_told_too() ->
         writer.close()
 
     host = await asyncio.start_server(silent, "127.0.0.1", 0)
-    picture = {"url": f"http://127.0.0.1:{host.sockets[0].getsockname()[1]}/shirt.jpg"}
+    image = {"url": f"http://127.0.0.1:{host.sockets[0].getsockname()[1]}/shirt.jpg"}
     head = "POST /v1/classify HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
     with replica(0.0, drain_seconds=0.5, request_timeout_ms=100_000, allow_private_image_hosts=True) as server:
         async with httpx.AsyncClient(timeout=20) as client, asyncio.timeout(20):
-            body = {"image": picture}
+            body = {"image": image}
             fetching = asyncio.create_task(client.post(f"{server.url}/v1/classify", json=body))
             reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
             writer.write(head.encode() + b'{"title": ')
@@ -352,9 +356,9 @@ async def test_places_come_back_after_a_client_that_hung_up_in_the_middle_of_its
         _, writer = await asyncio.open_connection("127.0.0.1", client.base_url.port)
         head = "POST /v1/classify HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
         writer.write(head.encode() + b'{"title": ')
-        await until(lambda: client.engine.admission.listings == 1)
+        await until(lambda: client.pipeline.admission.listings == 1)
         writer.close()
-        await until(lambda: client.engine.admission.listings == 0)
-        assert client.engine.admission.nbytes == 0
+        await until(lambda: client.pipeline.admission.listings == 0)
+        assert client.pipeline.admission.nbytes == 0
         counted = {"method": "POST", "route": "/v1/classify", "status": "499"}
         assert await client.metric("cma_clip_http_requests_total", **counted) == 1

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections import Counter
+from typing import Literal
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -29,6 +30,7 @@ NAMES = {
     "cma_clip_model_info": {"name", "version", "backbone", "device", "dtype"},
 }
 PNG = {"base64": as_base64(encoded())}
+FORMATS: tuple[Literal["json", "text"], ...] = ("json", "text")
 
 
 async def exposition(client: Client) -> str:
@@ -195,8 +197,8 @@ def test_either_format_is_configured(capsys: pytest.CaptureFixture[str]) -> None
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
     try:
-        for log_format in ("json", "text"):
-            configure(log_format)  # type: ignore[arg-type]
+        for log_format in FORMATS:
+            configure(log_format)
             logging.getLogger("test").info("hello", extra={"fields": {"a": 1}})
             logging.getLogger("httpx").info("GET http://example.com/SECRET")
         json_line, text_line = capsys.readouterr().out.splitlines()

@@ -396,26 +396,26 @@ async def test_any_configured_key_opens_and_no_other() -> None:
             ("/v1/attributes", "GET"), ("/v1/model", "GET"),
         ]:  # fmt: skip
             for headers in (
-                {},
-                {"X-API-Key": "third"},
-                {"X-API-Key": ""},
-                {"X-API-Key": "firs"},
-                {"Authorization": "Bearer first,"},
-                {"Authorization": "Basic first"},
-                {"Authorization": "Bearer"},
-                {"X-API-Key": b"\xe9\xff"},
+                [],
+                [(b"X-API-Key", b"third")],
+                [(b"X-API-Key", b"")],
+                [(b"X-API-Key", b"firs")],
+                [(b"Authorization", b"Bearer first,")],
+                [(b"Authorization", b"Basic first")],
+                [(b"Authorization", b"Bearer")],
+                [(b"X-API-Key", b"\xe9\xff")],
             ):
-                response = await client.request(method, path, headers=headers)  # type: ignore[arg-type]
+                response = await client.request(method, path, headers=headers)
                 check_problem(response, 401, "unauthorized")
                 assert response.headers["www-authenticate"] == "Bearer"
-        for headers in (
+        for accepted in (
             {"X-API-Key": "first"},
             {"X-API-Key": "second"},
             {"Authorization": "Bearer first"},
             {"Authorization": "bearer second"},
         ):
-            assert (await client.post("/v1/classify", json={"title": "a"}, headers=headers)).status_code == 200
-            assert (await client.get("/v1/model", headers=headers)).status_code == 200
+            assert (await client.post("/v1/classify", json={"title": "a"}, headers=accepted)).status_code == 200
+            assert (await client.get("/v1/model", headers=accepted)).status_code == 200
         for path in ("/healthz", "/readyz", "/metrics", "/docs", "/", "/openapi.json"):
             assert (await client.get(path)).status_code == 200
 
@@ -435,7 +435,7 @@ async def test_a_sane_request_id_is_kept_and_another_replaced(client: Client) ->
         assert response.headers["x-request-id"] == given
     seen = set()
     for given in ("", "a" * 129, "a b", 'a"b', "a\tb", "é", "{}", "<a>"):
-        response = await client.get("/healthz", headers={"X-Request-ID": given.encode()})  # type: ignore[dict-item]
+        response = await client.get("/healthz", headers=[(b"X-Request-ID", given.encode())])
         assert response.headers["x-request-id"] != given
         seen.add(response.headers["x-request-id"])
     assert len(seen) == 8
@@ -474,7 +474,7 @@ async def test_blanks_around_a_timeout_are_no_part_of_it(client: Client) -> None
 async def test_an_explanation_that_cannot_be_in_time_is_not_computed(client: Client) -> None:
     """On arrival nobody knows how long a title is; once it is known, the forecast is made again."""
     for size in [1, 32] * 5:
-        client.engine.batcher.cost.observe(size, 0.1 * size)
+        client.batcher.cost.observe(size, 0.1 * size)
     headers = {"X-Request-Timeout-Ms": "1000"}
     asked = {"title": "a", "explain": True}
     response = await client.post("/v1/classify", json=asked, headers=headers)
@@ -485,8 +485,8 @@ async def test_an_explanation_that_cannot_be_in_time_is_not_computed(client: Cli
 
 @pytest.mark.parametrize("value", ["", "0", "-5", "1.5", "soon", "1e3", "9" * 5000, "٣"])
 async def test_a_nonsensical_timeout_is_the_callers_mistake(client: Client, value: str) -> None:
-    headers = {"X-Request-Timeout-Ms": value.encode()}
-    response = await client.post("/v1/classify", json={"title": "a"}, headers=headers)  # type: ignore[arg-type]
+    headers = [(b"X-Request-Timeout-Ms", value.encode())]
+    response = await client.post("/v1/classify", json={"title": "a"}, headers=headers)
     check_problem(response, 422, "invalid_request")
 
 
@@ -498,10 +498,10 @@ async def test_the_callers_deadline_is_kept_and_capped_by_the_servers() -> None:
             check_problem(response, 504, "deadline_exceeded")
 
 
-# ── what nobody foresaw ──────────────────────────────────────────────────────────────────────────────────────────
+# ── unexpected errors ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_bug_is_a_bare_500_and_the_service_goes_on(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_bug_is_a_bare_500_and_the_service_continues(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: object, **kwargs: object) -> None:
         raise RuntimeError("at /some/path with a title")
 
@@ -510,7 +510,7 @@ async def test_a_bug_is_a_bare_500_and_the_service_goes_on(client: Client, monke
         body = check_problem(await client.classify(title="a"), 500, "internal_error")
         assert "path" not in str(body)
     assert (await client.classify(title="a")).status_code == 200
-    assert client.engine.admission.listings == client.engine.admission.nbytes == 0
+    assert client.pipeline.admission.listings == client.pipeline.admission.nbytes == 0
 
 
 async def test_places_are_given_back_whatever_happens(client: Client) -> None:
@@ -519,7 +519,7 @@ async def test_places_are_given_back_whatever_happens(client: Client) -> None:
     await client.classify(image={"base64": "?"})
     await client.post("/v1/classify/batch", json={"listings": [{"title": "a"}, {}, {"image": PNG}]})
     await client.post("/v1/classify/batch", json={"listings": [{}] * 100})
-    admission = client.engine.admission
+    admission = client.pipeline.admission
     assert (admission.listings, admission.nbytes) == (0, 0)
 
 
@@ -530,7 +530,7 @@ async def test_a_request_that_was_refused_costs_no_inference() -> None:
         await client.classify(title="too long" * 1000)
         await client.classify(title="bad", attributes=["none"])
         await client.classify(title="bad", image={"base64": "?"})
-        client.engine.drain()
+        client.lifecycle.drain()
         check_problem(await client.classify(title="draining"), 503, "draining")
         assert client.predictor.batches == []
 
@@ -541,7 +541,7 @@ class SlowToPrepare(FakePredictor):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.may_prepare = threading.Event()
-        self.may_prepare.set()  # for the engine's own example
+        self.may_prepare.set()  # for the listing that the service warms up with
         self.inside: set[int] = set()
 
     def prepare(self, title: str | None, image: Image.Image | None, *, explain: bool = False) -> FakePrepared:

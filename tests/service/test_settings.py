@@ -71,7 +71,7 @@ def test_a_mistake_is_one_line_that_names_the_variable(monkeypatch: pytest.Monke
 
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValidationError):
-        load_settings().port = 1  # type: ignore[misc]
+        load_settings().port = 1
 
 
 def test_a_request_may_hold_no_more_listings_than_the_queue() -> None:

@@ -1,12 +1,12 @@
-// The way to the service: one function that calls it, one class for whatever goes wrong, and what it means to people.
+// Calls the service: one function for requests, one class for everything that can go wrong, and the messages to show.
 
 const KEY = "cma-clip-api-key";
-const PATIENCE_MS = 60_000;
+const TIMEOUT_MS = 60_000;
 
-/** Tells of `state` (ready, busy, away, locked, loading) and of `key` (a new API key). */
+/** Dispatches `state` events (ready, busy, unavailable, locked, loading) and `key` events (a new API key was entered). */
 export const service = new EventTarget();
 
-const tell = (state) => service.dispatchEvent(new CustomEvent("state", { detail: state }));
+const setState = (state) => service.dispatchEvent(new CustomEvent("state", { detail: state }));
 
 export const hasKey = () => Boolean(sessionStorage.getItem(KEY));
 
@@ -15,52 +15,59 @@ export const useKey = (key) => {
   service.dispatchEvent(new Event("key"));
 };
 
-// What each code means for whoever looks at the page. The service's own `detail` is shown beside it.
-const MEANING = {
-  malformed_request: ["The request was not understood", "Something between this page and the service may be in the way."],
-  unauthorized: ["An API key is needed", "Enter one at the top of the page."],
-  payload_too_large: ["Too large for this service", "Use a smaller picture; one megapixel is plenty."],
-  unsupported_media_type: ["Not a picture that can be read", "Save it in one of these formats, JPEG for instance, and try again."],
-  invalid_request: ["The request is not in order", "What is said above names the part that is not."],
-  undecodable_image: ["The picture is damaged", "Open it in a picture program and save it anew."],
-  unknown_attribute: ["This model does not read that attribute", "The model may have changed: load the page again."],
-  image_url_forbidden: ["That address may not be fetched", "Download the picture and drop it here instead."],
-  image_fetch_failed: ["The picture could not be fetched", "Check the address, or download the picture and drop it here."],
-  overloaded: ["The service is busy", "It has more to do than it can hold just now."],
-  draining: ["This replica is stopping", "Another one, or its successor, answers in a moment."],
+// The title and the advice that the page shows for each code. The service's own `detail` is shown between them.
+const MESSAGES = {
+  malformed_request: ["The service could not read the request", "A proxy between this page and the service may have changed it."],
+  unauthorized: ["An API key is required", "Enter one at the top of the page."],
+  payload_too_large: ["Too large for this service", "Use a smaller image; one megapixel is enough."],
+  unsupported_media_type: ["Unsupported file format", "Save the image in a supported format, for example JPEG, and try again."],
+  invalid_request: ["The request is not valid", "The message above names the part that is not valid."],
+  undecodable_image: ["The image is damaged", "Open it in an image editor and save it again."],
+  unknown_attribute: ["This model does not predict that attribute", "The model may have changed: reload the page."],
+  image_url_forbidden: ["This URL is not allowed", "Download the image and drop it here instead."],
+  image_fetch_failed: ["The image could not be fetched", "Check the URL, or download the image and drop it here."],
+  overloaded: ["The service is busy", "It cannot accept more requests at the moment."],
+  draining: ["This replica is shutting down", "Another replica should answer shortly."],
   not_ready: ["The service is not ready", "The model may still be loading."],
-  deadline_exceeded: ["It took too long", "The service could not answer in time."],
-  inference_failed: ["The model failed on this listing", "That is a bug: please report it with the request id."],
-  internal_error: ["Something went wrong in the service", "That is a bug: please report it with the request id."],
-  not_found: ["There is nothing at that path", "The page and the service may be of different versions: load the page again."],
-  method_not_allowed: ["The service does not take this", "The page and the service may be of different versions."],
-  away: ["The service cannot be reached", "Is it running, and is this machine online?"],
-  silent: ["The service does not answer", "A minute has passed."],
-  unreadable: ["The file could not be read", "Was it moved, changed or deleted since? Choose it again."],
-  odd: ["That was not the service's own answer", "Something between this page and the service may be in the way."],
+  deadline_exceeded: ["The request took too long", "The service could not answer in time."],
+  inference_failed: ["The model failed on this listing", "This is a bug: please report it with the request ID."],
+  internal_error: ["An error occurred in the service", "This is a bug: please report it with the request ID."],
+  not_found: ["This path does not exist", "The page and the service may be different versions: reload the page."],
+  method_not_allowed: ["The service does not support this request", "The page and the service may be different versions: reload the page."],
+  unreachable: ["The service cannot be reached", "Check that it is running and that this computer is online."],
+  no_response: ["The service does not respond", "There was no answer within a minute."],
+  unreadable: ["The file could not be read", "It may have been moved, changed or deleted. Choose it again."],
+  unexpected_response: ["Unexpected response", "It may come from a proxy between this page and the service."],
 };
 
-const TRANSIENT = new Set(["overloaded", "draining", "not_ready", "deadline_exceeded", "away", "silent"]);
+const TRANSIENT = new Set(["overloaded", "draining", "not_ready", "deadline_exceeded", "unreachable", "no_response"]);
 
-/** Anything but an answer. `transient`: trying again later makes sense, after `retryAfter` seconds if it is known. */
+/** A failed request. `transient`: a retry may succeed, after `retryAfter` seconds if the service named a delay. */
 export class Problem extends Error {
   constructor({ code, status = 0, detail = "", request_id: requestId = "" }, retryAfter = null) {
     super(detail);
-    const [title, advice] = MEANING[code] ?? ["The service refused", ""];
+    const [title, advice] = MESSAGES[code] ?? ["The service refused the request", ""];
     Object.assign(this, { code, status, title, advice, detail, requestId, retryAfter });
   }
 
   get transient() {
-    return TRANSIENT.has(this.code) || (this.code === "odd" && this.status >= 502);
+    return TRANSIENT.has(this.code) || (this.code === "unexpected_response" && this.status >= 502);
   }
 
-  /** Seconds to wait before try number `attempt` (from 1): as told by the service, else ever longer. */
+  /** Seconds to wait after failed attempt number `attempt` (from 1): what the service asked for, or else doubling each time. */
   wait(attempt) {
     return this.retryAfter ?? Math.min(15, 2 ** attempt);
   }
 }
 
-const STATE_OF = { unauthorized: "locked", away: "away", silent: "away", overloaded: "busy", draining: "away", not_ready: "loading" };
+const STATE_OF = {
+  unauthorized: "locked",
+  unreachable: "unavailable",
+  no_response: "unavailable",
+  overloaded: "busy",
+  draining: "unavailable",
+  not_ready: "loading",
+};
 
 const problemOf = async (response) => {
   const after = Number(response.headers.get("Retry-After") ?? NaN);
@@ -69,57 +76,58 @@ const problemOf = async (response) => {
     try {
       return new Problem(await response.json(), retryAfter);
     } catch (error) {
-      if (!(error instanceof SyntaxError)) throw error; // cut off
+      if (!(error instanceof SyntaxError)) throw error; // truncated JSON
     }
   }
-  return new Problem({ code: "odd", status: response.status, detail: `It has status ${response.status}.` }, retryAfter);
+  const { status } = response;
+  return new Problem({ code: "unexpected_response", status, detail: `The response has status ${status}.` }, retryAfter);
 };
 
-/** What to say of a file that the browser could not read. */
+/** The problem to report for a file that the browser could not read. */
 export const unreadable = (file) => new Problem({ code: "unreadable", detail: `The browser could not read ${file.name}.` });
 
-/** Text as a header carries it: a character for each of its bytes in UTF-8. */
+/** Text as a header value: one character for each byte of its UTF-8 encoding. */
 const asBytes = (text) => String.fromCharCode(...new TextEncoder().encode(text));
 
 /**
- * Call the service: GET, or POST of `json` or `form`. Returns `{ reply, milliseconds }`.
+ * Call the service: POST `json` or `form`, or else GET. Returns `{ reply, milliseconds }`.
  *
- * Throws `Problem`, or the signal's own AbortError where the call was given up.
+ * Throws `Problem`, or the signal's own AbortError if the caller aborted.
  */
 export const call = async (path, { json, form, signal } = {}) => {
   const key = sessionStorage.getItem(KEY);
   const headers = { Accept: "application/json", ...(key && { Authorization: `Bearer ${asBytes(key)}` }) };
   if (json) headers["Content-Type"] = "application/json";
   const body = json ? JSON.stringify(json) : form;
-  const patience = AbortSignal.timeout(PATIENCE_MS);
+  const timeout = AbortSignal.timeout(TIMEOUT_MS);
   const started = performance.now();
   try {
     const response = await fetch(path, {
       method: body ? "POST" : "GET",
       headers,
       body,
-      signal: signal ? AbortSignal.any([signal, patience]) : patience,
+      signal: signal ? AbortSignal.any([signal, timeout]) : timeout,
     });
     if (!response.ok) throw await problemOf(response);
     const reply = await response.json();
-    tell("ready");
+    setState("ready");
     return { reply, milliseconds: performance.now() - started };
   } catch (error) {
     if (signal?.aborted) throw error;
-    const problem = asProblem(error, patience);
-    if (STATE_OF[problem.code]) tell(STATE_OF[problem.code]);
+    const problem = asProblem(error, timeout);
+    if (STATE_OF[problem.code]) setState(STATE_OF[problem.code]);
     throw problem;
   }
 };
 
-const asProblem = (error, patience) => {
+const asProblem = (error, timeout) => {
   if (error instanceof Problem) return error;
-  if (patience.aborted) return new Problem({ code: "silent" });
-  if (error instanceof SyntaxError) return new Problem({ code: "odd", detail: "It is not JSON." });
-  return new Problem({ code: "away" });
+  if (timeout.aborted) return new Problem({ code: "no_response" });
+  if (error instanceof SyntaxError) return new Problem({ code: "unexpected_response", detail: "The response is not JSON." });
+  return new Problem({ code: "unreachable" });
 };
 
-/** Wait, telling `onTick` the seconds that are left; throws once the signal is aborted. */
+/** Wait, and call `onTick` each second with the seconds left. Throws if the signal is aborted. */
 export const pause = async (seconds, signal, onTick = () => {}) => {
   for (let left = Math.ceil(seconds); left > 0; left -= 1) {
     onTick(left);

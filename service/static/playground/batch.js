@@ -1,60 +1,60 @@
-// The view of many listings: files in, a table out.
+// The view of many listings: the files, and the table of predictions.
 
 import { Problem, service } from "./api.js";
 import { writeCsv } from "./csv.js";
 import { $, element, percent, plural, readable, save, segments } from "./dom.js";
 import { chosenFiles, listingsOf } from "./files.js";
-import { reason } from "./readings.js";
+import { reason } from "./predictions.js";
+import * as problems from "./problems.js";
 import { sendAll } from "./sender.js";
-import * as trouble from "./trouble.js";
 
 const PAGE = 25;
 const FILTERS = {
   all: ["All", () => true],
-  abstained: ["Abstained", (judged) => judged.some(({ accepted }) => !accepted)],
-  accepted: ["Accepted", (judged) => judged.length > 0 && judged.every(({ accepted }) => accepted)],
+  abstained: ["Abstained", (predictions) => predictions.some(({ accepted }) => !accepted)],
+  accepted: ["Accepted", (predictions) => predictions.length > 0 && predictions.every(({ accepted }) => accepted)],
   failed: ["Failed", null],
 };
 
-let jobs = []; // in the order of the table: { listing, tries, settled, result }
-let waiting = []; // those that have no answer yet
-let names = []; // attributes, once the first answer names them
+let jobs = []; // in the order of the table: { listing, attempts, done, result }
+let waiting = []; // those without a result
+let names = []; // of the attributes, known from the first result on
 let filter = "all";
-let judge = ""; // the attribute that decides what "abstained" means; empty: any
+let filterAttribute = ""; // the attribute that the filter looks at; empty: all of them
 let page = 0;
 let running = null;
 let precision = null;
-let sent = null; // the target precision of the answers in the table
+let requestedPrecision = null; // the target precision of the results in the table
 let thumbnails = [];
 let open = () => {};
 
-// ── the work ───────────────────────────────────────────────────────────────────────────────────────────────
+// ── classification ─────────────────────────────────────────────────────────────────────────────────────────
 
-/** Read these files (`{ file, path }`) as listings, and all of them by the service. */
+/** Read the listings from these files (`{ file, path }`), and classify them. */
 export const readFiles = async (files) => {
   running?.abort();
-  trouble.clear($("many-trouble"));
+  problems.clear($("many-problem"));
   let found;
   try {
     found = await listingsOf(files);
   } catch (error) {
-    trouble.show($("many-trouble"), new Problem({ code: "invalid_request", detail: error.message }));
+    problems.show($("many-problem"), new Problem({ code: "invalid_request", detail: error.message }));
     return;
   }
   if (!found.listings.length) {
-    trouble.show($("many-trouble"), new Problem({ code: "unsupported_media_type", detail: "There is no listing among these files." }));
+    problems.show($("many-problem"), new Problem({ code: "unsupported_media_type", detail: "These files contain no listings." }));
     return;
   }
   begin(found);
 };
 
 const begin = ({ listings, notes }) => {
-  jobs = listings.map((listing) => ({ listing, tries: 0, settled: false, result: null }));
+  jobs = listings.map((listing) => ({ listing, attempts: 0, done: false, result: null }));
   for (const job of jobs.filter(({ listing }) => listing.error)) {
-    Object.assign(job, { settled: true, result: { error: { code: "invalid_request", detail: job.listing.error } } });
+    Object.assign(job, { done: true, result: { error: { code: "invalid_request", detail: job.listing.error } } });
   }
-  waiting = jobs.filter(({ settled }) => !settled);
-  [names, filter, judge, page, sent] = [[], "all", "", 0, precision];
+  waiting = jobs.filter(({ done }) => !done);
+  [names, filter, filterAttribute, page, requestedPrecision] = [[], "all", "", 0, precision];
   $("notes").replaceChildren(...notes.map((note) => element("li", { textContent: note })));
   $("work").hidden = false;
   drawFilters();
@@ -64,24 +64,24 @@ const begin = ({ listings, notes }) => {
 
 const run = async () => {
   running?.abort();
-  const work = new AbortController();
-  running = work;
-  trouble.clear($("many-trouble"));
+  const controller = new AbortController();
+  running = controller;
+  problems.clear($("many-problem"));
   $("stop").hidden = false;
-  $("go-on").hidden = true;
+  $("resume").hidden = true;
   try {
-    const options = sent ? { target_precision: sent } : {};
-    await sendAll(waiting, options, { signal: work.signal, onDone, onWait });
+    const options = requestedPrecision ? { target_precision: requestedPrecision } : {};
+    await sendAll(waiting, options, { signal: controller.signal, onDone, onWait });
     $("many-announce").textContent = `Done. ${progress()}`;
   } catch (error) {
-    if (running !== work) return; // other files are being read
-    if (error instanceof Problem) trouble.show($("many-trouble"), error);
-    else if (!work.signal.aborted) throw error;
+    if (running !== controller) return; // a newer run has replaced this one
+    if (error instanceof Problem) problems.show($("many-problem"), error);
+    else if (!controller.signal.aborted) throw error;
     $("many-announce").textContent = `Stopped. ${progress()}`;
   }
-  if (running !== work) return;
+  if (running !== controller) return;
   $("stop").hidden = true;
-  $("go-on").hidden = !waiting.length;
+  $("resume").hidden = !waiting.length;
   draw();
 };
 
@@ -90,25 +90,25 @@ const onDone = (job, result) => {
   if (!names.length && result.attributes) {
     names = Object.keys(result.attributes);
     const options = names.map((name) => element("option", { value: name, textContent: readable(name) }));
-    $("filter-attribute").replaceChildren(element("option", { value: "", textContent: "every attribute" }), ...options);
+    $("filter-attribute").replaceChildren(element("option", { value: "", textContent: "All attributes" }), ...options);
   }
   scheduleDraw();
 };
 
 const onWait = (problem, seconds) => {
-  $("progress-text").textContent = `${progress()} ${problem.title}: going on in ${seconds} s.`;
+  $("progress-text").textContent = `${progress()} ${problem.title}. Retrying in ${seconds} s.`;
 };
 
 const progress = () => {
   const done = jobs.filter(({ result }) => result).length;
-  return `${done.toLocaleString("en")} of ${plural(jobs.length, "listing")} read.`;
+  return `${done.toLocaleString("en")} of ${plural(jobs.length, "listing")} processed.`;
 };
 
 // ── the table ──────────────────────────────────────────────────────────────────────────────────────────────
 
 let scheduled = false;
 
-/** Draw once for all the answers of a batch. */
+/** Draw once for all the results of a batch. */
 const scheduleDraw = () => {
   if (scheduled) return;
   scheduled = true;
@@ -118,15 +118,15 @@ const scheduleDraw = () => {
   });
 };
 
-const judged = ({ result }) => {
+const predictionsOf = ({ result }) => {
   if (!result?.attributes) return [];
-  return judge ? [result.attributes[judge]] : Object.values(result.attributes);
+  return filterAttribute ? [result.attributes[filterAttribute]] : Object.values(result.attributes);
 };
 
 const passes = (which) => (job) => {
   if (which === "all") return true;
   if (which === "failed") return Boolean(job.result?.error);
-  return FILTERS[which][1](judged(job));
+  return FILTERS[which][1](predictionsOf(job));
 };
 
 const drawFilters = () => {
@@ -158,12 +158,12 @@ const draw = () => {
 };
 
 const drawTable = (shown) => {
-  thumbnails.forEach((address) => URL.revokeObjectURL(address));
+  thumbnails.forEach((url) => URL.revokeObjectURL(url));
   thumbnails = [];
-  const head = ["Picture", "Listing", ...names.map(readable)];
+  const head = ["Image", "Listing", ...names.map(readable)];
   const cells = head.map((text) => element("th", { scope: "col", textContent: text }));
   const body = shown.map(drawRow);
-  const empty = element("tr", {}, element("td", { colSpan: head.length, className: "none", textContent: "None." }));
+  const empty = element("tr", {}, element("td", { colSpan: head.length, className: "none", textContent: "No listings." }));
   $("table").replaceChildren(
     element("thead", {}, element("tr", {}, ...cells)),
     element("tbody", {}, ...(body.length ? body : [empty])),
@@ -181,35 +181,35 @@ const drawRow = (job) => {
     {},
     element("td", {}, thumbnail(listing)),
     element("th", { scope: "row" }, button, title || null),
-    ...answers(result),
+    ...resultCells(result),
   );
 };
 
-const thumbnail = ({ picture }) => {
-  if (!picture) return element("span", { className: "sr", textContent: "none" });
-  const address = URL.createObjectURL(picture);
-  thumbnails.push(address);
-  return element("img", { src: address, alt: "", width: 36, height: 48 });
+const thumbnail = ({ image }) => {
+  if (!image) return element("span", { className: "sr", textContent: "none" });
+  const url = URL.createObjectURL(image);
+  thumbnails.push(url);
+  return element("img", { src: url, alt: "", width: 36, height: 48 });
 };
 
-const answers = (result) => {
+const resultCells = (result) => {
   const colSpan = Math.max(1, names.length);
   if (!result) return [element("td", { colSpan, className: "none", textContent: "waiting" })];
   if (result.error) return [element("td", { colSpan, className: "failed", textContent: result.error.detail || result.error.title })];
   return names.map((name) => {
-    const reading = result.attributes[name];
+    const prediction = result.attributes[name];
     return element(
       "td",
-      { className: reading.accepted ? "accepted" : "abstained", title: reason(reading) },
-      element("span", { className: "cell-label", textContent: reading.label }),
-      element("span", { className: "number", textContent: `${percent(reading.confidence, 0)}${reading.accepted ? "" : ", abstained"}` }),
+      { className: prediction.accepted ? "accepted" : "abstained", title: reason(prediction) },
+      element("span", { className: "cell-label", textContent: prediction.label }),
+      element("span", { className: "number", textContent: `${percent(prediction.confidence, 0)}${prediction.accepted ? "" : ", abstained"}` }),
     );
   });
 };
 
 // ── the download ───────────────────────────────────────────────────────────────────────────────────────────
 
-/** The same columns that `cma-clip label` writes. */
+/** The table with the columns that `cma-clip label` writes. */
 const table = () => {
   const header = names.flatMap((name) => [name, `${name}_confidence`, `${name}_accepted`, `${name}_image_weight`]);
   const rows = jobs
@@ -217,9 +217,9 @@ const table = () => {
     .map(({ listing, result }) => [
       listing.id,
       ...names.flatMap((name) => {
-        const reading = result.attributes?.[name];
-        if (!reading) return ["", "", "", ""];
-        return [reading.label, round(reading.confidence), reading.accepted, round(reading.modality_attention.image)];
+        const prediction = result.attributes?.[name];
+        if (!prediction) return ["", "", "", ""];
+        return [prediction.label, round(prediction.confidence), prediction.accepted, round(prediction.modality_attention.image)];
       }),
       result.error ? `${result.error.code}: ${result.error.detail}` : "",
     ]);
@@ -228,16 +228,16 @@ const table = () => {
 
 const round = (value) => Number(value.toFixed(6));
 
-// ── setting up ─────────────────────────────────────────────────────────────────────────────────────────────
+// ── initialisation ─────────────────────────────────────────────────────────────────────────────────────────
 
-/** A new target precision: what is in the table was judged by another, so it is all read anew. */
+/** Set the target precision. If the table was made with a different one, classify its listings again. */
 export const setPrecision = (value) => {
   precision = value;
-  if (!jobs.length || sent === value) return;
+  if (!jobs.length || requestedPrecision === value) return;
   begin({ listings: jobs.map(({ listing }) => listing), notes: [...$("notes").children].map(({ textContent }) => textContent) });
 };
 
-/** `onOpen` is given the listing whose row is pressed. */
+/** `onOpen` is called with the listing whose row is selected. */
 export const start = (onOpen) => {
   open = onOpen;
   for (const [button, input] of [["choose-files", "files"], ["choose-folder", "folder"]]) {
@@ -249,10 +249,10 @@ export const start = (onOpen) => {
     });
   }
   $("stop").addEventListener("click", () => running?.abort());
-  $("go-on").addEventListener("click", run);
+  $("resume").addEventListener("click", run);
   $("download").addEventListener("click", () => save("labels.csv", writeCsv(table()), "text/csv"));
   $("filter-attribute").addEventListener("change", ({ target }) => {
-    judge = target.value;
+    filterAttribute = target.value;
     page = 0;
     draw();
   });

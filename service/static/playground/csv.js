@@ -1,6 +1,6 @@
-// CSV as shops have it: commas, semicolons or tabs, quotes or none.
+// Reads CSV with commas, semicolons or tabs, quoted or not, and writes CSV.
 
-/** Split text into rows of cells (RFC 4180); a delimiter in quotes is text, a doubled quote is one. */
+/** Split text into rows of cells (RFC 4180): a delimiter inside quotes is text, two quotes stand for one. */
 const cells = (text, delimiter) => {
   const rows = [];
   let row = [];
@@ -29,8 +29,8 @@ const cells = (text, delimiter) => {
 /**
  * Read a table: `{ header, rows, repaired }`.
  *
- * Rows with too many cells have unquoted delimiters in their last column, as the public fashion table's titles do: the
- * surplus is joined to it again, and the row counted as repaired.
+ * A row with too many cells has unquoted delimiters in its last column, like the titles of the public fashion table: the
+ * extra cells are joined to the last column again, and the row is counted as repaired.
  */
 export const readCsv = (text) => {
   const [firstLine] = text.split("\n", 1);

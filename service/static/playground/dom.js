@@ -1,8 +1,8 @@
-// Elements by hand: text goes in as text alone, since titles and labels come from strangers.
+// Helpers for the DOM. Text is only ever inserted as text, because titles and labels are untrusted input.
 
 export const $ = (id) => document.getElementById(id);
 
-/** Make an element. `properties` are set as properties, those under `attributes` as attributes. */
+/** Create an element. `properties` are set as properties, those under `attributes` as attributes. */
 export const element = (tag, { attributes = {}, ...properties } = {}, ...children) => {
   const node = Object.assign(document.createElement(tag), properties);
   for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
@@ -12,18 +12,18 @@ export const element = (tag, { attributes = {}, ...properties } = {}, ...childre
 
 export const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)} %`;
 
-/** Target precisions and thresholds without needless zeros: 0.95 is "95 %", 0.995 is "99.5 %". */
+/** A percentage without trailing zeros, for target precisions: 0.95 is "95 %", 0.995 is "99.5 %". */
 export const shortPercent = (share) => `${Number((100 * share).toFixed(2))} %`;
 
 export const plural = (count, one, many = `${one}s`) => `${count.toLocaleString("en")} ${count === 1 ? one : many}`;
 
-/** `baseColour` and `base_colour` as people write it: "Base colour". */
+/** `baseColour` and `base_colour` in a readable form: "Base colour". */
 export const readable = (name) => {
   const words = name.replace(/([a-z0-9])([A-Z])/g, "$1 $2").replace(/[_-]+/g, " ").trim().toLowerCase();
   return words.charAt(0).toUpperCase() + words.slice(1) || name;
 };
 
-/** Make a tablist work: one tab stop, arrow keys, Home and End. Returns a function that selects a tab by id. */
+/** Make a tablist work with one tab stop, arrow keys, Home and End. Returns a function that selects a tab by id. */
 export const tabs = (list, onSelect) => {
   const all = [...list.querySelectorAll("[role=tab]")];
   const select = (id, { focus = false } = {}) => {
@@ -48,7 +48,7 @@ export const tabs = (list, onSelect) => {
   return select;
 };
 
-/** Offer a choice of one as radio buttons in a row. `options`: `[value, text]` pairs. */
+/** Show a row of radio buttons. `options`: `[value, text]` pairs. */
 export const segments = (container, name, options, chosen, onChange) => {
   container.replaceChildren(
     ...options.map(([value, text]) => {
@@ -60,7 +60,7 @@ export const segments = (container, name, options, chosen, onChange) => {
 };
 
 export const save = (name, text, type) => {
-  const address = URL.createObjectURL(new Blob([text], { type }));
-  element("a", { href: address, download: name }).click();
-  setTimeout(() => URL.revokeObjectURL(address), 60_000);
+  const url = URL.createObjectURL(new Blob([text], { type }));
+  element("a", { href: url, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 60_000);
 };

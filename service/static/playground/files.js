@@ -1,23 +1,23 @@
-// Dropped and chosen files, and the listings that they make together.
+// Dropped and chosen files, and the listings that they contain.
 
 import { readCsv } from "./csv.js";
 import { plural } from "./dom.js";
 
-const PICTURE = /\.(jpe?g|png|webp|gif|avif|bmp)$/i;
+const IMAGE = /\.(jpe?g|png|webp|gif|avif|bmp)$/i;
 const TABLE = /\.(csv|tsv)$/i;
-const ENDING = /\.[^.]*$/;
+const EXTENSION = /\.[^.]*$/;
 const COLUMNS = {
   id: ["id", "sku", "productid", "articleid", "asin"],
   title: ["title", "productdisplayname", "producttitle", "productname", "name"],
   image: ["image", "imageurl", "url", "imagefile", "file", "filename", "picture", "path", "link"],
 };
 
-export const isPicture = (file) => file.type.startsWith("image/") || PICTURE.test(file.name);
+export const isImage = (file) => file.type.startsWith("image/") || IMAGE.test(file.name);
 export const isTable = (file) => TABLE.test(file.name);
 
-/** What was dropped or pasted, folders opened, as `{ file, path }`. */
+/** The dropped or pasted files as `{ file, path }`, with the contents of folders. */
 export const droppedFiles = async (transfer) => {
-  // Both must be asked for at once: the transfer is emptied as soon as its event has been handled.
+  // Both must be read before the first await: the transfer is emptied when the event handler returns.
   const items = [...transfer.items].filter(({ kind }) => kind === "file");
   const found = items.map((item) => ({ entry: item.webkitGetAsEntry?.(), file: item.getAsFile() }));
   const files = await Promise.all(found.map(({ entry, file }) => (entry ? inside(entry) : [{ file, path: file.name }])));
@@ -30,122 +30,123 @@ const inside = async (entry) => {
   const reader = entry.createReader();
   const found = [];
   for (;;) {
-    // A reader gives a hundred at a time, and none once there are no more.
-    const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
-    if (!some.length) break;
-    found.push(...some);
+    // A reader returns up to a hundred entries at a time, and an empty list at the end.
+    const entries = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
+    if (!entries.length) break;
+    found.push(...entries);
   }
   return (await Promise.all(found.map(inside))).flat();
 };
 
-/** What an input was given, as `{ file, path }`. */
+/** The files of a file input as `{ file, path }`. */
 export const chosenFiles = (input) => [...input.files].map((file) => ({ file, path: file.webkitRelativePath || file.name }));
 
 /**
- * Make listings of files: `{ listings, notes }`; a listing is `{ id, title, picture, address, error }`.
+ * Read listings from files: `{ listings, notes }`; a listing is `{ id, title, image, url, error }`.
  *
- * `notes` say what was repaired or left out: nothing goes missing in silence.
+ * `notes` report everything that was repaired or ignored.
  */
 export const listingsOf = async (files) => {
-  const pictures = files.filter(({ file }) => isPicture(file)).sort((one, other) => (one.path < other.path ? -1 : 1));
+  const images = files.filter(({ file }) => isImage(file)).sort((one, other) => (one.path < other.path ? -1 : 1));
   const tables = files.filter(({ file }) => isTable(file));
-  const rest = files.length - pictures.length - tables.length;
+  const rest = files.length - images.length - tables.length;
   const notes = [];
-  if (rest) notes.push(`${plural(rest, "file")} left out: neither pictures nor CSV`);
-  if (tables.length > 1) notes.push(`${plural(tables.length, "CSV file")} given: ${tables[0].path} is read, the others are not`);
-  if (!tables.length) return { listings: pictures.map(({ file, path }) => blank({ id: path, picture: file })), notes };
+  if (rest) notes.push(`${plural(rest, "file")} ignored: not an image or CSV file`);
+  if (tables.length > 1) notes.push(`${plural(tables.length, "CSV file")} found: only ${tables[0].path} is used`);
+  if (!tables.length) return { listings: images.map(({ file, path }) => blank({ id: path, image: file })), notes };
   const table = readCsv(await textOf(tables[0].file, notes));
-  return { listings: join(table, finder(pictures, pieces(tables[0].path).slice(0, -1)), notes), notes };
+  return { listings: join(table, finder(images, parts(tables[0].path).slice(0, -1)), notes), notes };
 };
 
-/** The text of a table, which an office program may have written in the encoding of its own country. */
+/** The text of a table: UTF-8, or else Windows-1252, which office programs often write. */
 const textOf = async (file, notes) => {
   const bytes = await file.arrayBuffer();
   try {
     return new TextDecoder("utf-8", { fatal: true }).decode(bytes);
   } catch {
-    notes.push("the CSV is not UTF-8: read as Windows-1252");
+    notes.push("The CSV is not UTF-8 and was read as Windows-1252");
     return new TextDecoder("windows-1252").decode(bytes);
   }
 };
 
-// ── which picture a row means ──────────────────────────────────────────────────────────────────────────────
+// ── matching images to rows ────────────────────────────────────────────────────────────────────────────────
 
-const pieces = (path) => path.split(/[\\/]+/).filter((piece) => piece && piece !== ".");
-const bare = (path) => path.replace(ENDING, "");
+const parts = (path) => path.split(/[\\/]+/).filter((part) => part && part !== ".");
+const stem = (path) => path.replace(EXTENSION, "");
 
-/** Put `value` beside the others that `map` has under `key`. */
+/** Append `value` to the list that `map` holds under `key`. */
 const add = (map, key, value) => map.get(key)?.push(value) ?? map.set(key, [value]);
 
-/** How many pieces two paths end with alike. */
-const alike = (one, other) => {
+/** How many parts two paths have in common at their ends. */
+const commonParts = (one, other) => {
   let count = 0;
   while (count < Math.min(one.length, other.length) && one.at(-1 - count) === other.at(-1 - count)) count += 1;
   return count;
 };
 
 /**
- * Find pictures for a table that lies in `folder`: `{ pictures, byPath(cells), byId(id) }`.
+ * Find the images for a table in `folder`: `{ images, byPath(cells), byId(id) }`.
  *
- * A wrong picture is worse than none: where several could be meant, none is.
+ * A wrong image is worse than none: an ambiguous name matches no image.
  */
-const finder = (pictures, folder) => {
+const finder = (images, folder) => {
   const names = new Map();
   const stems = new Map();
   const paths = new Map();
-  for (const { file, path } of pictures) {
-    const found = { file, at: pieces(path) };
+  for (const { file, path } of images) {
+    const found = { file, at: parts(path) };
     paths.set(found.at.join("/"), file);
     add(names, found.at.at(-1), found);
-    // A cell may leave the ending out.
-    add(stems, bare(found.at.at(-1)), { file, at: [...found.at.slice(0, -1), bare(found.at.at(-1))] });
+    // A cell may omit the file extension.
+    add(stems, stem(found.at.at(-1)), { file, at: [...found.at.slice(0, -1), stem(found.at.at(-1))] });
   }
   const byId = (id) => {
     const found = stems.get(id) ?? names.get(id) ?? [];
-    return { picture: found.length === 1 ? found[0].file : null, unclear: found.length > 1 };
+    return { image: found.length === 1 ? found[0].file : null, ambiguous: found.length > 1 };
   };
-  return { pictures, byId, byPath: (cells) => pathFinder({ names, stems, paths }, folder, cells) };
+  return { images, byId, byPath: (cells) => pathFinder({ names, stems, paths }, folder, cells) };
 };
 
 /**
- * Return what finds the picture of a cell, among `cells`.
+ * Return a function that finds the image for a cell; `cells`: all cells of the column.
  *
- * A path from the table's own folder is what it says. Else table and pictures do not begin at the same place, and the
- * picture is meant that ends most like the cell, unless another cell ends so too: that one may mean it.
+ * A path relative to the folder of the table is unambiguous. Otherwise the paths in the table have a different root, and the
+ * image is the one whose path has the most parts in common with the end of the cell, unless another cell has the same
+ * ending and might refer to that image.
  */
 const pathFinder = ({ names, stems, paths }, folder, cells) => {
   const endings = new Map();
-  for (const cell of new Set(cells.map((each) => pieces(each).join("/")))) {
+  for (const cell of new Set(cells.map((each) => parts(each).join("/")))) {
     const at = cell.split("/");
     for (let first = 0; first < at.length; first += 1) add(endings, at.slice(first).join("/"), cell);
   }
   return (cell) => {
-    const wanted = pieces(cell);
-    const there = paths.get([...folder, ...wanted].join("/"));
-    if (there) return there;
+    const wanted = parts(cell);
+    const exact = paths.get([...folder, ...wanted].join("/"));
+    if (exact) return exact;
     const candidates = names.get(wanted.at(-1)) ?? stems.get(wanted.at(-1)) ?? [];
-    const most = Math.max(0, ...candidates.map(({ at }) => alike(at, wanted)));
-    const found = candidates.filter(({ at }) => alike(at, wanted) === most);
-    const alone = most === wanted.length || endings.get(wanted.slice(-most).join("/"))?.length === 1;
-    return found.length === 1 && alone ? found[0].file : null;
+    const most = Math.max(0, ...candidates.map(({ at }) => commonParts(at, wanted)));
+    const found = candidates.filter(({ at }) => commonParts(at, wanted) === most);
+    const unique = most === wanted.length || endings.get(wanted.slice(-most).join("/"))?.length === 1;
+    return found.length === 1 && unique ? found[0].file : null;
   };
 };
 
 // ── rows ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-const blank = (given) => ({ id: "", title: "", picture: null, address: "", error: null, ...given });
+const blank = (given) => ({ id: "", title: "", image: null, url: "", error: null, ...given });
 
-const join = ({ header, rows, repaired }, { pictures, byId, byPath }, notes) => {
-  const plain = header.map((name) => name.toLowerCase().replace(/[^a-z]/g, ""));
+const join = ({ header, rows, repaired }, { images, byId, byPath }, notes) => {
+  const normalised = header.map((name) => name.toLowerCase().replace(/[^a-z]/g, ""));
   const column = Object.fromEntries(
-    Object.entries(COLUMNS).map(([what, names]) => [what, names.map((name) => plain.indexOf(name)).find((at) => at >= 0) ?? -1]),
+    Object.entries(COLUMNS).map(([what, names]) => [what, names.map((name) => normalised.indexOf(name)).find((at) => at >= 0) ?? -1]),
   );
-  if (column.title < 0 && column.image < 0 && (column.id < 0 || !pictures.length)) {
-    throw new Error(`The CSV has no column named title or image; it has ${header.join(", ").slice(0, 200) || "none at all"}.`);
+  if (column.title < 0 && column.image < 0 && (column.id < 0 || !images.length)) {
+    throw new Error(`The CSV has no column named title or image; it has ${header.join(", ").slice(0, 200) || "none"}.`);
   }
   if (repaired) notes.push(`${plural(repaired, "row")} repaired: unquoted commas in the last column`);
   const value = (row, what) => (column[what] < 0 ? "" : (row[column[what]] ?? "").trim());
-  const pictureAt = byPath(rows.map((row) => value(row, "image")).filter(Boolean));
+  const imageAt = byPath(rows.map((row) => value(row, "image")).filter(Boolean));
   const used = new Set();
   let missing = 0;
   let several = 0;
@@ -153,19 +154,19 @@ const join = ({ header, rows, repaired }, { pictures, byId, byPath }, notes) => 
     const cell = (what) => value(row, what);
     const id = cell("id") || `row ${at + 2}`;
     const named = cell("image");
-    const listing = blank({ id, title: cell("title"), address: /^https?:\/\//i.test(named) ? named : "" });
-    if (listing.address) return listing;
-    const { picture, unclear } = named ? { picture: pictureAt(named), unclear: false } : byId(id);
-    listing.picture = picture;
-    used.add(picture);
-    if (named && !picture) missing += 1;
-    if (unclear) several += 1;
-    if (!listing.picture && !listing.title) listing.error = "there is neither a title nor a picture";
+    const listing = blank({ id, title: cell("title"), url: /^https?:\/\//i.test(named) ? named : "" });
+    if (listing.url) return listing;
+    const { image, ambiguous } = named ? { image: imageAt(named), ambiguous: false } : byId(id);
+    listing.image = image;
+    used.add(image);
+    if (named && !image) missing += 1;
+    if (ambiguous) several += 1;
+    if (!listing.image && !listing.title) listing.error = "the row has neither a title nor an image";
     return listing;
   });
-  if (missing) notes.push(`${plural(missing, "row names", "rows name")} a picture that is not, or not clearly, among the files: read by title alone`);
-  if (several) notes.push(`${plural(several, "row has", "rows have")} several pictures of its id's name: read by title alone`);
-  const idle = pictures.filter(({ file }) => !used.has(file)).length;
-  if (idle) notes.push(`${plural(idle, "picture")} left out: no row names them`);
+  if (missing) notes.push(`${plural(missing, "row names", "rows name")} an image that is missing or ambiguous: only the title is used`);
+  if (several) notes.push(`${plural(several, "row has an id", "rows have ids")} that ${several === 1 ? "matches" : "match"} several images: only the title is used`);
+  const unused = images.filter(({ file }) => !used.has(file)).length;
+  if (unused) notes.push(`${plural(unused, "image")} ignored: not used by any row`);
   return listings;
 };

@@ -1,31 +1,31 @@
-// Puts the playground together: the two views, dropping and pasting anywhere, the service's state, the key.
+// Sets up the playground: the two views, drag and drop, pasting, the state of the service, and the API key.
 
 import { Problem, call, pause, service, useKey } from "./api.js";
 import * as batch from "./batch.js";
 import { $, tabs } from "./dom.js";
-import { droppedFiles, isPicture } from "./files.js";
+import { droppedFiles, isImage } from "./files.js";
 import * as single from "./single.js";
 
 const STATES = {
   ready: "Ready",
   busy: "Busy",
   loading: "Not ready",
-  away: "Out of reach",
-  locked: "Key needed",
+  unavailable: "Unavailable",
+  locked: "API key required",
 };
 
 const select = tabs(document.querySelector(".top [role=tablist]"), (id) => {
   for (const view of ["one", "many"]) $(view).hidden = id !== `tab-${view}`;
 });
 
-// ── files from anywhere ────────────────────────────────────────────────────────────────────────────────────
+// ── dropped and pasted files ───────────────────────────────────────────────────────────────────────────────
 
-/** One picture is a listing; anything more belongs into the table. */
+/** A single image goes to the view of one listing; anything else goes to the table. */
 const takeFiles = async (files) => {
   const [first, ...more] = files;
   if (!first) return;
-  if (!more.length && isPicture(first.file) && !$("one").hidden) {
-    single.setPicture(first.file);
+  if (!more.length && isImage(first.file) && !$("one").hidden) {
+    single.setImage(first.file);
     return;
   }
   select("tab-many");
@@ -33,17 +33,17 @@ const takeFiles = async (files) => {
 };
 
 const takeTransfer = async (transfer) => {
-  const address = transfer.getData("text/uri-list").split("\n")[0].trim();
+  const url = transfer.getData("text/uri-list").split("\n")[0].trim();
   const files = await droppedFiles(transfer);
   if (files.length) await takeFiles(files);
-  else if (/^https?:/i.test(address)) {
+  else if (/^https?:/i.test(url)) {
     select("tab-one");
-    single.setAddress(address);
+    single.setUrl(url);
   }
 };
 
 const listenForFiles = () => {
-  let depth = 0; // dragenter and dragleave come for every element that is crossed
+  let depth = 0; // dragenter and dragleave fire for every element that the pointer crosses
   const hover = (change) => {
     depth = Math.max(0, change === null ? 0 : depth + change);
     $("dropping").hidden = depth === 0;
@@ -57,14 +57,14 @@ const listenForFiles = () => {
     takeTransfer(event.dataTransfer);
   });
   addEventListener("paste", (event) => {
-    const writing = event.target.closest?.("input, textarea");
+    const editing = event.target.closest?.("input, textarea");
     const text = event.clipboardData.getData("text/plain").trim();
     if (event.clipboardData.files.length) {
       event.preventDefault();
       takeTransfer(event.clipboardData);
-    } else if (!writing && /^https?:\/\/\S+$/i.test(text)) {
+    } else if (!editing && /^https?:\/\/\S+$/i.test(text)) {
       select("tab-one");
-      single.setAddress(text);
+      single.setUrl(text);
     }
   });
 };
@@ -79,10 +79,10 @@ const showState = ({ detail: state }) => {
 };
 
 const showKeyForm = () => {
-  const again = !$("locked").hidden && $("key").value;
+  const rejected = !$("locked").hidden && $("key").value;
   $("locked").hidden = false;
-  $("key-hint").textContent = again ? "The service did not take that key." : $("key-hint").textContent;
-  $("key").setAttribute("aria-invalid", String(Boolean(again)));
+  $("key-hint").textContent = rejected ? "The service rejected this key." : $("key-hint").textContent;
+  $("key").setAttribute("aria-invalid", String(Boolean(rejected)));
 };
 
 const describe = ({ name, version, backbone, parameters, device, dtype }) =>
@@ -90,22 +90,22 @@ const describe = ({ name, version, backbone, parameters, device, dtype }) =>
 
 let loading = null;
 
-/** Learn what model is served; ask until the service says. */
+/** Ask which model is served, until the service answers. */
 const loadModel = async () => {
   loading?.abort();
-  const asking = new AbortController();
-  loading = asking;
-  for (let attempt = 1; !asking.signal.aborted; attempt += 1) {
+  const controller = new AbortController();
+  loading = controller;
+  for (let attempt = 1; !controller.signal.aborted; attempt += 1) {
     try {
-      const { reply } = await call("v1/model", { signal: asking.signal });
+      const { reply } = await call("v1/model", { signal: controller.signal });
       $("model").textContent = describe(reply);
       single.setModel(reply);
       return;
     } catch (error) {
-      if (asking.signal.aborted) return;
+      if (controller.signal.aborted) return;
       if (!(error instanceof Problem)) throw error;
-      if (!error.transient) return; // a key is asked for, or nothing here can help
-      await pause(error.wait(attempt), asking.signal).catch(() => {});
+      if (!error.transient) return; // an API key is required, or a retry would not help
+      await pause(error.wait(attempt), controller.signal).catch(() => {});
     }
   }
 };
@@ -118,9 +118,9 @@ $("key-form").addEventListener("submit", (event) => {
 });
 single.start();
 single.watchPrecision(batch.setPrecision);
-batch.start(({ picture, address, title }) => {
+batch.start(({ image, url, title }) => {
   select("tab-one");
-  single.setListing({ picture, address, title });
+  single.setListing({ image, url, title });
   $("tab-one").focus();
 });
 listenForFiles();

@@ -1,11 +1,11 @@
-// The view of one listing: what is given, the request that follows, and its answer.
+// The view of one listing: the input, the request, and the predictions.
 
 import { Problem, call, hasKey, pause, service, unreadable } from "./api.js";
 import { $, element, plural, segments, shortPercent, tabs } from "./dom.js";
-import { describe, drawHeat, drawWords } from "./evidence.js";
-import { row } from "./readings.js";
+import { describe, drawHeatMap, drawWords } from "./explanation.js";
+import { row } from "./predictions.js";
+import * as problems from "./problems.js";
 import { curl, pythonCode } from "./snippets.js";
-import * as trouble from "./trouble.js";
 
 const TYPING_MS = 300;
 const EXAMPLES = [
@@ -15,124 +15,124 @@ const EXAMPLES = [
   ["brown-watch.jpg", "Men Brown Leather Strap Watch"],
 ];
 
-const listing = { picture: null, address: "", visible: true }; // the title stands in its field
+const listing = { image: null, url: "", visible: true }; // the title is in its input field
 const answer = { attributes: null, request: null, reply: null, rows: new Map(), pinned: null, shown: null };
 const model = { inputSize: [1, 1] };
 let precision = null;
-let current = null; // aborts the request that is under way
+let current = null; // aborts the request in progress
 let timer = 0;
 let onPrecision = () => {};
 
-// ── what is given ──────────────────────────────────────────────────────────────────────────────────────────
+// ── the input ──────────────────────────────────────────────────────────────────────────────────────────────
 
-/** Take a picture (a File), or none. */
-export const setPicture = (file) => {
-  if (listing.address) $("url").value = "";
-  listing.address = "";
-  checkAddress();
-  takePicture(file);
+/** Set the image to a File, or remove it. */
+export const setImage = (file) => {
+  if (listing.url) $("url").value = "";
+  listing.url = "";
+  checkUrl();
+  replaceImage(file);
   changed();
 };
 
-/** Take the address of a picture. */
-export const setAddress = (address) => {
-  $("url").value = address;
-  addressTyped(0);
+/** Set the image to a URL. */
+export const setUrl = (url) => {
+  $("url").value = url;
+  urlChanged(0);
 };
 
-/** Take a whole listing, as an example or a row of the table gives it. */
-export const setListing = ({ picture, address, title }) => {
+/** Set the whole listing, from an example or a row of the table. */
+export const setListing = ({ image, url, title }) => {
   $("title").value = title ?? "";
-  $("url").value = address ?? "";
-  listing.address = address ?? "";
-  checkAddress();
-  takePicture(picture ?? null);
+  $("url").value = url ?? "";
+  listing.url = url ?? "";
+  checkUrl();
+  replaceImage(image ?? null);
   changed();
 };
 
-const takePicture = (file) => {
-  if (listing.picture) URL.revokeObjectURL(listing.picture.address);
-  listing.picture = file && { file, address: URL.createObjectURL(file) };
+const replaceImage = (file) => {
+  if (listing.image) URL.revokeObjectURL(listing.image.url);
+  listing.image = file && { file, url: URL.createObjectURL(file) };
   listing.visible = true;
-  answer.attributes = null; // the heat of another picture has no place on this one
-  drawPicture();
+  answer.attributes = null; // its heat maps belong to the previous image
+  showImage();
 };
 
-const drawPicture = () => {
-  const image = $("picture");
-  const given = Boolean(listing.picture || listing.address);
+const showImage = () => {
+  const image = $("image");
+  const given = Boolean(listing.image || listing.url);
   $("shown").hidden = !given;
   $("choose").hidden = given;
-  $("picture-actions").hidden = !given;
-  image.hidden = !listing.picture || !listing.visible;
-  $("blind").hidden = !given || !image.hidden;
-  $("blind").textContent = listing.address
-    ? "The service fetches this picture itself; this page loads nothing from elsewhere."
-    : "The browser cannot show this picture.";
-  if (!listing.picture) image.removeAttribute("src");
-  else if (image.src !== listing.picture.address) image.src = listing.picture.address;
+  $("image-actions").hidden = !given;
+  image.hidden = !listing.image || !listing.visible;
+  $("image-placeholder").hidden = !given || !image.hidden;
+  $("image-placeholder").textContent = listing.url
+    ? "The service fetches this image. The page itself loads nothing from other sites."
+    : "The browser cannot display this image.";
+  if (!listing.image) image.removeAttribute("src");
+  else if (image.src !== listing.image.url) image.src = listing.image.url;
   fit();
 };
 
-/** Give the picture as much of the frame as its shape allows, so that the heat lies on it and nothing else. */
+/** Make the image as large as the frame allows at its aspect ratio, so that the heat map covers the image alone. */
 const fit = () => {
-  const image = $("picture");
-  const ratio = (image.hidden ? unseenRatio() : image.naturalWidth / image.naturalHeight) || 1;
+  const image = $("image");
+  const ratio = (image.hidden ? hiddenRatio() : image.naturalWidth / image.naturalHeight) || 1;
   const frame = $("frame");
   const wide = ratio > frame.clientWidth / frame.clientHeight;
   Object.assign($("shown").style, { aspectRatio: String(ratio), width: wide ? "100%" : "auto", height: wide ? "auto" : "100%" });
-  showEvidence(answer.shown);
+  showExplanation(answer.shown);
 };
 
-/** Width to height of a picture that only the service has seen: of the model's input, without what was padded. */
-const unseenRatio = () => {
+/** The aspect ratio of an image that only the service has: that of the model's input, without the padding. */
+const hiddenRatio = () => {
   const [height, width] = model.inputSize;
   const { frame } = Object.values(answer.attributes ?? {})[0]?.explanation?.image ?? {};
   return (width / height) * (frame ? (frame.bottom - frame.top) / (frame.right - frame.left) : 1);
 };
 
-const checkAddress = () => {
+const checkUrl = () => {
   const text = $("url").value.trim();
-  const fine = !text || (/^https?:\/\//i.test(text) && URL.canParse(text));
-  $("url").setAttribute("aria-invalid", String(!fine));
-  $("url-hint").textContent = fine ? "" : "An address begins with https:// or http://";
-  return fine;
+  const valid = !text || (/^https?:\/\//i.test(text) && URL.canParse(text));
+  $("url").setAttribute("aria-invalid", String(!valid));
+  $("url-hint").textContent = valid ? "" : "A URL must start with https:// or http://";
+  return valid;
 };
 
-const addressTyped = (delay) => {
-  if (!checkAddress()) return;
-  listing.address = $("url").value.trim();
-  if (listing.address || !listing.picture) takePicture(null);
+const urlChanged = (delay) => {
+  if (!checkUrl()) return;
+  listing.url = $("url").value.trim();
+  if (listing.url || !listing.image) replaceImage(null);
   changed(delay);
 };
 
 // ── the request ────────────────────────────────────────────────────────────────────────────────────────────
 
-/** Ask again, once nothing has changed for `delay` milliseconds. Only the latest request is ever answered. */
+/** Send a new request once nothing has changed for `delay` milliseconds. Only the latest request is ever shown. */
 const changed = (delay = 0) => {
   clearTimeout(timer);
   current?.abort();
-  timer = setTimeout(ask, delay);
+  timer = setTimeout(classify, delay);
 };
 
 const requestOf = () => {
   const title = $("title").value.trim();
   const options = { ...(precision && { target_precision: precision }), explain: true };
-  if (listing.picture) {
+  if (listing.image) {
     const fields = Object.fromEntries(Object.entries({ ...(title && { title }), ...options }).map(([name, value]) => [name, String(value)]));
-    return { path: "v1/classify/upload", fields, file: listing.picture.file.name };
+    return { path: "v1/classify/upload", fields, file: listing.image.file.name };
   }
-  if (!title && !listing.address) return null;
+  if (!title && !listing.url) return null;
   return {
     path: "v1/classify",
-    json: { ...(title && { title }), ...(listing.address && { image: { url: listing.address } }), ...options },
+    json: { ...(title && { title }), ...(listing.url && { image: { url: listing.url } }), ...options },
   };
 };
 
 const send = async ({ path, json, fields }, signal) => {
   if (json) return call(path, { json, signal });
-  const { file } = listing.picture;
-  // What a browser says of a form whose file it cannot read is what it says of a service that is away.
+  const { file } = listing.image;
+  // A browser reports a form whose file it cannot read in the same way as a service that cannot be reached.
   await file.slice(0, 1).arrayBuffer().catch(() => { throw unreadable(file); });
   const form = new FormData();
   form.append("image", file);
@@ -140,57 +140,57 @@ const send = async ({ path, json, fields }, signal) => {
   return call(path, { form, signal });
 };
 
-const ask = async () => {
+const classify = async () => {
   current?.abort();
-  const asking = new AbortController();
-  current = asking;
+  const controller = new AbortController();
+  current = controller;
   const request = requestOf();
-  trouble.clear($("trouble"));
-  if (!request) return forget();
-  $("readings").setAttribute("aria-busy", "true");
+  problems.clear($("problem"));
+  if (!request) return clear();
+  $("predictions").setAttribute("aria-busy", "true");
   for (let attempt = 1; ; attempt += 1) {
     try {
-      const { reply, milliseconds } = await send(request, asking.signal);
-      asking.signal.throwIfAborted();
-      trouble.clear($("trouble"));
+      const { reply, milliseconds } = await send(request, controller.signal);
+      controller.signal.throwIfAborted();
+      problems.clear($("problem"));
       return show(request, reply, milliseconds);
     } catch (error) {
-      if (asking.signal.aborted) return undefined;
+      if (controller.signal.aborted) return undefined;
       if (!(error instanceof Problem)) throw error;
-      forget();
-      const tick = trouble.show($("trouble"), error, error.transient ? ask : null);
+      clear();
+      const tick = problems.show($("problem"), error, error.transient ? classify : null);
       if (!error.transient) return undefined;
       try {
-        await pause(error.wait(attempt), asking.signal, tick);
+        await pause(error.wait(attempt), controller.signal, tick);
       } catch {
-        return undefined; // something newer is being asked
+        return undefined; // a newer request has been sent
       }
     }
   }
 };
 
-// ── the answer ─────────────────────────────────────────────────────────────────────────────────────────────
+// ── the predictions ────────────────────────────────────────────────────────────────────────────────────────
 
-const forget = () => {
+const clear = () => {
   Object.assign(answer, { attributes: null, request: null, reply: null });
   answer.rows.clear();
-  $("readings").replaceChildren();
-  $("readings").setAttribute("aria-busy", "false");
-  $("readings-title").textContent = "Attributes";
-  $("readings-hint").hidden = false;
+  $("predictions").replaceChildren();
+  $("predictions").setAttribute("aria-busy", "false");
+  $("predictions-title").textContent = "Attributes";
+  $("predictions-hint").hidden = false;
   $("announce").textContent = "";
   $("code").hidden = true;
-  showEvidence(null);
+  showExplanation(null);
 };
 
 const show = (request, reply, milliseconds) => {
-  const focused = document.activeElement.closest?.(".reading")?.dataset.attribute;
+  const focused = document.activeElement.closest?.(".prediction")?.dataset.attribute;
   Object.assign(answer, { attributes: reply.attributes, request, reply });
   answer.rows = new Map(
-    Object.entries(reply.attributes).map(([name, reading]) => [name, row(name, reading, describe(reading))]),
+    Object.entries(reply.attributes).map(([name, prediction]) => [name, row(name, prediction, describe(prediction))]),
   );
-  $("readings").replaceChildren(...[...answer.rows.values()].map(({ item }) => item));
-  $("readings").setAttribute("aria-busy", "false");
+  $("predictions").replaceChildren(...[...answer.rows.values()].map(({ item }) => item));
+  $("predictions").setAttribute("aria-busy", "false");
   for (const [name, { item, button }] of answer.rows) listen(name, item, button);
   answer.rows.get(focused)?.button.focus();
   pin(answer.rows.has(answer.pinned) ? answer.pinned : null);
@@ -200,23 +200,23 @@ const show = (request, reply, milliseconds) => {
 };
 
 const summarise = (milliseconds) => {
-  const readings = Object.values(answer.attributes);
-  const accepted = readings.filter((reading) => reading.accepted).length;
-  const target = readings.length ? ` at ${shortPercent(readings[0].target_precision)} precision` : "";
-  $("readings-title").textContent = `${accepted} of ${plural(readings.length, "attribute")} accepted${target}`;
-  $("readings-hint").hidden = true;
-  $("announce").textContent = `${$("readings-title").textContent}, in ${Math.round(milliseconds)} milliseconds.`;
+  const predictions = Object.values(answer.attributes);
+  const accepted = predictions.filter((prediction) => prediction.accepted).length;
+  const target = predictions.length ? ` at ${shortPercent(predictions[0].target_precision)} precision` : "";
+  $("predictions-title").textContent = `${accepted} of ${plural(predictions.length, "attribute")} accepted${target}`;
+  $("predictions-hint").hidden = true;
+  $("announce").textContent = `${$("predictions-title").textContent}, in ${Math.round(milliseconds)} milliseconds.`;
 };
 
 const listen = (name, item, button) => {
-  item.addEventListener("pointerenter", (event) => event.pointerType === "mouse" && showEvidence(name));
-  item.addEventListener("pointerleave", () => showEvidence(answer.pinned));
-  button.addEventListener("focus", () => showEvidence(name));
-  button.addEventListener("blur", () => showEvidence(answer.pinned));
+  item.addEventListener("pointerenter", (event) => event.pointerType === "mouse" && showExplanation(name));
+  item.addEventListener("pointerleave", () => showExplanation(answer.pinned));
+  button.addEventListener("focus", () => showExplanation(name));
+  button.addEventListener("blur", () => showExplanation(answer.pinned));
   button.addEventListener("click", () => pin(answer.pinned === name ? null : name));
 };
 
-/** Keep one attribute's evidence in sight; null: none. */
+/** Keep the explanation of one attribute on screen; null: of none. */
 const pin = (name) => {
   answer.pinned = name;
   for (const [other, { item, button, slot }] of answer.rows) {
@@ -225,40 +225,40 @@ const pin = (name) => {
     slot.hidden = other !== name;
     slot.replaceChildren();
   }
-  showEvidence(name);
+  showExplanation(name);
   if (name && answer.attributes) fillSlot(name);
 };
 
-const showEvidence = (name) => {
+const showExplanation = (name) => {
   answer.shown = name;
-  const reading = name ? answer.attributes?.[name] : null;
-  const grid = reading?.explanation?.image ?? null;
-  drawHeat($("heat"), grid);
+  const prediction = name ? answer.attributes?.[name] : null;
+  const grid = prediction?.explanation?.image ?? null;
+  drawHeatMap($("heat"), grid);
   const any = answer.attributes && Object.values(answer.attributes).find(({ explanation }) => explanation?.text?.length);
-  const words = reading?.explanation?.text ?? any?.explanation.text ?? null;
+  const words = prediction?.explanation?.text ?? any?.explanation.text ?? null;
   $("words").hidden = !words;
-  if (words) drawWords($("words"), words, Boolean(reading));
-  const summary = reading ? describe(reading) : "";
-  $("looked").hidden = !any && !grid && !summary;
-  $("looked").textContent = summary || "Point at an attribute, or press it, to see what it leaned on.";
+  if (words) drawWords($("words"), words, Boolean(prediction));
+  const summary = prediction ? describe(prediction) : "";
+  $("explanation").hidden = !any && !grid && !summary;
+  $("explanation").textContent = summary || "Hover over an attribute, or select it, to see what its label is based on.";
 };
 
-/** On a narrow screen the picture is far away: show it once more, small, below the attribute. */
+/** A narrow screen has the image far from the attribute: repeat it there, small, with the heat map. */
 const fillSlot = (name) => {
   const { slot } = answer.rows.get(name);
   const { explanation } = answer.attributes[name];
-  if (explanation?.image && listing.picture && listing.visible) {
+  if (explanation?.image && listing.image && listing.visible) {
     const canvas = element("canvas");
-    const image = element("img", { src: listing.picture.address, alt: "" });
+    const image = element("img", { src: listing.image.url, alt: "" });
     slot.append(element("div", { className: "shown" }, image, canvas));
-    image.decode().then(() => drawHeat(canvas, explanation.image), () => {});
+    image.decode().then(() => drawHeatMap(canvas, explanation.image), () => {});
   }
   if (explanation?.text?.length) {
     const words = element("p", { className: "words" });
     drawWords(words, explanation.text, true);
     slot.append(words);
   }
-  slot.append(element("p", { className: "looked", textContent: describe(answer.attributes[name]) }));
+  slot.append(element("p", { className: "explanation", textContent: describe(answer.attributes[name]) }));
 };
 
 // ── the request as code ────────────────────────────────────────────────────────────────────────────────────
@@ -284,15 +284,15 @@ const copy = async () => {
     await navigator.clipboard.writeText($("code-text").textContent);
     $("copied").textContent = "Copied.";
   } catch {
-    // Browsers give the clipboard to https and localhost alone.
+    // Browsers allow access to the clipboard only on https and localhost.
     getSelection().selectAllChildren($("code-text"));
-    $("copied").textContent = "The browser does not let this page copy: the text is selected, press Ctrl+C or ⌘C.";
+    $("copied").textContent = "The browser does not allow this page to copy. The text is selected: press Ctrl+C or ⌘C.";
   }
 };
 
-// ── setting up ─────────────────────────────────────────────────────────────────────────────────────────────
+// ── initialisation ─────────────────────────────────────────────────────────────────────────────────────────
 
-/** Know the model: its precisions can be chosen. */
+/** Show the target precisions of the model. */
 export const setModel = ({ image_size: inputSize, target_precisions: targets }) => {
   model.inputSize = inputSize;
   $("precision").hidden = !targets.length;
@@ -306,7 +306,7 @@ export const setModel = ({ image_size: inputSize, target_precisions: targets }) 
   fit();
 };
 
-/** Call `listener` with the target precision, now and whenever another is chosen. */
+/** Call `listener` with the target precision once the model is known, and whenever another one is chosen. */
 export const watchPrecision = (listener) => {
   onPrecision = listener;
 };
@@ -314,11 +314,11 @@ export const watchPrecision = (listener) => {
 const drawExamples = () => {
   $("examples").replaceChildren(
     ...EXAMPLES.map(([file, title]) => {
-      const address = `static/examples/${file}`;
-      const button = element("button", { type: "button", title }, element("img", { src: address, alt: title, width: 72, height: 96 }));
+      const url = `static/examples/${file}`;
+      const button = element("button", { type: "button", title }, element("img", { src: url, alt: title, width: 72, height: 96 }));
       button.addEventListener("click", async () => {
-        const bytes = await (await fetch(address)).blob();
-        setListing({ picture: new File([bytes], file, { type: bytes.type }), title });
+        const bytes = await (await fetch(url)).blob();
+        setListing({ image: new File([bytes], file, { type: bytes.type }), title });
       });
       return element("li", {}, button);
     }),
@@ -327,15 +327,15 @@ const drawExamples = () => {
 
 export const start = () => {
   drawExamples();
-  $("picture").addEventListener("load", fit);
-  $("picture").addEventListener("error", () => {
+  $("image").addEventListener("load", fit);
+  $("image").addEventListener("error", () => {
     listing.visible = false;
-    drawPicture();
+    showImage();
   });
   new ResizeObserver(fit).observe($("frame"));
   for (const button of ["choose", "replace"]) $(button).addEventListener("click", () => $("file").click());
   $("file").addEventListener("change", () => {
-    if ($("file").files.length) setPicture($("file").files[0]);
+    if ($("file").files.length) setImage($("file").files[0]);
     $("file").value = "";
   });
   $("remove").addEventListener("click", () => {
@@ -343,7 +343,7 @@ export const start = () => {
     $("choose").focus();
   });
   $("title").addEventListener("input", () => changed(TYPING_MS));
-  $("url").addEventListener("input", () => addressTyped(2 * TYPING_MS));
+  $("url").addEventListener("input", () => urlChanged(2 * TYPING_MS));
   $("listing-form").addEventListener("submit", (event) => {
     event.preventDefault();
     changed();

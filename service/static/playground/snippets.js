@@ -1,4 +1,4 @@
-// The same request, to be sent from elsewhere.
+// The request of the page as code for curl and Python.
 
 const shell = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
@@ -9,13 +9,13 @@ const python = (value) => {
   if (typeof value === "object") {
     return `{${Object.entries(value).map(([name, inner]) => `${JSON.stringify(name)}: ${python(inner)}`).join(", ")}}`;
   }
-  return JSON.stringify(value); // a JSON string is a Python string, and so is a number
+  return JSON.stringify(value); // JSON strings and numbers are valid Python
 };
 
 /**
- * A request to POST: `path`, and either `json`, or `fields` with the `file` name of a picture.
+ * The curl command for a POST request: `path`, and either `json`, or form `fields` with the name of an image `file`.
  *
- * A key is never part of it: it stands in the environment, as CMA_CLIP_KEY.
+ * It never contains the API key; `keyed` makes it read the key from the environment variable CMA_CLIP_KEY.
  */
 export const curl = ({ path, json, fields, file }, origin, keyed) => {
   const lines = [`curl ${shell(new URL(path, origin).href)}`];
@@ -23,7 +23,7 @@ export const curl = ({ path, json, fields, file }, origin, keyed) => {
   if (json) {
     lines.push("-H 'Content-Type: application/json'", `--data-raw ${shell(JSON.stringify(json))}`);
   } else {
-    // A file name may hold what -F gives a meaning; --form-string takes text as it is, even if it begins with @.
+    // -F gives some characters of a file name a meaning; --form-string takes text literally, even if it starts with @.
     lines.push(`-F ${shell(`image=@"${file.replace(/["\\]/g, "\\$&")}"`)}`);
     for (const [name, value] of Object.entries(fields)) lines.push(`--form-string ${shell(`${name}=${value}`)}`);
   }
@@ -40,7 +40,7 @@ export const pythonCode = ({ path, json, fields, file }, origin, keyed) => {
     `${imports.map((line) => `${line}\n`).join("")}${imports.length ? "\n" : ""}import httpx\n\n` +
     `response = httpx.post(\n    ${python(new URL(path, origin).href)},\n${headers}${body})\n` +
     "response.raise_for_status()\n" +
-    'for name, found in response.json()["attributes"].items():\n' +
-    '    print(name, found["label"] if found["accepted"] else "(abstained)", found["confidence"])\n'
+    'for name, answer in response.json()["attributes"].items():\n' +
+    '    print(name, answer["label"] if answer["accepted"] else "(abstained)", answer["confidence"])\n'
   );
 };

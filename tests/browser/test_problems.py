@@ -1,4 +1,4 @@
-"""Everything that can go wrong is said, and what can mend itself does."""
+"""Every problem is reported, and the page recovers from temporary ones."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ import pytest
 from playwright.sync_api import expect
 
 from service import errors
-from tests.browser.conftest import OpenPlayground, Playground, PointedPredictor, Site, picture, serving
+from service.http import problems
+from tests.browser.conftest import OpenPlayground, Playground, PointedPredictor, Site, image_file, serving
 
-REFUSED = ("Failed to load resource",)  # what Chromium itself logs about every answer that is not 2xx
+REFUSED = ("Failed to load resource",)  # Chromium logs this for every response that is not 2xx
 
 
 @pytest.fixture
-def troubled(playground: Playground) -> Playground:
+def faulty(playground: Playground) -> Playground:
     playground.expected = REFUSED
     return playground
 
@@ -38,39 +39,39 @@ def strict() -> Iterator[Site]:
         yield site
 
 
-def test_not_a_picture(troubled: Playground) -> None:
-    troubled.choose({"name": "photo.heic", "mimeType": "image/heic", "buffer": b"not at all"})
-    expect(troubled.expect_problem("unsupported_media_type")).to_contain_text("JPEG, PNG, WebP, GIF, AVIF")
+def test_not_an_image(faulty: Playground) -> None:
+    faulty.choose({"name": "photo.heic", "mimeType": "image/heic", "buffer": b"not at all"})
+    expect(faulty.expect_problem("unsupported_media_type")).to_contain_text("JPEG, PNG, WebP, GIF, AVIF")
 
 
-def test_a_damaged_picture(troubled: Playground) -> None:
-    damaged = picture(size=(400, 400))
-    troubled.choose(damaged | {"buffer": damaged["buffer"][:60]})
-    problem = troubled.expect_problem("undecodable_image")
+def test_a_damaged_image(faulty: Playground) -> None:
+    damaged = image_file(size=(400, 400))
+    faulty.choose(damaged | {"buffer": damaged["buffer"][:60]})
+    problem = faulty.expect_problem("undecodable_image")
     expect(problem).to_contain_text("damaged")
-    expect(problem).to_contain_text(re.compile("Request id [0-9a-f]{32}"))
-    troubled.choose(picture())
-    troubled.expect_answer()
-    expect(troubled.problem).to_have_count(0)
+    expect(problem).to_contain_text(re.compile("Request ID [0-9a-f]{32}"))
+    faulty.choose(image_file())
+    faulty.expect_answer()
+    expect(faulty.problem).to_have_count(0)
 
 
-def test_too_long_a_title(troubled: Playground) -> None:
-    troubled["#title"].fill("word " * 1000)
-    expect(troubled.expect_problem("invalid_request")).to_contain_text("4096")
+def test_a_title_that_is_too_long(faulty: Playground) -> None:
+    faulty["#title"].fill("word " * 1000)
+    expect(faulty.expect_problem("invalid_request")).to_contain_text("4096")
 
 
-def test_too_large_a_picture(open_playground: OpenPlayground, strict: Site) -> None:
+def test_an_image_that_is_too_large(open_playground: OpenPlayground, strict: Site) -> None:
     playground = open_playground(strict)
     playground.expected = REFUSED
-    playground.choose(picture() | {"buffer": b"\x89PNG" + bytes(2000)})
+    playground.choose(image_file() | {"buffer": b"\x89PNG" + bytes(2000)})
     expect(playground.expect_problem("payload_too_large")).to_contain_text("at most 1000")
 
 
-def test_an_address_nobody_answers_at(open_playground: OpenPlayground, strict: Site) -> None:
+def test_a_url_that_does_not_answer(open_playground: OpenPlayground, strict: Site) -> None:
     playground = open_playground(strict)
     playground.expected = REFUSED
     playground["#url"].fill("http://127.0.0.1:9/shirt.jpg")
-    expect(playground.expect_problem("image_fetch_failed")).to_contain_text("Check the address")
+    expect(playground.expect_problem("image_fetch_failed")).to_contain_text("Check the URL")
 
 
 def test_a_bug_of_the_service(open_playground: OpenPlayground, strict: Site) -> None:
@@ -80,26 +81,26 @@ def test_a_bug_of_the_service(open_playground: OpenPlayground, strict: Site) -> 
     expect(playground.expect_problem("inference_failed")).to_contain_text("report it")
 
 
-def test_too_slow_and_then_fast_enough(open_playground: OpenPlayground, strict: Site) -> None:
+def test_a_request_that_times_out_is_retried(open_playground: OpenPlayground, strict: Site) -> None:
     playground = open_playground(strict)
     playground.expected = REFUSED
     strict.predictor.free.clear()
     playground["#title"].fill("slow")
-    expect(playground.expect_problem("deadline_exceeded")).to_contain_text("It is tried again in")
+    expect(playground.expect_problem("deadline_exceeded")).to_contain_text("Retrying in")
     strict.predictor.free.set()
     playground.expect_answer()
 
 
 @pytest.mark.parametrize("code", ["unknown_attribute", "internal_error", "not_found", "method_not_allowed", "draining"])
-def test_other_codes(troubled: Playground, code: str) -> None:
+def test_other_codes(faulty: Playground, code: str) -> None:
     failure = next(found for found in all_errors(errors.ServiceError) if found.code == code)
-    body = errors.problem(failure("what happened"), "the-id")
-    troubled.page.route(
+    body = problems.problem(failure("what happened"), "the-id")
+    faulty.page.route(
         "**/v1/classify",
-        lambda route: route.fulfill(json=body, status=failure.status, content_type=errors.PROBLEM_TYPE),
+        lambda route: route.fulfill(json=body, status=failure.status, content_type=problems.PROBLEM_TYPE),
     )
-    troubled["#title"].fill("Red Coat")
-    problem = troubled.expect_problem(code)
+    faulty["#title"].fill("Red Coat")
+    problem = faulty.expect_problem(code)
     expect(problem).to_contain_text("What happened.")
     expect(problem).to_contain_text("the-id")
 
@@ -108,10 +109,10 @@ def all_errors(root: type[errors.ServiceError]) -> list[type[errors.ServiceError
     return [root, *(found for child in root.__subclasses__() for found in all_errors(child))]
 
 
-def test_every_code_has_its_words() -> None:
+def test_every_code_has_a_message() -> None:
     source = (Path(errors.__file__).parent / "static/playground/api.js").read_text()
     for failure in all_errors(errors.ServiceError):
-        if failure is not errors.ClientGone:  # which nobody sees
+        if failure is not errors.ClientGone:  # nobody is there to see it
             assert f"  {failure.code}: [" in source
 
 
@@ -119,32 +120,32 @@ def test_every_code_has_its_words() -> None:
     "answer",
     [
         {"status": 502, "body": "<h1>Bad Gateway</h1>"},
-        {"status": 503, "body": '{"type": ', "content_type": errors.PROBLEM_TYPE},  # cut off
+        {"status": 503, "body": '{"type": ', "content_type": problems.PROBLEM_TYPE},  # truncated
     ],
 )
-def test_somebody_else_answers(troubled: Playground, answer: dict[str, Any]) -> None:
-    troubled.page.route("**/v1/classify", lambda route: route.fulfill(**answer))
-    troubled["#title"].fill("Red Coat")
-    expect(troubled.expect_problem("odd")).to_contain_text(str(answer["status"]))
-    troubled.page.unroute("**/v1/classify")
-    troubled.page.get_by_role("button", name="Try now").click()
-    troubled.expect_answer()
+def test_a_response_that_is_not_from_the_service(faulty: Playground, answer: dict[str, Any]) -> None:
+    faulty.page.route("**/v1/classify", lambda route: route.fulfill(**answer))
+    faulty["#title"].fill("Red Coat")
+    expect(faulty.expect_problem("unexpected_response")).to_contain_text(str(answer["status"]))
+    faulty.page.unroute("**/v1/classify")
+    faulty.page.get_by_role("button", name="Retry now").click()
+    faulty.expect_answer()
 
 
-def test_a_picture_that_has_gone_meanwhile_is_named(troubled: Playground) -> None:
+def test_an_image_deleted_in_the_meantime_is_reported(faulty: Playground) -> None:
     gone = "new DOMException('gone', 'NotFoundError')"
-    troubled.page.evaluate(f"() => {{ Blob.prototype.arrayBuffer = () => Promise.reject({gone}); }}")
-    troubled.choose(picture())
-    expect(troubled.expect_problem("unreadable")).to_contain_text("Choose it again")
+    faulty.page.evaluate(f"() => {{ Blob.prototype.arrayBuffer = () => Promise.reject({gone}); }}")
+    faulty.choose(image_file())
+    expect(faulty.expect_problem("unreadable")).to_contain_text("Choose it again")
 
 
-def test_the_description_of_the_interface_is_missed(troubled: Playground) -> None:
-    troubled.page.route("**/openapi.json", lambda route: route.abort())
-    troubled.page.goto(troubled.page.url.rstrip("/") + "/docs")
-    expect(troubled["#operations"]).to_contain_text("could not be loaded")
+def test_a_missing_api_description_is_reported(faulty: Playground) -> None:
+    faulty.page.route("**/openapi.json", lambda route: route.abort())
+    faulty.page.goto(faulty.page.url.rstrip("/") + "/docs")
+    expect(faulty["#operations"]).to_contain_text("could not be loaded")
 
 
-def test_overload_is_waited_out(open_playground: OpenPlayground) -> None:
+def test_an_overloaded_service_is_retried(open_playground: OpenPlayground) -> None:
     with serving(max_queue=1) as site:
         playground = open_playground(site)
         playground.expected = REFUSED
@@ -155,7 +156,7 @@ def test_overload_is_waited_out(open_playground: OpenPlayground) -> None:
         assert site.predictor.started.acquire(timeout=10)
         playground["#title"].fill("Red Coat")
         problem = playground.expect_problem("overloaded")
-        expect(problem).to_contain_text("It is tried again in 1 s.")
+        expect(problem).to_contain_text("Retrying in 1 s.")
         expect(playground["#state"]).to_have_text("Busy")
         site.predictor.free.set()
         inside.join()
@@ -171,10 +172,10 @@ def test_the_service_goes_away_and_comes_back(open_playground: OpenPlayground) -
         playground.expect_answer()
         site.stop()
         playground["#title"].fill("Red Coats")
-        expect(playground.expect_problem("away")).to_contain_text("It is tried again in")
-        expect(playground["#state"]).to_have_text("Out of reach")
+        expect(playground.expect_problem("unreachable")).to_contain_text("Retrying in")
+        expect(playground["#state"]).to_have_text("Unavailable")
     with serving(port=int(site.url.rpartition(":")[2])):
-        playground.page.get_by_role("button", name="Try now").click()
+        playground.page.get_by_role("button", name="Retry now").click()
         playground.expect_answer()
 
 
@@ -188,12 +189,12 @@ def test_the_model_is_still_loading(open_playground: OpenPlayground) -> None:
         expect(playground["#state"]).to_have_text("Not ready")
         loaded.set()
         time.sleep(0.3)
-        playground.page.get_by_role("button", name="Try now").click()
+        playground.page.get_by_role("button", name="Retry now").click()
         playground.expect_answer()
         expect(playground["#precision"]).to_be_visible()
 
 
-def test_an_api_key_is_asked_for(open_playground: OpenPlayground) -> None:
+def test_an_api_key_is_required(open_playground: OpenPlayground) -> None:
     with serving(api_keys=("right", "ключ ✓")) as site:
         playground = open_playground(site)
         playground.expected = REFUSED
@@ -202,7 +203,7 @@ def test_an_api_key_is_asked_for(open_playground: OpenPlayground) -> None:
         playground.expect_problem("unauthorized")
         playground["#key"].fill("wrong")
         playground["#key"].press("Enter")
-        expect(playground["#key-hint"]).to_contain_text("did not take")
+        expect(playground["#key-hint"]).to_contain_text("rejected this key")
         playground["#key"].fill("ключ ✓")
         playground["#key"].press("Enter")
         playground.expect_answer()

@@ -1,4 +1,4 @@
-// The answer for one listing: a row an attribute.
+// The predictions for one listing: one row per attribute.
 
 import { element, percent, readable, shortPercent } from "./dom.js";
 
@@ -23,20 +23,18 @@ export const verdict = (accepted) =>
     accepted ? "Accepted" : "Abstained",
   );
 
-/** Why a label was accepted or not, in one line. */
-export const reason = ({ confidence, accepted, threshold, target_precision: target }) => {
-  if (threshold === null) return `No confidence is enough: nothing could be certified at ${shortPercent(target)}`;
-  if (threshold < 0.0005) return `${percent(confidence)} sure; any confidence is enough here`;
-  return accepted
-    ? `${percent(confidence)} sure; ${percent(threshold)} is enough`
-    : `${percent(confidence)} sure; it takes ${percent(threshold)}`;
+/** One line that says why a label was accepted or not. */
+export const reason = ({ confidence, threshold, target_precision: target }) => {
+  if (threshold === null) return `No threshold certified at ${shortPercent(target)} precision`;
+  const minimum = threshold < 0.0005 ? "no minimum" : `minimum ${percent(threshold)}`;
+  return `Confidence ${percent(confidence)} (${minimum})`;
 };
 
-const bar = (reading) => {
+const bar = (prediction) => {
   const fill = element("span", { className: "fill" });
-  fill.style.inlineSize = `${100 * reading.confidence}%`;
-  const mark = reading.threshold === null ? null : element("span", { className: "mark" });
-  if (mark) mark.style.insetInlineStart = `${100 * reading.threshold}%`;
+  fill.style.inlineSize = `${100 * prediction.confidence}%`;
+  const mark = prediction.threshold === null ? null : element("span", { className: "mark" });
+  if (mark) mark.style.insetInlineStart = `${100 * prediction.threshold}%`;
   return element("div", { className: "bar", attributes: { "aria-hidden": "true" } }, fill, mark);
 };
 
@@ -71,27 +69,27 @@ const others = ({ candidates }) =>
       );
 
 /**
- * One attribute's row. Its button shows what the answer looked at: on focus or hover for the moment, pressed for good.
+ * One attribute's row. Its button shows the explanation of the label: temporarily on focus or hover, permanently once pressed.
  *
- * `summary`: what the heat shows, in words. `slot`: where a narrow screen shows the heat itself.
+ * `summary`: the explanation in words. `slot`: where the heat map goes on a narrow screen.
  */
-export const row = (name, reading, summary) => {
-  const id = `looked-${name}`;
+export const row = (name, prediction, summary) => {
+  const id = `explanation-${name}`;
   const button = element(
     "button",
     { type: "button", className: "head", attributes: { "aria-pressed": "false", ...(summary && { "aria-describedby": id }) } },
     element("span", { className: "attribute", textContent: readable(name) }),
-    element("span", { className: "label", textContent: reading.label }),
+    element("span", { className: "label", textContent: prediction.label }),
   );
   const slot = element("div", { className: "slot", hidden: true });
   const item = element(
     "li",
-    { className: `reading ${reading.accepted ? "accepted" : "abstained"}` },
+    { className: `prediction ${prediction.accepted ? "accepted" : "abstained"}` },
     button,
-    verdict(reading.accepted),
-    element("div", { className: "confidence" }, bar(reading), element("p", { className: "why", textContent: reason(reading) })),
-    split(reading.modality_attention),
-    others(reading),
+    verdict(prediction.accepted),
+    element("div", { className: "confidence" }, bar(prediction), element("p", { className: "why", textContent: reason(prediction) })),
+    split(prediction.modality_attention),
+    others(prediction),
     summary && element("p", { className: "sr", id, textContent: summary }),
     slot,
   );

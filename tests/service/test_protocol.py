@@ -1,13 +1,15 @@
-"""What comes over a connection before there is a request: bytes, as whoever knocks may send them."""
+"""What arrives over a connection before there is a request: arbitrary bytes."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
 
 import pytest
 
-from service.http import protocol as connection
+from service.http import protocol
+from service.observability import logs
 from tests.service.conftest import Client, on_port, until
 
 BODY = b'{"title": "shirt"}'
@@ -40,6 +42,26 @@ async def test_a_request_that_would_rather_upgrade_is_answered_as_any_other(upgr
         assert answer.startswith(b"HTTP/1.1 200 ")
         assert answer.count(b"HTTP/1.1") == 1
         assert client.predictor.batches == [["shirt"]]
+
+
+async def test_a_request_to_upgrade_is_not_worth_a_warning(capfd: pytest.CaptureFixture[str]) -> None:
+    """Clients that send one do so with each request."""
+    root, uvicorn_logger = logging.getLogger(), logging.getLogger("uvicorn.error")
+    before = root.handlers[:], root.level, uvicorn_logger.filters[:]
+    try:
+        logs.configure("text")
+        async with on_port() as client:
+            await talk(client, HEAD + b"Connection: Upgrade, close\r\nUpgrade: h2c\r\n\r\n" + BODY, hang_up=False)
+        uvicorn_logger.warning("something else")
+    finally:
+        root.handlers[:], uvicorn_logger.filters[:] = before[0], before[2]
+        root.setLevel(before[1])
+        logging.captureWarnings(False)
+    printed = capfd.readouterr().out
+    assert "route=/v1/classify" in printed
+    assert "something else" in printed
+    assert "upgrade" not in printed
+    assert "WebSocket" not in printed
 
 
 @pytest.mark.parametrize(
@@ -78,19 +100,17 @@ async def test_headers_without_end_are_not_read_to_the_end(more: bytes) -> None:
 
 
 @pytest.mark.parametrize("sent", [(), (b"GET / HT",), (b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n", b"GET / HT")])
-async def test_whoever_says_nothing_more_is_not_waited_for(
-    sent: tuple[bytes, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connection, "HEADER_SECONDS", 0.5)
+async def test_silent_connections_are_closed(sent: tuple[bytes, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "HEADER_SECONDS", 0.5)
     async with on_port() as client:
         answer = await talk(client, *sent, hang_up=False)
         assert answer.count(b"HTTP/1.1 200") == max(0, len(sent) - 1)
 
 
-async def test_whoever_waits_for_an_answer_or_for_the_next_request_is_not_cut_off(
+async def test_connections_that_wait_for_an_answer_or_idle_between_requests_are_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(connection, "HEADER_SECONDS", 0.5)
+    monkeypatch.setattr(protocol, "HEADER_SECONDS", 0.5)
     async with on_port() as client:
         client.predictor.free.clear()
         reader, writer = await asyncio.open_connection("127.0.0.1", client.base_url.port)

@@ -1,21 +1,22 @@
-// What an answer looked at: heat over the picture, words tinted by weight.
+// What a label is based on: a heat map over the image, and the words of the title tinted by weight.
 
 import { element, percent } from "./dom.js";
 
-const STRONGEST = 0.8; // opacity of the heaviest patch
+const STRONGEST = 0.8; // opacity of the patch with the greatest weight
 
 /**
- * Where a picture lies in the grid of weights, as shares of the grid; it sticks out where the model saw a crop of it.
+ * The position of the image within the grid of weights, as fractions of the grid. It extends beyond the grid where the
+ * model saw a crop of the image.
  *
- * The service says the opposite, where the grid lies on the picture: `frame` in shares of the picture.
+ * This inverts the `frame` of the API: the position of the grid on the image, as fractions of the image.
  */
 export const windowOf = ({ left, top, right, bottom }) => {
   const [width, height] = [1 / (right - left), 1 / (bottom - top)];
   return { left: -left * width, top: -top * height, width, height };
 };
 
-/** Draw the part of the grid that lies on the picture; null takes the heat away. */
-export const drawHeat = (canvas, grid) => {
+/** Draw the part of the grid that lies on the image; null removes the heat map. */
+export const drawHeatMap = (canvas, grid) => {
   const scale = window.devicePixelRatio || 1;
   canvas.width = Math.max(1, Math.round(canvas.clientWidth * scale));
   canvas.height = Math.max(1, Math.round(canvas.clientHeight * scale));
@@ -31,7 +32,7 @@ export const drawHeat = (canvas, grid) => {
   );
 };
 
-/** One pixel a patch; the browser blends them as it scales them up. */
+/** A canvas with one pixel per patch; the browser interpolates when it scales it up. */
 const patches = (grid, colour) => {
   const small = element("canvas", { width: grid.columns, height: grid.rows });
   const pen = small.getContext("2d");
@@ -46,7 +47,7 @@ const patches = (grid, colour) => {
   return small;
 };
 
-/** Show the title's words, each with its share of the weight; without weights, the words alone. */
+/** Show the words of the title; if `weighted`, each with its share of the weight. */
 export const drawWords = (container, words, weighted) => {
   const greatest = weighted ? Math.max(...words.map(({ weight }) => weight)) : 0;
   container.classList.toggle("weighted", Boolean(weighted));
@@ -64,27 +65,27 @@ export const drawWords = (container, words, weighted) => {
 
 const NINTHS = [
   ["upper left", "top", "upper right"],
-  ["left", "middle", "right"],
+  ["left", "centre", "right"],
   ["lower left", "bottom", "lower right"],
 ];
 
-/** Say in words what the heat shows; where all weighs alike, nothing stands out. */
+/** The explanation in words. No part or word is named where all have the same weight. */
 export const describe = ({ explanation, modality_attention: share }) => {
   const parts = [];
   if (explanation?.image && share.image > 0) {
-    const best = stands(explanation.image.weights.flat()) ? `, above all its ${place(explanation.image)}` : "";
-    parts.push(`${percent(share.image, 0)} from the picture${best}`);
+    const best = hasMaximum(explanation.image.weights.flat()) ? `, mainly the ${place(explanation.image)}` : "";
+    parts.push(`${percent(share.image, 0)} on the image${best}`);
   }
   if (explanation?.text?.length && share.text > 0) {
     const [best] = [...explanation.text].sort((one, other) => other.weight - one.weight);
-    const named = stands(explanation.text.map(({ weight }) => weight)) ? `, above all “${best.token}”` : "";
-    parts.push(`${percent(share.text, 0)} from the title${named}`);
+    const named = hasMaximum(explanation.text.map(({ weight }) => weight)) ? `, mainly “${best.token}”` : "";
+    parts.push(`${percent(share.text, 0)} on the title${named}`);
   }
-  return parts.length ? `${parts.join("; ")}.` : "";
+  return parts.length ? `Based ${parts.join("; ")}.` : "";
 };
 
-/** Whether one of the weights is greater than another, or there is but one. */
-const stands = (weights) => weights.length === 1 || Math.max(...weights) - Math.min(...weights) > 1e-6;
+/** Whether some weight is greater than another, or there is only one. */
+const hasMaximum = (weights) => weights.length === 1 || Math.max(...weights) - Math.min(...weights) > 1e-6;
 
 const place = ({ rows, columns, weights, frame }) => {
   const part = windowOf(frame);

@@ -1,4 +1,4 @@
-"""The plain reading: what the figures say, in sentences that are computed from them, the unfavourable too."""
+"""The findings: sentences that are computed from the figures, unfavourable ones included."""
 
 from __future__ import annotations
 
@@ -8,8 +8,15 @@ import numpy as np
 
 from model.situations import Situation
 from research.certificates import DELTA
-from research.study.conditions import UNSPOILT, clean
-from research.study.corruptions import CORRUPTIONS, IMAGES, NO_TITLE, TITLES
+from research.study.conditions import UNCORRUPTED, clean
+from research.study.corruptions import (
+    CORRUPTIONS,
+    IMAGES,
+    LABEL_WORDS_REMOVED,
+    MISMATCHED_TITLE,
+    NO_TITLE,
+    TITLES,
+)
 from research.study.results import Estimate, Results, both
 from research.study.runs import (
     ABLATIONS,
@@ -22,10 +29,10 @@ from research.study.runs import (
 )
 
 BOTH = clean(Situation.IMAGE_AND_TITLE)
-NO_LABEL_WORDS, FOREIGN_TITLE = both("label words removed", 1.0), both("another's title", 1.0)
+WITHOUT_LABEL_WORDS, WITH_MISMATCHED_TITLE = both(LABEL_WORDS_REMOVED, 1.0), both(MISMATCHED_TITLE, 1.0)
 SMALLEST_MOVE = 0.01
 COVERAGE_TARGET, COVERAGE_AIM = 0.95, 0.03
-LABEL_WORDS_AIM, FOREIGN_TITLE_AIM = 5.0, 0.4
+LABEL_WORDS_AIM, MISMATCHED_TITLE_AIM = 5.0, 0.4
 MEASURE_NAMES = {
     "accuracy": "mean accuracy",
     "macro_f1": "mean macro F1",
@@ -41,9 +48,9 @@ def points(difference: Estimate, *, digits: int = 1) -> str:
 
 
 def verdict(difference: Estimate) -> str:
-    """Say which of two is ahead, or that it cannot be told."""
-    if not difference.decided:
-        return "no difference can be told"
+    """Say which of two is ahead, or that neither is."""
+    if not difference.significant:
+        return "no significant difference"
     return "ahead" if difference.value > 0 else "**behind**"
 
 
@@ -63,10 +70,10 @@ def over_seeds(results: Results, run: str, other: str) -> str:
 
 
 def sentences(results: Results) -> dict[str, list[str]]:
-    """Return the plain reading, by subject; a subject that nothing is known about is left out."""
+    """Return the findings by subject, without subjects that have no figures."""
     subjects = {
         "Clean listings": list(_clean(results)),
-        "Spoilt listings": list(_spoilt(results)),
+        "Corrupted listings": list(_corrupted(results)),
         "What helps": list(_ablations(results)),
         "Modality weights": list(_weights(results)),
         "Aims": [*_aims(results), *_certificate_aims(results)],
@@ -81,10 +88,10 @@ def _clean(results: Results) -> Iterator[str]:
             if sentence := compared(results, CMA_CLIP.name, other, BOTH, measure):
                 yield sentence
     if sentence := compared(results, CMA_CLIP_PLAIN.name, CLIP_FINETUNED.name, BOTH, "recall_at_95"):
-        yield f"the two attentions alone, both trained plainly: {sentence}"
+        yield f"the effect of the two attentions alone, both trained plainly: {sentence}"
 
 
-def _spoilt(results: Results) -> Iterator[str]:
+def _corrupted(results: Results) -> Iterator[str]:
     for other in (CLIP_FINETUNED.name, CLIP_SAME_RECIPE.name, "late-fusion"):
         ahead: dict[str, list[str]] = {"ahead": [], "behind": [], "even": []}
         for corruption in CORRUPTIONS:
@@ -92,7 +99,7 @@ def _spoilt(results: Results) -> Iterator[str]:
                 CMA_CLIP.name, other, both(corruption.name, corruption.strengths[-1]), "accuracy"
             )
             if difference is not None:
-                side = "even" if not difference.decided else "ahead" if difference.value > 0 else "behind"
+                side = "even" if not difference.significant else "ahead" if difference.value > 0 else "behind"
                 ahead[side].append(f"{corruption.name} ({100 * difference.value:+.1f})")
         total = sum(map(len, ahead.values()))
         if total:
@@ -115,26 +122,25 @@ def _ablations(results: Results) -> Iterator[str]:
         if accuracy is None or recall is None:
             continue
         conclusion = (
-            "no difference can be told"
-            if not (accuracy.decided or recall.decided)
+            "no significant difference"
+            if not (accuracy.significant or recall.significant)
             else "; ".join(
                 f"{name} {'**better**' if each.value > 0 else 'worse'}"
                 for name, each in (("accuracy", accuracy), ("recall", recall))
-                if each.decided
+                if each.significant
             )
         )
         yield f"{run.title}: accuracy {points(accuracy)}, recall at 95 % precision {points(recall)}: {conclusion}"
 
 
 def _weights(results: Results) -> Iterator[str]:
-    moved = {side: weight_moves(results, side) for side in ("title", "picture")}
-    for side, direction in (("title", 1), ("picture", -1)):
-        moves = moved[side]
+    for side, direction in (("title", 1), ("image", -1)):
+        moves = weight_moves(results, side)
         if moves:
             away = [name for name, move in moves.items() if direction * move >= SMALLEST_MOVE]
             values = ", ".join(f"{name} {100 * move:+.1f}" for name, move in moves.items())
             yield (
-                f"the weights move away from the spoilt {side} by {100 * SMALLEST_MOVE:g} point or more in "
+                f"the weights move away from the corrupted {side} by {100 * SMALLEST_MOVE:g} point or more in "
                 f"{len(away)} of {len(moves)} corruptions at their strongest (image weight, mean over attributes, in "
                 f"points: {values})"
             )
@@ -144,27 +150,27 @@ def _weights(results: Results) -> Iterator[str]:
             f"over {len(results.attributes)} attributes, the image weight and what removing the image costs "
             f"correlate at r = {cost['image']:.2f}, the title weight and what removing the title costs at "
             f"r = {cost['title']:.2f}: the weights {'explain' if min(cost.values()) > 0.5 else '**do not explain**'} "
-            "what a modality is worth to an attribute"
+            "how much a modality contributes to an attribute"
         )
-    follows = [name for name, (seen, told) in needed_weights(results).items() if seen > told]
+    follows = [name for name, (image, title) in needed_weights(results).items() if image > title]
     if needed_weights(results):
         yield (
-            "listing by listing, the image weighs more where it alone is right than where the title alone is in "
-            f"{len(follows)} of {len(needed_weights(results))} attributes"
+            "listing by listing, the image weight is higher where only the image is right than where only the "
+            f"title is, in {len(follows)} of {len(needed_weights(results))} attributes"
         )
 
 
 def weight_moves(results: Results, side: str) -> dict[str, float]:
-    """Return by how much the mean image weight moves under each corruption of titles or pictures, at its strongest.
+    """Return by how much the mean image weight changes under each corruption of the title or image, at its strongest.
 
-    Left out is an absent title, whose weight is 0 by construction.
+    An absent title is left out: its weight is 0 by construction.
     """
     corruptions = TITLES if side == "title" else IMAGES
     moves = {}
     for corruption in corruptions:
         weights = [
             mean_image_weight(results, key)
-            for key in (both(UNSPOILT, 0.0), both(corruption.name, corruption.strengths[-1]))
+            for key in (both(UNCORRUPTED, 0.0), both(corruption.name, corruption.strengths[-1]))
         ]
         if weights[0] is not None and weights[1] is not None and corruption.name != NO_TITLE:
             moves[corruption.name] = weights[1] - weights[0]
@@ -179,7 +185,7 @@ def mean_image_weight(results: Results, key: str) -> float | None:
 
 
 def costs(results: Results, attribute: str) -> tuple[float, float, float] | None:
-    """Return CMA-CLIP's image weight for an attribute, and what accuracy removing the image, the title costs."""
+    """Return CMA-CLIP's image weight for an attribute, and the accuracy lost without image and without title."""
     cell = results.cell(CMA_CLIP.name, BOTH, attribute)
     accuracies = [results.value(CMA_CLIP.name, clean(situation), "accuracy", attribute) for situation in Situation]
     if cell is None or "image_weight" not in cell or None in accuracies:
@@ -206,14 +212,14 @@ def needed_weights(results: Results) -> dict[str, tuple[float, float]]:
     """Return, by attribute, the image weight where the image alone is right, and where the title alone is."""
     needed = {}
     for attribute, cells in results.runs.get(CMA_CLIP.name, {}).get("weights", {}).items():
-        seen, told = (cells[f"{alone}_alone_right"]["image_weight"] for alone in (Situation.IMAGE, Situation.TITLE))
-        if seen is not None and told is not None:
-            needed[attribute] = (seen, told)
+        image, title = (cells[f"{alone}_alone_right"]["image_weight"] for alone in (Situation.IMAGE, Situation.TITLE))
+        if image is not None and title is not None:
+            needed[attribute] = (image, title)
     return needed
 
 
 def _aims(results: Results) -> Iterator[str]:
-    recall = results.difference(CMA_CLIP.name, CLIP_FINETUNED.name, NO_LABEL_WORDS, "recall_at_95")
+    recall = results.difference(CMA_CLIP.name, CLIP_FINETUNED.name, WITHOUT_LABEL_WORDS, "recall_at_95")
     if recall is not None:
         yield (
             f"{_met(100 * recall.value >= LABEL_WORDS_AIM)}: with label words removed, mean recall at 95 % precision "
@@ -235,8 +241,8 @@ def _aims(results: Results) -> Iterator[str]:
     if lost[0] is not None and lost[1] is not None and lost[1] > 0:
         share = lost[0] / lost[1]
         yield (
-            f"{_met(share <= FOREIGN_TITLE_AIM)}: with another listing's title, at most "
-            f"{100 * FOREIGN_TITLE_AIM:.0f} % of the accuracy lost that the fine-tuned CLIP loses: "
+            f"{_met(share <= MISMATCHED_TITLE_AIM)}: with a mismatched title, at most "
+            f"{100 * MISMATCHED_TITLE_AIM:.0f} % of the fine-tuned CLIP's loss of accuracy: "
             f"{100 * lost[0]:.1f} of {100 * lost[1]:.1f} points, {100 * share:.0f} %"
         )
 
@@ -260,8 +266,8 @@ def _certificate_aims(results: Results) -> Iterator[str]:
         f"{100 * COVERAGE_AIM:g} points of coverage against the oracle threshold: {100 * lost:.1f} points, mean over "
         "attributes and situations"
         + (
-            f"; {100 * least:.1f} even for a threshold that is tested alone, with nothing to choose: with calibration "
-            "listings as few as these, no certificate of these confidences can meet the aim"
+            f"; {100 * least:.1f} even for a threshold that is tested alone, without a choice among several: with this "
+            "number of calibration listings, no certificate of these confidences can meet the aim"
             if least > COVERAGE_AIM
             else ""
         )
@@ -269,7 +275,9 @@ def _certificate_aims(results: Results) -> Iterator[str]:
 
 
 def _lost(results: Results, run: str, seeds: int) -> float | None:
-    values = [results.mean(run, key, "accuracy", seeds=seeds) for key in (both(UNSPOILT, 0.0), FOREIGN_TITLE)]
+    values = [
+        results.mean(run, key, "accuracy", seeds=seeds) for key in (both(UNCORRUPTED, 0.0), WITH_MISMATCHED_TITLE)
+    ]
     return None if values[0] is None or values[1] is None else values[0] - values[1]
 
 

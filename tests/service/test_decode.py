@@ -1,4 +1,4 @@
-"""Bytes to RGB: every accepted format and mode, and everything that is no picture."""
+"""Bytes to RGB: every accepted format and mode, and everything that is not an image."""
 
 from __future__ import annotations
 
@@ -18,11 +18,17 @@ from PIL import Image, ImageDraw, ImageOps
 
 from model.inputs.decode import decode_image
 from service.errors import PayloadTooLarge, UndecodableImage, UnsupportedMediaType
-from service.pipeline.decode import ACCEPTED, decode, sniff
+from service.pipeline.decode import ACCEPTED, configure_pillow, decode, sniff
 from tests.service.tally import TALLY
 
 # Pillow warns of metadata that it cannot read: here the files are damaged on purpose.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _configured_pillow() -> None:
+    configure_pillow()
+
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "BMP")
 
@@ -46,6 +52,12 @@ def scene(width: int = 64, height: int = 48) -> Image.Image:
     draw.rectangle((0, 0, width, height // 2), "red")
     draw.ellipse((0, 0, width // 4, height // 4), "white")
     return image
+
+
+def pixel(image: Image.Image, column: int, row: int) -> tuple[int, ...]:
+    value = image.getpixel((column, row))
+    assert isinstance(value, tuple)
+    return value
 
 
 def difference(left: Image.Image, right: Image.Image) -> float:
@@ -73,7 +85,7 @@ def test_every_mode_becomes_rgb(mode: str) -> None:
 
 def test_cmyk_jpegs_become_rgb() -> None:
     cyan = Image.new("CMYK", (20, 10), (255, 0, 0, 0))
-    red, green, blue = read(write(cyan, "JPEG", quality=95)).getpixel((5, 5))
+    red, green, blue = pixel(read(write(cyan, "JPEG", quality=95)), 5, 5)
     assert red < 20
     assert min(green, blue) > 235
 
@@ -89,8 +101,8 @@ def test_transparency_lies_on_white(file_format: str) -> None:
     image = Image.new("RGBA", (20, 10), (255, 0, 0, 0))
     image.paste((0, 0, 255, 255), (0, 0, 10, 10))
     found = read(write(image, file_format, **({"lossless": True} if file_format == "WEBP" else {})))
-    assert min(found.getpixel((15, 5))) > 250
-    red, _, blue = found.getpixel((4, 5))
+    assert min(pixel(found, 15, 5)) > 250
+    red, _, blue = pixel(found, 4, 5)
     assert red < 30
     assert blue > 240
 
@@ -109,7 +121,7 @@ def test_a_transparent_colour_lies_on_white() -> None:
 def test_of_an_animation_the_first_frame_is_read(file_format: str) -> None:
     first, second = Image.new("RGB", (20, 10), "red"), Image.new("RGB", (20, 10), "blue")
     found = read(write(first, file_format, save_all=True, append_images=[second]))
-    assert found.getpixel((5, 5))[0] > 200
+    assert pixel(found, 5, 5)[0] > 200
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -146,15 +158,15 @@ def test_a_large_jpeg_is_decoded_at_a_scale_the_model_can_still_use() -> None:
 def test_reduced_and_full_decoding_agree_at_the_models_size() -> None:
     generator = np.random.default_rng(0)
     noise = Image.fromarray(generator.integers(0, 255, (30, 40, 3), dtype=np.uint8)).resize((1600, 1200))
-    for picture in (scene(1600, 1200), noise):
-        data = write(picture, "JPEG", quality=92)
+    for image in (scene(1600, 1200), noise):
+        data = write(image, "JPEG", quality=92)
         full = Image.open(io.BytesIO(data)).convert("RGB")
-        found = [image.resize((60, 80), Image.Resampling.BICUBIC) for image in (read(data, max_pixels=10**7), full)]
+        found = [each.resize((60, 80), Image.Resampling.BICUBIC) for each in (read(data, max_pixels=10**7), full)]
         assert difference(*found) < 1.0
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "WEBP", "BMP"])
-def test_large_pictures_of_other_formats_are_reduced_after_decoding(file_format: str) -> None:
+def test_large_images_of_other_formats_are_reduced_after_decoding(file_format: str) -> None:
     data = write(scene(2400, 1800), file_format)
     found = read(data, max_pixels=10**7)
     assert found.size == (219, 164)  # one eleventh: 1800 / 11 is still above 2 × 80
@@ -279,7 +291,7 @@ def test_catalogues_are_read_as_requests_are(data: bytes) -> None:
 
 
 def test_what_lies_behind_a_jpeg_does_not_count() -> None:
-    """Phones put a film there; 0xff 0xda occurs in it by chance."""
+    """Phones append a video; 0xff 0xda occurs in it by chance."""
     data = write(scene(), "JPEG", exif=b"Exif\0\0" + b"\xff\xda" * 100)
     assert read(data + b"\xff\xda" * 1000).size == scene().size
 
@@ -367,7 +379,7 @@ def test_any_bytes_are_read_or_refused_and_nothing_else(head: bytes, tail: bytes
 
 
 def check_outcome(data: bytes) -> None:
-    """Assert that the bytes are a picture, or refused by one of the errors that a caller may see."""
+    """Assert that the bytes are an image, or refused by one of the errors that a caller may see."""
     TALLY["fuzz: images decoded or refused"] += 1
     with contextlib.suppress(UnsupportedMediaType, UndecodableImage, PayloadTooLarge):
         assert read(data, max_pixels=100_000).width > 0

@@ -1,4 +1,4 @@
-"""`cma-clip predict` on a fake predictor: the table, the tinted words and the heat map."""
+"""`cma-clip predict` with a fake predictor: the table, the tinted words and the heat map."""
 
 from __future__ import annotations
 
@@ -26,19 +26,21 @@ TITLE = " ".join(WEIGHTS)
 
 @dataclass(frozen=True, slots=True)
 class ExplainingPrediction(FakePrediction):
-    """Leans on the lower right corner of what it saw, and on two words."""
+    """Is based on the lower right corner of what it saw, and on two words."""
 
     frame: Frame = WHOLE
 
-    def read(self, attribute: str, **options: Any) -> AttributePrediction:
-        reading = FakePrediction.read(self, attribute, **options)
-        if reading.explanation is None:
-            return reading
+    def attribute(self, name: str, **options: Any) -> AttributePrediction:
+        prediction = FakePrediction.attribute(self, name, **options)
+        if prediction.explanation is None:
+            return prediction
+        grid = ImageExplanation(2, 2, [[0.0, 0.0], [0.0, 1.0]], self.frame)
+        words = tuple(TokenWeight(word, weight) for word, weight in WEIGHTS.items())
         explanation = Explanation(
-            image=self.listing.pixel and ImageExplanation(2, 2, [[0.0, 0.0], [0.0, 1.0]], self.frame),
-            text=self.listing.title and tuple(TokenWeight(word, weight) for word, weight in WEIGHTS.items()),
+            image=grid if self.listing.pixel else None,
+            text=words if self.listing.title else None,
         )
-        return replace(reading, confidence=0.7, threshold=0.5, accepted=True, explanation=explanation)
+        return replace(prediction, confidence=0.7, threshold=0.5, accepted=True, explanation=explanation)
 
 
 class ExplainingPredictor(FakePredictor):
@@ -58,7 +60,7 @@ def predictor(monkeypatch: pytest.MonkeyPatch) -> FakePredictor:
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
+def image_file(tmp_path: Path) -> Path:
     path = tmp_path / "photo.png"
     path.write_bytes(encoded((250, 250, 250), size=(60, 80)))
     return path
@@ -77,8 +79,10 @@ def reply_of(
     predictor = ExplainingPredictor(frame)
     prepared = predictor.prepare(title, Image.new("RGB", (60, 80)) if image else None, explain=explain)
     (prediction,) = predictor.predict(predictor.collate([prepared]))
-    readings = {task.name: prediction.read(task.name, target_precision=0.95, top_k=3) for task in predictor.tasks}
-    return ClassifyReply.of(None, predictor.info, readings)
+    predictions = {
+        task.name: prediction.attribute(task.name, target_precision=0.95, top_k=3) for task in predictor.tasks
+    }
+    return ClassifyReply.of(None, predictor.info, predictions)
 
 
 def drawn(reply: ClassifyReply, width: int = 140, **options: Any) -> str:
@@ -114,7 +118,7 @@ def test_the_threshold_is_marked_on_the_bar() -> None:
 
 def test_words_are_tinted_by_weight_and_the_heaviest_are_named() -> None:
     shown = drawn(reply_of(), force_terminal=True, color_system="standard", legacy_windows=False)
-    shown = shown.partition("leaned")[2]
+    shown = shown.partition("based on")[2]
     styles = {word: shown.split(word)[0].rpartition("\x1b[")[2] for word in WEIGHTS}
     assert styles == {"Turtle": "2m", "Navy": "1;37;45m", "Blue": "1;35m", "Shirt": "2m"}
     plain = drawn(reply_of(), color_system=None)
@@ -123,16 +127,16 @@ def test_words_are_tinted_by_weight_and_the_heaviest_are_named() -> None:
 
 
 def test_nothing_is_said_of_words_unless_asked_for() -> None:
-    assert "leaned" not in drawn(reply_of(explain=False))
-    assert "leaned" not in drawn(reply_of(title=None))
+    assert "based on" not in drawn(reply_of(explain=False))
+    assert "based on" not in drawn(reply_of(title=None))
 
 
 def test_explain_prints_what_the_service_would(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], picture: Path
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], image_file: Path
 ) -> None:
-    assert run(monkeypatch, picture, "--title", TITLE, "--json") == 0
+    assert run(monkeypatch, image_file, "--title", TITLE, "--json") == 0
     assert "explanation" not in json.loads(capsys.readouterr().out)["attributes"]["season"]
-    assert run(monkeypatch, picture, "--title", TITLE, "--explain", "--json") == 0
+    assert run(monkeypatch, image_file, "--title", TITLE, "--explain", "--json") == 0
     explanation = json.loads(capsys.readouterr().out)["attributes"]["season"]["explanation"]
     assert explanation["image"] == {
         "rows": 2,
@@ -144,14 +148,14 @@ def test_explain_prints_what_the_service_would(
 
 
 def test_the_heat_map_is_a_png_with_a_panel_per_attribute(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], picture: Path, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], image_file: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "heat.png"
-    assert run(monkeypatch, picture, "--heat-map", out) == 0
+    assert run(monkeypatch, image_file, "--heat-map", out) == 0
     assert "baseColour" in capsys.readouterr().out
     with Image.open(out) as sheet:
         assert sheet.format == "PNG"
-        gap, width, height = heat_map.GAP, 240, 320  # of a picture of 60 x 80 in a panel of 320 x 320
+        gap, width, height = heat_map.GAP, 240, 320  # of an image of 60 x 80 in a panel of 320 x 320
         assert sheet.size == (gap + 2 * (width + gap), gap + heat_map.CAPTION + height + gap)
 
 
@@ -165,11 +169,11 @@ def test_the_heat_map_is_a_png_with_a_panel_per_attribute(
 def test_a_heat_map_that_cannot_be(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    picture: Path,
+    image_file: Path,
     arguments: tuple[str, ...],
     message: str,
 ) -> None:
-    monkeypatch.chdir(picture.parent)
+    monkeypatch.chdir(image_file.parent)
     assert run(monkeypatch, *arguments) == 2
     assert message in capsys.readouterr().err
 
@@ -178,31 +182,31 @@ def test_a_heat_map_that_cannot_be(
 
 
 def redness(sheet: Image.Image) -> np.ndarray[Any, Any]:
-    """How much redder than green each pixel of the first panel's picture is."""
+    """How much redder than green each pixel of the first panel's image is."""
     left, upper = heat_map.GAP, heat_map.GAP + heat_map.CAPTION
     pixels = np.asarray(sheet, dtype=int)[upper : upper + 320, left : left + 320]
-    return pixels[..., 0] - pixels[..., 1]
+    return np.asarray(pixels[..., 0] - pixels[..., 1])
 
 
 def test_heat_lies_on_the_patch_that_weighed() -> None:
-    picture = Image.new("RGB", (100, 100), "grey")
-    red = redness(heat_map.draw(picture, reply_of()))
+    image = Image.new("RGB", (100, 100), "grey")
+    red = redness(heat_map.draw(image, reply_of()))
     assert red[270, 270] > 100
     assert abs(red[50, 50]) < 5
 
 
 def test_padding_is_part_of_what_was_seen_and_cropped_edges_are_not() -> None:
-    picture = Image.new("RGB", (100, 50), "black")
-    padded = np.asarray(heat_map.draw(picture, reply_of(frame=Frame(0, -0.5, 1, 1.5))))
+    image = Image.new("RGB", (100, 50), "black")
+    padded = np.asarray(heat_map.draw(image, reply_of(frame=Frame(0, -0.5, 1, 1.5))))
     first = padded[heat_map.GAP + heat_map.CAPTION :, heat_map.GAP :]
     assert tuple(first[20, 20]) == (255, 255, 255)
     assert tuple(first[160, 20]) == (0, 0, 0)
-    picture.paste("white", (0, 0, 25, 50))
-    cropped = np.asarray(heat_map.draw(picture, reply_of(frame=Frame(0.25, 0, 0.75, 1))))
+    image.paste("white", (0, 0, 25, 50))
+    cropped = np.asarray(heat_map.draw(image, reply_of(frame=Frame(0.25, 0, 0.75, 1))))
     assert tuple(cropped[heat_map.GAP + heat_map.CAPTION + 5, heat_map.GAP + 5]) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("frame", [Frame(0, -30000, 1, 30001), Frame(0.5, 0, 0.5 + 1 / 60000, 1)])
-def test_a_very_long_picture_costs_no_more(frame: Frame) -> None:
+def test_a_very_long_image_costs_no_more(frame: Frame) -> None:
     sheet = heat_map.draw(Image.new("RGB", (60000, 1), "red"), reply_of(frame=frame))
     assert max(sheet.size) < 1000

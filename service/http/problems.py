@@ -1,0 +1,68 @@
+"""Turns errors into problem documents (RFC 9457): the one place that does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from service.errors import InvalidRequest, MethodNotAllowed, NotFound, ServiceError, Unauthorized
+
+PROBLEM_TYPE = "application/problem+json"
+MAX_NAME = 64
+"""Characters of a field's name that are repeated: an unknown field is named by the caller, at any length."""
+
+
+def as_service_error(error: Exception) -> ServiceError:
+    """Translate whatever a route or the framework raised; anything unexpected becomes a bare 500."""
+    match error:
+        case ServiceError():
+            return error
+        case RequestValidationError():
+            return InvalidRequest(describe(error.errors()))
+        case HTTPException(__cause__=ServiceError() as cause):
+            return cause  # ours, raised while FastAPI was reading the body, and wrapped by it
+        case HTTPException(status_code=404 | 405 as status):
+            missing = status == 404
+            return NotFound("there is no such path") if missing else MethodNotAllowed("not with that method")
+        case HTTPException(status_code=status) if status < 500:
+            # The framework's own refusals of a body or form that it cannot parse.
+            return InvalidRequest(error.detail)
+        case _:
+            return ServiceError("something went wrong on our side; the request id finds it in the logs")
+
+
+def describe(errors: Sequence[Any]) -> str:
+    """Describe in one line what pydantic found, field by field, without repeating the caller's values."""
+    return "; ".join(
+        f"{'.'.join(str(part)[:MAX_NAME] for part in error['loc'] if part != 'body') or 'body'}: "
+        f"{error['msg'].removeprefix('Value error, ')}"
+        for error in errors[:5]
+    )
+
+
+def problem(error: ServiceError, request_id: str) -> dict[str, Any]:
+    """Return the problem document of RFC 9457."""
+    titles = {499: "Client Closed Request"}
+    return {
+        "type": f"urn:cma-clip:problem:{error.code}",
+        "title": titles.get(error.status) or HTTPStatus(error.status).phrase,
+        "status": error.status,
+        "detail": error.detail,
+        "code": error.code,
+        "request_id": request_id,
+    }
+
+
+def problem_response(error: ServiceError, request_id: str) -> JSONResponse:
+    headers = {}
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(problem(error, request_id), status_code=error.status, headers=headers, media_type=PROBLEM_TYPE)

@@ -1,0 +1,128 @@
+"""The life of the service: it loads the model and warms it up, says whether it can take requests in, and drains.
+
+loading ──► ready ──► draining ──► stopped
+   └──► failed (the checkpoint cannot be used; `failure` says why)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import NoReturn
+
+from model.errors import ModelError
+from model.inference.predictions import ListingPredictor, check_target_precision
+from service.errors import Draining, NotReady
+from service.memory import trim_now_and_then
+from service.pipeline.inference import Inference, warm_up
+from service.pipeline.pipeline import Pipeline
+from service.settings import Settings
+
+Load = Callable[[Settings], ListingPredictor]
+
+log = logging.getLogger(__name__)
+
+STALL_SECONDS = 60.0
+"""A batch that computes this long will never finish: only a restart helps, and /healthz says so."""
+
+
+class Lifecycle:
+    """Opens the pipeline once the model is loaded, and ends it."""
+
+    def __init__(self, settings: Settings, pipeline: Pipeline, load: Load) -> None:
+        self.failure: Exception | None = None
+        self.draining = False
+        self._settings, self._pipeline, self._load = settings, pipeline, load
+        self._inference: Inference | None = None
+        self._given_up = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # ── loading ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def start(self) -> None:
+        """Begin to load and warm up, in a separate thread: the event loop answers health checks meanwhile."""
+        self._tasks = [asyncio.create_task(self._start()), asyncio.create_task(trim_now_and_then())]
+
+    async def _start(self) -> None:
+        try:
+            inference = await asyncio.to_thread(self._load_and_warm_up)
+        except Exception as error:
+            if isinstance(error, ModelError):
+                log.error("cannot start: %s", error)
+            else:
+                log.exception("cannot start")
+            self.failure = error
+            return
+        inference.batcher.start()
+        self._pipeline.open(inference)
+        self._inference = inference
+        info = inference.predictor.info
+        log.info("ready", extra={"fields": {"model": info.name, "version": info.version}})
+
+    def _load_and_warm_up(self) -> Inference:
+        """Raises `ModelError`, or whatever else keeps the checkpoint from being used."""
+        settings = self._settings
+        predictor = self._load(settings)
+        if predictor.info.target_precisions:
+            check_target_precision(predictor.info, settings.target_precision)
+        else:
+            log.warning("the checkpoint is not calibrated: it answers, but accepts nothing")
+        return Inference(
+            predictor,
+            max_batch_size=settings.max_batch_size,
+            max_wait=settings.max_wait_ms / 1000,
+            batch_seconds=warm_up(predictor, settings.max_batch_size),
+            on_batch=self._pipeline.metrics.batches.computed,
+        )
+
+    # ── health ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def check_ready(self) -> None:
+        """Raise `NotReady` or `Draining` unless a request can be taken in."""
+        self.check_alive()
+        if self.draining:
+            raise Draining("the service is stopping", retry_after=1)
+        if self._inference is None:
+            raise NotReady("the model is being loaded", retry_after=5)
+
+    def check_alive(self) -> None:
+        """Raise `NotReady` once the process cannot recover by itself."""
+        if self.failure is not None:
+            raise NotReady("the model could not be loaded", retry_after=30)
+        if self._inference is None:
+            return
+        if not self._inference.batcher.alive:
+            raise NotReady("the inference thread has died", retry_after=5)
+        if self._inference.batcher.computing_for > STALL_SECONDS:
+            raise NotReady("the inference thread hangs", retry_after=5)
+
+    # ── the end ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def drain(self) -> None:
+        """Take no new request in; admitted ones are finished."""
+        self.draining = True
+
+    @property
+    def idle(self) -> bool:
+        """Whether every admitted request has been answered."""
+        return not self._pipeline.admission.listings
+
+    def give_up(self) -> None:
+        """Answer every request that still waits, for the device or for anything else, with 503: the drain is over."""
+        self._given_up.set()
+        if self._inference is not None:
+            self._inference.batcher.close()
+
+    async def raise_when_given_up(self) -> NoReturn:
+        """Wait for that moment, and raise `Draining`."""
+        await self._given_up.wait()
+        raise Draining("the service has stopped", retry_after=1)
+
+    async def stop(self) -> None:
+        """End everything at once."""
+        self.draining = True
+        for task in self._tasks:
+            task.cancel()
+        self.give_up()
+        await self._pipeline.close()

@@ -1,0 +1,37 @@
+"""What is logged about a request: one line, when it has been answered."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """Filled in on the way of a request; never a title, an image, a URL or a key."""
+
+    id: str
+    started: float = field(default_factory=time.monotonic)
+    listings: int = 0
+    code: str | None = None
+    """The problem's code, if it was answered with one."""
+    stages: dict[str, float] = field(default_factory=dict)
+    """Seconds of each stage; where listings passed through it concurrently, those of the slowest."""
+
+    def stage(self, name: str, seconds: float) -> None:
+        self.stages[name] = max(seconds, self.stages.get(name, 0.0))
+
+    def fields(self, *, method: str, route: str | None, status: int, seconds: float) -> dict[str, Any]:
+        """Return the fields of the log line; those that are empty or 0 are left out."""
+        fields = {
+            "request_id": self.id,
+            "method": method,
+            "route": route,
+            "status": status,
+            "code": self.code,
+            "listings": self.listings,
+            "milliseconds": round(1000 * seconds, 3),
+            "stages_ms": {name: round(1000 * spent, 3) for name, spent in self.stages.items()},
+        }
+        return {name: value for name, value in fields.items() if value}

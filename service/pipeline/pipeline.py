@@ -1,0 +1,104 @@
+"""The steps of a request, in order: admission, options, and for each listing fetch, prepare, infer.
+
+`service.http.routes` calls them one after the other. The pipeline is closed until the model is loaded: admission and
+fetching work before that, and what needs the model raises `NotReady`.
+"""
+
+from __future__ import annotations
+
+import time
+
+from model.inference.predictions import ListingPredictor, Prediction, Prepared
+from service.errors import NotReady
+from service.observability.metrics import Metrics
+from service.pipeline.admission import Admission
+from service.pipeline.call import Call
+from service.pipeline.fetch import Fetcher, FetchLimits, Gate
+from service.pipeline.inference import Inference
+from service.pipeline.options import CheckedOptions, check_options
+from service.pipeline.prepare import ImageLimits, Preparer
+from service.schemas import ListingInput, Options
+from service.settings import Settings
+
+
+class Pipeline:
+    """What a request passes through; one per process."""
+
+    def __init__(self, settings: Settings, metrics: Metrics, *, gate: Gate | None = None) -> None:
+        """gate: which addresses images may be fetched from; None: as the settings say."""
+        self.settings, self.metrics = settings, metrics
+        self._inference: Inference | None = None
+        self.admission = Admission(
+            max_listings=settings.max_queue,
+            max_bytes=settings.max_inflight_bytes,
+            expected_seconds=self._expected_seconds,
+            estimate_age=self._estimate_age,
+        )
+        self._fetcher = Fetcher(
+            gate or Gate(allowed_hosts=settings.image_hosts, allow_private=settings.allow_private_image_hosts),
+            FetchLimits(max_bytes=settings.max_image_bytes),
+        )
+        self._preparer = Preparer(ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels))
+        metrics.batches.in_flight.set_function(lambda: self.admission.listings)
+        metrics.batches.queue_depth.set_function(lambda: self._inference.batcher.waiting if self._inference else 0)
+
+    def _expected_seconds(self, listings: int) -> float:
+        return self.inference.batcher.expected_seconds(listings)
+
+    def _estimate_age(self, listings: int) -> float:
+        return self.inference.batcher.cost.age(min(listings, self.settings.max_batch_size))
+
+    def open(self, inference: Inference) -> None:
+        """Compute with this model from now on."""
+        self.metrics.predictions.model_loaded(inference.predictor.info, inference.predictor.tasks)
+        self._inference = inference
+
+    async def close(self) -> None:
+        """End the threads and connections that prepare listings; the batcher is closed by the life cycle."""
+        self._preparer.close()
+        await self._fetcher.aclose()
+
+    @property
+    def inference(self) -> Inference:
+        """The loaded model. Raises `NotReady` while there is none."""
+        if self._inference is None:
+            raise NotReady("the model is being loaded", retry_after=5)
+        return self._inference
+
+    @property
+    def predictor(self) -> ListingPredictor:
+        """The loaded predictor. Raises `NotReady` while there is none."""
+        return self.inference.predictor
+
+    def check_options(self, options: Options) -> CheckedOptions:
+        """Fill in the defaults. Raises `UnknownAttribute`, or `InvalidRequest` for an uncalibrated precision."""
+        return check_options(
+            options, self.predictor.info, self.predictor.tasks, target_precision=self.settings.target_precision
+        )
+
+    async def fetch(self, url: str, call: Call) -> bytes:
+        """Fetch an image; its bytes take room in the request's ticket as they arrive."""
+        started = time.monotonic()
+        data = await self._fetcher.fetch(url, on_bytes=call.ticket.add_bytes)
+        self.record_stage("fetch", time.monotonic() - started, call)
+        return data
+
+    async def prepare(self, listing: ListingInput, fetched: bytes | None, *, explain: bool, call: Call) -> Prepared:
+        """Decode and tokenize; `fetched` is the image behind the listing's URL, if it names one."""
+        prepared, seconds = await self._preparer.prepare(self.predictor, listing, fetched, explain=explain)
+        self.record_stage("decode", seconds, call)
+        return prepared
+
+    async def infer(self, prepared: Prepared, call: Call) -> Prediction:
+        """Wait for the device and compute. An explanation is refused here if it cannot be ready in time."""
+        if prepared.work > 1:  # on arrival it was counted as 1
+            self.admission.check_deadline(call.deadline, listings=prepared.work - 1, own=call.ticket.listings)
+        answer = await self.inference.batcher.submit(prepared, deadline=call.deadline.at)
+        self.record_stage("queue", answer.queue_seconds, call)
+        self.record_stage("inference", answer.inference_seconds, call)
+        return answer.result
+
+    def record_stage(self, stage: str, seconds: float, call: Call) -> None:
+        """Count a listing's time in a stage, in the metrics and for the request's log line."""
+        self.metrics.requests.stage(stage, seconds)
+        call.record.stage(stage, seconds)

@@ -1,0 +1,96 @@
+"""Submitted listings to what the model takes: decoded and tokenized, in a bounded pool of threads."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import os
+import string
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from PIL import Image
+
+from model.inference.predictions import ListingPredictor, Prepared
+from service.errors import ImageFetchFailed, InvalidRequest, PayloadTooLarge, UndecodableImage, UnsupportedMediaType
+from service.pipeline.decode import decode
+from service.schemas import ListingInput
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageLimits:
+    """Bounds of one image: its bytes encoded, its pixels decoded."""
+
+    max_bytes: int
+    max_pixels: int
+
+
+class Preparer:
+    """Decodes and tokenizes off the event loop, so that a bad listing fails alone and the loop stays free."""
+
+    def __init__(self, limits: ImageLimits) -> None:
+        self._limits = limits
+        # Decoding releases the interpreter's lock: one thread per core.
+        self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="decode")
+
+    async def prepare(
+        self, predictor: ListingPredictor, listing: ListingInput, fetched: bytes | None, *, explain: bool
+    ) -> tuple[Prepared, float]:
+        """Return the listing, ready to be batched, and the seconds that it took in the pool.
+
+        fetched: the image's bytes, where the listing names a URL
+
+        Raises `InvalidRequest` (not base64), `PayloadTooLarge`, `UnsupportedMediaType`, `UndecodableImage`, or
+        `ImageFetchFailed` where the image's host sent something that cannot be used.
+        """
+        return await asyncio.get_running_loop().run_in_executor(
+            self._pool, self._prepare, predictor, listing, fetched, explain
+        )
+
+    def _prepare(
+        self, predictor: ListingPredictor, listing: ListingInput, fetched: bytes | None, explain: bool
+    ) -> tuple[Prepared, float]:
+        started = time.monotonic()
+        image = decode_image_of(listing, fetched, self._limits, target=predictor.info.image_size)
+        prepared: Prepared = predictor.prepare(listing.title, image, explain=explain)
+        return prepared, time.monotonic() - started
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def decode_image_of(
+    listing: ListingInput, fetched: bytes | None, limits: ImageLimits, *, target: tuple[int, int]
+) -> Image.Image | None:
+    """Decode a listing's image as RGB; None if it has none. `fetched` and errors are those of `Preparer.prepare`."""
+    if fetched is not None:
+        try:
+            return _decode(fetched, limits, target)
+        except (UnsupportedMediaType, UndecodableImage) as error:
+            raise ImageFetchFailed(f"what the image's host sent cannot be used: {error.detail}") from error
+    if listing.image is None:
+        return None
+    encoded = _from_base64(listing.image, limits) if isinstance(listing.image, str) else listing.image
+    return _decode(encoded, limits, target)
+
+
+def _decode(encoded: bytes, limits: ImageLimits, target: tuple[int, int]) -> Image.Image:
+    _check_size(len(encoded), limits)
+    return decode(encoded, max_pixels=limits.max_pixels, target=target)
+
+
+def _from_base64(text: str, limits: ImageLimits) -> bytes:
+    """Decode standard base64; line breaks, as the `base64` command writes them, are accepted."""
+    try:
+        encoded = text.encode("ascii").translate(None, string.whitespace.encode())
+        _check_size(len(encoded) // 4 * 3 - 2, limits)
+        return base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidRequest("image.base64 is not valid base64") from None
+
+
+def _check_size(nbytes: int, limits: ImageLimits) -> None:
+    if nbytes > limits.max_bytes:
+        raise PayloadTooLarge(f"the image has {nbytes} bytes; at most {limits.max_bytes} are accepted")

@@ -64,13 +64,13 @@ def test_from_catalogue_to_labels(
     assert "run `cma-clip evaluate`" in capsys.readouterr().err
     assert not (trained / "metrics.json").exists()
 
-    picture = tmp_path / "photo.png"
-    draw("Red", "Circle").save(picture)
+    photo = tmp_path / "photo.png"
+    draw("Red", "Circle").save(photo)
     asked = ("--title", "Plain Red Circle", "--checkpoint", trained, "--target-precision", 0.5)
-    assert run(monkeypatch, "predict", picture, *asked, "--json") == 0
+    assert run(monkeypatch, "predict", photo, *asked, "--json") == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["attributes"]["colour"]["label"] == "Red"
-    assert run(monkeypatch, "predict", picture, *asked) == 0
+    assert run(monkeypatch, "predict", photo, *asked) == 0
     assert "Red" in capsys.readouterr().out
 
     out = tmp_path / "labels.csv"

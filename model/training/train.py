@@ -31,7 +31,7 @@ NAME = "cma-clip"
 
 def train(
     catalogue: Catalogue,
-    out: Path,
+    out: str | Path,
     *,
     name: str = NAME,
     model: ModelConfig | None = None,
@@ -48,7 +48,7 @@ def train(
     `model` is `initial_model(None, initial)` and `config` is `default_config(catalogue, initial)` where they are None.
     Raises `CatalogueError`, `ConfigError`, `CheckpointError` or `TrainingError`.
 
-        train(Catalogue.open(Path("shop.toml")), Path("runs/shop"))
+        train(Catalogue.open("shop.toml"), "runs/shop")
     """
     start = str(initial) if initial else None
     return FineTuning(
@@ -58,7 +58,7 @@ def train(
         config=config or default_config(catalogue, start),
         initial=start,
         console=console or Console(stderr=True),
-    ).run(out, device=device)
+    ).run(Path(out), device=device)
 
 
 def default_config(catalogue: Catalogue, initial: str | None) -> TrainConfig:

@@ -1,4 +1,4 @@
-"""What training does when something comes in between: a signal, a full disk, a damaged picture, a changed table."""
+"""What training does when something comes in between: a signal, a full disk, a damaged image, a changed table."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def fail() -> None:
 
 
 @pytest.mark.parametrize(("epochs", "more"), [(0, 3), (1, 0), (1, 1), (2, 0)])
-def test_a_run_that_is_told_to_end_goes_on_as_if_it_had_not_been(
+def test_an_interrupted_run_resumes_as_if_it_had_not_been(
     catalogue: Catalogue,
     tmp_path: Path,
     arguments: dict[str, Any],
@@ -217,14 +217,14 @@ def test_the_average_has_the_statistics_of_the_batches_too(
 # --- what the catalogue may hold ---------------------------------------------------------------------------
 
 
-def with_pictures(toml: Path, *damaged: int) -> Catalogue:
+def with_damaged_images(toml: Path, *damaged: int) -> Catalogue:
     for row in damaged:
         path = toml.parent / "images" / f"sku-{row}.png"
         path.write_bytes(path.read_bytes()[:60])
     return Catalogue.open(toml)
 
 
-def test_a_damaged_picture_is_named_and_passed_over(
+def test_a_damaged_image_is_named_and_its_listing_used_without_it(
     tmp_path: Path, arguments: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     toml = write_catalogue(tmp_path / "shop", 120)
@@ -232,13 +232,13 @@ def test_a_damaged_picture_is_named_and_passed_over(
     lines = table.read_text().splitlines()
     lines[6] = lines[6].rpartition(",")[0] + ","  # row 5 has no title either: nothing is left of it
     table.write_text("\n".join(lines) + "\n")
-    train(with_pictures(toml, *range(12)), tmp_path / "run", **arguments)
+    train(with_damaged_images(toml, *range(12)), tmp_path / "run", **arguments)
     said = capsys.readouterr().err
     assert "sku-5.png: the image cannot be decoded" in said
     assert said.count("sku-5.png") == 1
 
 
-def test_a_run_of_a_table_that_has_changed_is_not_taken_for_the_same(tmp_path: Path, arguments: dict[str, Any]) -> None:
+def test_a_run_of_a_table_that_has_changed_is_refused(tmp_path: Path, arguments: dict[str, Any]) -> None:
     toml = write_catalogue(tmp_path / "shop", 120)
     train(Catalogue.open(toml), tmp_path / "run", **arguments)
     with pytest.raises(TrainingError, match="another catalogue or configuration"):
@@ -266,7 +266,7 @@ def test_a_state_that_cannot_be_read_is_named(catalogue: Catalogue, tmp_path: Pa
         train(catalogue, tmp_path, **arguments)
 
 
-def test_a_run_wants_a_folder(catalogue: Catalogue, tmp_path: Path, arguments: dict[str, Any]) -> None:
+def test_a_run_needs_a_folder(catalogue: Catalogue, tmp_path: Path, arguments: dict[str, Any]) -> None:
     (tmp_path / "run").write_text("")
     with pytest.raises(TrainingError, match="is a file"):
         train(catalogue, tmp_path / "run", **arguments)
@@ -290,7 +290,7 @@ def test_a_validation_part_without_labels_is_refused_before_training(tmp_path: P
     assert not (tmp_path / "run").exists()
 
 
-def test_pictures_alone_are_trained_where_few_listings_have_one(tmp_path: Path, arguments: dict[str, Any]) -> None:
+def test_images_alone_are_trained_where_few_listings_have_one(tmp_path: Path, arguments: dict[str, Any]) -> None:
     """Most batches have none, and teach nothing then."""
     toml = write_catalogue(tmp_path / "shop", 120)
     for listing in Catalogue.open(toml).part(Part.TRAIN)[6:]:

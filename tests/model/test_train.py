@@ -195,7 +195,7 @@ def test_the_loss_of_a_batch_is_the_sum_over_attributes_of_means_over_labelled_r
     assert multi_task_loss(logits, none).item() == 0.0
 
 
-def test_rows_without_a_modality_do_not_spoil_the_unimodal_losses(
+def test_rows_without_a_modality_leave_the_unimodal_losses_finite(
     network: CMAClip, train_config: TrainConfig, model_config: ModelConfig
 ) -> None:
     batch = TrainingBatch(
@@ -246,10 +246,10 @@ def test_a_mismatched_pair_counts_by_its_share_and_asks_for_the_labels_of_either
     assert annealed(network, batch, 0.5)["total"].item() == pytest.approx(expected.item(), rel=1e-4)
     assert annealed(network, batch, 1.0)["total"].item() == pytest.approx(late.item(), rel=1e-4)
     none = dataclasses.replace(config, mismatched_titles=0, mismatched_images=0)
-    assert "foreign" not in TrainingLoss(none, transform)(network, batch, 0.5)
+    assert "mismatched" not in TrainingLoss(none, transform)(network, batch, 0.5)
 
 
-def test_spoilt_shares_fall_along_a_line_and_nothing_else_changes(train_config: TrainConfig) -> None:
+def test_corruption_shares_fall_along_a_line_and_nothing_else_changes(train_config: TrainConfig) -> None:
     augment = AugmentConfig(corrupted_images=0.2, blank_images=0.02, title_dropout=0.3, label_word_dropout=0.04)
     config = dataclasses.replace(
         train_config, anneal=0.5, augment=augment, modality_dropout=0.1, mismatched_titles=0.08, mismatched_images=0.02
@@ -309,7 +309,7 @@ def test_modalities_are_dropped_one_at_a_time_and_never_the_only_one() -> None:
     assert (~kept_title[both]).float().mean().item() == pytest.approx(0.2, abs=0.03)
 
 
-def test_a_picture_meets_another_listings_title_only_where_there_are_both() -> None:
+def test_an_image_meets_another_listings_title_only_where_there_are_both() -> None:
     image = torch.tensor([True, True, False, True])
     title = torch.tensor([True, True, True, False])
     images, titles = mismatched(image, title)

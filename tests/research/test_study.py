@@ -8,7 +8,7 @@ import json
 import math
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -113,7 +113,9 @@ def test_every_parameter_of_the_pooled_network_gets_a_gradient(
 ) -> None:
     dataset = ListingDataset(catalogue, catalogue.listings[:16], tasks, model_config.preprocess)
     batch = collate([dataset[i] for i in range(16)])
-    torch.autograd.backward(TrainingLoss(train_config, dataset.transform)(pooled.train(), batch, 0.5)["total"])
+    torch.autograd.backward(
+        TrainingLoss(train_config, dataset.transform)(cast(CMAClip, pooled.train()), batch, 0.5)["total"]
+    )
     without = [name for name, p in pooled.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == []
     assert all(torch.isfinite(p.grad).all() for p in pooled.parameters() if p.grad is not None)

@@ -118,7 +118,7 @@ def update(config: Config, settings: Mapping[str, Any]) -> Config:
 def override(config: Config, settings: Mapping[str, str]) -> Config:
     """Return `config` with fields replaced, named by dotted path: `{"optimiser.epochs": "4"}`.
 
-    A value is JSON, or a bare word that stands for itself. Raises as `update` does.
+    A value is JSON, or else plain text. Raises as `update` does.
     """
     tree: dict[str, Any] = {}
     for path, text in settings.items():

@@ -187,7 +187,7 @@ def clip_schedule(listings: int) -> Schedule:
 def pretraining_schedule(pairs: int) -> Schedule:
     """Choose the schedule of `small_pretraining`: 2 epochs of batches of 256 from 25,600 pairs up.
 
-    Its batches are larger, since the other titles of a batch are what a title is told apart from.
+    Its batches are larger, since each title is contrasted with the others of its batch.
     """
     return schedule(pairs, large=Schedule(epochs=2, batch_size=256), smallest_batch=64, epoch_steps=24, steps=200)
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.errors import ConfigError
-from model.inputs.augment import IMAGE_CORRUPTIONS, AugmentConfig, random_box, vary_pixels, vary_title
+from model.inputs.augment import IMAGE_CORRUPTIONS, AugmentConfig, Pixels, random_box, vary_pixels, vary_title
 
 PLAIN = AugmentConfig(flip=False, corrupted_images=0, blank_images=0, title_dropout=0, label_word_dropout=0)
 LABELS = ("Men", "Apparel", "Tshirts", "Navy Blue")

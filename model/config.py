@@ -8,13 +8,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+
 from model.errors import ConfigError
+
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+"""How every configuration is read: no field but its own, no value of another type, no number but a finite one."""
 
 # OpenAI CLIP's channel statistics; open_clip's towers expect them, and ours are trained with them too.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -22,12 +25,13 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
+@with_config(STRICT)
 @dataclass(frozen=True, kw_only=True)
 class PreprocessConfig:
-    """How a picture and a title become tensors; it travels with the weights.
+    """How an image and a title become tensors; it travels with the weights.
 
-    image_size: (height, width) in pixels. resize: `longest` fits the whole picture inside and pads with
-    `fill` (white, as product pictures have it), `shortest` fills the frame and crops the centre, `squash`
+    image_size: (height, width) in pixels. resize: `longest` fits the whole image inside and pads with
+    `fill` (white, as product images have it), `shortest` fills the frame and crops the centre, `squash`
     ignores the aspect ratio. context_length: tokens a title may have, start and end tokens included.
     """
 
@@ -47,9 +51,10 @@ class PreprocessConfig:
             raise ConfigError("context_length must leave room for start, one token and end: 3 at least")
 
 
+@with_config(STRICT)
 @dataclass(frozen=True, kw_only=True)
 class FusionConfig:
-    """Sizes of what stands on the towers; depth 0 and `modality_attention=False` are the paper's ablations."""
+    """Sizes of what is built on the towers; depth 0 and `modality_attention=False` are the paper's ablations."""
 
     width: int = 256
     depth: int = 1
@@ -69,9 +74,10 @@ class FusionConfig:
             raise ConfigError("fusion dropout must be at least 0 and below 1")
 
 
+@with_config(STRICT)
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Everything needed to build the network but its attributes. `backbone` is an open_clip configuration."""
+    """Everything needed to build the network, except for its attributes. `backbone` is an open_clip configuration."""
 
     backbone_name: str
     backbone: Mapping[str, Any]
@@ -81,80 +87,81 @@ class ModelConfig:
 
 Config = TypeVar("Config")
 
+SHOWN = 60
+"""How many characters of a wrong value a message shows."""
+
+
+def to_json(config: Any) -> Any:
+    """Turn a configuration into plain JSON types, which `from_json` reads back as an equal one."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_json(kind: type[Config], value: Any) -> Config:
+    """Read `value` (plain JSON types) as a `kind`: a dataclass or pydantic model that is configured by `STRICT`.
+
+    Raises `ConfigError` that names the first field at fault by its dotted path.
+    """
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(value, default=str))
+    except ValidationError as error:
+        raise ConfigError(_in_one_line(error, kind.__name__)) from error
+
+
+def update(config: Config, settings: Mapping[str, Any]) -> Config:
+    """Return `config` with fields replaced; `settings` is nested as the fields are: `{"optimiser": {"epochs": 4}}`.
+
+    Raises `ConfigError` for an unknown field or an impossible value.
+    """
+    return from_json(type(config), _merge(to_json(config), settings))
+
 
 def override(config: Config, settings: Mapping[str, str]) -> Config:
     """Return `config` with fields replaced, named by dotted path: `{"optimiser.epochs": "4"}`.
 
-    Raises `ConfigError` for an unknown field or a value of another type.
+    A value is JSON, or else plain text. Raises as `update` does.
     """
+    tree: dict[str, Any] = {}
     for path, text in settings.items():
-        config = _override(config, path.split("."), text, path)
-    return config
+        *tables, name = path.split(".")
+        table = tree
+        for each in tables:
+            table = table.setdefault(each, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"setting {path!r} is inside {each!r}, which is set to a value")
+        table[name] = _value(text)
+    return update(config, tree)
 
 
-def _override(config: Any, path: list[str], text: str, full: str) -> Any:
-    known = typing.get_type_hints(type(config))
-    if path[0] not in known:
-        raise ConfigError(f"unknown setting {full!r}; known here: {', '.join(known)}")
-    if len(path) > 1:
-        if not dataclasses.is_dataclass(known[path[0]]):
-            raise ConfigError(f"unknown setting {full!r}: {path[0]} has no fields")
-        value = _override(getattr(config, path[0]), path[1:], text, full)
-    else:
-        try:
-            value = from_json(known[path[0]], json.loads(text))
-        except (json.JSONDecodeError, ConfigError) as error:
-            raise ConfigError(f"setting {full!r} cannot be {text!r}") from error
-    return dataclasses.replace(config, **{path[0]: value})
-
-
-def to_json(config: Any) -> Any:
-    """Turn a configuration into plain JSON types."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
-
-
-def from_json(kind: Any, value: Any) -> Any:
-    """Read `value` (plain JSON types) as `kind`: a dataclass of this module or the type of one of its fields.
-
-    Raises `ConfigError` that names the field at fault.
-    """
-    if dataclasses.is_dataclass(kind):
-        return _dataclass_from_json(typing.cast(type, kind), value)
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Literal:
-        if value not in arguments:
-            raise ConfigError(f"{value!r} is none of {', '.join(map(repr, arguments))}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, list) or len(value) != len(arguments):
-            raise ConfigError(f"{value!r} is not a list of {len(arguments)}")
-        return tuple(from_json(each, item) for each, item in zip(arguments, value, strict=True))
-    if origin in (Mapping, types.MappingProxyType) or typing.get_origin(kind) is not None:
-        if not isinstance(value, dict):
-            raise ConfigError(f"{value!r} is not an object")
-        return value
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{value} is not a finite number")
-    if type(value) is not kind:
-        raise ConfigError(f"{value!r} is not of type {kind.__name__}")
-    return value
-
-
-def _dataclass_from_json(kind: type, value: Any) -> Any:
-    if not isinstance(value, dict):
-        raise ConfigError(f"{kind.__name__} must be an object")
-    hints = typing.get_type_hints(kind)
-    if unknown := sorted(set(value) - set(hints)):
-        raise ConfigError(f"{kind.__name__} has unknown fields: {', '.join(unknown)}")
-    fields = {}
-    for name, item in value.items():
-        try:
-            fields[name] = from_json(hints[name], item)
-        except ConfigError as error:
-            raise ConfigError(f"{name}: {error}") from error
+def _value(text: str) -> Any:
     try:
-        return kind(**fields)
-    except TypeError as error:
-        raise ConfigError(f"{kind.__name__}: {str(error).partition(') ')[2] or error}") from error
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _merge(document: Mapping[str, Any], settings: Mapping[str, Any], inside: str = "") -> dict[str, Any]:
+    merged = dict(document)
+    for name, value in settings.items():
+        path = f"{inside}{name}"
+        if name not in document:
+            raise ConfigError(f"unknown setting {path!r}; known here: {', '.join(document)}")
+        if isinstance(value, Mapping):
+            if not isinstance(document[name], Mapping):
+                raise ConfigError(f"unknown setting '{path}.{next(iter(value), '')}': {name} has no fields")
+            merged[name] = _merge(document[name], value, f"{path}.")
+        else:
+            merged[name] = value
+    return merged
+
+
+def _in_one_line(error: ValidationError, kind: str) -> str:
+    """Say what is wrong with the first field at fault."""
+    fault = error.errors(include_url=False, include_context=False)[0]
+    path = ".".join(map(str, fault["loc"]))
+    if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"{kind} has no field {path!r}"
+    if fault["type"].startswith("missing"):
+        return f"{path} is missing"
+    given = json.dumps(fault["input"], default=str)
+    given = given if len(given) <= SHOWN else f"{given[:SHOWN]} …"
+    return f"{path or kind} cannot be {given}: {fault['msg'].replace('Input should', 'it should')}"

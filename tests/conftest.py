@@ -40,7 +40,7 @@ TINY_BACKBONE = {
 
 
 def draw(colour: str, shape: str, seed: int = 0) -> Image.Image:
-    """A product picture, 18 x 24: one shape on white, somewhere."""
+    """A product image, 18 x 24: one shape on white, somewhere."""
     rng = random.Random(seed)
     image = Image.new("RGB", (18, 24), "white")
     left, upper = rng.randint(1, 4), rng.randint(1, 8)

@@ -49,13 +49,13 @@ def test_from_catalogue_to_labels(
     assert "run `cma-clip evaluate`" in capsys.readouterr().err
     assert not (trained / "metrics.json").exists()
 
-    picture = tmp_path / "photo.png"
-    draw("Red", "Circle").save(picture)
+    photo = tmp_path / "photo.png"
+    draw("Red", "Circle").save(photo)
     asked = ("--title", "Plain Red Circle", "--checkpoint", trained, "--target-precision", 0.5)
-    assert run(monkeypatch, "predict", picture, *asked, "--json") == 0
+    assert run(monkeypatch, "predict", photo, *asked, "--json") == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["attributes"]["colour"]["label"] == "Red"
-    assert run(monkeypatch, "predict", picture, *asked) == 0
+    assert run(monkeypatch, "predict", photo, *asked) == 0
     assert "Red" in capsys.readouterr().out
 
     out = tmp_path / "labels.csv"
@@ -74,7 +74,11 @@ def test_from_catalogue_to_labels(
         (("train", "shop.toml", "--out", "run", "--set", "epochs"), "--set takes name=value"),
         (("train", "shop.toml", "--out", "run", "--set", "epochs=1"), "unknown setting 'epochs'"),
         (("train", "shop.toml", "--out", "run", "--backbone", "nope"), "unknown backbone 'nope'"),
-        (("train", "shop.toml", "--out", "run", "--set", "optimiser.learning_rate=NaN"), "cannot be 'NaN'"),
+        (("train", "shop.toml", "--out", "run", "--set", "optimiser.learning_rate=NaN"), "cannot be NaN"),
+        (("train", "--out", "run"), "name the catalogue's TOML file, or a --recipe"),
+        (("train", "--out", "run", "--recipe", "nowhere.toml"), "nowhere.toml cannot be read: No such file"),
+        (("train", "--out", "run", "--recipe", "x.toml", "--epochs", "3"), "--epochs cannot be combined with --recipe"),
+        (("train", "--out", "run", "--recipe", "x.toml", "--set", "a=1"), "--set cannot be combined with --recipe"),
         (("calibrate", "nowhere", "shop.toml"), "there is no checkpoint folder"),
         (("evaluate", "nowhere", "shop.toml", "--plots", "shop.toml"), "plots need a folder"),
         (("evaluate", "nowhere", "shop.toml", "--scores", "no/x.npz"), "there is no folder no"),

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
+import dataclasses
 import json
-import re
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,11 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.config import override, to_json
+from model.config import FusionConfig, to_json, update
+from model.evaluation.calibrate import TOGETHER
 from model.inference.predictor import Predictor
 from model.situations import Situation
-from model.training.config import small_training
-from service.commands.training import split_settings
+from model.training.config import PretrainConfig, TrainConfig, small_pretraining, small_training
+from model.training.initialise import initial_model
+from model.training.recipe import CalibrateStage, EvaluateStage, PretrainStage, Recipe, TrainStage
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "weights" / "fashion"
@@ -31,7 +31,7 @@ def predictor() -> Predictor:
 
 
 @pytest.fixture(scope="module")
-def metrics(predictor: Predictor) -> dict:  # type: ignore[type-arg]
+def metrics(predictor: Predictor) -> dict[str, Any]:
     return dict(predictor.info.metrics)
 
 
@@ -50,11 +50,11 @@ def test_it_reads_the_seven_attributes_at_three_target_precisions(predictor: Pre
             assert certified == sorted(certified)
 
 
-def test_the_test_part_is_large_enough(metrics: dict) -> None:  # type: ignore[type-arg]
+def test_the_test_part_is_large_enough(metrics: dict[str, Any]) -> None:
     assert metrics["data"]["listings"]["test"] >= 3000
 
 
-def accuracies(metrics: dict, situation: Situation) -> dict[str, float]:  # type: ignore[type-arg]
+def accuracies(metrics: dict[str, Any], situation: Situation) -> dict[str, float]:
     measured = metrics["situations"][situation]["attributes"]
     return {attribute: measured[attribute]["accuracy"] for attribute in ATTRIBUTES}
 
@@ -67,7 +67,7 @@ def baseline(name: str) -> dict[str, float]:
 LEAVES_ROOM = ("articleType", "baseColour", "season", "usage")
 
 
-def test_it_beats_a_bag_of_words_wherever_that_leaves_room(metrics: dict) -> None:  # type: ignore[type-arg]
+def test_it_beats_a_bag_of_words_wherever_that_leaves_room(metrics: dict[str, Any]) -> None:
     ours, bag_of_words = accuracies(metrics, Situation.IMAGE_AND_TITLE), baseline("title")
     for attribute in LEAVES_ROOM:
         assert ours[attribute] > bag_of_words[attribute], attribute
@@ -75,19 +75,19 @@ def test_it_beats_a_bag_of_words_wherever_that_leaves_room(metrics: dict) -> Non
         assert ours[attribute] >= bag_of_words[attribute] - 0.002, attribute
 
 
-def test_a_title_alone_is_read_nearly_as_well_as_by_a_bag_of_words(metrics: dict) -> None:  # type: ignore[type-arg]
+def test_a_title_alone_is_read_nearly_as_well_as_by_a_bag_of_words(metrics: dict[str, Any]) -> None:
     ours, bag_of_words = accuracies(metrics, Situation.TITLE), baseline("title")
     for attribute in ATTRIBUTES:
         assert ours[attribute] >= bag_of_words[attribute] - 0.01, attribute
 
 
-def test_an_image_alone_is_read_as_well_as_by_a_convnet(metrics: dict) -> None:  # type: ignore[type-arg]
+def test_an_image_alone_is_read_as_well_as_by_a_convnet(metrics: dict[str, Any]) -> None:
     ours, convnet = accuracies(metrics, Situation.IMAGE), baseline("image")
     for attribute in ATTRIBUTES:
         assert ours[attribute] >= convnet[attribute], attribute
 
 
-def test_accepted_labels_meet_the_target_everywhere(metrics: dict) -> None:  # type: ignore[type-arg]
+def test_accepted_labels_meet_the_target_everywhere(metrics: dict[str, Any]) -> None:
     met = [
         point["precision"] >= float(target)
         for measured in metrics["situations"].values()
@@ -99,7 +99,7 @@ def test_accepted_labels_meet_the_target_everywhere(metrics: dict) -> None:  # t
     assert all(met)
 
 
-def test_modalities_did_not_collapse(metrics: dict) -> None:  # type: ignore[type-arg]
+def test_modalities_did_not_collapse(metrics: dict[str, Any]) -> None:
     measured = metrics["situations"][Situation.IMAGE_AND_TITLE]["attributes"]
     assert np.mean([measured[attribute]["modality_attention"]["image"] for attribute in ATTRIBUTES]) > 0.05
 
@@ -113,19 +113,6 @@ def test_the_example_of_the_readme(predictor: Predictor) -> None:
     assert f"{colour.confidence:.3f}" in (ROOT / "README.md").read_text()
 
 
-def card_commands() -> list[list[str]]:
-    """The model card's `cma-clip train` commands, split as a shell would."""
-    block = (FOLDER / "README.md").read_text(encoding="utf-8").split("```console\n")[1].split("```")[0]
-    variables: dict[str, str] = {}
-    commands = []
-    for line in block.replace("\\\n", " ").splitlines():
-        if assigned := re.fullmatch(r'(\w+)="(.*)"', line):
-            variables[assigned[1]] = assigned[2]
-        else:
-            commands.append(shlex.split(re.sub(r"\$(\w+)", lambda found: variables[found[1]], line)))
-    return [command for command in commands if command[:2] == ["cma-clip", "train"]]
-
-
 def leaves(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in tree.items():
@@ -133,24 +120,96 @@ def leaves(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     return found
 
 
-def test_the_cards_commands_ask_for_what_the_checkpoint_was_trained_with() -> None:
-    # Whoever changes a default of training must say in the card what it was.
+OFF = {"optimiser.patience": 1.0, "augment.blank_images": 0.0, "lock_image": False, "keep_heads": False, "anneal": 0.0}
+"""What a recorded training that did not know these settings yet did."""
+
+HOW_NOT_WHAT = "optimiser.workers"
+"""What changes how listings are loaded, and no number."""
+
+
+@pytest.fixture(scope="module")
+def recorded() -> list[dict[str, Any]]:
+    """What the shipped checkpoint says of each training that led to it, the first one first."""
     training = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))["training"]
-    trained = []
+    found: list[dict[str, Any]] = []
     while training:
-        if "weights" in training["config"]:  # pre-training has none
-            trained.insert(0, leaves(training["config"]))
-            del trained[0]["optimiser.workers"]  # how it was read, not what
-        training = training.get("initial", {}).get("training")
-    commands = card_commands()
-    assert len(commands) == len(trained)
-    for command, recorded in zip(commands, trained, strict=True):
-        settings = [value for option, value in itertools.pairwise(command) if option == "--set"]
-        epochs = next((int(value) for option, value in itertools.pairwise(command) if option == "--epochs"), None)
-        fusion, others = split_settings(settings, epochs)
-        assert not fusion
-        asked = leaves(to_json(override(small_training(), others)))
-        del asked["optimiser.workers"]
-        assert {name: asked[name] for name in recorded} == recorded
-        # What the recorded training did not know yet must be off.
-        assert not any(asked[name] for name in asked.keys() - recorded.keys())
+        found.insert(0, training)
+        training = (training.get("initial") or {}).get("training")
+    return found
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    return Recipe.load(ROOT / "recipes" / "fashion.toml")
+
+
+def trainings(recipe: Recipe) -> list[PretrainStage | TrainStage]:
+    return [stage for stage in recipe.stages if isinstance(stage, PretrainStage | TrainStage)]
+
+
+def defaults(stage: PretrainStage | TrainStage) -> PretrainConfig | TrainConfig:
+    return small_pretraining(30_133) if isinstance(stage, PretrainStage) else small_training(30_139)
+
+
+def test_the_recipe_asks_for_what_the_checkpoint_was_trained_with(
+    recipe: Recipe, recorded: list[dict[str, Any]]
+) -> None:
+    assert len(trainings(recipe)) == len(recorded) == 12
+    for stage, training in zip(trainings(recipe), recorded, strict=True):
+        assert ("pairs" in training) == isinstance(stage, PretrainStage), stage.name
+        was = leaves(training["config"])
+        asked = leaves(to_json(update(defaults(stage), stage.settings)))
+        for settings in (was, asked):
+            del settings[HOW_NOT_WHAT]
+        assert {name: asked[name] for name in was} == was, stage.name
+        assert {name: asked[name] for name in asked.keys() - was.keys()} == {
+            name: OFF[name] for name in asked.keys() - was.keys()
+        }, stage.name
+
+
+def test_the_recipe_leaves_no_setting_to_a_default(recipe: Recipe) -> None:
+    for stage in trainings(recipe):
+        assert leaves(stage.settings).keys() == leaves(to_json(defaults(stage))).keys(), stage.name
+        if isinstance(stage, TrainStage):
+            assert stage.fusion.keys() == vars(FusionConfig()).keys(), stage.name
+
+
+def test_the_recipes_stages_follow_one_another_as_the_trainings_did(
+    recipe: Recipe, recorded: list[dict[str, Any]]
+) -> None:
+    """Each from the one before, the first from random weights, and under the names that they had."""
+    names = [None, *(stage.name for stage in recipe.stages)]
+    assert [stage.start for stage in recipe.stages] == names[:-1]
+    starts = [(training["initial"] or {}).get("name") if "initial" in training else None for training in recorded]
+    called = ["pretrained" if isinstance(stage, PretrainStage) else recipe.name for stage in trainings(recipe)]
+    assert starts == [None, *called[:-1]]
+    assert not any(stage.init for stage in trainings(recipe))
+
+
+def test_the_recipe_builds_the_shipped_network(recipe: Recipe, predictor: Predictor) -> None:
+    shipped = predictor.checkpoint.config
+    towers = trainings(recipe)[0]
+    assert initial_model(towers.backbone, None) == dataclasses.replace(shipped, fusion=FusionConfig())
+    for stage in trainings(recipe):
+        if isinstance(stage, TrainStage):
+            assert stage.backbone is None
+            assert update(FusionConfig(), stage.fusion) == shipped.fusion
+
+
+def test_the_recipe_calibrates_and_evaluates_as_the_checkpoint_was(recipe: Recipe, predictor: Predictor) -> None:
+    calibrated, evaluated = recipe.stages[-2:]
+    assert isinstance(calibrated, CalibrateStage)
+    assert isinstance(evaluated, EvaluateStage)
+    assert calibrated.together
+    assert not calibrated.per_label
+    assert calibrated.target_precision == predictor.info.target_precisions
+    calibration = predictor.checkpoint.calibration
+    assert calibration is not None
+    assert TOGETHER in calibration.method
+
+
+def test_the_card_names_the_recipe_and_its_stages(recipe: Recipe) -> None:
+    training = (FOLDER / "README.md").read_text(encoding="utf-8").split("## Training\n")[1].split("\n## ")[0]
+    assert "cma-clip train --recipe recipes/fashion.toml --out runs/fashion" in training
+    named = [cells[1].strip(" `") for line in training.splitlines() if len(cells := line.split("|")) > 2]
+    assert named[2:] == [stage.name for stage in recipe.stages]

@@ -130,12 +130,12 @@ class Catalogue:
     images: Images
 
     @classmethod
-    def open(cls, toml: Path) -> Catalogue:
+    def open(cls, toml: str | Path) -> Catalogue:
         """Read the catalogue that `toml` describes; of rows that share an id the first is kept.
 
         Raises `ConfigError` for a mistake in the TOML file, `CatalogueError` for an unusable table or images.
         """
-        config = CatalogueConfig.load(toml)
+        config = CatalogueConfig.load(Path(toml))
         images = open_images(config.images)
         report = ReadReport(config.table.name)
         listings: dict[str, Listing] = {}

@@ -1,17 +1,20 @@
-"""Behind `cma-clip calibrate`: temperatures fitted on validation, thresholds certified on calibration."""
+"""Calibration of a checkpoint: temperatures fitted on validation, thresholds certified on calibration."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from model.catalogue.listings import Catalogue
 from model.catalogue.splits import Part
+from model.checkpoint.folder import CALIBRATION, METRICS, write_part
 from model.errors import ConfigError
 from model.evaluation.heldout import HeldOut, check_attributes, collect
 from model.inference.predictions import LogitPredictor
+from model.inference.predictor import Predictor
 from model.situations import Situation
 from model.tasks import Task
 from model.trust.calibration import AttributeCalibration, Calibration, fit_temperature
@@ -23,6 +26,45 @@ TOGETHER = "all attributes at once (Bonferroni)"
 
 
 def calibrate(
+    checkpoint: str | Path,
+    catalogue: Catalogue,
+    *,
+    target_precisions: Sequence[float] = TARGET_PRECISIONS,
+    per_label: bool = False,
+    together: bool = False,
+    device: str = "auto",
+    console: Console | None = None,
+) -> Calibration:
+    """Calibrate a checkpoint folder on a catalogue: write its calibration.json, and return what that holds.
+
+    The options are those of `fit_calibration`. A metrics.json that was measured with other thresholds is removed, and
+    `console` says so.
+
+        calibrate("runs/shop/checkpoint", Catalogue.open("shop.toml"), target_precisions=[0.9, 0.98])
+
+    Raises `ConfigError`, `CatalogueError` or `CheckpointError`.
+    """
+    console = console or Console(stderr=True)
+    predictor = Predictor.load(checkpoint, device=device)
+    calibration = fit_calibration(
+        predictor,
+        catalogue,
+        console=console,
+        target_precisions=target_precisions,
+        per_label=per_label,
+        together=together,
+    )
+    write_part(predictor.checkpoint, CALIBRATION, calibration.to_json())
+    metrics = predictor.checkpoint.folder / METRICS
+    if metrics.is_file():
+        metrics.unlink()
+        console.print(
+            f"{metrics} was measured with the old thresholds, and is removed: run `cma-clip evaluate`", soft_wrap=True
+        )
+    return calibration
+
+
+def fit_calibration(
     predictor: LogitPredictor,
     catalogue: Catalogue,
     *,

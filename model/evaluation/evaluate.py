@@ -1,4 +1,4 @@
-"""Behind `cma-clip evaluate`: a calibrated model measured on the test part, per situation and attribute.
+"""Evaluation of a calibrated checkpoint on the test part, per situation and attribute.
 
 The measures are those of `model.evaluation.scores`; here they are collected into metrics.json, tables and text.
 """
@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,13 @@ from rich.table import Table
 
 from model.catalogue.listings import Catalogue
 from model.catalogue.splits import Part
+from model.checkpoint.card import update_card
+from model.checkpoint.folder import METRICS, write_part
+from model.errors import ConfigError
 from model.evaluation import scores
-from model.evaluation.heldout import Answers, HeldOut, check_attributes, collect, joined
+from model.evaluation.heldout import Answers, HeldOut, check_attributes, collect, joined, save_scores
 from model.inference.predictions import LogitPredictor
+from model.inference.predictor import Predictor
 from model.situations import Situation
 from model.tasks import OUT_OF_VOCABULARY, Task
 from model.trust.binomial import clopper_pearson, design_effects
@@ -44,6 +49,37 @@ class Evaluation:
 
 
 def evaluate(
+    checkpoint: str | Path,
+    catalogue: Catalogue,
+    *,
+    scores_file: Path | None = None,
+    device: str = "auto",
+    console: Console | None = None,
+) -> Evaluation:
+    """Measure a calibrated checkpoint folder on a catalogue's test part.
+
+    Writes metrics.json and the results of the model card (README.md) into the folder; with `scores_file`, the answers
+    on the calibration and test parts too, for experiments (`.npz`).
+
+        evaluation = evaluate("runs/shop/checkpoint", Catalogue.open("shop.toml"))
+        evaluation.metrics["situations"]["title"]["attributes"]["colour"]["accuracy"]
+
+    Raises `ConfigError` for a checkpoint that is not calibrated, else as `measure` and `Predictor.load` do.
+    """
+    console = console or Console(stderr=True)
+    predictor = Predictor.load(checkpoint, device=device)
+    calibration = predictor.checkpoint.calibration
+    if calibration is None:
+        raise ConfigError(f"{checkpoint} is not calibrated yet; run `cma-clip calibrate` on it first")
+    evaluation = measure(predictor, calibration, catalogue, console=console)
+    write_part(predictor.checkpoint, METRICS, evaluation.metrics)
+    update_card(predictor.checkpoint, model_card_tables(evaluation.metrics))
+    if scores_file:
+        save_scores(scores_file, held_out_scores(predictor, evaluation, catalogue, console=console))
+    return evaluation
+
+
+def measure(
     predictor: LogitPredictor, calibration: Calibration, catalogue: Catalogue, *, console: Console
 ) -> Evaluation:
     """Measure every attribute in every situation on the test part.

@@ -24,6 +24,7 @@ from model.catalogue.tables import estimate_rows
 from model.errors import CatalogueError, ConfigError, ModelError
 from model.inference.output import OutputRow, Shards, columns_of, output_format
 from model.inference.predictions import ListingPredictor, Prediction, check_target_precision
+from model.inference.predictor import Predictor
 from model.inference.stream import Failure, prepare_listing, stream
 from model.progress import progress_bar
 
@@ -36,6 +37,32 @@ class Labelling:
     failed: int
     resumed: int
     report: ReadReport
+
+
+def label(
+    checkpoint: str | Path,
+    catalogue: str | Path,
+    out: str | Path,
+    *,
+    target_precision: float = 0.95,
+    attributes: Sequence[str] | None = None,
+    batch_size: int = 32,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> Labelling:
+    """Label a whole catalogue, named by its TOML file, with a checkpoint folder: `label_catalogue` does the work.
+
+    label("weights/fashion", "shop.toml", "labels.parquet", target_precision=0.9)
+    """
+    predictor = Predictor.load(checkpoint, device=device, dtype=dtype)
+    return label_catalogue(
+        predictor,
+        Path(catalogue),
+        Path(out),
+        target_precision=target_precision,
+        batch_size=batch_size,
+        attributes=attributes,
+    )
 
 
 def label_catalogue(

@@ -11,7 +11,7 @@ Shapes: B listings, L title tokens, T attributes, C_t labels, R variants of a li
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,15 +23,27 @@ from torch import Tensor
 
 from model.checkpoint.folder import CONFIG, Checkpoint, load_checkpoint, load_weights
 from model.device import pick_device, serving_dtype
-from model.errors import CheckpointError, ConfigError
+from model.errors import CheckpointError, ConfigError, ModelError
 from model.inference.calibrator import BatchRow, Calibrator
 from model.inference.explain import ImageVariants, TitleVariants, log_odds
-from model.inference.predictions import Explanation, Frame, ModelInfo, RawOutputs
+from model.inference.predictions import (
+    AttributePrediction,
+    Explanation,
+    Frame,
+    ModelInfo,
+    RawOutputs,
+    check_target_precision,
+)
+from model.inference.stream import stream
+from model.inputs.decode import decode_image, upright_rgb
 from model.inputs.preprocess import ImageTransform
 from model.inputs.tokenizer import TitleTokenizer, TokenizedTitle, pad_tokens
 from model.network.cma_clip import CMAClip, build_cma_clip
 from model.network.towers import TokenSequence
 from model.situations import Situation
+
+ImageSource = str | Path | bytes | Image.Image
+"""An image as the caller of `Predictor.classify` may have it."""
 
 PADDING_STEP = 8
 """Titles are padded to the next multiple: a handful of shapes to warm up, and few wasted tokens."""
@@ -104,11 +116,13 @@ class Predictor:
         )
 
     @classmethod
-    def load(cls, folder: Path, *, device: str = "auto", dtype: str = "auto") -> Predictor:
+    def load(cls, folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> Predictor:
         """Load a checkpoint folder; one that is not calibrated yet answers, but accepts nothing.
 
+        device: auto, cpu, cuda or cuda:N. dtype: auto, float32, float16 or bfloat16, of the towers.
         Raises `CheckpointError` or `ConfigError` with one line that names what is wrong.
         """
+        folder = Path(folder)
         target = pick_device(device)
         number_format = serving_dtype(dtype, target)
         checkpoint = load_checkpoint(folder)
@@ -133,6 +147,44 @@ class Predictor:
             }
             for situation, attributes in calibration.situations.items()
         }
+
+    def classify(
+        self,
+        listings: Iterable[tuple[str | None, ImageSource | None]],
+        *,
+        target_precision: float = 0.95,
+        top_k: int = 3,
+        explain: bool = False,
+        batch_size: int = 32,
+    ) -> Iterator[dict[str, AttributePrediction]]:
+        """Yield the prediction of every attribute for each listing, in order; lazily, batch by batch.
+
+        A listing is a title and an image, one of which may be None; an image is a file's path, the bytes of an image
+        file, or a PIL image.
+
+            predictor = Predictor.load("weights/fashion")
+            for answer in predictor.classify([("Men Navy Blue Shirt", "shirt.jpg"), (None, "dress.jpg")]):
+                print({name: each.label for name, each in answer.items() if each.accepted})
+
+        Raises `UncalibratedTargetError` for a target precision that was not calibrated (a checkpoint without any
+        calibration takes all, and accepts nothing), `ModelError` for an image that cannot be read, and `ValueError`
+        for a listing without both.
+        """
+        if self.info.target_precisions:
+            check_target_precision(self.info, target_precision)
+
+        def prepare(listing: tuple[str | None, ImageSource | None]) -> ModelInput:
+            title, image = listing
+            return self.prepare(title, _opened(image, self.info.image_size), explain=explain)
+
+        def compute(items: list[ModelInput]) -> list[BatchRow]:
+            return self.predict(self.collate(items))
+
+        return (
+            {task.name: row.attribute(task.name, target_precision=target_precision, top_k=top_k) for task in self.tasks}
+            for batch in stream(listings, prepare, compute, batch_size=batch_size)
+            for row in batch.output or ()
+        )
 
     def prepare(self, title: str | None, image: Image.Image | None, *, explain: bool = False) -> ModelInput:
         """Turn a title and an RGB image of any size into model input; on the CPU, in any thread.
@@ -262,6 +314,18 @@ class Predictor:
                 run(f"{batch_size} x {min(length, longest)} tokens", [item] * batch_size)
         run("1 explained", [self.prepare("a a", blank, explain=True)])
         return seconds
+
+
+def _opened(image: ImageSource | None, target: tuple[int, int]) -> Image.Image | None:
+    """Return an upright RGB image of whatever may be given as one; `target`: the network's input (height, width)."""
+    if isinstance(image, Image.Image):
+        return upright_rgb(image)
+    if image is None or isinstance(image, bytes):
+        return None if image is None else decode_image(image, target)
+    try:
+        return decode_image(Path(image).read_bytes(), target)
+    except OSError as error:
+        raise ModelError(f"cannot read image {image}: {error.strerror}") from error
 
 
 def _in_parts(encode: Callable[[Tensor], TokenSequence], inputs: Tensor) -> TokenSequence:

@@ -1,6 +1,6 @@
-"""Model and training configuration: frozen keyword-only dataclasses, and named presets that return whole ones.
+"""Augmentation of training listings: images that are cropped, mirrored and corrupted, titles that lose words.
 
-Imports nothing of torch, so that reading a configuration is cheap.
+Every function draws from the generator that it is given. Imports nothing of torch.
 """
 
 from __future__ import annotations
@@ -13,23 +13,26 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import with_config
 
+from model.config import STRICT
 from model.errors import ConfigError
 from model.inputs import corruptions
 from model.inputs.corruptions import without_label_words
 
 CORRUPTION_SHARES = ("corrupted_images", "blank_images", "title_dropout", "label_word_dropout")
-"""What `AugmentConfig` says of how many listings are spoilt; the rest is about how."""
+"""What `AugmentConfig` says of how many listings are corrupted; the rest is about how."""
 
 
+@with_config(STRICT)
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
     """Augmentation that respects colour (`model/inputs/augment.py`).
 
-    crop: smallest share of the picture's area that a random crop keeps. stretch: largest relative change of
-    its aspect ratio. corrupted_images: share of pictures compressed, blurred, made noisy, partly covered or
+    crop: smallest share of the image's area that a random crop keeps. stretch: largest relative change of
+    its aspect ratio. corrupted_images: share of images compressed, blurred, made noisy, partly covered or
     reduced to a detail.
-    blank_images: share of pictures that become one colour, so that a title is believed beside a picture that shows
+    blank_images: share of images that become one colour, so that a title is believed beside an image that shows
     nothing, even by a network that has learned to distrust titles (`TrainConfig.mismatched_titles`).
     title_dropout: share of titles that lose words; word_dropout: chance of each of theirs.
     label_word_dropout: share of titles that lose the words that name the listing's own labels.
@@ -58,7 +61,7 @@ Pixels = NDArray[np.uint8]
 
 
 def random_box(size: tuple[int, int], config: AugmentConfig, rng: random.Random) -> Box:
-    """Draw a crop of a picture of `size` (width, height): a share of its area, slightly stretched, anywhere."""
+    """Draw a crop of an image of `size` (width, height): a share of its area, slightly stretched, anywhere."""
     width, height = size
     share = rng.uniform(config.crop, 1.0)
     stretch = math.exp(rng.uniform(-config.stretch, config.stretch))
@@ -68,7 +71,7 @@ def random_box(size: tuple[int, int], config: AugmentConfig, rng: random.Random)
     return left, upper, left + box_width, upper + box_height
 
 
-# --- pictures, uint8 [3, H, W] -----------------------------------------------------------------------------
+# --- images, uint8 [3, H, W] -------------------------------------------------------------------------------
 
 
 def compress(pixels: Pixels, rng: random.Random) -> Pixels:
@@ -88,7 +91,7 @@ def add_noise(pixels: Pixels, rng: random.Random) -> Pixels:
 
 
 def occlude(pixels: Pixels, rng: random.Random) -> Pixels:
-    """Paint one rectangle over a tenth to a half of the picture, in one colour."""
+    """Paint one rectangle over a tenth to a half of the image, in one colour."""
     height, width = pixels.shape[1:]
     share, stretch = rng.uniform(0.1, 0.5), math.exp(rng.uniform(-0.5, 0.5))
     rows = min(height, round(height * math.sqrt(share * stretch)))
@@ -98,7 +101,7 @@ def occlude(pixels: Pixels, rng: random.Random) -> Pixels:
 
 
 def enlarge(pixels: Pixels, rng: random.Random) -> Pixels:
-    """Leave nothing but a detail, of a twentieth to three tenths of the picture's area, as large as the picture was."""
+    """Leave nothing but a detail, of a twentieth to three tenths of the image's area, as large as the image was."""
     height, width = pixels.shape[1:]
     side = math.sqrt(rng.uniform(0.05, 0.3))
     left, top = rng.uniform(0, width * (1 - side)), rng.uniform(0, height * (1 - side))
@@ -107,7 +110,7 @@ def enlarge(pixels: Pixels, rng: random.Random) -> Pixels:
 
 
 def blank(pixels: Pixels, rng: random.Random) -> Pixels:
-    """Replace a picture by one colour, white every other time: what stands where a feed has lost its pictures."""
+    """Replace an image by one colour, white every other time, as in feeds that have lost their images."""
     height, width = pixels.shape[1:]
     colour = (255, 255, 255) if rng.random() < 0.5 else _colour(rng)
     return _pixels(Image.new("RGB", (width, height), colour))

@@ -30,14 +30,12 @@ from model.tasks import UNLABELLED, Task
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One listing: uint8 `[3, H, W]` or None, tokens `[l]` or None, labels `[T]` int64.
+    """One listing: pixels uint8 `[3, H, W]`, zeros where it has no image; tokens `[l]` or None; labels `[T]` int64."""
 
-    A data set whose pictures are encoded beforehand gives what the image tower made of them for `pixels`.
-    """
-
-    pixels: NDArray[Any] | None
+    pixels: NDArray[Any]
     tokens: NDArray[np.int64] | None
     labels: NDArray[np.int64]
+    has_image: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +54,13 @@ class TrainingBatch:
 
 
 class ListingDataset(Dataset[Example]):
-    """Reads, decodes and (with `augment`, one for each epoch) varies listings.
+    """Loads, decodes and (with `augment`, one for each epoch) augments listings.
 
-    A picture that cannot be read is as good as absent, and named on standard error.
+    An image that cannot be decoded counts as absent, and is reported on standard error.
 
-    What an index gives depends only on (seed, epoch, index), not on the worker that reads it: call
-    `set_epoch` before iterating, and a resumed training sees what an uninterrupted one would have seen. Pictures and
-    titles are varied by draws of their own.
-
-    blank: what stands in the place of an absent picture.
+    What an index gives depends only on (seed, epoch, index), not on the worker that loads it: call
+    `set_epoch` before iterating, and a resumed training gets what an uninterrupted one would have got. Images and
+    titles are augmented by separate generators.
     """
 
     def __init__(
@@ -85,8 +81,7 @@ class ListingDataset(Dataset[Example]):
         self.augment = augment
         self.seed = seed
         self.epoch = 0
-        self._told: set[str] = set()
-        self.blank: NDArray[Any] = np.zeros((3, *preprocess.image_size), dtype=np.uint8)
+        self._reported: set[str] = set()
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -102,35 +97,43 @@ class ListingDataset(Dataset[Example]):
             tokens = self._tokens(listing.title, listing.labels.values(), self._generator("title", index))
         if listing.image:
             try:
-                pixels = self._pixels(listing.image, self._generator("image", index))
+                pixels = self.load_image(listing.image, self._generator("image", index))
             except ModelError as error:
-                self._tell(listing.image, error)
-        if pixels is None and tokens is None:  # nothing to learn from, and no reason to stop
-            pixels, labels = self.blank, [UNLABELLED] * len(labels)
-        return Example(pixels, tokens, np.array(labels, dtype=np.int64))
+                self._report(listing.image, error)
+        has_image = pixels is not None
+        if not has_image and tokens is None:  # nothing to learn from, and no reason to stop
+            has_image, labels = True, [UNLABELLED] * len(labels)
+        return Example(
+            self.no_image() if pixels is None else pixels, tokens, np.array(labels, dtype=np.int64), has_image
+        )
 
-    def _tell(self, image: str, error: ModelError) -> None:
-        """Say once, from whichever worker, that a picture is passed over."""
-        if image not in self._told:
-            self._told.add(image)
-            print(f"{image}: {error}; its listing is read without it", file=sys.stderr, flush=True)
-
-    def _generator(self, what: str, index: int) -> random.Random:
-        return random.Random(f"{self.seed}/{self.epoch}/{index}/{what}")  # noqa: S311 - augmentation, no secret
-
-    def _pixels(self, name: str, rng: random.Random) -> NDArray[Any]:
+    def load_image(self, name: str, rng: random.Random) -> NDArray[Any]:
+        """Return the image `name` as it goes into a batch: uint8 `[3, H, W]`. Raises `ModelError`."""
         image = decode_image(self.catalogue.image_bytes(name), self.transform.config.image_size)
         if self.augment is None:
             return self.transform(image)
         augment = self.augment[self.epoch]
         return vary_pixels(self.transform(image, random_box(image.size, augment, rng)), augment, rng)
 
+    def no_image(self) -> NDArray[Any]:
+        """Return what takes the place of an absent image in a batch: zeros."""
+        return np.zeros((3, *self.transform.config.image_size), dtype=np.uint8)
+
+    def _report(self, image: str, error: ModelError) -> None:
+        """Report once, from each worker, an image that cannot be used."""
+        if image not in self._reported:
+            self._reported.add(image)
+            print(f"{image}: {error}; its listing is used without it", file=sys.stderr, flush=True)
+
+    def _generator(self, what: str, index: int) -> random.Random:
+        return random.Random(f"{self.seed}/{self.epoch}/{index}/{what}")  # noqa: S311 - augmentation, no secret
+
     def _tokens(self, title: str, labels: Iterable[str], rng: random.Random) -> NDArray[np.int64]:
         return self.tokenize(vary_title(title, labels, self.augment[self.epoch], rng) if self.augment else title).tokens
 
 
 class ShuffledSampler(Sampler[int]):
-    """A permutation per (seed, epoch), from `start` on: where an interrupted epoch goes on."""
+    """A permutation per (seed, epoch), from `start` on: where an interrupted epoch resumes."""
 
     def __init__(self, length: int, *, seed: int) -> None:
         self.length, self.seed = length, seed
@@ -147,25 +150,15 @@ class ShuffledSampler(Sampler[int]):
         return self.length - self.start
 
 
-class Collate:
-    """`collate` with the blank picture of a dataset bound, picklable for the workers."""
-
-    def __init__(self, dataset: ListingDataset) -> None:
-        self.blank = dataset.blank
-
-    def __call__(self, examples: Sequence[Example]) -> TrainingBatch:
-        return collate(examples, self.blank)
-
-
 def load_batches(
     dataset: ListingDataset, *, batch_size: int, workers: int, **options: Any
 ) -> DataLoader[TrainingBatch]:
-    """Return what reads a data set in batches; `options` are more of `DataLoader`'s own."""
+    """Return a loader of batches of a data set; `options` are further ones of `DataLoader`."""
     return DataLoader(
         dataset,  # type: ignore[arg-type]
         batch_size=batch_size,
         num_workers=workers,
-        collate_fn=Collate(dataset),
+        collate_fn=collate,
         # A module imported once in a fork server, not a copy of a process that already runs threads.
         multiprocessing_context="forkserver" if workers else None,
         worker_init_fn=_leave_signals_to_the_parent,
@@ -174,22 +167,22 @@ def load_batches(
 
 
 def _leave_signals_to_the_parent(_worker: int) -> None:
-    """Let a worker go on when a terminal or systemd tells the whole process group to end: training saves first.
+    """Let a worker continue when a terminal or systemd tells the whole process group to end: training saves first.
 
-    The loop ends its workers itself, by the end of their queue.
+    The trainer ends its workers itself, by the end of their queue.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
-def collate(examples: Sequence[Example], blank: NDArray[Any]) -> TrainingBatch:
-    """Stack examples; titles are padded to the longest with zeros, and absent pictures are `blank`."""
+def collate(examples: Sequence[Example]) -> TrainingBatch:
+    """Stack examples; titles are padded to the longest with zeros."""
     longest = max((len(example.tokens) for example in examples if example.tokens is not None), default=1)
     return TrainingBatch(
-        pixels=torch.from_numpy(np.stack([blank if e.pixels is None else e.pixels for e in examples])),
+        pixels=torch.from_numpy(np.stack([example.pixels for example in examples])),
         tokens=pad_tokens([example.tokens for example in examples], longest),
         labels=torch.from_numpy(np.stack([example.labels for example in examples])),
-        has_image=torch.tensor([example.pixels is not None for example in examples]),
+        has_image=torch.tensor([example.has_image for example in examples]),
         has_title=torch.tensor([example.tokens is not None for example in examples]),
     )
 

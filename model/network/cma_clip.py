@@ -32,17 +32,7 @@ class Output:
     modality_attention: Tensor
 
 
-class AttributeNetwork(nn.Module):
-    """What training and validation need of a network: its towers, run apart, and what it makes of their outputs."""
-
-    backbone: Backbone
-
-    def forward(self, image: TokenSequence | None, text: TokenSequence | None) -> Output:
-        """Read encoded modalities; one that no listing of the batch has may be None."""
-        raise NotImplementedError
-
-
-class CMAClip(AttributeNetwork):
+class CMAClip(nn.Module):
     """Predicts every attribute of a listing from its image, its title, or both."""
 
     def __init__(self, backbone: Backbone, tasks: Sequence[Task], config: FusionConfig) -> None:

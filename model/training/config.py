@@ -1,17 +1,30 @@
-"""How a network is trained: frozen keyword-only dataclasses, and named presets that return whole ones."""
+"""How a network is trained: frozen keyword-only dataclasses, and named presets that return whole ones.
+
+A preset is a function of the number of training examples: it chooses the batch size and the epochs by the optimiser
+steps that they come to.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 
+from pydantic import with_config
+
+from model.config import STRICT
 from model.errors import ConfigError
 from model.inputs.augment import CORRUPTION_SHARES, AugmentConfig
 
 
+@with_config(STRICT)
 @dataclass(frozen=True, kw_only=True)
 class OptimiserConfig:
-    """AdamW with linear warm-up and cosine decay to zero, in optimiser steps of `batch_size` listings."""
+    """AdamW with linear warm-up and cosine decay to zero, in optimiser steps of `batch_size` listings.
+
+    patience: the share of `epochs` that may pass without a better validation score; then training ends early. With 1,
+    it never does. A share, since the score rises slowly at first where the rate decays over many epochs.
+    """
 
     epochs: int
     batch_size: int
@@ -20,6 +33,7 @@ class OptimiserConfig:
     weight_decay: float = 0.05
     warmup_share: float = 0.05
     clip_norm: float = 5.0
+    patience: float = 0.5
     seed: int = 0
     workers: int = 1
 
@@ -34,17 +48,25 @@ class OptimiserConfig:
             raise ConfigError(f"seed must be at least 0 and below 2**32, it is {self.seed}")
         if not 0 <= self.warmup_share < 1:
             raise ConfigError("warmup_share must be at least 0 and below 1")
+        if not 0 < self.patience <= 1:
+            raise ConfigError(f"patience must be above 0 and at most 1, it is {self.patience:g}")
         if self.workers < 0:
             raise ConfigError("workers cannot be negative")
 
+    @property
+    def patient_epochs(self) -> int:
+        """How many epochs may pass without a better validation score."""
+        return math.ceil(self.patience * self.epochs)
 
+
+@with_config(STRICT)
 @dataclass(frozen=True, kw_only=True)
 class SituationWeights:
-    """Weights of the losses of one batch read with both modalities, as image alone and as title alone.
+    """Weights of the losses of one batch: with both modalities, with the image alone and with the title alone.
 
-    The two unimodal readings feed each tower even where the other modality says it all, which is what keeps the
-    image tower from starving beside titles. A situation of weight 0 is not computed at all: `image` alone makes
-    a supervised start for the image tower at half the cost.
+    The two unimodal losses train each tower even where the other modality says it all, which keeps the image tower
+    learning beside titles. A situation of weight 0 is not computed at all: `image` alone makes a supervised start for
+    the image tower at half the cost.
     """
 
     image_and_title: float = 1.0
@@ -59,21 +81,21 @@ class SituationWeights:
 
 
 MODALITY_SHARES = ("modality_dropout", "mismatched_titles", "mismatched_images")
-"""What `TrainConfig` says of how many listings are read with a modality that is absent, or another listing's."""
+"""The shares of `TrainConfig`: of listings with an absent modality, or with one of another listing."""
 
 
+@with_config(STRICT)
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Multi-task fine-tuning.
 
-    modality_dropout: chance that a listing with both modalities loses one of them, either as likely, in the
-    reading of both. mismatched_titles, mismatched_images: the share of that reading's loss that is of pictures with the
-    title of another listing, and asks for the labels of the picture's listing, or of the title's: so the network
-    learns to see when the two do not belong together, and which to believe. lock_image: the image tower stays as it
-    was given, which saves its backward pass and keeps a tower that has learned enough from learning its pictures by
-    heart. keep_heads: everything is kept of the checkpoint that training starts from, its heads too, for which it
-    must know the very same labels. ema_decay: decay of the exponential moving average of the weights,
-    which is what is validated and saved.
+    modality_dropout: chance that a listing with both modalities loses one of them, either as likely, in the loss of
+    both. mismatched_titles, mismatched_images: the share of that loss that is of images with the title of another
+    listing, labelled as the image's listing, or as the title's: the network learns to see when the two do not belong
+    together, and which to believe. lock_image: the image tower stays as it was given, which saves its backward pass
+    and keeps a tower that has learned enough from overfitting its images. keep_heads: everything is kept of the
+    checkpoint that training starts from, its heads too, for which it must know the very same labels. ema_decay: decay
+    of the exponential moving average of the weights, which is what is validated and saved.
     anneal: how far the corruption shares (`MODALITY_SHARES`, and `CORRUPTION_SHARES` of `augment`) fall in training.
     They begin at 1 + anneal times the configured value and end at 1 - anneal times, linearly: a network first learns
     to handle corrupted listings and ends on clean ones, which it meets most.
@@ -106,7 +128,7 @@ class TrainConfig:
                 raise ConfigError(f"with anneal {self.anneal:g}, at the start of training: {error}") from error
 
     def at(self, progress: float) -> TrainConfig:
-        """Return what holds when a share `progress` of the training is done: constant, its shares those of then."""
+        """Return what holds when a share `progress` of the training is done, with constant shares (`anneal` 0)."""
         factor = 1 + self.anneal * (1 - 2 * progress)
         return dataclasses.replace(
             self,
@@ -118,6 +140,7 @@ class TrainConfig:
         )
 
 
+@with_config(STRICT)
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
     """Contrastive pre-training of both towers on image-title pairs; `embed_dim` is the shared space's width."""
@@ -127,25 +150,91 @@ class PretrainConfig:
     embed_dim: int = 256
 
 
-def small_training() -> TrainConfig:
-    """What trains `weights/fashion`: a small backbone after a short contrastive pre-training of our own."""
-    return TrainConfig(optimiser=OptimiserConfig(epochs=12, batch_size=128, learning_rate=2e-3, backbone_rate=0.8))
+# --- presets -----------------------------------------------------------------------------------------------
 
 
-def clip_training() -> TrainConfig:
-    """Fine-tuning of a pretrained CLIP model, whose towers are moved gently."""
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How many passes over the training examples, in batches of which size."""
+
+    epochs: int
+    batch_size: int
+
+
+def schedule(examples: int, *, large: Schedule, smallest_batch: int, epoch_steps: int, steps: int) -> Schedule:
+    """Choose batch size and epochs for a number of training examples.
+
+    The batch size is halved, from that of a `large` catalogue down to `smallest_batch`, until an epoch has
+    `epoch_steps` optimiser steps. Then epochs are added to those of a `large` catalogue until there are `steps` steps.
+    """
+    batch_size = large.batch_size
+    while batch_size > smallest_batch and examples // batch_size < epoch_steps:
+        batch_size //= 2
+    per_epoch = max(1, examples // batch_size)
+    return Schedule(epochs=max(large.epochs, math.ceil(steps / per_epoch)), batch_size=batch_size)
+
+
+def small_schedule(listings: int) -> Schedule:
+    """Choose the schedule of `small_training`: 12 epochs of batches of 128 from 16,000 listings up."""
+    return schedule(listings, large=Schedule(epochs=12, batch_size=128), smallest_batch=32, epoch_steps=48, steps=1_500)
+
+
+def clip_schedule(listings: int) -> Schedule:
+    """Choose the schedule of `clip_training`: 10 epochs of batches of 128 from 12,800 listings up."""
+    return schedule(listings, large=Schedule(epochs=10, batch_size=128), smallest_batch=32, epoch_steps=48, steps=1_000)
+
+
+def pretraining_schedule(pairs: int) -> Schedule:
+    """Choose the schedule of `small_pretraining`: 2 epochs of batches of 256 from 25,600 pairs up.
+
+    Its batches are larger, since each title is contrasted with the others of its batch.
+    """
+    return schedule(pairs, large=Schedule(epochs=2, batch_size=256), smallest_batch=64, epoch_steps=24, steps=200)
+
+
+def small_training(listings: int) -> TrainConfig:
+    """What trains a small backbone, from random weights or after a contrastive pre-training on the catalogue itself."""
+    chosen = small_schedule(listings)
     return TrainConfig(
-        optimiser=OptimiserConfig(epochs=10, batch_size=128, learning_rate=5e-4, backbone_rate=0.02),
+        optimiser=OptimiserConfig(
+            epochs=chosen.epochs, batch_size=chosen.batch_size, learning_rate=2e-3, backbone_rate=0.8
+        )
+    )
+
+
+def clip_training(listings: int) -> TrainConfig:
+    """Fine-tuning of a pretrained CLIP model, whose towers are moved gently."""
+    chosen = clip_schedule(listings)
+    return TrainConfig(
+        optimiser=OptimiserConfig(
+            epochs=chosen.epochs, batch_size=chosen.batch_size, learning_rate=5e-4, backbone_rate=0.02
+        ),
         ema_decay=0.999,
     )
 
 
-def small_pretraining() -> PretrainConfig:
+def small_pretraining(pairs: int) -> PretrainConfig:
     """Contrastive pre-training of a small backbone from scratch on the catalogue's own pairs.
 
-    Half of the titles lose words: a picture is to find what is left of its title, not one telling word.
+    Half of the titles lose words: an image is to find what is left of its title, not one telling word.
     """
+    chosen = pretraining_schedule(pairs)
     return PretrainConfig(
-        optimiser=OptimiserConfig(epochs=2, batch_size=256, learning_rate=1.5e-3),
+        optimiser=OptimiserConfig(epochs=chosen.epochs, batch_size=chosen.batch_size, learning_rate=1.5e-3),
         augment=AugmentConfig(blank_images=0, title_dropout=0.5, label_word_dropout=0.1),
+    )
+
+
+def describe_schedule(examples: int, what: str, optimiser: OptimiserConfig, default: OptimiserConfig) -> str:
+    """Say, for the start of a run, which schedule was chosen and why: `what` names the `examples`."""
+    chosen, usual = (Schedule(epochs=each.epochs, batch_size=each.batch_size) for each in (optimiser, default))
+    per_epoch = examples // chosen.batch_size
+    why = (
+        f"the default for this number of {what}"
+        if chosen == usual
+        else f"as set; the default here is {usual.epochs} epochs of batches of {usual.batch_size}"
+    )
+    return (
+        f"{examples:,} {what}: {chosen.epochs} epochs of {per_epoch:,} batches of {chosen.batch_size}, "
+        f"{chosen.epochs * per_epoch:,} optimiser steps ({why})"
     )

@@ -1,4 +1,4 @@
-"""Where a network starts from: a checkpoint of ours, pretrained open_clip weights, or random weights."""
+"""What a network starts from: a checkpoint of ours, pretrained open_clip weights, or random weights."""
 
 from __future__ import annotations
 
@@ -8,24 +8,18 @@ from pathlib import Path
 from model.checkpoint.folder import WEIGHTS, load_checkpoint, load_weights, read_tensors
 from model.config import FusionConfig, ModelConfig, PreprocessConfig
 from model.errors import ConfigError
-from model.network.cma_clip import AttributeNetwork, CMAClip, build_cma_clip
+from model.network.cma_clip import CMAClip, build_cma_clip
 from model.network.towers import Backbone, backbone_config, pretrained_backbone
 from model.tasks import Task
 
 DEFAULT_BACKBONE = "cma-small"
 
 
-def initial_model(
-    backbone: str | None,
-    initial: str | None,
-    *,
-    image_size: tuple[int, int] | None = None,
-    fusion: FusionConfig | None = None,
-) -> ModelConfig:
+def initial_model(backbone: str | None, initial: str | None, *, fusion: FusionConfig | None = None) -> ModelConfig:
     """Return the model configuration for a start from `initial`, or for a new network on `backbone`.
 
     A start from a checkpoint of ours keeps its towers, preprocessing and (unless `fusion` is given) its fusion.
-    `backbone` is `cma-small` where nothing says otherwise. Raises `ConfigError` where `initial` has another one.
+    `backbone` is `cma-small` unless `initial` or the caller says otherwise. Raises `ConfigError` where the two differ.
     """
     if initial and Path(initial).is_dir():
         config = load_checkpoint(Path(initial)).config
@@ -39,13 +33,12 @@ def initial_model(
         )
     backbone = backbone or DEFAULT_BACKBONE
     clip = backbone_config(backbone)
-    size = image_size or _size(clip["vision_cfg"]["image_size"])
     ours = "timm_model_name" in clip["vision_cfg"]
     return ModelConfig(
         backbone_name=backbone,
         backbone=clip,
         preprocess=PreprocessConfig(
-            image_size=size,
+            image_size=_size(clip["vision_cfg"]["image_size"]),
             context_length=clip["text_cfg"].get("context_length", 77),
             resize="longest" if ours else "shortest",
         ),
@@ -74,10 +67,10 @@ def initial_network(model: ModelConfig, tasks: Sequence[Task], initial: str | No
     return network
 
 
-def keep_heads(network: AttributeNetwork, tasks: Sequence[Task], initial: str | None) -> None:
+def keep_heads(network: CMAClip, tasks: Sequence[Task], initial: str | None) -> None:
     """Fill the whole network from the checkpoint folder `initial`.
 
-    Raises `ConfigError` where it is no such folder, or has other attributes or labels.
+    Raises `ConfigError` where that is not a folder, or has other attributes or labels.
     """
     if not initial or not Path(initial).is_dir():
         raise ConfigError("keep_heads needs a checkpoint folder of ours to start from")
@@ -102,9 +95,9 @@ def _size(value: int | Sequence[int]) -> tuple[int, int]:
 def take_image_tower(backbone: Backbone, folder: Path) -> None:
     """Fill the image tower from a checkpoint folder.
 
-    Raises `CheckpointError`, or `ConfigError` where that one's tower is another.
+    Raises `CheckpointError`, or `ConfigError` where its tower is another one.
     """
-    load_checkpoint(folder)  # a folder that is none is named for what it is
+    load_checkpoint(folder)  # whose errors say what is wrong with the folder
     prefix, tensors = "backbone.image.", read_tensors(folder / WEIGHTS)
     tower = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     try:

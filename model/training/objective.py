@@ -1,15 +1,15 @@
-"""What fine-tuning minimises: one batch encoded once, and the multi-task loss in each situation."""
+"""What fine-tuning minimises: a batch encoded once, and its multi-task loss in each situation."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.inputs.dataset import TrainingBatch
 from model.inputs.preprocess import ImageTransform
-from model.network.cma_clip import AttributeNetwork, Output
+from model.network.cma_clip import CMAClip, Output
 from model.network.losses import multi_task_loss
 from model.network.towers import TokenSequence
 from model.training.config import TrainConfig
@@ -17,12 +17,12 @@ from model.training.config import TrainConfig
 
 @dataclass(frozen=True)
 class TrainingLoss:
-    """The multi-task loss of a batch, encoded once and read in each situation that has a weight."""
+    """The multi-task loss of a batch, in each situation that has a weight."""
 
     config: TrainConfig
     transform: ImageTransform
 
-    def __call__(self, network: nn.Module, batch: TrainingBatch, progress: float) -> dict[str, Tensor]:
+    def __call__(self, network: CMAClip, batch: TrainingBatch, progress: float) -> dict[str, Tensor]:
         """Return the loss of each situation that has a weight, and their weighted sum `total`: scalars, in nats summed
         over attributes.
 
@@ -31,7 +31,6 @@ class TrainingLoss:
         (`mismatched_images`); every listing takes part at a small weight, instead of a few sampled ones at full weight,
         for the same expected loss. `progress` is the share of the training that is done.
         """
-        assert isinstance(network, AttributeNetwork)
         config, weights = self.config.at(progress), self.config.weights
         image = text = None
         if weights.image_and_title or weights.image:
@@ -48,7 +47,7 @@ class TrainingLoss:
             if mismatched_share:
                 losses["mismatched"] = self._mismatched(network, image, text, batch, config)
                 total = total + weights.image_and_title * losses["mismatched"]
-        # Alone, a modality is read on the rows that have it: elsewhere there is nothing to read.
+        # A modality alone counts on the rows that have it.
         if image and weights.image and batch.has_image.any():
             rows = batch.has_image
             losses["image"] = self._loss(network(image.select(rows), None), batch.labels[rows])
@@ -61,7 +60,7 @@ class TrainingLoss:
 
     def _mismatched(
         self,
-        network: AttributeNetwork,
+        network: CMAClip,
         image: TokenSequence,
         text: TokenSequence,
         batch: TrainingBatch,
@@ -71,8 +70,8 @@ class TrainingLoss:
         if not len(images):
             return batch.pixels.new_zeros((), dtype=torch.float32)
         output = network(image.select(images), text.select(titles))
-        seen, told = (self._loss(output, batch.labels[rows]) for rows in (images, titles))
-        return config.mismatched_titles * seen + config.mismatched_images * told
+        by_image, by_title = (self._loss(output, batch.labels[rows]) for rows in (images, titles))
+        return config.mismatched_titles * by_image + config.mismatched_images * by_title
 
     def _loss(self, output: Output, labels: Tensor) -> Tensor:
         return multi_task_loss(output.logits, labels, label_smoothing=self.config.label_smoothing)

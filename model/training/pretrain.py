@@ -1,13 +1,12 @@
 """`cma-clip pretrain`: contrastive pre-training of both towers on a catalogue's own image-title pairs.
 
-For where no pretrained CLIP weights can be had. The loss is open_clip's `ClipLoss`; what is saved is a checkpoint
+For use where no pretrained CLIP weights can be had. The loss is open_clip's `ClipLoss`; what is saved is a checkpoint
 without attributes, whose towers `cma-clip train --init` takes over. Started from a checkpoint, it keeps that one's
-image tower as it is and teaches a new text tower to match it (locked-image tuning, arXiv:2111.07991).
+image tower as it is and trains a new text tower to match it (locked-image tuning, arXiv:2111.07991).
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,9 +26,16 @@ from model.errors import CatalogueError
 from model.inputs.dataset import ListingDataset, TrainingBatch, TrainingBatches, load_batches
 from model.inputs.preprocess import ImageTransform
 from model.network.towers import Backbone, build_backbone
-from model.training.config import PretrainConfig
-from model.training.initialise import take_image_tower
-from model.training.trainer import Loop, finished_checkpoint
+from model.training.config import PretrainConfig, describe_schedule, small_pretraining
+from model.training.initialise import initial_model, take_image_tower
+from model.training.trainer import Trainer, finished_checkpoint
+from model.trust.binomial import binomial_tail
+
+NAME = "pretrained"
+"""What a checkpoint of towers is called where nothing else is said."""
+
+CHANCE_LEVEL = 0.001
+"""Small, since the best of several epochs is tested."""
 
 MAX_LOGIT_SCALE = math.log(100)  # as CLIP: larger ones make training unstable
 
@@ -62,8 +68,8 @@ class ContrastiveLoss:
         self.transform = transform
         self.clip_loss = ClipLoss()
 
-    def __call__(self, network: nn.Module, batch: TrainingBatch) -> dict[str, Tensor]:
-        pairs = batch.has_image & batch.has_title  # a picture that could not be read is none
+    def __call__(self, network: ContrastiveModel, batch: TrainingBatch, _progress: float) -> dict[str, Tensor]:
+        pairs = batch.has_image & batch.has_title  # an image that cannot be decoded is absent
         image, text, scale = network(self.transform.normalise(batch.pixels[pairs]), batch.tokens[pairs])
         best = (image @ text.T).argmax(dim=1)
         found = (best == torch.arange(len(best), device=best.device)).float().mean()
@@ -74,9 +80,9 @@ def pretrain(
     catalogue: Catalogue,
     out: Path,
     *,
-    name: str,
-    model: ModelConfig,
-    config: PretrainConfig,
+    name: str = NAME,
+    model: ModelConfig | None = None,
+    config: PretrainConfig | None = None,
     initial: Path | None = None,
     device: str = "auto",
     console: Console | None = None,
@@ -84,9 +90,10 @@ def pretrain(
     """Pre-train on the train part's listings that have both modalities; return the checkpoint folder.
 
     `initial` is a checkpoint of ours whose image tower is kept, locked; the text tower is new all the same.
+    `model` is `initial_model(None, initial)` and `config` is `default_config(catalogue)` where they are None.
 
-    Writes the run to `out`, and resumes it, as `model.train.train` does. The network is chosen by the share of
-    validation images that find their own title within a batch.
+    Writes the run to `out`, and resumes it, as `model.training.train.train` does. The network is chosen by the share
+    of validation images that find their own title within a batch; where that is no more than chance, a warning says so.
     Raises `CatalogueError`, `CheckpointError`, `ConfigError` or `TrainingError`.
     """
     console = console or Console(stderr=True)
@@ -94,14 +101,11 @@ def pretrain(
     pairs, held_out = _pairs(catalogue, Part.TRAIN), _pairs(catalogue, Part.VALIDATION)
     if not held_out:
         raise CatalogueError("the validation part holds no listing with both an image and a title")
+    model = model or initial_model(None, str(initial) if initial else None)
+    usual = default_config(catalogue)
+    config = config or usual
     optimiser = config.optimiser
-    torch.manual_seed(optimiser.seed)
-    backbone = build_backbone(
-        model.backbone, image_size=model.preprocess.image_size, context_length=model.preprocess.context_length
-    )
-    if initial:
-        take_image_tower(backbone, initial)
-        backbone.lock_image()
+    console.print(describe_schedule(len(pairs), "training pairs", optimiser, usual.optimiser))
     training = {
         "catalogue": catalogue.config.table.name,
         "pairs": len(pairs),
@@ -109,45 +113,55 @@ def pretrain(
         "config": to_json(config),
     }
 
-    def save(best: nn.Module, scores: Mapping[str, float]) -> None:
-        assert isinstance(best, ContrastiveModel)
-        towers = nn.ModuleDict({"backbone": copy.deepcopy(best.backbone)})
+    def save(best: ContrastiveModel, scores: Mapping[str, float]) -> None:
         save_checkpoint(
             out / "checkpoint",
-            towers,
+            nn.ModuleDict({"backbone": best.backbone}),
             name=name,
             config=model,
             tasks=(),
             training=training | {"validation": dict(scores)},
         )
 
-    loss = ContrastiveLoss(ImageTransform(model.preprocess))
-    Loop(
-        network=ContrastiveModel(backbone, config.embed_dim),
-        loss=lambda network, batch, _progress: loss(network, batch),
+    examples = ListingDataset(
+        catalogue, pairs, (), model.preprocess, augment=[config.augment] * optimiser.epochs, seed=optimiser.seed
+    )
+    loss = ContrastiveLoss(examples.transform)
+    validate = _Validation(ListingDataset(catalogue, held_out, (), model.preprocess), loss, optimiser.batch_size)
+    best = Trainer(
+        network=_initial_network(model, config, initial),
+        loss=loss,
         batches=TrainingBatches(
-            ListingDataset(
-                catalogue,
-                pairs,
-                (),
-                model.preprocess,
-                augment=[config.augment] * optimiser.epochs,
-                seed=optimiser.seed,
-            ),
-            batch_size=optimiser.batch_size,
-            workers=optimiser.workers,
-            seed=optimiser.seed,
+            examples, batch_size=optimiser.batch_size, workers=optimiser.workers, seed=optimiser.seed
         ),
         optimiser=optimiser,
         folder=out,
         device=pick_device(device),
-        validate=_Validation(ListingDataset(catalogue, held_out, (), model.preprocess), loss, optimiser.batch_size),
+        validate=validate,
         save_best=save,
         fingerprint={"name": name, "model": to_json(model), "digest": catalogue.digest, **training},
         ema_decay=0.0,  # a few hundred steps are too few to average over
         console=console,
     ).run()
+    if warning := chance_warning(best, pairs=validate.pairs, batch_size=validate.batch_size):
+        console.print(f"warning: {warning}")
     return finished_checkpoint(out)
+
+
+def default_config(catalogue: Catalogue) -> PretrainConfig:
+    """Return the preset, with a schedule for the number of training pairs."""
+    return small_pretraining(len(_pairs(catalogue, Part.TRAIN)))
+
+
+def _initial_network(model: ModelConfig, config: PretrainConfig, initial: Path | None) -> ContrastiveModel:
+    torch.manual_seed(config.optimiser.seed)
+    backbone = build_backbone(
+        model.backbone, image_size=model.preprocess.image_size, context_length=model.preprocess.context_length
+    )
+    if initial:
+        take_image_tower(backbone, initial)
+        backbone.lock_image()
+    return ContrastiveModel(backbone, config.embed_dim)
 
 
 def _pairs(catalogue: Catalogue, part: Part) -> list[Listing]:
@@ -155,15 +169,36 @@ def _pairs(catalogue: Catalogue, part: Part) -> list[Listing]:
 
 
 class _Validation:
-    """Contrastive loss and accuracy over the validation pairs, within batches of the training size."""
+    """Contrastive loss and accuracy over the validation pairs, within batches of the training size.
+
+    The last batch is left out where it is incomplete: `pairs` counts those of the others.
+    """
 
     def __init__(self, dataset: ListingDataset, loss: ContrastiveLoss, batch_size: int) -> None:
-        self.loader = load_batches(dataset, batch_size=min(batch_size, len(dataset)), workers=0, drop_last=True)
+        self.batch_size = min(batch_size, len(dataset))
+        self.loader = load_batches(dataset, batch_size=self.batch_size, workers=0, drop_last=True)
+        self.pairs = len(self.loader) * self.batch_size
         self.loss = loss
 
     @torch.inference_mode()
-    def __call__(self, network: nn.Module) -> dict[str, float]:
+    def __call__(self, network: ContrastiveModel) -> dict[str, float]:
         device = next(network.parameters()).device
-        losses = [self.loss(network, batch.to(device)) for batch in self.loader]
+        losses = [self.loss(network, batch.to(device), 1.0) for batch in self.loader]
         scores = {name: float(torch.stack([each[name] for each in losses]).mean()) for name in losses[0]}
         return {"loss": scores["total"], "accuracy": scores["accuracy"], "score": scores["accuracy"]}
+
+
+def chance_warning(accuracy: float, *, pairs: int, batch_size: int) -> str | None:
+    """Return a warning where `accuracy` over validation pairs is not clearly above chance, which is 1 / `batch_size`.
+
+    A one-sided binomial test at `CHANCE_LEVEL`: images that are matched with titles at random find their own with that
+    chance each.
+    """
+    found = round(accuracy * pairs)
+    if binomial_tail(found, pairs, 1 / batch_size) < CHANCE_LEVEL:
+        return None
+    return (
+        f"pre-training seems to have learned nothing: of {pairs} validation images, {found} found their own title "
+        f"among {batch_size}, and chance alone would find {pairs / batch_size:.0f}. Don't start from this checkpoint: "
+        "train from random weights or pretrained CLIP weights, or pre-train for more epochs or on more listings"
+    )

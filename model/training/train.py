@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
-from torch import nn
 
 from model.catalogue.listings import Catalogue, Listing
 from model.catalogue.splits import Part
@@ -17,103 +15,159 @@ from model.checkpoint.folder import provenance, save_checkpoint
 from model.config import ModelConfig, to_json
 from model.device import pick_device
 from model.errors import ConfigError
+from model.inputs.augment import AugmentConfig
 from model.inputs.dataset import ListingDataset, TrainingBatches
-from model.network.cma_clip import AttributeNetwork
+from model.network.cma_clip import CMAClip
 from model.tasks import Task, build_tasks
-from model.training.config import SituationWeights, TrainConfig
-from model.training.initialise import initial_network, keep_heads
+from model.training.config import SituationWeights, TrainConfig, clip_training, describe_schedule, small_training
+from model.training.initialise import initial_model, initial_network, keep_heads
 from model.training.objective import TrainingLoss
-from model.training.trainer import Loop, finished_checkpoint
+from model.training.trainer import Trainer, finished_checkpoint
 from model.training.validation import Validation
 
-BuildNetwork = Callable[[ModelConfig, Sequence[Task], str | None], AttributeNetwork]
-"""Configuration, attributes and start (see `train`) -> the network to train."""
-
-ReadListings = Callable[..., ListingDataset]
-"""Makes the data sets, called as `ListingDataset` is."""
+NAME = "cma-clip"
+"""What a checkpoint is called where nothing else is said."""
 
 
 def train(
     catalogue: Catalogue,
-    out: Path,
+    out: str | Path,
     *,
-    name: str,
-    model: ModelConfig,
-    config: TrainConfig,
-    initial: str | None = None,
-    build: BuildNetwork | None = None,
-    read: ReadListings = ListingDataset,
+    name: str = NAME,
+    model: ModelConfig | None = None,
+    config: TrainConfig | None = None,
+    initial: str | Path | None = None,
     device: str = "auto",
     console: Console | None = None,
 ) -> Path:
     """Train on the catalogue's train part, choose on its validation part; return the checkpoint folder.
 
     Writes the run to `out` and its best checkpoint to `out/checkpoint`; called again with the same arguments,
-    it goes on where it was interrupted. `initial` is another checkpoint of ours (towers and fusion are kept,
+    it resumes where it was interrupted. `initial` is another checkpoint of ours (towers and fusion are kept,
     heads are new), an open_clip pretrained tag or a local weights file; None starts from random weights.
-    `build` makes another network than CMA-CLIP (`initial_network`), for comparisons, and `read` other data sets.
+    `model` is `initial_model(None, initial)` and `config` is `default_config(catalogue, initial)` where they are None.
     Raises `CatalogueError`, `ConfigError`, `CheckpointError` or `TrainingError`.
-    """
-    console = console or Console(stderr=True)
-    console.print(str(catalogue.report))
-    listings = catalogue.part(Part.TRAIN)
-    if not any(_can_be_read(listing, config.weights) for listing in listings):
-        raise ConfigError("no listing of the train part can be read in a situation whose weight is not 0")
-    tasks = _tasks(catalogue, listings, console)
-    network = _started(build or initial_network, model, tasks, initial, config)
-    target = pick_device(device)
-    training = {
-        "catalogue": catalogue.config.table.name,
-        "listings": len(listings),
-        "initial": provenance(initial),
-        "config": to_json(config),
-    }
 
-    def save(best: nn.Module, scores: Mapping[str, float]) -> None:
+        train(Catalogue.open("shop.toml"), "runs/shop")
+    """
+    start = str(initial) if initial else None
+    return FineTuning(
+        catalogue,
+        name=name,
+        model=model or initial_model(None, start),
+        config=config or default_config(catalogue, start),
+        initial=start,
+        console=console or Console(stderr=True),
+    ).run(Path(out), device=device)
+
+
+def default_config(catalogue: Catalogue, initial: str | None) -> TrainConfig:
+    """Return the preset for a start from `initial`, with a schedule for the number of training listings."""
+    pretrained_clip = initial is not None and not Path(initial).is_dir()
+    preset = clip_training if pretrained_clip else small_training
+    return preset(len(catalogue.part(Part.TRAIN)))
+
+
+class FineTuning:
+    """One fine-tuning, made ready: `run` trains it.
+
+    `build_network` and `dataset` make what is trained and what it is trained on; a subclass that compares networks
+    overrides them (`research/study`).
+    Raises `ConfigError` where the catalogue has nothing to train on.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        *,
+        name: str,
+        model: ModelConfig,
+        config: TrainConfig,
+        initial: str | None,
+        console: Console,
+    ) -> None:
+        self.catalogue, self.name, self.model, self.config = catalogue, name, model, config
+        self.initial, self.console = initial, console
+        console.print(str(catalogue.report))
+        self.listings = catalogue.part(Part.TRAIN)
+        if not any(_is_trained(listing, config.weights) for listing in self.listings):
+            raise ConfigError("no listing of the train part belongs to a situation whose weight is not 0")
+        self.tasks = _tasks(catalogue, self.listings, console)
+        self.record = {
+            "catalogue": catalogue.config.table.name,
+            "listings": len(self.listings),
+            "initial": provenance(initial),
+            "config": to_json(config),
+        }
+        """What a checkpoint says of how it was trained."""
+
+    def build_network(self) -> CMAClip:
+        """Build the network, filled from `initial`."""
+        return initial_network(self.model, self.tasks, self.initial)
+
+    def dataset(self, listings: Sequence[Listing], augment: Sequence[AugmentConfig] | None = None) -> ListingDataset:
+        """Return the data set of `listings`, augmented by one of `augment` in each epoch, or not at all."""
+        seed = self.config.optimiser.seed
+        return ListingDataset(self.catalogue, listings, self.tasks, self.model.preprocess, augment=augment, seed=seed)
+
+    def run(self, out: Path, *, device: str = "auto") -> Path:
+        """Train, or resume, in the folder `out`; return the checkpoint folder."""
+        config, optimiser, target = self.config, self.config.optimiser, pick_device(device)
+        usual = default_config(self.catalogue, self.initial).optimiser
+        self.console.print(describe_schedule(len(self.listings), "training listings", optimiser, usual))
+        network = self._initial_network()
+        examples = self.dataset(self.listings, _augment_by_epoch(config))
+        held_out = self.dataset(self.catalogue.part(Part.VALIDATION))
+        Trainer(
+            network=network,
+            loss=TrainingLoss(config, examples.transform),
+            batches=TrainingBatches(
+                examples, batch_size=optimiser.batch_size, workers=optimiser.workers, seed=optimiser.seed
+            ),
+            optimiser=optimiser,
+            folder=out,
+            device=target,
+            validate=Validation(held_out, config.weights, device=target, workers=optimiser.workers),
+            save_best=lambda best, scores: self._save(out / "checkpoint", best, scores),
+            fingerprint=self._fingerprint(),
+            ema_decay=config.ema_decay,
+            console=self.console,
+        ).run()
+        return finished_checkpoint(out)
+
+    def _initial_network(self) -> CMAClip:
+        torch.manual_seed(self.config.optimiser.seed)
+        network = self.build_network()
+        if self.config.keep_heads:
+            keep_heads(network, self.tasks, self.initial)
+        if self.config.lock_image:
+            network.backbone.lock_image()
+        return network
+
+    def _save(self, folder: Path, network: CMAClip, scores: Mapping[str, float]) -> None:
         save_checkpoint(
-            out / "checkpoint",
-            copy.deepcopy(best),  # rounding to what is stored must not touch the running average
-            name=name,
-            config=model,
-            tasks=tasks,
-            training=training | {"validation": dict(scores)},
+            folder,
+            network,
+            name=self.name,
+            config=self.model,
+            tasks=self.tasks,
+            training=self.record | {"validation": dict(scores)},
         )
 
-    dataset = partial(read, catalogue, tasks=tasks, preprocess=model.preprocess)
-    seed = config.optimiser.seed
+    def _fingerprint(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "model": to_json(self.model),
+            "tasks": [[task.name, *task.labels] for task in self.tasks],
+            "digest": self.catalogue.digest,
+            **self.record,
+        }
+
+
+def _augment_by_epoch(config: TrainConfig) -> list[AugmentConfig]:
+    """Return each epoch's augmentation: the corruption shares of its middle."""
     epochs = config.optimiser.epochs
-    augment = [config.at((epoch + 0.5) / epochs).augment for epoch in range(epochs)]
-    examples = dataset(listings, augment=augment, seed=seed)
-    Loop(
-        network=network,
-        loss=TrainingLoss(config, examples.transform),
-        batches=TrainingBatches(
-            examples,
-            batch_size=config.optimiser.batch_size,
-            workers=config.optimiser.workers,
-            seed=seed,
-        ),
-        optimiser=config.optimiser,
-        folder=out,
-        device=target,
-        validate=Validation(
-            dataset(catalogue.part(Part.VALIDATION)),
-            config.weights,
-            device=target,
-            workers=config.optimiser.workers,
-        ),
-        save_best=save,
-        fingerprint={
-            "name": name,
-            "model": to_json(model),
-            "tasks": [[t.name, *t.labels] for t in tasks],
-            "digest": catalogue.digest,
-            **training,
-        },
-        ema_decay=config.ema_decay,
-        console=console,
-    ).run()
-    return finished_checkpoint(out)
+    return [config.at((epoch + 0.5) / epochs).augment for epoch in range(epochs)]
 
 
 def _tasks(catalogue: Catalogue, listings: Sequence[Listing], console: Console) -> tuple[Task, ...]:
@@ -126,19 +180,7 @@ def _tasks(catalogue: Catalogue, listings: Sequence[Listing], console: Console) 
     return tasks
 
 
-def _started(
-    build: BuildNetwork, model: ModelConfig, tasks: Sequence[Task], initial: str | None, config: TrainConfig
-) -> AttributeNetwork:
-    torch.manual_seed(config.optimiser.seed)
-    network = build(model, tasks, initial)
-    if config.keep_heads:
-        keep_heads(network, tasks, initial)
-    if config.lock_image:
-        network.backbone.lock_image()
-    return network
-
-
-def _can_be_read(listing: Listing, weights: SituationWeights) -> bool:
+def _is_trained(listing: Listing, weights: SituationWeights) -> bool:
     image, title = bool(listing.image), bool(listing.title)
     return bool((weights.image and image) or (weights.title and title) or (weights.image_and_title and image and title))
 

@@ -1,4 +1,4 @@
-"""The training loop that pre-training and fine-tuning share: schedule, guard, average, resume, progress.
+"""The trainer that pre-training and fine-tuning share: schedule, guards, moving average, resuming, early end.
 
 A run folder holds `state.pt` (what a resumed run needs), `tensorboard/` and what its owner saves. A run is
 deterministic by its seed on one machine, also across an interruption: batches, augmentation and dropout depend
@@ -12,68 +12,69 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.tensorboard import SummaryWriter
 
 from model.device import training_precision
 from model.errors import TrainingError
 from model.inputs.dataset import TrainingBatch, TrainingBatches
+from model.network.towers import Backbone
 from model.training.config import OptimiserConfig
+from model.training.log import TrainingLog, open_log
 
 STATE = "state.pt"
 
 SAVE_EVERY_SECONDS = 180.0
 
-LOG_EVERY_STEPS = 20
+Network = TypeVar("Network", bound=nn.Module)
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
-LossFunction = Callable[[nn.Module, TrainingBatch, float], dict[str, Tensor]]
-"""Network, batch (on the device) and the share of the training that is done -> named scalar losses; `total` is what
-is minimised."""
-
 
 @dataclass(kw_only=True)
-class Loop:
-    """One training run over `batches`, for `optimiser.epochs` epochs.
+class Trainer(Generic[Network]):
+    """One training run over `batches`, for at most `optimiser.epochs` epochs.
 
-    validate: called after every epoch with the averaged network; its `score` decides what is best.
+    loss: called with the network, a batch on the device and the share of the training that is done; returns named
+    scalars, of which `total` is minimised.
+    validate: called after every epoch with the averaged network; its `score` decides what is best, and when training
+    ends early (`OptimiserConfig.patience`).
     save_best: called with the averaged network and the scores when `score` is the best so far.
     fingerprint: what the run was started with; a state saved under another one is refused.
-    Raises `TrainingError` on a non-finite loss, before the update, naming the batch.
+    Raises `TrainingError` where the listings do not fill a batch, or `folder` is a file; and in `run` on a non-finite
+    loss, before the update, naming the batch.
     """
 
-    network: nn.Module
-    loss: LossFunction
+    network: Network
+    loss: Callable[[Network, TrainingBatch, float], dict[str, Tensor]]
     batches: TrainingBatches
     optimiser: OptimiserConfig
     folder: Path
     device: torch.device
-    validate: Callable[[nn.Module], Mapping[str, float]]
-    save_best: Callable[[nn.Module, Mapping[str, float]], None]
+    validate: Callable[[Network], Mapping[str, float]]
+    save_best: Callable[[Network, Mapping[str, float]], None]
     fingerprint: Mapping[str, Any]
     ema_decay: float
     console: Console = field(default_factory=lambda: Console(stderr=True))
-    best: float = -math.inf
-    step: int = 0
-    validated: int = 0
-    seconds: float = 0.0
+    average: AveragedModel = field(init=False)
+    adamw: torch.optim.AdamW = field(init=False)
+    step: int = field(default=0, init=False)
+    validated: int = field(default=0, init=False)
+    best: float = field(default=-math.inf, init=False)
+    best_epoch: int = field(default=0, init=False)
+    seconds: float = field(default=0.0, init=False)
 
-    def run(self) -> float:
-        """Train to the end, resuming where an earlier run in the folder stopped; return the best score."""
-        steps = len(self.batches)
-        if steps == 0:
+    def __post_init__(self) -> None:
+        if not len(self.batches):
             raise TrainingError(
                 f"{len(self.batches.dataset)} training listings do not fill one batch of {self.optimiser.batch_size}"
             )
@@ -83,43 +84,58 @@ class Loop:
         self.network.to(self.device).to(memory_format=torch.channels_last)
         self.average = AveragedModel(self.network, multi_avg_fn=moving_average(self.ema_decay), use_buffers=True)
         self.adamw = torch.optim.AdamW(parameter_groups(self.network, self.optimiser), fused=True)
+
+    def run(self) -> float:
+        """Train to the end, resuming where an earlier run in the folder stopped; return the best score."""
         self._resume()
-        self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step)
-        with self._progress(self._steps), _defer_interrupts() as interrupted:
-            for epoch in range(self.validated, self.optimiser.epochs):
-                if self.step < (epoch + 1) * steps:
-                    self._epoch(epoch, steps, interrupted)
-                self._end_epoch(epoch)
-        self.writer.close()
+        options = {"steps": self.steps, "done": self.step, "batch_size": self.optimiser.batch_size}
+        with open_log(self.folder, self.console, **options) as log, _defer_interrupts() as interrupted:
+            while self.validated < self.optimiser.epochs and not self._out_of_patience:
+                if self.step < (self.validated + 1) * len(self.batches):
+                    self._train_epoch(self.validated, log, interrupted)
+                self._validate_epoch(self.validated, log)
+        if self.validated < self.optimiser.epochs:
+            self.console.print(
+                f"no better validation score in {self.optimiser.patient_epochs} epochs: training ends after epoch "
+                f"{self.validated} of {self.optimiser.epochs}, and epoch {self.best_epoch} is kept "
+                "(optimiser.patience=1 trains to the end)"
+            )
         return self.best
 
-    def _epoch(self, epoch: int, steps: int, interrupted: Callable[[], bool]) -> None:
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return len(self.batches) * self.optimiser.epochs
+
+    @property
+    def _out_of_patience(self) -> bool:
+        return self.validated - self.best_epoch >= self.optimiser.patient_epochs
+
+    def _train_epoch(self, epoch: int, log: TrainingLog, interrupted: Callable[[], bool]) -> None:
         self.network.train()
         saved = began = time.monotonic()
-        for batch in self.batches.epoch(epoch, first_step=self.step - epoch * steps):
+        for batch in self.batches.epoch(epoch, first_step=self.step - epoch * len(self.batches)):
             losses = self._update(batch.to(self.device), epoch)
             now = time.monotonic()
             self.seconds, began = self.seconds + now - began, now
-            if self.step % LOG_EVERY_STEPS == 0:
-                self._log(epoch, losses)
+            log.step(self.step, losses, self.seconds)
             if interrupted() or now - saved > SAVE_EVERY_SECONDS:
                 self._save()
                 saved = now
             if interrupted():
                 raise KeyboardInterrupt
-            self.progress.update(self.task, completed=self.step)
 
     def _update(self, batch: TrainingBatch, epoch: int) -> dict[str, Tensor]:
         torch.manual_seed(self.optimiser.seed * 1_000_000_007 + self.step)
         self._set_rate()
         with training_precision(self.device):
-            losses = self.loss(self.network, batch, self.step / self._steps)
+            losses = self.loss(self.network, batch, self.step / self.steps)
         if not torch.isfinite(losses["total"]):
             raise TrainingError(
                 f"the loss is {losses['total'].item()} at epoch {epoch + 1}, batch {self.step % len(self.batches)} "
                 f"(step {self.step}); nothing was updated. A smaller learning rate may help."
             )
-        if not losses["total"].requires_grad:  # nothing in this batch can be read in a situation that is trained
+        if not losses["total"].requires_grad:  # nothing in this batch belongs to a situation that is trained
             self.step += 1
             return losses
         self.adamw.zero_grad(set_to_none=True)
@@ -132,62 +148,29 @@ class Loop:
         self.step += 1
         return losses | {"gradient_norm": norm}
 
-    @property
-    def _steps(self) -> int:
-        return len(self.batches) * self.optimiser.epochs
-
     def _set_rate(self) -> None:
-        factor = rate_factor(self.step, self._steps, warmup=round(self._steps * self.optimiser.warmup_share))
+        factor = rate_factor(self.step, self.steps, warmup=round(self.steps * self.optimiser.warmup_share))
         for group in self.adamw.param_groups:
             group["lr"] = group["peak"] * factor
 
-    def _end_epoch(self, epoch: int) -> None:
+    def _validate_epoch(self, epoch: int, log: TrainingLog) -> None:
         self._save()  # whatever may go wrong while validating
         self.average.eval()
+        averaged = cast(Network, self.average.module)
         began = time.monotonic()
-        scores = dict(self.validate(self.average.module))
+        scores = dict(self.validate(averaged))
         self.seconds += time.monotonic() - began
-        for name, value in scores.items():
-            self.writer.add_scalar(f"validation/{name}", value, self.step)
+        log.validation(self.step, scores)
+        self.validated = epoch + 1
         better = scores["score"] > self.best
         if better:
-            self.best = scores["score"]
-            self.save_best(self.average.module, scores)
-        self.validated = epoch + 1
+            self.best, self.best_epoch = scores["score"], self.validated
+            self.save_best(averaged, scores)
         self._save()
         summary = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
         self.console.print(
-            f"epoch {epoch + 1}/{self.optimiser.epochs}  {self.seconds:.0f} s  {summary}{'  *best' if better else ''}"
+            f"epoch {self.validated}/{self.optimiser.epochs}  {self.seconds:.0f} s  {summary}{'  *best' * better}"
         )
-
-    def _log(self, epoch: int, losses: Mapping[str, Tensor]) -> None:
-        values = {name: value.item() for name, value in losses.items()}
-        for name, value in values.items():
-            self.writer.add_scalar(f"train/{name}", value, self.step)
-        rate = self.optimiser.batch_size * self.step / self.seconds
-        self.writer.add_scalar("train/listings_per_second", rate, self.step)
-        self.progress.update(
-            self.task, description=f"epoch {epoch + 1} loss {values['total']:.3f} {rate:.0f} listings/s"
-        )
-        if not self.console.is_terminal and self.step % (5 * LOG_EVERY_STEPS) == 0:
-            minutes = (self._steps - self.step) * self.seconds / self.step / 60
-            shown = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
-            self.console.print(
-                f"step {self.step}/{self._steps}  {shown}  {rate:.0f} listings/s  {minutes:.0f} min left"
-            )
-
-    @contextmanager
-    def _progress(self, total: int) -> Iterator[None]:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=self.console, disable=not self.console.is_terminal) as self.progress:
-            self.task = self.progress.add_task("training", total=total, completed=self.step)
-            yield
 
     def _save(self) -> None:
         state = {
@@ -195,10 +178,7 @@ class Loop:
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
             "adamw": self.adamw.state_dict(),
-            "step": self.step,
-            "validated": self.validated,
-            "best": self.best,
-            "seconds": self.seconds,
+            **{name: getattr(self, name) for name in PROGRESS},
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.folder / f".{STATE}"
@@ -211,7 +191,7 @@ class Loop:
             return
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
-        except Exception as error:  # what is no state can fail in any way
+        except Exception as error:  # a file that is not a state can fail in any way
             raise TrainingError(f"{path} cannot be read ({error}); remove it to start afresh") from error
         if state["fingerprint"] != digest(self.fingerprint):
             raise TrainingError(
@@ -221,9 +201,13 @@ class Loop:
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self.adamw.load_state_dict(state["adamw"])
-        self.step, self.validated = state["step"], state["validated"]
-        self.best, self.seconds = state["best"], state["seconds"]
+        for name in PROGRESS:
+            setattr(self, name, state[name])
         self.console.print(f"resuming {self.folder} at step {self.step}")
+
+
+PROGRESS = ("step", "validated", "best", "best_epoch", "seconds")
+"""How far a `Trainer` has come: what its state holds besides tensors."""
 
 
 def finished_checkpoint(out: Path) -> Path:
@@ -250,13 +234,15 @@ def moving_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], N
 
 def parameter_groups(network: nn.Module, config: OptimiserConfig) -> list[dict[str, Any]]:
     """Split what is trained by learning rate (towers, rest) and by decay (matrices, but not vectors and embeddings)."""
+    modules = list(network.modules())
+    towers = {id(each) for module in modules if isinstance(module, Backbone) for each in module.parameters()}
+    embeddings = {id(each) for module in modules for each in _embeddings(module)}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in network.named_parameters():
+    for parameter in network.parameters():
         if not parameter.requires_grad:  # a locked tower
             continue
-        tower = name.startswith("backbone.")
-        decays = parameter.ndim >= 2 and "embedding" not in name
-        groups.setdefault((tower, decays), []).append(parameter)
+        decays = parameter.ndim >= 2 and id(parameter) not in embeddings
+        groups.setdefault((id(parameter) in towers, decays), []).append(parameter)
     return [
         {
             "params": parameters,
@@ -266,6 +252,16 @@ def parameter_groups(network: nn.Module, config: OptimiserConfig) -> list[dict[s
         }
         for (tower, decays), parameters in groups.items()
     ]
+
+
+def _embeddings(module: nn.Module) -> Iterable[Tensor]:
+    """Yield what `module` itself says must not decay: towers of timm and of open_clip name theirs by a method."""
+    if isinstance(module, nn.Embedding):
+        yield module.weight
+    named = getattr(module, "no_weight_decay", None)
+    if named is not None:
+        names = named()
+        yield from (parameter for name, parameter in module.named_parameters() if name in names)
 
 
 def rate_factor(step: int, total: int, *, warmup: int) -> float:

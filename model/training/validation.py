@@ -7,11 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from model.errors import CatalogueError
 from model.inputs.dataset import ListingDataset, TrainingBatch, load_batches
-from model.network.cma_clip import AttributeNetwork
+from model.network.cma_clip import CMAClip
 from model.tasks import UNLABELLED
 from model.training.config import SituationWeights
 
@@ -36,8 +35,7 @@ class Validation:
         self.loader = load_batches(dataset, batch_size=VALIDATION_BATCH, workers=workers)
 
     @torch.inference_mode()
-    def __call__(self, network: nn.Module) -> dict[str, float]:
-        assert isinstance(network, AttributeNetwork)
+    def __call__(self, network: CMAClip) -> dict[str, float]:
         predicted: dict[str, list[NDArray[np.int64]]] = {"image_and_title": [], "image": [], "title": []}
         present: dict[str, list[NDArray[np.bool_]]] = {"image_and_title": [], "image": [], "title": []}
         labels = []

@@ -27,9 +27,9 @@ from model.evaluation.heldout import evidence_groups
 from model.inputs.decode import decode_image
 from model.inputs.preprocess import ImageTransform
 from model.inputs.tokenizer import TitleTokenizer, pad_tokens
-from model.network.cma_clip import AttributeNetwork
 from model.network.towers import TokenSequence
 from model.tasks import Task
+from research.study.networks import AttributeNetwork
 
 BATCH = 256
 

@@ -14,6 +14,7 @@ import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,14 +22,15 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
 
-from model.config import ModelConfig
+from model.catalogue.listings import Listing
 from model.device import training_precision
+from model.inputs.augment import AugmentConfig
 from model.inputs.dataset import ListingDataset, load_batches
 from model.inputs.preprocess import ImageTransform
-from model.network.cma_clip import AttributeNetwork
+from model.network.cma_clip import CMAClip
 from model.network.towers import Backbone, TokenSequence
-from model.tasks import Task
-from model.training.train import BuildNetwork
+from model.training.train import FineTuning
+from research.study.networks import BuildNetwork
 
 BATCH = 256
 
@@ -87,7 +89,6 @@ class EncodedListings(ListingDataset):
             plain.catalogue, plain.listings, plain.tasks, preprocess, augment=plain.augment, seed=plain.seed
         )
         self.transform = _AsGiven(preprocess)
-        self.blank = np.zeros(images.shape, dtype=np.float16)
         self.images, self.plain = images, plain
         self.rows = {listing.image: row for row, listing in enumerate(plain.listings)}
         self.set_epoch(0)
@@ -97,8 +98,13 @@ class EncodedListings(ListingDataset):
         super().set_epoch(epoch)
         self.tokens = self.images.of(self.plain, epoch)
 
-    def _pixels(self, name: str, rng: random.Random) -> NDArray[np.float16]:
+    def load_image(self, name: str, rng: random.Random) -> NDArray[np.float16]:
+        """Return what the locked tower made of the image in this epoch."""
         return np.asarray(self.tokens[self.rows[name]])
+
+    def no_image(self) -> NDArray[np.float16]:
+        """Return what takes the place of an absent image: zeros."""
+        return np.zeros(self.images.shape, dtype=np.float16)
 
 
 class _AsGiven(ImageTransform):
@@ -118,12 +124,19 @@ class GivenTokens(Backbone):
         return TokenSequence.pooled_first(images.to(dtype))
 
 
-def given_tokens(build: BuildNetwork) -> BuildNetwork:
-    """Return a function that builds the same network for images that are encoded already."""
+class EncodedFineTuning(FineTuning):
+    """The fine-tuning of a network that `build` makes, on images that are encoded already."""
 
-    def built(model: ModelConfig, tasks: Sequence[Task], initial: str | None) -> AttributeNetwork:
-        network = build(model, tasks, initial)
+    def __init__(self, build: BuildNetwork, images: EncodedImages, **options: Any) -> None:
+        super().__init__(**options)
+        self.build, self.images = build, images
+
+    def build_network(self) -> CMAClip:
+        """Build the network for encoded images, filled from `initial`."""
+        network = self.build(self.model, self.tasks, self.initial)
         network.backbone = GivenTokens(network.backbone.image, network.backbone.text)
-        return network
+        return cast(CMAClip, network)  # fine-tuning uses no more of it than all networks of the study have
 
-    return built
+    def dataset(self, listings: Sequence[Listing], augment: Sequence[AugmentConfig] | None = None) -> EncodedListings:
+        """Return the data set of `listings`, whose images are encoded."""
+        return EncodedListings(self.images, super().dataset(listings, augment))

@@ -5,20 +5,19 @@ Shapes: B listings, D fusion width, T attributes, M = 2 modalities in the order 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
 from model.config import FusionConfig, ModelConfig
-from model.network.cma_clip import AttributeNetwork, Output
+from model.network.cma_clip import CMAClip, Output
 from model.network.towers import Backbone, TokenSequence, build_backbone
 from model.tasks import Task
 from model.training.initialise import initial_network
-from model.training.train import BuildNetwork
 
 
-class PooledClip(AttributeNetwork):
+class PooledClip(nn.Module):
     """CLIP, fine-tuned: both pooled embeddings side by side, and one MLP per attribute on top.
 
     An absent modality is exact: a learned vector takes its place, whatever placeholder was encoded. It starts at
@@ -75,7 +74,14 @@ def _head(config: FusionConfig, labels: int) -> nn.Sequential:
     )
 
 
-def pooled_clip(model: ModelConfig, tasks: Sequence[Task], initial: str | None) -> AttributeNetwork:
+AttributeNetwork = CMAClip | PooledClip
+"""What a study trains and measures: two towers, run apart, and what is made of their outputs."""
+
+BuildNetwork = Callable[[ModelConfig, Sequence[Task], str | None], AttributeNetwork]
+"""Configuration, attributes and start (see `model.training.train.train`) -> the network to train."""
+
+
+def pooled_clip(model: ModelConfig, tasks: Sequence[Task], initial: str | None) -> PooledClip:
     """Build a `PooledClip` on the towers that CMA-CLIP would start from."""
     return PooledClip(initial_network(model, tasks, initial).backbone, tasks, model.fusion)
 

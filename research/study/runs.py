@@ -16,14 +16,16 @@ from model.config import ModelConfig, override
 from model.situations import Situation
 from model.training.config import TrainConfig, small_training
 from model.training.initialise import initial_network
-from model.training.train import BuildNetwork
-from research.study.networks import pooled_clip, with_random_text
+from research.study.networks import BuildNetwork, pooled_clip, with_random_text
 
 Settings = Mapping[str, str]
 """Dotted path in `TrainConfig` or `FusionConfig` -> value as JSON, as `cma-clip train --set` takes them."""
 
 EPOCHS = 3
 SEEDS = 5
+
+FULL_SIZE = 30_139
+"""Training listings of the catalogue that the study was designed on; its batches are the default for that many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,7 @@ class Run:
     def config(self, epochs: int) -> TrainConfig:
         """Return the training configuration."""
         budget = {"optimiser.epochs": str(epochs), "optimiser.seed": str(self.seed)}
-        return override(small_training(), {**LOCKED, **self.training, **budget})
+        return override(small_training(FULL_SIZE), {**LOCKED, **self.training, **budget})
 
     def repeated(self, seed: int) -> Run:
         """Return the same run with another seed."""
@@ -76,6 +78,7 @@ class Run:
 LOCKED: Settings = {
     "lock_image": "true",
     "optimiser.workers": "0",
+    "optimiser.patience": "1",
     "weights.image": "0.15",
     "weights.title": "0.25",
 }

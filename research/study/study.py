@@ -22,17 +22,15 @@ from model.catalogue.splits import Part
 from model.checkpoint.folder import load_checkpoint, load_weights
 from model.device import pick_device, training_dtype
 from model.errors import ConfigError
-from model.inputs.dataset import ListingDataset
 from model.situations import Situation
 from model.tasks import Task, build_tasks
 from model.training.initialise import initial_model, initial_network
-from model.training.train import train
 from model.training.trainer import STATE, digest
 from research.study.answers import Answers, ImageCache, Inference, TestPart, load_answers, save_answers
 from research.study.cells import Cells, all_cells, read_cells, weight_cells, write_cells
 from research.study.conditions import Condition, predict_clean, predict_corrupted
 from research.study.corruptions import CORRUPTIONS, SEED
-from research.study.encoded import EncodedImages, EncodedListings, given_tokens
+from research.study.encoded import EncodedFineTuning, EncodedImages
 from research.study.networks import parameters
 from research.study.references import TITLES_OF, late_fusion, majority_answers, title_answers
 from research.study.runs import IMAGE_ALONE, RUNS, TITLE_ALONE, TRAINED, Run
@@ -147,20 +145,17 @@ class Study:
         self.console.rule(run.name)
         folder = self.runs / run.name
         model = run.model(initial_model(None, str(self.initial)))
-        checkpoint = load_checkpoint(
-            train(
-                self.catalogue,
-                folder,
-                name=run.name,
-                model=model,
-                config=run.config(self.epochs),
-                initial=str(self.initial),
-                build=given_tokens(run.build),
-                read=lambda *given, **options: EncodedListings(self.images, ListingDataset(*given, **options)),
-                device=str(self.device),
-                console=self.console,
-            )
+        tuning = EncodedFineTuning(
+            run.build,
+            self.images,
+            catalogue=self.catalogue,
+            name=run.name,
+            model=model,
+            config=run.config(self.epochs),
+            initial=str(self.initial),
+            console=self.console,
         )
+        checkpoint = load_checkpoint(tuning.run(folder, device=str(self.device)))
         network = run.build(model, self.tasks, None)
         load_weights(network, checkpoint)
         began = time.monotonic()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -32,26 +31,18 @@ def calibrate(
 ) -> None:
     """Fit temperatures and certify thresholds, for each situation; writes calibration.json into the checkpoint."""
     from model.catalogue.listings import Catalogue  # noqa: PLC0415
-    from model.checkpoint.folder import CALIBRATION, METRICS, write_part  # noqa: PLC0415
     from model.evaluation.calibrate import TARGET_PRECISIONS, calibration_table  # noqa: PLC0415
     from model.evaluation.calibrate import calibrate as run  # noqa: PLC0415
-    from model.inference.predictor import Predictor  # noqa: PLC0415
 
-    predictor = Predictor.load(checkpoint, device=device)
     calibration = run(
-        predictor,
+        checkpoint,
         Catalogue.open(catalogue),
-        console=Console(stderr=True),
         target_precisions=tuple(target_precision or TARGET_PRECISIONS),
         per_label=per_label,
         together=together,
+        device=device,
     )
-    stale = predictor.checkpoint.folder / METRICS
-    write_part(predictor.checkpoint, CALIBRATION, calibration.to_json())
     _tables().print(calibration_table(calibration))
-    if stale.is_file():
-        stale.unlink()
-        print(f"{stale} was measured with the old thresholds, and is removed: run `cma-clip evaluate`", file=sys.stderr)
 
 
 def evaluate(
@@ -69,33 +60,20 @@ def evaluate(
     Writes metrics.json and the results of README.md (the model card) into the checkpoint.
     """
     from model.catalogue.listings import Catalogue  # noqa: PLC0415
-    from model.checkpoint.card import update_card  # noqa: PLC0415
-    from model.checkpoint.folder import METRICS, write_part  # noqa: PLC0415
     from model.evaluation.evaluate import evaluate as run  # noqa: PLC0415
-    from model.evaluation.evaluate import evaluation_tables, held_out_scores, model_card_tables  # noqa: PLC0415
-    from model.evaluation.heldout import save_scores  # noqa: PLC0415
+    from model.evaluation.evaluate import evaluation_tables  # noqa: PLC0415
     from model.evaluation.plots import save_plots  # noqa: PLC0415
-    from model.inference.predictor import Predictor  # noqa: PLC0415
 
     if plots and plots.exists() and not plots.is_dir():
         raise ConfigError(f"{plots} is a file; plots need a folder")
     if scores and not scores.parent.is_dir():
         raise ConfigError(f"there is no folder {scores.parent} for the scores")
-    predictor = Predictor.load(checkpoint, device=device)
-    calibration = predictor.checkpoint.calibration
-    if calibration is None:
-        raise ConfigError(f"{checkpoint} is not calibrated yet; run `cma-clip calibrate` on it first")
-    console, listings = Console(stderr=True), Catalogue.open(catalogue)
-    evaluation = run(predictor, calibration, listings, console=console)
-    write_part(predictor.checkpoint, METRICS, evaluation.metrics)
-    update_card(predictor.checkpoint, model_card_tables(evaluation.metrics))
+    evaluation = run(checkpoint, Catalogue.open(catalogue), scores_file=scores, device=device)
     for table in evaluation_tables(evaluation.metrics):
         _tables().print(table)
     if plots:
         for path in save_plots(evaluation, plots):
             print(path)
-    if scores:
-        save_scores(scores, held_out_scores(predictor, evaluation, listings, console=console))
 
 
 def _tables() -> Console:

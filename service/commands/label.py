@@ -22,18 +22,18 @@ def label(
     batch_size: Annotated[int, typer.Option(min=1, help="listings in one forward pass")] = 32,
 ) -> None:
     """Label a whole catalogue; an interrupted run continues where it stopped."""
-    from model.inference.label import label_catalogue  # noqa: PLC0415
-    from model.inference.predictor import Predictor  # noqa: PLC0415
+    from model.inference.label import label as run  # noqa: PLC0415
 
     settings = load_settings(checkpoint=checkpoint, target_precision=target_precision)
-    predictor = Predictor.load(settings.checkpoint, device=settings.device, dtype=settings.dtype)
-    done = label_catalogue(
-        predictor,
+    done = run(
+        settings.checkpoint,
         catalogue,
         out,
         target_precision=settings.target_precision,
         batch_size=batch_size,
         attributes=attribute,
+        device=settings.device,
+        dtype=settings.dtype,
     )
     print(done.report, file=sys.stderr)
     print(f"{out}: {done.rows:,} rows, {done.failed:,} of them with an error", file=sys.stderr)

@@ -15,13 +15,15 @@ if TYPE_CHECKING:
     from model.config import ModelConfig
 
 
-RunFolder = Annotated[Path, typer.Option(help="folder of the run; an interrupted one goes on", show_default=False)]
-
-Name = Annotated[str, typer.Option(help="the model's name")]
+RunFolder = Annotated[Path, typer.Option(help="folder of the run; an interrupted one resumes", show_default=False)]
 
 Backbone = Annotated[
     str | None,
     typer.Option(help="cma-small, cma-tiny, or an open_clip ViT such as ViT-B-32", show_default="cma-small, or INIT's"),
+]
+
+Epochs = Annotated[
+    int | None, typer.Option(min=1, help="passes over the train part", show_default="by the size of the catalogue")
 ]
 
 Overrides = Annotated[
@@ -38,33 +40,33 @@ def pretrain(
     catalogue: CatalogueFile,
     *,
     out: RunFolder,
-    name: Name = "pretrained",
+    name: Annotated[str, typer.Option(help="the model's name")] = "pretrained",
     backbone: Backbone = None,
     init: Annotated[
         Path | None,
         typer.Option(help="keep the image tower of this checkpoint folder, and train a new text tower to match it"),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="passes over the pairs", show_default=False)] = None,
+    epochs: Epochs = None,
     device: Device = "auto",
     settings: Overrides = None,
 ) -> None:
     """Pre-train small towers on a catalogue's own image-title pairs, contrastively.
 
-    For where no pretrained CLIP weights can be had. The result, OUT/checkpoint, is for `train --init`.
+    For use where no pretrained CLIP weights can be had. The result, OUT/checkpoint, is for `train --init`.
     """
     from model.catalogue.listings import Catalogue  # noqa: PLC0415
     from model.config import override  # noqa: PLC0415
-    from model.training.config import small_pretraining  # noqa: PLC0415
+    from model.training.pretrain import default_config  # noqa: PLC0415
     from model.training.pretrain import pretrain as run  # noqa: PLC0415
 
     fusion, own = split_settings(settings, epochs)
-    config = override(small_pretraining(), own)
+    listings = Catalogue.open(catalogue)
     folder = run(
-        Catalogue.open(catalogue),
+        listings,
         out,
         name=name,
         model=_model(backbone, str(init) if init else None, fusion),
-        config=config,
+        config=override(default_config(listings), own),
         initial=init,
         device=device,
     )
@@ -72,10 +74,17 @@ def pretrain(
 
 
 def train(
-    catalogue: CatalogueFile,
+    catalogue: Annotated[
+        Path | None,
+        typer.Argument(help="the catalogue's TOML file; with --recipe, instead of the recipe's", show_default=False),
+    ] = None,
     *,
     out: RunFolder,
-    name: Name = "cma-clip",
+    recipe: Annotated[
+        Path | None,
+        typer.Option(help="a recipe's TOML file: all of its stages, instead of one training", show_default=False),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="the model's name", show_default="cma-clip")] = None,
     backbone: Backbone = None,
     init: Annotated[
         str | None,
@@ -84,31 +93,48 @@ def train(
             show_default="random weights",
         ),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="passes over the listings", show_default=False)] = None,
+    epochs: Epochs = None,
     device: Device = "auto",
     settings: Overrides = None,
 ) -> None:
-    """Train CMA-CLIP on a catalogue. The best checkpoint by validation stands in OUT/checkpoint.
+    """Train CMA-CLIP on a catalogue. The best checkpoint by validation is OUT/checkpoint.
 
-    Calibrate and evaluate it next.
+    Calibrate and evaluate it next. A recipe does all of it, from pre-training to evaluation, stage by stage; called
+    again, it continues where it was interrupted.
     """
+    if recipe is not None:
+        given = {"name": name, "backbone": backbone, "init": init, "epochs": epochs, "set": settings}
+        if extra := [f"--{option}" for option, value in given.items() if value]:
+            raise ConfigError(f"{extra[0]} cannot be combined with --recipe; change the recipe instead")
+        print(_follow(recipe, catalogue, out, device))
+        return
+    if catalogue is None:
+        raise ConfigError("name the catalogue's TOML file, or a --recipe")
     from model.catalogue.listings import Catalogue  # noqa: PLC0415
     from model.config import override  # noqa: PLC0415
-    from model.training.config import clip_training, small_training  # noqa: PLC0415
+    from model.training.train import NAME, default_config  # noqa: PLC0415
     from model.training.train import train as run  # noqa: PLC0415
 
     fusion, own = split_settings(settings, epochs)
-    preset = clip_training() if init and not Path(init).is_dir() else small_training()
+    listings = Catalogue.open(catalogue)
     folder = run(
-        Catalogue.open(catalogue),
+        listings,
         out,
-        name=name,
+        name=name or NAME,
         model=_model(backbone, init, fusion),
-        config=override(preset, own),
+        config=override(default_config(listings, init), own),
         initial=init,
         device=device,
     )
     print(folder)
+
+
+def _follow(recipe: Path, catalogue: Path | None, out: Path, device: str) -> Path:
+    from model.catalogue.listings import Catalogue  # noqa: PLC0415
+    from model.training.recipe import Recipe, run_recipe  # noqa: PLC0415
+
+    stages = Recipe.load(recipe)
+    return run_recipe(stages, out, catalogue=Catalogue.open(catalogue) if catalogue else None, device=device)
 
 
 def split_settings(texts: list[str] | None, epochs: int | None) -> tuple[dict[str, str], dict[str, str]]:
@@ -127,7 +153,7 @@ def split_settings(texts: list[str] | None, epochs: int | None) -> tuple[dict[st
 
 
 def _model(backbone: str | None, init: str | None, fusion: dict[str, str]) -> ModelConfig:
-    """The model to train: that of `init` where it is a checkpoint of ours, with fusion settings overridden."""
+    """Return the model to train: that of `init` if it is a checkpoint of ours, with fusion settings overridden."""
     from model.config import override  # noqa: PLC0415
     from model.training.initialise import initial_model  # noqa: PLC0415
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -10,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.errors import ConfigError
-from model.inputs.augment import IMAGE_CORRUPTIONS, AugmentConfig, random_box, vary_pixels, vary_title
+from model.inputs.augment import IMAGE_CORRUPTIONS, AugmentConfig, Pixels, random_box, vary_pixels, vary_title
 
 PLAIN = AugmentConfig(flip=False, corrupted_images=0, blank_images=0, title_dropout=0, label_word_dropout=0)
 LABELS = ("Men", "Apparel", "Tshirts", "Navy Blue")
 
 
 @pytest.fixture
-def pixels() -> np.ndarray:
+def pixels() -> Pixels:
     pixels = np.full((3, 20, 16), 255, dtype=np.uint8)
     pixels[:, 4:14, 4:12] = np.array([200, 30, 40])[:, None, None]
     return pixels
@@ -32,10 +33,12 @@ def test_crops_stay_inside_and_keep_their_share(width: int, height: int, seed: i
         assert (right - left) * (lower - upper) >= 0.5 * width * height
 
 
-@pytest.mark.parametrize("spoil", IMAGE_CORRUPTIONS)
-def test_spoiling_changes_a_copy_and_is_decided_by_the_generator(spoil, pixels: np.ndarray) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("corrupt", IMAGE_CORRUPTIONS)
+def test_a_corruption_changes_a_copy_and_is_decided_by_the_generator(
+    corrupt: Callable[[Pixels, random.Random], Pixels], pixels: Pixels
+) -> None:
     before = pixels.copy()
-    first, again, other = (spoil(pixels, random.Random(seed)) for seed in (1, 1, 2))
+    first, again, other = (corrupt(pixels, random.Random(seed)) for seed in (1, 1, 2))
     assert (pixels == before).all()
     assert first.shape == pixels.shape
     assert first.dtype == np.uint8
@@ -45,7 +48,7 @@ def test_spoiling_changes_a_copy_and_is_decided_by_the_generator(spoil, pixels: 
     assert (first != other).any()
 
 
-def test_pictures_are_mirrored_and_spoiled_in_the_shares_asked_for(pixels: np.ndarray) -> None:
+def test_images_are_mirrored_and_corrupted_in_the_shares_asked_for(pixels: Pixels) -> None:
     assert (vary_pixels(pixels, PLAIN, random.Random(0)) == pixels).all()
     left_heavy = np.concatenate([pixels[:, :, :8], np.full_like(pixels[:, :, :8], 255)], axis=2)
     rng = random.Random(0)
@@ -55,18 +58,18 @@ def test_pictures_are_mirrored_and_spoiled_in_the_shares_asked_for(pixels: np.nd
     )
     assert mirrored / 400 == pytest.approx(0.5, abs=0.1)
     config = AugmentConfig(flip=False, corrupted_images=0.25, blank_images=0)
-    spoiled = sum((vary_pixels(pixels, config, rng) != pixels).any() for _ in range(400))
-    assert spoiled / 400 == pytest.approx(0.25, abs=0.08)
+    corrupted = sum((vary_pixels(pixels, config, rng) != pixels).any() for _ in range(400))
+    assert corrupted / 400 == pytest.approx(0.25, abs=0.08)
 
 
-def test_blank_pictures_are_one_colour_and_as_many_as_asked_for(pixels: np.ndarray) -> None:
+def test_blank_images_are_one_colour_and_as_many_as_asked_for(pixels: Pixels) -> None:
     config, rng = AugmentConfig(flip=False, corrupted_images=0, blank_images=0.25), random.Random(0)
     varied = [vary_pixels(pixels, config, rng) for _ in range(400)]
-    blank = [picture for picture in varied if (picture == picture[:, :1, :1]).all()]
+    blank = [image for image in varied if (image == image[:, :1, :1]).all()]
     assert len(blank) / 400 == pytest.approx(0.25, abs=0.07)
-    assert all(picture.shape == pixels.shape and picture.flags.writeable for picture in blank)
-    assert 0.3 < np.mean([(picture == 255).all() for picture in blank]) < 0.7
-    assert all((picture == pixels).all() for picture in varied if not any(picture is each for each in blank))
+    assert all(image.shape == pixels.shape and image.flags.writeable for image in blank)
+    assert 0.3 < np.mean([(image == 255).all() for image in blank]) < 0.7
+    assert all((image == pixels).all() for image in varied if not any(image is each for each in blank))
 
 
 def test_words_are_dropped_but_never_all() -> None:

@@ -26,12 +26,11 @@ from model.checkpoint.folder import (
     write_part,
     write_text,
 )
-from model.config import ModelConfig, from_json, override, to_json
-from model.errors import CheckpointError, ConfigError
+from model.config import ModelConfig
+from model.errors import CheckpointError
 from model.inference.predictor import Predictor
 from model.network.cma_clip import CMAClip, build_cma_clip
 from model.tasks import Task
-from model.training.config import TrainConfig, small_training
 from tests.model.test_network import encode
 
 
@@ -224,26 +223,3 @@ def test_weights_that_half_precision_cannot_hold_are_not_saved(
     torch.nn.init.constant_(network.heads[0][0].weight, 1e6)  # type: ignore[index]
     with pytest.raises(CheckpointError, match=r"heads\.0\.0\.weight is not finite"):
         save_checkpoint(tmp_path / "c", network, name="n", config=model_config, tasks=tasks, training={})
-
-
-def test_configurations_survive_json_and_can_be_overridden() -> None:
-    config = small_training()
-    assert from_json(TrainConfig, to_json(config)) == config
-    changed = override(config, {"optimiser.epochs": "3", "augment.flip": "false", "ema_decay": "0.5"})
-    assert (changed.optimiser.epochs, changed.augment.flip, changed.ema_decay) == (3, False, 0.5)
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ({"optimizer.epochs": "3"}, "unknown setting"),
-        ({"optimiser.epochs": "three"}, "cannot be 'three'"),
-        ({"optimiser.epochs": "2.5"}, "cannot be '2.5'"),
-        ({"optimiser.epochs": "0"}, "epochs must be positive"),
-        ({"ema_decay.x": "1"}, "has no fields"),
-        ({"augment.flip": "1"}, "cannot be '1'"),
-    ],
-)
-def test_wrong_overrides_are_named(setting: dict[str, str], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        override(small_training(), setting)

@@ -11,7 +11,7 @@ from rich.console import Console
 from model.catalogue.listings import Listing
 from model.catalogue.splits import Part
 from model.errors import ConfigError, ModelError
-from model.evaluation.calibrate import calibrate
+from model.evaluation.calibrate import fit_calibration
 from model.evaluation.heldout import collect, evidence_groups, load_scores, save_scores
 from model.situations import Situation
 from model.tasks import OUT_OF_VOCABULARY, UNLABELLED
@@ -107,7 +107,7 @@ def test_an_attribute_that_the_catalogue_does_not_name_is_named() -> None:
     shop = catalogue(*LISTINGS)
     without = replace(shop, config=replace(shop.config, attributes=("colour",)))
     with pytest.raises(ConfigError, match="does not name season"):
-        calibrate(ColourReader(), without, console=CONSOLE)
+        fit_calibration(ColourReader(), without, console=CONSOLE)
 
 
 def test_scores_survive_the_disk(tmp_path: Path) -> None:

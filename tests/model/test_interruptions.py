@@ -1,4 +1,4 @@
-"""What training does when something comes in between: a signal, a full disk, a damaged picture, a changed table."""
+"""What training does when something comes in between: a signal, a full disk, a damaged image, a changed table."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ from model.checkpoint.folder import WEIGHTS, load_checkpoint, read_tensors
 from model.config import ModelConfig
 from model.errors import CatalogueError, ConfigError, TrainingError
 from model.inputs.dataset import ListingDataset, TrainingBatch, TrainingBatches
+from model.network.cma_clip import CMAClip
 from model.tasks import Task
 from model.training.config import OptimiserConfig, SituationWeights, TrainConfig
 from model.training.train import train
-from model.training.trainer import STATE, Loop
+from model.training.trainer import STATE, Trainer
 from model.training.validation import Validation
 from tests.conftest import write_catalogue
 
@@ -75,7 +76,7 @@ def fail() -> None:
 
 
 @pytest.mark.parametrize(("epochs", "more"), [(0, 3), (1, 0), (1, 1), (2, 0)])
-def test_a_run_that_is_told_to_end_goes_on_as_if_it_had_not_been(
+def test_an_interrupted_run_resumes_as_if_it_had_not_been(
     catalogue: Catalogue,
     tmp_path: Path,
     arguments: dict[str, Any],
@@ -87,7 +88,7 @@ def test_a_run_that_is_told_to_end_goes_on_as_if_it_had_not_been(
     """In the last step of an epoch too: that epoch is validated, and may be the best, all the same."""
     whole = train(catalogue, tmp_path / "whole", **arguments)
     with monkeypatch.context() as patch:
-        patch.setattr(Loop, "_update", at_call(epochs * steps + more, Loop._update, interrupt))
+        patch.setattr(Trainer, "_update", at_call(epochs * steps + more, Trainer._update, interrupt))
         with pytest.raises(KeyboardInterrupt):
             train(catalogue, tmp_path / "parts", **arguments)
     assert (tmp_path / "parts" / STATE).is_file()
@@ -112,7 +113,7 @@ def test_a_resumed_run_remembers_its_best(
     scores = iter([0.9, 0.1])
     monkeypatch.setattr(Validation, "__call__", lambda *_: {"score": next(scores)})
     with monkeypatch.context() as patch:
-        patch.setattr(Loop, "_update", at_call(steps + 2, Loop._update, interrupt))
+        patch.setattr(Trainer, "_update", at_call(steps + 2, Trainer._update, interrupt))
         with pytest.raises(KeyboardInterrupt):
             train(catalogue, tmp_path, **arguments)
     best = weights(tmp_path / "checkpoint")
@@ -163,23 +164,23 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(
     """The root of zero is zero, and its slope is not a number."""
     seen: list[dict[str, Tensor]] = []
 
-    def steep(loop: Loop, batch: TrainingBatch, epoch: int) -> Any:
-        seen.append({key: value.clone() for key, value in loop.network.state_dict().items()})
-        plain = loop.loss
+    def steep(trainer: Trainer[CMAClip], batch: TrainingBatch, epoch: int) -> Any:
+        seen.append({key: value.clone() for key, value in trainer.network.state_dict().items()})
+        plain = trainer.loss
 
-        def loss(network: nn.Module, batch: TrainingBatch, progress: float) -> dict[str, Tensor]:
+        def loss(network: CMAClip, batch: TrainingBatch, progress: float) -> dict[str, Tensor]:
             losses = plain(network, batch, progress)
             zero = sum(parameter.square().sum() for parameter in network.parameters()) * 0.0
             return losses | {"total": losses["total"] + torch.as_tensor(zero).sqrt()}
 
-        loop.loss = loss
+        trainer.loss = loss
         try:
-            return update(loop, batch, epoch)
+            return update(trainer, batch, epoch)
         finally:
-            seen.append(dict(loop.network.state_dict()))
+            seen.append(dict(trainer.network.state_dict()))
 
-    update = Loop._update
-    monkeypatch.setattr(Loop, "_update", steep)
+    update = Trainer._update
+    monkeypatch.setattr(Trainer, "_update", steep)
     with pytest.raises(TrainingError, match="gradient is not finite at step 0"):
         train(catalogue, tmp_path, **arguments)
     before, after = seen
@@ -198,7 +199,7 @@ def test_the_average_has_the_statistics_of_the_batches_too(
         statistics.append(average.get_buffer("1.running_mean").mean().item())
         return {"score": 0.0}
 
-    Loop(
+    Trainer(
         network=network,
         loss=lambda module, batch, _: {"total": module(batch.pixels.float()).square().mean()},
         batches=TrainingBatches(dataset, batch_size=16, workers=0, seed=0),
@@ -216,14 +217,14 @@ def test_the_average_has_the_statistics_of_the_batches_too(
 # --- what the catalogue may hold ---------------------------------------------------------------------------
 
 
-def with_pictures(toml: Path, *damaged: int) -> Catalogue:
+def with_damaged_images(toml: Path, *damaged: int) -> Catalogue:
     for row in damaged:
         path = toml.parent / "images" / f"sku-{row}.png"
         path.write_bytes(path.read_bytes()[:60])
     return Catalogue.open(toml)
 
 
-def test_a_damaged_picture_is_named_and_passed_over(
+def test_a_damaged_image_is_named_and_its_listing_used_without_it(
     tmp_path: Path, arguments: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     toml = write_catalogue(tmp_path / "shop", 120)
@@ -231,13 +232,13 @@ def test_a_damaged_picture_is_named_and_passed_over(
     lines = table.read_text().splitlines()
     lines[6] = lines[6].rpartition(",")[0] + ","  # row 5 has no title either: nothing is left of it
     table.write_text("\n".join(lines) + "\n")
-    train(with_pictures(toml, *range(12)), tmp_path / "run", **arguments)
+    train(with_damaged_images(toml, *range(12)), tmp_path / "run", **arguments)
     said = capsys.readouterr().err
     assert "sku-5.png: the image cannot be decoded" in said
     assert said.count("sku-5.png") == 1
 
 
-def test_a_run_of_a_table_that_has_changed_is_not_taken_for_the_same(tmp_path: Path, arguments: dict[str, Any]) -> None:
+def test_a_run_of_a_table_that_has_changed_is_refused(tmp_path: Path, arguments: dict[str, Any]) -> None:
     toml = write_catalogue(tmp_path / "shop", 120)
     train(Catalogue.open(toml), tmp_path / "run", **arguments)
     with pytest.raises(TrainingError, match="another catalogue or configuration"):
@@ -265,7 +266,7 @@ def test_a_state_that_cannot_be_read_is_named(catalogue: Catalogue, tmp_path: Pa
         train(catalogue, tmp_path, **arguments)
 
 
-def test_a_run_wants_a_folder(catalogue: Catalogue, tmp_path: Path, arguments: dict[str, Any]) -> None:
+def test_a_run_needs_a_folder(catalogue: Catalogue, tmp_path: Path, arguments: dict[str, Any]) -> None:
     (tmp_path / "run").write_text("")
     with pytest.raises(TrainingError, match="is a file"):
         train(catalogue, tmp_path / "run", **arguments)
@@ -289,7 +290,7 @@ def test_a_validation_part_without_labels_is_refused_before_training(tmp_path: P
     assert not (tmp_path / "run").exists()
 
 
-def test_pictures_alone_are_trained_where_few_listings_have_one(tmp_path: Path, arguments: dict[str, Any]) -> None:
+def test_images_alone_are_trained_where_few_listings_have_one(tmp_path: Path, arguments: dict[str, Any]) -> None:
     """Most batches have none, and teach nothing then."""
     toml = write_catalogue(tmp_path / "shop", 120)
     for listing in Catalogue.open(toml).part(Part.TRAIN)[6:]:
@@ -299,7 +300,7 @@ def test_pictures_alone_are_trained_where_few_listings_have_one(tmp_path: Path, 
     assert train(Catalogue.open(toml), tmp_path / "run", **arguments).is_dir()
     for path in (toml.parent / "images").glob("*.png"):
         path.unlink()
-    with pytest.raises(ConfigError, match="no listing of the train part can be read"):
+    with pytest.raises(ConfigError, match="no listing of the train part belongs to a situation"):
         train(Catalogue.open(toml), tmp_path / "other", **arguments)
 
 

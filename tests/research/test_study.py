@@ -8,7 +8,7 @@ import json
 import math
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ from model.device import training_precision
 from model.errors import ConfigError
 from model.evaluation import scores
 from model.inputs.augment import AugmentConfig
-from model.inputs.dataset import Collate, ListingDataset
+from model.inputs.dataset import ListingDataset, collate
 from model.network.cma_clip import CMAClip
 from model.network.towers import Backbone, TokenSequence, build_backbone
 from model.situations import Situation
@@ -40,7 +40,7 @@ from research.study.answers import Answers, ImageCache, Inference, TestPart, loa
 from research.study.cells import all_cells, condition_cells, read_cells, weight_cells, write_cells
 from research.study.conditions import clean, predict_clean, predict_corrupted
 from research.study.corruptions import CORRUPTIONS, IMAGES, TITLES, Corruption, another
-from research.study.encoded import EncodedImages, EncodedListings, given_tokens
+from research.study.encoded import EncodedImages, EncodedListings, GivenTokens
 from research.study.findings import points
 from research.study.networks import PooledClip, pooled_clip
 from research.study.references import late_fusion, majority_answers, title_answers
@@ -112,8 +112,10 @@ def test_every_parameter_of_the_pooled_network_gets_a_gradient(
     pooled: PooledClip,
 ) -> None:
     dataset = ListingDataset(catalogue, catalogue.listings[:16], tasks, model_config.preprocess)
-    batch = Collate(dataset)([dataset[i] for i in range(16)])
-    torch.autograd.backward(TrainingLoss(train_config, dataset.transform)(pooled.train(), batch, 0.5)["total"])
+    batch = collate([dataset[i] for i in range(16)])
+    torch.autograd.backward(
+        TrainingLoss(train_config, dataset.transform)(cast(CMAClip, pooled.train()), batch, 0.5)["total"]
+    )
     without = [name for name, p in pooled.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == []
     assert all(torch.isfinite(p.grad).all() for p in pooled.parameters() if p.grad is not None)
@@ -154,16 +156,15 @@ def test_an_encoded_image_trains_as_the_image_does(
     arguments: dict[str, Any] = {"tasks": tasks, "preprocess": model.preprocess, "augment": varied, "seed": 5}
     found = []
     plain = ListingDataset(catalogue, listings, **arguments)
-    for dataset, build in (
-        (plain, initial_network),
-        (EncodedListings(images, plain), given_tokens(initial_network)),
-    ):
+    for dataset in (plain, EncodedListings(images, plain)):
         torch.manual_seed(0)
-        network = build(model, tasks, str(towers))
+        network = initial_network(model, tasks, str(towers))
+        if dataset is not plain:
+            network.backbone = GivenTokens(network.backbone.image, network.backbone.text)
         network.backbone.lock_image()
         dataset.set_epoch(1)
         torch.manual_seed(0)
-        batch = Collate(dataset)([dataset[i] for i in range(9)])
+        batch = collate([dataset[i] for i in range(9)])
         with training_precision(torch.device("cpu")):
             loss = TrainingLoss(train_config, dataset.transform)(network.train(), batch, 0.5)["total"]
         torch.autograd.backward(loss)
@@ -539,7 +540,7 @@ def tiny_study(
     train_config: TrainConfig,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Study:
-    monkeypatch.setattr(runs, "small_training", lambda: train_config)
+    monkeypatch.setattr(runs, "small_training", lambda _listings: train_config)
     monkeypatch.setattr(study, "SUBSET", 6)
     return Study(
         catalogue=catalogue,
@@ -568,7 +569,7 @@ def test_runs_are_trained_measured_and_never_again(tiny_study: Study, monkeypatc
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a finished run was touched")
 
-    monkeypatch.setattr(study, "train", refuse)
+    monkeypatch.setattr(study, "EncodedFineTuning", refuse)
     monkeypatch.setattr(Study, "_write", refuse)
     # On another machine the figures alone are there.
     elsewhere = dataclasses.replace(tiny_study, runs=tiny_study.runs / "nowhere")

@@ -33,7 +33,8 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 def test_importing_the_package_imports_nothing_heavy() -> None:
     program = "import sys, model; print({'torch', 'numpy', 'PIL'} & set(sys.modules))"
-    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    command = [sys.executable, "-c", program]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)  # noqa: S603 - our own
     assert printed.stdout.strip() == "set()"
 
 
@@ -76,7 +77,7 @@ def test_predictions_are_computed_as_they_are_asked_for(predictor: Predictor) ->
 
 
 def test_mistakes_are_named(predictor: Predictor, tmp_path: Path) -> None:
-    with pytest.raises(UncalibratedTargetError, match="0.8"):
+    with pytest.raises(UncalibratedTargetError, match=r"0\.8"):
         predictor.classify([("Shirt", None)], target_precision=0.8)
     with pytest.raises(ModelError, match="cannot read image"):
         list(predictor.classify([(None, tmp_path / "nothing.jpg")]))

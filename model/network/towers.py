@@ -209,8 +209,8 @@ class TextTower(nn.Module):
     same result as padding to the full context.
 
     bag_of_words: the tower starts as a bag of words and learns to be more. To each token the Transformer's output and
-    the sum of the words before it are added (as in wide and deep networks, arXiv:1606.07792), and its residual branches
-    start at zero: a few thousand titles teach a bag of words far more than they teach attention.
+    the sum of the words before it are added (as in wide and deep networks, arXiv:1606.07792), and the weights at the
+    end of its residual branches start at zero: a few thousand titles teach a bag of words far more than attention.
     """
 
     def __init__(self, text: nn.Module, *, bag_of_words: bool = False) -> None:

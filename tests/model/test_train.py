@@ -62,6 +62,7 @@ def test_a_catalogue_and_a_folder_are_enough(
     catalogue: Catalogue, tmp_path: Path, train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The default backbone and preset are of another size than a test's."""
+    monkeypatch.setattr(train_module, "FEW_LISTINGS", 0)
     monkeypatch.setattr(initialise, "DEFAULT_BACKBONE", "tiny")
     monkeypatch.setattr(towers, "BACKBONES", {"tiny": TINY_BACKBONE})
     monkeypatch.setattr(train_module, "small_training", lambda listings: train_config if listings > 100 else None)

@@ -75,9 +75,11 @@ def test_a_non_finite_loss_stops_before_the_update(
 class Run:
     """A run of a small network whose validation gives `scores` in turn, epoch by epoch."""
 
-    def __init__(self, catalogue: Catalogue, folder: Path, scores: list[float], *, patience: float) -> None:
+    def __init__(
+        self, catalogue: Catalogue, folder: Path, scores: list[float], *, patience: float, tolerance: float = 0.0
+    ) -> None:
         self.dataset = ListingDataset(catalogue, catalogue.part(Part.TRAIN)[:8], (), PREPROCESS)
-        self.folder, self.scores, self.patience = folder, scores, patience
+        self.folder, self.scores, self.patience, self.tolerance = folder, scores, patience, tolerance
         self.saved: list[float] = []
         self.said = io.StringIO()
 
@@ -93,7 +95,12 @@ class Run:
             loss=loss,
             batches=TrainingBatches(self.dataset, batch_size=4, workers=0, seed=0),
             optimiser=OptimiserConfig(
-                epochs=len(self.scores), batch_size=4, learning_rate=1e-5, patience=self.patience, workers=0
+                epochs=len(self.scores),
+                batch_size=4,
+                learning_rate=1e-5,
+                patience=self.patience,
+                tolerance=self.tolerance,
+                workers=0,
             ),
             folder=self.folder,
             device=torch.device("cpu"),
@@ -166,6 +173,14 @@ def test_training_goes_to_its_end_where_patience_lasts(
     assert "no better validation score" not in run.said.getvalue()
 
 
+def test_a_later_epoch_within_the_tolerance_of_the_best_replaces_it(catalogue: Catalogue, tmp_path: Path) -> None:
+    """However many follow one another, none may be further below the very best than the tolerance."""
+    scores = [0.5, 0.8, 0.79, 0.785, 0.775, 0.79, 0.6]
+    run = Run(catalogue, tmp_path, scores, patience=1, tolerance=0.02)
+    assert run.trainer().run() == 0.8
+    assert run.saved == [0.5, 0.8, 0.79, 0.785, 0.79]
+
+
 def test_the_log_is_closed_when_training_fails(
     catalogue: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,14 +219,15 @@ def test_the_towers_learn_at_their_own_rate_and_vectors_and_embeddings_do_not_de
         build_cma_clip(shipped.config, shipped.tasks),
         ContrastiveModel(build_cma_clip(model_config, shipped.tasks).backbone, 16),
     )
-    config = OptimiserConfig(epochs=1, batch_size=1, learning_rate=1.0, backbone_rate=0.1)
+    config = OptimiserConfig(epochs=1, batch_size=1, learning_rate=1.0, backbone_rate=0.1, embedding_rate=4.0)
     for each in networks:
         groups = parameter_groups(each, config)
         by_identity = {id(p): group for group in groups for p in group["params"]}
         assert len(by_identity) == sum(len(group["params"]) for group in groups) == len(list(each.parameters()))
         for name, parameter in each.named_parameters():
             group = by_identity[id(parameter)]
-            assert group["peak"] == (0.1 if name.startswith("backbone.") else 1.0), name
+            rate = 0.4 if "token_embedding" in name else 0.1 if name.startswith("backbone.") else 1.0
+            assert group["peak"] == rate, name
             assert (group["weight_decay"] == 0) == (parameter.ndim < 2 or "embedding" in name), name
 
 

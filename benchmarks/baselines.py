@@ -2,10 +2,12 @@
 
     python -m benchmarks.baselines title --out title.json
     python -m benchmarks.baselines image --out image.json
+    python -m benchmarks.baselines small --out small.json
 
-Both train on the train part of a catalogue and are scored on its test part. They know every label of the train part,
-however rare; a test label that is not among them counts as an error. A listing without the title or image that a
-baseline needs gets the most frequent label of the train part.
+The first two train on the train part of a catalogue and are scored on its test part. They know every label of the train
+part, however rare; a test label that is not among them counts as an error. A listing without the title or image that a
+baseline needs gets the most frequent label of the train part. The third compares the network itself with the first,
+where there are few listings.
 """
 
 from __future__ import annotations
@@ -357,6 +359,30 @@ def image(
 ) -> None:
     """A plain residual convnet on the image, from scratch."""
     run("image", catalogue, image_predictor(epochs=epochs, batch_size=batch_size), out)
+
+
+@app.command()
+def small(
+    catalogue: CataloguePath = FASHION,
+    out: Out = None,
+    runs: Annotated[Path, typer.Option(help="Folder of the trainings, one for each draw.")] = Path("runs/small"),
+    rows: Annotated[int, typer.Option(min=100, help="Rows of a draw.")] = 2000,
+    draws: Annotated[int, typer.Option(min=1)] = 3,
+) -> None:
+    """The default training on random rows of the catalogue, beside a bag of words trained on the same rows."""
+    from benchmarks.small_catalogue import draws_table, measure_draw  # noqa: PLC0415 - it imports this module
+
+    try:
+        whole, found = Catalogue.open(catalogue), []
+        for seed in range(draws):
+            found.append(measure_draw(whole, runs / f"draw-{seed}", rows=rows, seed=seed, console=console))
+            console.print(draws_table(found))
+            if out:
+                text = json.dumps([asdict(each) for each in found], indent=2)
+                out.write_text(text + "\n", encoding="utf-8")
+    except ModelError as error:
+        console.print(f"error: {error}", style="red", highlight=False)
+        raise typer.Exit(2) from None
 
 
 if __name__ == "__main__":

@@ -120,7 +120,16 @@ def leaves(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     return found
 
 
-OFF = {"optimiser.patience": 1.0, "augment.blank_images": 0.0, "lock_image": False, "keep_heads": False, "anneal": 0.0}
+OFF = {
+    "optimiser.embedding_rate": 1.0,
+    "optimiser.tolerance": 0.0,
+    "optimiser.patience": 1.0,
+    "augment.blank_images": 0.0,
+    "lock_image": False,
+    "keep_heads": False,
+    "label_prior": False,
+    "anneal": 0.0,
+}
 """What a recorded training that did not know these settings yet did."""
 
 HOW_NOT_WHAT = "optimiser.workers"

@@ -17,6 +17,7 @@ from typing import Any, Self
 
 import open_clip
 import torch
+import torch.nn.functional as F
 from open_clip.model import CustomTextCLIP
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import TextTransformer, VisionTransformer
@@ -94,18 +95,24 @@ def _resnet(stages: list[tuple[int, int, int]], pretrained: bool, num_classes: i
     return network
 
 
-def _small(tower: str) -> Mapping[str, Any]:
+def _small(tower: str, image_size: tuple[int, int] = (80, 64)) -> dict[str, Any]:
     return {
         "embed_dim": 256,
-        "vision_cfg": {"timm_model_name": tower, "timm_proj": "none", "image_size": [80, 64]},
+        "vision_cfg": {"timm_model_name": tower, "timm_proj": "none", "image_size": list(image_size)},
         "text_cfg": {"context_length": 40, "vocab_size": 49408, "width": 192, "heads": 3, "layers": 3},
     }
 
+
+BAG_OF_WORDS = "bag_of_words"
+"""The key of a configuration, besides open_clip's own, that makes a text tower start as a bag of words."""
 
 BACKBONES: Mapping[str, Mapping[str, Any]] = {
     # The towers of `weights/fashion`: 16 M parameters, 9.5 M of them word embeddings.
     "cma-small": _small("cma_resnet_medium"),
     "cma-tiny": _small("cma_resnet_small"),
+    # For a few thousand listings: an image tower that starts from ImageNet, and a text tower that starts as a bag of
+    # words.
+    "cma-lite": {**_small("tf_efficientnet_lite0", (128, 96)), BAG_OF_WORDS: True},
 }
 """This project's open_clip configurations by name, in addition to those that open_clip ships."""
 
@@ -200,9 +207,13 @@ class TextTower(nn.Module):
 
     The tower is causal, so tokens after EOT cannot influence it: padding to the longest title of the batch gives the
     same result as padding to the full context.
+
+    bag_of_words: the tower starts as a bag of words and learns to be more. To each token the Transformer's output and
+    the sum of the words before it are added (as in wide and deep networks, arXiv:1606.07792), and its residual branches
+    start at zero: a few thousand titles teach a bag of words far more than they teach attention.
     """
 
-    def __init__(self, text: nn.Module) -> None:
+    def __init__(self, text: nn.Module, *, bag_of_words: bool = False) -> None:
         super().__init__()
         if not isinstance(text, TextTransformer):
             raise ConfigError(f"text tower {type(text).__name__} is not supported; open_clip's own text Transformer is")
@@ -213,13 +224,30 @@ class TextTower(nn.Module):
         text.text_projection = None  # the contrastive projection is not used here
         self.text = text
         self.width = int(text.token_embedding.embedding_dim)
+        self.bag_of_words = bag_of_words
+        if bag_of_words:
+            nn.init.normal_(text.token_embedding.weight, std=0.1)
+            for block in text.transformer.resblocks:
+                nn.init.zeros_(block.attn.out_proj.weight)
+                nn.init.zeros_(block.mlp.c_proj.weight)
 
     def forward(self, tokens: Tensor) -> Tensor:
         text, length = self.text, tokens.shape[1]
-        embeddings = text.token_embedding(tokens) + text.positional_embedding[:length]
+        words = text.token_embedding(tokens)
+        embeddings = words + text.positional_embedding[:length]
         future = torch.full((length, length), float("-inf"), device=tokens.device, dtype=embeddings.dtype).triu(1)
-        hidden = text.transformer(embeddings, attn_mask=future)
-        return text.ln_final(hidden)  # type: ignore[no-any-return]
+        hidden: Tensor = text.ln_final(text.transformer(embeddings, attn_mask=future))
+        return hidden + sum_of_words(words) if self.bag_of_words else hidden
+
+
+def sum_of_words(words: Tensor) -> Tensor:
+    """Return for each token of `words`, `[B, L, d]`, the layer-normalised sum of the words before it.
+
+    The start token is not one of them.
+    """
+    before = words.cumsum(dim=1) - words - words[:, :1]
+    before = torch.cat([torch.zeros_like(before[:, :1]), before[:, 1:]], dim=1)
+    return F.layer_norm(before, before.shape[-1:])
 
 
 class Backbone(nn.Module):
@@ -261,6 +289,7 @@ def build_backbone(config: Mapping[str, Any], *, image_size: tuple[int, int], co
     Raises `ConfigError` for towers that cannot be built or are not supported.
     """
     config = copy.deepcopy(dict(config))
+    bag_of_words = bool(config.get(BAG_OF_WORDS))
     if missing := [key for key in ("vision_cfg", "text_cfg") if not isinstance(config.get(key), dict)]:
         raise ConfigError(f"the backbone has no {missing[0]}")
     config["vision_cfg"]["image_size"] = list(image_size)
@@ -274,7 +303,7 @@ def build_backbone(config: Mapping[str, Any], *, image_size: tuple[int, int], co
         clip = CustomTextCLIP(**wanted)
     except Exception as error:  # open_clip and timm check few of their settings
         raise ConfigError(f"the towers cannot be built: {_first_line(error)}") from error
-    return _from_clip(clip)
+    return _from_clip(clip, bag_of_words=bag_of_words)
 
 
 def _first_line(error: Exception) -> str:
@@ -296,7 +325,7 @@ def pretrained_backbone(name: str, weights: str) -> Backbone:
     return _from_clip(clip)
 
 
-def _from_clip(clip: CustomTextCLIP) -> Backbone:
+def _from_clip(clip: CustomTextCLIP, *, bag_of_words: bool = False) -> Backbone:
     visual: nn.Module = clip.visual
     text: nn.Module = clip.text
     if isinstance(visual, VisionTransformer):
@@ -305,4 +334,4 @@ def _from_clip(clip: CustomTextCLIP) -> Backbone:
         image = TimmTower(visual)
     else:
         raise ConfigError(f"image tower {type(visual).__name__} is not supported; ViT and timm towers are")
-    return Backbone(image, TextTower(text))
+    return Backbone(image, TextTower(text, bag_of_words=bag_of_words))

@@ -22,6 +22,10 @@ from model.inputs.augment import CORRUPTION_SHARES, AugmentConfig
 class OptimiserConfig:
     """AdamW with linear warm-up and cosine decay to zero, in optimiser steps of `batch_size` listings.
 
+    backbone_rate: learning rate of the towers, as a share of `learning_rate`. embedding_rate: that of the text tower's
+    token embeddings, as a multiple of the towers'.
+    tolerance: how far below the best validation score a later epoch may be and still replace it: a small validation
+    part cannot tell such epochs apart, and the later one has seen a lower rate.
     patience: the share of `epochs` that may pass without a better validation score; then training ends early. With 1,
     it never does. A share, since the score rises slowly at first where the rate decays over many epochs.
     """
@@ -30,9 +34,11 @@ class OptimiserConfig:
     batch_size: int
     learning_rate: float
     backbone_rate: float = 1.0
+    embedding_rate: float = 1.0
     weight_decay: float = 0.05
     warmup_share: float = 0.05
     clip_norm: float = 5.0
+    tolerance: float = 0.0
     patience: float = 0.5
     seed: int = 0
     workers: int = 1
@@ -41,7 +47,7 @@ class OptimiserConfig:
         for name in ("epochs", "batch_size", "learning_rate", "clip_norm"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be positive, it is {getattr(self, name)}")
-        for name in ("backbone_rate", "weight_decay"):
+        for name in ("backbone_rate", "embedding_rate", "weight_decay", "tolerance"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} cannot be negative, it is {getattr(self, name)}")
         if not 0 <= self.seed < 2**32:
@@ -95,7 +101,8 @@ class TrainConfig:
     together, and which to believe. lock_image: the image tower stays as it was given, which saves its backward pass
     and keeps a tower that has learned enough from overfitting its images. keep_heads: everything is kept of the
     checkpoint that training starts from, its heads too, for which it must know the very same labels. ema_decay: decay
-    of the exponential moving average of the weights, which is what is validated and saved.
+    of the exponential moving average of the weights, which is what is validated and saved. label_prior: new heads start
+    from the frequencies of their labels.
     anneal: how far the corruption shares (`MODALITY_SHARES`, and `CORRUPTION_SHARES` of `augment`) fall in training.
     They begin at 1 + anneal times the configured value and end at 1 - anneal times, linearly: a network first learns
     to handle corrupted listings and ends on clean ones, which it meets most.
@@ -110,6 +117,7 @@ class TrainConfig:
     label_smoothing: float = 0.02
     lock_image: bool = False
     keep_heads: bool = False
+    label_prior: bool = False
     ema_decay: float = 0.998
     anneal: float = 1.0
 
@@ -199,6 +207,45 @@ def small_training(listings: int) -> TrainConfig:
         optimiser=OptimiserConfig(
             epochs=chosen.epochs, batch_size=chosen.batch_size, learning_rate=2e-3, backbone_rate=0.8
         )
+    )
+
+
+FEW_LISTINGS = 8_000
+"""Below so many training listings, a training starts from ImageNet by default, with `few_listings_training`."""
+
+
+def few_listings_schedule(listings: int) -> Schedule:
+    """Choose the schedule of `few_listings_training`: about 940 steps of batches of 32, in 12 to 200 epochs."""
+    batch_size = max(1, min(32, listings))
+    epochs = round(940 / max(1, listings // batch_size))
+    return Schedule(epochs=min(200, max(12, epochs)), batch_size=batch_size)
+
+
+def few_listings_training(listings: int) -> TrainConfig:
+    """What trains `cma-lite` from ImageNet weights on a few thousand listings (`benchmarks/small_catalogue.py`).
+
+    Its values were chosen on 1,500 training listings.
+    """
+    chosen = few_listings_schedule(listings)
+    return TrainConfig(
+        optimiser=OptimiserConfig(
+            epochs=chosen.epochs,
+            batch_size=chosen.batch_size,
+            learning_rate=5e-3,  # of token embeddings, fusion and heads
+            backbone_rate=0.05,  # at a higher one, residual branches under AdamW outgrow the embeddings
+            embedding_rate=20.0,
+            tolerance=0.01,  # about the standard error of a validation part of a hundred listings
+        ),
+        # A title that loses words teaches less of the words that are left.
+        augment=AugmentConfig(title_dropout=0.0, label_word_dropout=0.0),
+        # Titles are learned from themselves: beside them, an image tower's tokens are soon memorised.
+        weights=SituationWeights(image_and_title=1.0, image=0.3, title=1.0),
+        # It takes more listings than these to learn when a title is to be doubted.
+        mismatched_titles=0.0,
+        mismatched_images=0.0,
+        label_smoothing=0.2,  # few listings, noisy labels
+        lock_image=True,
+        label_prior=True,
     )
 
 

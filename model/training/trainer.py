@@ -48,7 +48,8 @@ class Trainer(Generic[Network]):
     scalars, of which `total` is minimised.
     validate: called after every epoch with the averaged network; its `score` decides what is best, and when training
     ends early (`OptimiserConfig.patience`).
-    save_best: called with the averaged network and the scores when `score` is the best so far.
+    save_best: called with the averaged network and the scores when `score` is the best so far, or not further below it
+    than `OptimiserConfig.tolerance`.
     fingerprint: what the run was started with; a state saved under another one is refused.
     Raises `TrainingError` where the listings do not fill a batch, or `folder` is a file; and in `run` on a non-finite
     loss, before the update, naming the batch.
@@ -162,9 +163,10 @@ class Trainer(Generic[Network]):
         self.seconds += time.monotonic() - began
         log.validation(self.step, scores)
         self.validated = epoch + 1
-        better = scores["score"] > self.best
+        better = scores["score"] > self.best - self.optimiser.tolerance
+        self.best = max(self.best, scores["score"])
         if better:
-            self.best, self.best_epoch = scores["score"], self.validated
+            self.best_epoch = self.validated
             self.save_best(averaged, scores)
         self._save()
         summary = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
@@ -233,24 +235,31 @@ def moving_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], N
 
 
 def parameter_groups(network: nn.Module, config: OptimiserConfig) -> list[dict[str, Any]]:
-    """Split what is trained by learning rate (towers, rest) and by decay (matrices, but not vectors and embeddings)."""
+    """Split what is trained by learning rate (towers, token embeddings, rest) and by decay.
+
+    Matrices decay; vectors and embeddings do not.
+    """
     modules = list(network.modules())
     towers = {id(each) for module in modules if isinstance(module, Backbone) for each in module.parameters()}
+    tables = {id(module.weight) for module in modules if isinstance(module, nn.Embedding)}
     embeddings = {id(each) for module in modules for each in _embeddings(module)}
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for parameter in network.parameters():
         if not parameter.requires_grad:  # a locked tower
             continue
+        rate = config.backbone_rate if id(parameter) in towers else 1.0
+        if id(parameter) in tables:
+            rate *= config.embedding_rate
         decays = parameter.ndim >= 2 and id(parameter) not in embeddings
-        groups.setdefault((id(parameter) in towers, decays), []).append(parameter)
+        groups.setdefault((rate, decays), []).append(parameter)
     return [
         {
             "params": parameters,
-            "peak": config.learning_rate * (config.backbone_rate if tower else 1.0),
+            "peak": config.learning_rate * rate,
             "lr": 0.0,
             "weight_decay": config.weight_decay if decays else 0.0,
         }
-        for (tower, decays), parameters in groups.items()
+        for (rate, decays), parameters in groups.items()
     ]
 
 

@@ -19,7 +19,10 @@ RunFolder = Annotated[Path, typer.Option(help="folder of the run; an interrupted
 
 Backbone = Annotated[
     str | None,
-    typer.Option(help="cma-small, cma-tiny, or an open_clip ViT such as ViT-B-32", show_default="cma-small, or INIT's"),
+    typer.Option(
+        help="cma-small, cma-tiny, cma-lite, or an open_clip ViT such as ViT-B-32",
+        show_default="INIT's; cma-lite for imagenet, else cma-small",
+    ),
 ]
 
 Epochs = Annotated[
@@ -89,8 +92,8 @@ def train(
     init: Annotated[
         str | None,
         typer.Option(
-            help="start from a checkpoint folder of ours, an open_clip pretrained tag or a weights file",
-            show_default="random weights",
+            help="start from a checkpoint folder of ours, an open_clip pretrained tag, a weights file, or imagenet",
+            show_default="imagenet for few listings and no --backbone, else random weights",
         ),
     ] = None,
     epochs: Epochs = None,
@@ -112,11 +115,13 @@ def train(
         raise ConfigError("name the catalogue's TOML file, or a --recipe")
     from model.catalogue.listings import Catalogue  # noqa: PLC0415
     from model.config import override  # noqa: PLC0415
-    from model.training.train import NAME, default_config  # noqa: PLC0415
+    from model.training.train import NAME, default_config, default_initial  # noqa: PLC0415
     from model.training.train import train as run  # noqa: PLC0415
 
     fusion, own = split_settings(settings, epochs)
     listings = Catalogue.open(catalogue)
+    if init is None and backbone is None:
+        init = default_initial(listings)
     folder = run(
         listings,
         out,

@@ -31,7 +31,7 @@ print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], se
 
 
 FROM requirements AS wheel
-COPY README.md ./
+COPY README.md LICENSE ./
 COPY service service
 COPY model model
 RUN --mount=type=cache,target=/root/.cache/pip \

@@ -94,7 +94,6 @@ constraints: ## Write deploy/constraints.txt anew, from the newest versions that
 dist: $(VENV)/.dist ## Build the source distribution and the wheel, and check what is in them
 	@rm -rf build dist
 	@$(call quietly,$(BIN)/python -m build)
-	@$(BIN)/twine check --strict dist/*
 	@$(call quietly,$(BIN)/python -m pip install --no-deps --target build/installed dist/*.whl)
 	@$(BIN)/python .ci/check_wheel.py build/installed
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 import model
 from model import Catalogue, ModelError, Predictor, calibrate, evaluate, label, train
-from model.config import update
+from model.config import ModelConfig, update
 from model.errors import UncalibratedTargetError
 from model.training.train import default_config
 from tests.conftest import draw, write_catalogue
@@ -89,11 +89,11 @@ def test_mistakes_are_named(predictor: Predictor, tmp_path: Path) -> None:
         list(predictor.classify([(None, None)]))
 
 
-def test_from_a_catalogue_to_labels_by_the_library_alone(tmp_path: Path) -> None:
+def test_from_a_catalogue_to_labels_by_the_library_alone(tmp_path: Path, model_config: ModelConfig) -> None:
     toml = write_catalogue(tmp_path / "shop", 300)
     catalogue = Catalogue.open(str(toml))
     config = update(default_config(catalogue, None), {"optimiser": {"epochs": 2, "batch_size": 32, "workers": 0}})
-    checkpoint = train(catalogue, str(tmp_path / "run"), config=config)
+    checkpoint = train(catalogue, str(tmp_path / "run"), model=model_config, config=config)
     assert calibrate(checkpoint, catalogue, target_precisions=[0.2]).target_precisions == (0.2,)
     evaluation = evaluate(str(checkpoint), catalogue)
     assert evaluation.metrics["situations"]["title"]["listings"] > 0

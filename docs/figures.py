@@ -44,8 +44,8 @@ def answer() -> str:
     predictor = Predictor.load(ROOT / "weights" / "fashion", device="cpu", dtype="float32")
     image = Image.open(ROOT / "examples" / "images" / "navy-shirt.jpg").convert("RGB")
     batch = predictor.collate([predictor.prepare("Turtle Check Men Navy Blue Shirt", image)])
-    reading = predictor.predict(batch)[0].attribute("baseColour", target_precision=0.95, top_k=2)
-    reply = _rounded(ClassifyReply.of(None, predictor.info, {"baseColour": reading}).model_dump(mode="json"))
+    prediction = predictor.predict(batch)[0].attribute("baseColour", target_precision=0.95, top_k=2)
+    reply = _rounded(ClassifyReply.of(None, predictor.info, {"baseColour": prediction}).model_dump(mode="json"))
     said = reply["attributes"]["baseColour"]
     verdict = {name: said[name] for name in ("label", "confidence", "accepted", "threshold", "target_precision")}
     return "\n".join(

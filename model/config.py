@@ -1,6 +1,6 @@
 """The model's configuration: frozen keyword-only dataclasses that travel with the weights, and how they are read.
 
-Imports nothing of torch, so that reading a configuration is cheap.
+Does not import torch, so that reading a configuration is cheap.
 """
 
 from __future__ import annotations

@@ -12,8 +12,6 @@ from typing import Any
 from model.catalogue.tables import SUFFIXES
 from model.errors import ConfigError
 
-# --- what is described -------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True, kw_only=True)
 class CatalogueConfig:
@@ -120,7 +118,7 @@ def template_columns(template: str) -> tuple[str, ...]:
         raise ConfigError(f"'image' is not a valid template: {error}: {template!r}") from error
     names = [(name, spec, conversion) for _, name, spec, conversion in parts if name is not None]
     if not names:
-        raise ConfigError(f"'image' names no column, so every listing would share one picture: {template!r}")
+        raise ConfigError(f"'image' names no column, so every listing would share one image: {template!r}")
     if any(not name or spec or conversion for name, spec, conversion in names):
         raise ConfigError(f"'image' may hold plain {{column}} fields only: {template!r}")
     return tuple(name for name, _, _ in names)

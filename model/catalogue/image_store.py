@@ -15,14 +15,14 @@ from model.errors import CatalogueError
 
 
 class Images(Protocol):
-    """The images of a catalogue by name; without an open file, so threads, forks and pickles are harmless."""
+    """The images of a catalogue by name; without an open file, so it may be shared by threads, forked and pickled."""
 
     def __contains__(self, name: str) -> bool:
-        """Say whether there is such a picture."""
+        """Return whether there is such an image."""
         ...
 
     def read(self, name: str) -> bytes:
-        """Return the bytes of a picture; raises `CatalogueError` where that fails."""
+        """Return the bytes of an image file; raises `CatalogueError` where that fails."""
         ...
 
 

@@ -31,14 +31,11 @@ def _fill(template: str, values: Mapping[str, str]) -> str:
     )
 
 
-# --- what is read ------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
     """One product: at least one of `title` and `image` is there.
 
-    `image` is a name inside the folder or zip, None when there is no such picture. `labels` maps attributes
+    `image` is a name inside the folder or zip, None where there is no such image. `labels` maps attributes
     to the raw labels of the table; an attribute without a label is absent. Listings of one `group` are in one part.
     """
 
@@ -61,7 +58,7 @@ class BadRow:
 
 @dataclass
 class ReadReport:
-    """How the rows of a table fared; `str()` of it is what the commands print."""
+    """What became of the rows of a table; the commands print its `str()`."""
 
     table: str
     rows: int = 0

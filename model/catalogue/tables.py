@@ -1,4 +1,4 @@
-"""Tables to rows of text: CSV, JSON Lines and Parquet, streamed, with what can be repaired repaired.
+"""Tables to rows of text: CSV, JSON Lines and Parquet, streamed; rows that can be repaired are.
 
 Real tables are dirty. A row that cannot be used is yielded as well, with its line number and what is wrong.
 """

@@ -1,0 +1,1 @@
+"""What a checkpoint is worth: calibration, held-out predictions, scores, plots."""

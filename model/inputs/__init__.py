@@ -1,0 +1,1 @@
+"""From a listing to the network's inputs: decoding, preprocessing, tokens, augmentation, data sets."""

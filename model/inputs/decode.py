@@ -1,7 +1,7 @@
 """Encoded image to upright RGB: the one way for training, calibration, bulk labelling and serving.
 
-A certificate is worth something only where the same pixels are read that it was measured on. Pillow alone, so that the
-service may use it without torch.
+A certificate holds only for pixels that are decoded as they were when it was measured. Imports Pillow alone, so that
+the service can use it without torch.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ DRAFT_MARGIN = 2
 model's own resampling still has more pixels than it needs (Pillow's `reducing_gap` makes the same choice)."""
 
 LARGE_PIXELS = 4_000_000
-"""What still has more pixels than this after the draft takes hundreds of megabytes to decode and convert: such
-pictures are decoded two at a time, whatever the number of threads, and reduced before they are passed on."""
+"""An image that still has more pixels than this after the draft takes hundreds of megabytes to decode and convert. Such
+images are decoded two at a time, whatever the number of threads, and reduced before they are returned."""
 
 ORIENTATION_TAG = 0x0112
 
@@ -34,15 +34,16 @@ UPRIGHT = {
 }
 """What undoes each value of EXIF's orientation tag."""
 
-_large_pictures = threading.Semaphore(2)
+_large_images = threading.Semaphore(2)
 
 
 def upright_rgb(image: Image.Image, target: tuple[int, int] | None = None) -> Image.Image:
-    """Decode the first frame of an opened picture upright, as RGB, transparency on white.
+    """Decode the first frame of an opened image upright, as RGB, with transparent areas white.
 
-    target: the model's input (height, width); large pictures are reduced to a scale not far above it. None: none is.
+    target: the model's input (height, width); large images are reduced to a scale slightly above it. None: no image is
+    reduced.
 
-    Raises whatever Pillow does, which is almost any exception, where the file is damaged.
+    Raises any exception that Pillow raises for a damaged file, which is almost any.
     """
     if target is None:
         return _upright(_as_rgb(image), image)
@@ -51,15 +52,15 @@ def upright_rgb(image: Image.Image, target: tuple[int, int] | None = None) -> Im
         image.draft(None, (DRAFT_MARGIN * width, DRAFT_MARGIN * height))
     if image.width * image.height <= LARGE_PIXELS:
         return _upright(_as_rgb(image), image)
-    with _large_pictures:
+    with _large_images:
         return _upright(_reduced(_as_rgb(image), target), image)
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
     image.load()
     if image.mode.startswith("I"):
-        # 16 bits a pixel, which Pillow would clip at 255 instead of scaling. A transparent grey value (rare)
-        # is let be.
+        # 16 bits a pixel, which Pillow would clip at 255 instead of scaling. A transparent grey value (rare) is
+        # ignored.
         image.info.pop("transparency", None)
         image = image.convert("I").point(lambda value: value / 256).convert("L")
     if image.has_transparency_data:
@@ -78,7 +79,7 @@ def _reduced(image: Image.Image, target: tuple[int, int]) -> Image.Image:
 
 
 def _upright(rgb: Image.Image, source: Image.Image) -> Image.Image:
-    """Undo the camera's orientation; an EXIF block that cannot be read is no reason to refuse the picture."""
+    """Undo the camera's orientation; an EXIF block that cannot be read is ignored."""
     try:
         orientation = source.getexif().get(ORIENTATION_TAG)
     except Exception:
@@ -87,10 +88,10 @@ def _upright(rgb: Image.Image, source: Image.Image) -> Image.Image:
 
 
 def decode_image(data: bytes, target: tuple[int, int] | None = None) -> Image.Image:
-    """Decode a catalogue's picture as `upright_rgb` does, whatever format Pillow knows.
+    """Decode an image file of any format that Pillow knows, as `upright_rgb` does.
 
-    Raises `ModelError` when the bytes are no picture. For files of one's own: what strangers send over HTTP is
-    checked first by `service.pipeline.decode`.
+    Raises `ModelError` if the bytes are not an image. For trusted files: images from HTTP requests are checked first by
+    `service.pipeline.decode`.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:

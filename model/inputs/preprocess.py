@@ -14,7 +14,7 @@ Box = tuple[float, float, float, float]
 
 
 class ImageTransform:
-    """RGB picture -> uint8 `[3, H, W]`; `normalise` makes the network's floats of a batch, on its device."""
+    """RGB image -> uint8 `[3, H, W]`; `normalise` makes the network's floats of a batch, on its device."""
 
     def __init__(self, config: PreprocessConfig) -> None:
         self.config = config
@@ -39,9 +39,9 @@ class ImageTransform:
         return np.ascontiguousarray(np.asarray(resized, dtype=np.uint8).transpose(2, 0, 1))
 
     def frame(self, size: tuple[float, float]) -> Box:
-        """Return the part of a picture of `size` (width, height) that the network sees, in the picture's pixels.
+        """Return the part of an image of `size` (width, height) that the network sees, in the image's pixels.
 
-        It goes beyond the picture's edges where that is padded.
+        Where the image is padded, it extends beyond the edges.
         """
         height, width = self.config.image_size
         if self.config.resize == "squash":

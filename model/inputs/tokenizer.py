@@ -15,10 +15,10 @@ from torch import Tensor
 from model.config import PreprocessConfig
 
 MAX_WORD_CHARACTERS = 128
-"""A longer word is read by its beginning: byte-pair merging takes time quadratic in a word's length."""
+"""Of a longer word only the beginning is tokenized: byte-pair merging takes time quadratic in a word's length."""
 
 MAX_CACHED_WORDS = 20_000
-"""Words whose tokens are remembered; beyond it the cache starts afresh, so that no input can grow it for ever."""
+"""Words whose tokens are cached; beyond this number the cache is emptied, so that no input can grow it without bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +31,10 @@ class TokenizedTitle:
 
 
 class _NoCache:
-    """Stands where open_clip's tokenizer has a dictionary for the pieces of words that it has met.
+    """Replaces the dictionary in which open_clip's tokenizer caches pieces of words.
 
-    That one grows with the input, and cannot be emptied under another thread that looks into it twice. This one holds
-    `fixed`, which the tokenizer relies on, and takes in nothing.
+    That one grows with the input, and can't be emptied safely while another thread reads it. This one holds `fixed`,
+    which the tokenizer relies on, and stores nothing more.
     """
 
     def __init__(self, fixed: dict[str, str]) -> None:
@@ -53,8 +53,7 @@ class _NoCache:
 class TitleTokenizer:
     """open_clip's byte-pair tokenizer, word by word, so that tokens can be traced to the caller's own words.
 
-    Thread-safe. Titles are cut at the context length; what open_clip's own call gives for ordinary titles, this
-    gives too.
+    Thread-safe. Titles are cut at the context length; ordinary titles get the same tokens as from open_clip's own call.
     """
 
     def __init__(self, config: PreprocessConfig) -> None:
@@ -79,7 +78,7 @@ class TitleTokenizer:
         return TokenizedTitle(np.array(whole, dtype=np.int64), words, tuple(owner[:room]))
 
     def _encode(self, word: str) -> tuple[int, ...]:
-        """Return a word's tokens; remembered, since cleaning a word costs more than decoding a small picture."""
+        """Return a word's tokens; cached, since cleaning a word takes longer than decoding a small image."""
         known = self._known.get(word)
         if known is None:
             if len(self._known) >= MAX_CACHED_WORDS:

@@ -1,0 +1,1 @@
+"""What the console script runs; heavy imports are inside the functions."""

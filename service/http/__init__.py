@@ -1,0 +1,1 @@
+"""The HTTP side: server, protocol, middleware, keys, routes, pages, the OpenAPI document."""

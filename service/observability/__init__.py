@@ -1,0 +1,1 @@
+"""Metrics, logs, and what is logged about a request."""

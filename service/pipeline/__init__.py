@@ -1,0 +1,1 @@
+"""The steps of a request: admission, options, fetching, decoding, preparing, inference."""

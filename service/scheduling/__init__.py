@@ -1,0 +1,1 @@
+"""The micro-batcher. No torch, no HTTP."""

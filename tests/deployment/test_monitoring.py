@@ -98,9 +98,9 @@ def send_traffic(url: str) -> None:
 
 
 def listing(number: int) -> dict[str, Any]:
-    picture = io.BytesIO()
-    Image.new("RGB", (60, 80), (number % 256, 80, 160)).save(picture, "JPEG")
-    return {**LISTING, "id": str(number), "image": {"base64": base64.b64encode(picture.getvalue()).decode()}}
+    buffer = io.BytesIO()
+    Image.new("RGB", (60, 80), (number % 256, 80, 160)).save(buffer, "JPEG")
+    return {**LISTING, "id": str(number), "image": {"base64": base64.b64encode(buffer.getvalue()).decode()}}
 
 
 def wait_for(prometheus: Prometheus, expression: str) -> None:

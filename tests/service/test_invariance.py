@@ -29,7 +29,7 @@ def image(row: int) -> dict[str, str]:
 
 
 def listings() -> list[dict[str, Any]]:
-    """Titles of every length, pictures of every colour, and every third listing without one or the other."""
+    """Titles of every length, images of every colour, and every third listing without one or the other."""
     chance = random.Random(3)
     words = ["navy", "blue", "shirt", "men", "turtle", "check", "summer", "shoes", "red", "2012", "Ünïcode", "-"]
     return [

@@ -18,7 +18,7 @@ MAX_WORD_CHARACTERS = 128
 """Of a longer word only the beginning is tokenized: byte-pair merging takes time quadratic in a word's length."""
 
 MAX_CACHED_WORDS = 20_000
-"""Words whose tokens are cached; beyond this number the cache is emptied, so that no input can grow it without bound."""
+"""Words whose tokens are cached; beyond it the cache is emptied, so that no input can grow it without bound."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
-"""Writes the README's figures: scores and kept promises from what was measured, and what the checkpoint answers.
+"""Writes the README's figures, scores, kept promises and an answer, and those of docs/train.md about small catalogues.
 
-Measured is what the checkpoint's metrics.json and the baselines' JSON say; the answer is asked for anew.
+They come from the checkpoint's metrics.json and the baselines' JSON; the answer is computed anew.
 
 python -m docs.figures
 """
@@ -20,19 +20,38 @@ from service.schemas import ClassifyReply
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "README.md"
+TRAINING = ROOT / "docs" / "train.md"
 SITUATIONS = {"image_and_title": "image and title", "title": "title alone", "image": "image alone"}
 
 
 def main() -> None:
-    """Write the figures into the README."""
+    """Write the figures into the pages."""
     page = with_scores(PAGE.read_text(encoding="utf-8"))
     PAGE.write_text(_written(page, "answer", f"```json\n{answer()}\n```"), encoding="utf-8")
-    print(PAGE)
+    TRAINING.write_text(with_small_catalogues(TRAINING.read_text(encoding="utf-8")), encoding="utf-8")
+    print(PAGE, TRAINING, sep="\n")
 
 
 def with_scores(page: str) -> str:
     """Return `page` with the table of scores and the promises between their markers."""
     return _written(_written(page, "scores", scores()), "promises", promises())
+
+
+def with_small_catalogues(page: str) -> str:
+    """Return `page` with the table of what `benchmarks.baselines small` measured."""
+    draws = _read("benchmarks/results/small_catalogue.json")
+    listings = " ".join(f"{draw['train_listings']:,}" for draw in draws).replace(" ", ", ")
+    lines = ["| accuracy, % | bag of words | default training | difference | by draw |", "| --- |" + " ---: |" * 4]
+    for name in draws[0]["network"]:
+        words, network = ([100 * draw[side][name] for draw in draws] for side in ("bag_of_words", "network"))
+        apart = [ours - theirs for ours, theirs in zip(network, words, strict=True)]
+        means = (sum(each) / len(draws) for each in (words, network))
+        cells = [f"{mean:.1f}" for mean in means]
+        by_draw = ", ".join(f"{each:+.1f}" for each in apart)
+        lines.append(f"| {name} | {' | '.join(cells)} | {sum(apart) / len(apart):+.1f} | {by_draw} |")
+    tested = f"{draws[0]['test_listings']:,} test listings"
+    said = f"Means of {len(draws)} draws of 2,000 rows ({listings} training listings), on {tested}."
+    return _written(page, "small", "\n".join([*lines, "", said]))
 
 
 def _written(page: str, name: str, text: str) -> str:

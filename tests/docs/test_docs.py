@@ -35,6 +35,11 @@ def test_the_scores_of_the_readme_are_the_measured_ones() -> None:
     assert page == figures.with_scores(page), "run: python -m docs.figures"
 
 
+def test_the_figures_about_small_catalogues_are_the_measured_ones() -> None:
+    page = figures.TRAINING.read_text(encoding="utf-8")
+    assert page == figures.with_small_catalogues(page), "run: python -m docs.figures"
+
+
 def test_the_answer_of_the_readme_is_the_checkpoints() -> None:
     """Nearly: another machine may round the third place otherwise."""
     written, now = (re.findall(r"-?[\d.]+|\w+", text) for text in (_answer(), figures.answer()))

@@ -25,12 +25,11 @@ import torch
 import torch.nn.functional as F
 import typer
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.table import Table
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
+from benchmarks.bag_of_words import Labels, Score, TitleModel, console, encode, score
+from benchmarks.small_catalogue import draws_table, measure_draw
 from model.catalogue.listings import Catalogue, Listing
 from model.catalogue.splits import Part
 from model.device import training_precision
@@ -39,22 +38,7 @@ from model.inputs.decode import decode_image
 from model.progress import progress_bar
 from model.tasks import UNLABELLED, Task, build_tasks
 
-Labels = NDArray[np.int64]
-
-console = Console()
 app = typer.Typer(add_completion=False, help=__doc__, no_args_is_help=True)
-
-
-# --- scoring -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """One attribute's `accuracy` over the `rows` of the test part that have a label."""
-
-    accuracy: float
-    rows: int
-    labels: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,29 +54,9 @@ class Result:
     attributes: dict[str, Score]
 
 
-def encode(listings: Sequence[Listing], tasks: Sequence[Task]) -> Labels:
-    """Return class indices `[n, T]`, `UNLABELLED` and `OUT_OF_VOCABULARY` included."""
-    return np.array(
-        [[task.encode(listing.labels.get(task.name)) for task in tasks] for listing in listings],
-        dtype=np.int64,
-    ).reshape(len(listings), len(tasks))
-
-
 def majority(labels: Labels) -> Labels:
     """Return the most frequent class index of each attribute, `[T]`, of labels `[n, T]`."""
     return np.array([np.bincount(column[column >= 0]).argmax() for column in labels.T], dtype=np.int64)
-
-
-def score(predicted: Labels, labels: Labels, tasks: Sequence[Task]) -> dict[str, Score]:
-    """Score predictions `[n, T]` against labels `[n, T]`; a label out of the vocabulary is never met."""
-    scores = {}
-    for task, guesses, truth in zip(tasks, predicted.T, labels.T, strict=True):
-        labelled = truth != UNLABELLED
-        right = (guesses == truth)[labelled]
-        scores[task.name] = Score(
-            accuracy=float(right.mean()) if right.size else 0.0, rows=right.size, labels=len(task.labels)
-        )
-    return scores
 
 
 Predict = Callable[
@@ -133,43 +97,6 @@ def show(result: Result) -> None:
     console.print(table)
 
 
-# --- the title ---------------------------------------------------------------------------------------------
-
-
-class TitleModel:
-    """Logistic regression, one per attribute, on TF-IDF weighted words and pairs of words."""
-
-    def __init__(self, titles: Sequence[str | None], labels: Labels, tasks: Sequence[Task]) -> None:
-        """Learn from titles and labels `[n, T]`; rows without a title, or without a known label, are ignored."""
-        self.tasks = tasks
-        has_title = np.array([title is not None for title in titles], dtype=bool)
-        # Words of one letter or digit count ("V neck", "3 piece"). On the validation part, additional character
-        # n-grams (2 to 5, within words) gain 0.0 to 0.4 points and take ten times as long; no C from 3 to 100 is
-        # better than 10.
-        any_length = r"(?u)\b\w+\b"
-        self.words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=any_length)
-        features = self.words.fit_transform([title or "" for title in titles])
-        self.models = []
-        with progress_bar(console) as bar:
-            step = bar.add_task("title", total=len(tasks))
-            for column, task in enumerate(tasks):
-                bar.update(step, description=f"title: {task.name}")
-                rows = has_title & (labels[:, column] >= 0)
-                model = LogisticRegression(C=10.0, max_iter=500)
-                self.models.append(model.fit(features[rows], labels[rows, column]))
-                bar.advance(step)
-
-    def logits(self, titles: Sequence[str | None]) -> list[NDArray[np.float32]]:
-        """Return log-probabilities per attribute `[n, C_t]`, minus infinity for labels without a training example."""
-        features = self.words.transform([title or "" for title in titles])
-        logits = []
-        for task, model in zip(self.tasks, self.models, strict=True):
-            scores = np.full((len(titles), len(task.labels)), -np.inf, dtype=np.float32)
-            scores[:, model.classes_] = model.predict_log_proba(features)
-            logits.append(scores)
-        return logits
-
-
 def predict_titles(
     catalogue: Catalogue,
     train: Sequence[Listing],
@@ -187,8 +114,14 @@ def predict_titles(
 # B images, S pixels a side, C channels, K labels of all attributes together.
 
 SIDE = 64
+
+
 WIDTHS = (48, 96, 192, 320)
+
+
 STRIDES = (2, 1, 2, 2)  # 3 x 3 convolutions at 32 pixels would take half of the time
+
+
 SHIFT = 4  # pixels, the largest shift of a random crop
 
 
@@ -326,7 +259,11 @@ def image_predictor(*, epochs: int, batch_size: int) -> Predict:
 # --- commands ----------------------------------------------------------------------------------------------
 
 CataloguePath = Annotated[Path, typer.Option("--catalogue", help="The TOML file that describes the catalogue.")]
+
+
 Out = Annotated[Path | None, typer.Option("--out", help="Write the scores as JSON to this file.")]
+
+
 FASHION = Path(__file__).with_name("fashion.toml")
 
 
@@ -370,8 +307,6 @@ def small(
     draws: Annotated[int, typer.Option(min=1)] = 3,
 ) -> None:
     """The default training on random rows of the catalogue, beside a bag of words trained on the same rows."""
-    from benchmarks.small_catalogue import draws_table, measure_draw  # noqa: PLC0415 - it imports this module
-
     try:
         whole, found = Catalogue.open(catalogue), []
         for seed in range(draws):

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.baselines import TitleModel, encode, score
+from benchmarks.bag_of_words import TitleModel, encode, score
 from model.catalogue.listings import Catalogue, Listing
 from model.catalogue.splits import Part
 from model.evaluation.heldout import collect

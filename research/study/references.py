@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.baselines import TitleModel
+from benchmarks.bag_of_words import TitleModel
 from model.catalogue.listings import Listing
 from model.situations import Situation
 from model.trust.calibration import softmax

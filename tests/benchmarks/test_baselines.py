@@ -12,17 +12,8 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from benchmarks.baselines import (
-    SHIFT,
-    SIDE,
-    app,
-    convnet,
-    crop_and_flip,
-    majority,
-    multi_task_loss,
-    score,
-    to_input,
-)
+from benchmarks.bag_of_words import score
+from benchmarks.baselines import SHIFT, SIDE, app, convnet, crop_and_flip, majority, multi_task_loss, to_input
 from model.catalogue.splits import Part, part_of
 from model.tasks import OUT_OF_VOCABULARY, UNLABELLED, Task
 

@@ -41,8 +41,9 @@ coverage: $(VENV)/.test ## The same, and fail when less of the code is run than 
 
 test-lowest: $(VENV)-lowest/.test ## Run the tests with the lowest versions that pyproject.toml declares
 	@$(VENV)-lowest/bin/python .ci/lowest.py check
-	@# What a newer release deprecates is no fault of these.
-	@$(subst $(BIN),$(VENV)-lowest/bin,$(pytest)) -W ignore::DeprecationWarning -W ignore::FutureWarning $(ARGS)
+	@# Not our faults: what a newer release deprecates, and the event loops that old releases of pytest-asyncio leave open.
+	@$(subst $(BIN),$(VENV)-lowest/bin,$(pytest)) -W ignore::DeprecationWarning -W ignore::FutureWarning \
+		-W ignore::ResourceWarning $(ARGS)
 
 lint: $(VENV)/.test ## Check style, formatting, and who may import what
 	@$(BIN)/ruff check .

@@ -29,9 +29,12 @@ def test_from_catalogue_to_labels(
     start = tmp_path / "towers" / "checkpoint"
     assert capsys.readouterr().out.strip() == str(start)
     trained = tmp_path / "run" / "checkpoint"
-    faster = (*small, "--epochs", 2, "--set", "ema_decay=0.5", "--set", "optimiser.learning_rate=3e-3")
-    assert run(monkeypatch, "train", toml, "--out", tmp_path / "run", "--name", "shop", "--init", start, *faster) == 0
-    assert json.loads((trained / "config.json").read_text())["training"]["initial"]["name"] == "pretrained"
+    faster = ("--epochs", 2, "--set", "ema_decay=0.5", "--set", "optimiser.learning_rate=3e-3")
+    options = ("--name", "shop", "--init", start, *small, *faster, "--set", "fusion.depth=2")
+    assert run(monkeypatch, "train", toml, "--out", tmp_path / "run", *options) == 0
+    config = json.loads((trained / "config.json").read_text())
+    assert config["training"]["initial"]["name"] == "pretrained"
+    assert config["fusion"]["depth"] == 2
 
     assert run(monkeypatch, "evaluate", trained, toml) == 2
     assert "not calibrated yet" in capsys.readouterr().err

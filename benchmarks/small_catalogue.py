@@ -70,9 +70,8 @@ def draw_rows(catalogue: Catalogue, rows: int, seed: int) -> Catalogue:
 
 def predict(checkpoint: Path, catalogue: Catalogue, console: Console) -> tuple[Sequence[Listing], NDArray[np.int64]]:
     """Return the test listings with both modalities, and the network's class indices `[n, T]`."""
-    held_out = collect(
-        Predictor.load(checkpoint), catalogue, Part.TEST, Situation.IMAGE_AND_TITLE, console=console, batch_size=64
-    )
+    predictor = Predictor.load(checkpoint)
+    held_out = collect(predictor, catalogue, Part.TEST, Situation.IMAGE_AND_TITLE, console=console)
     return held_out.listings, np.stack([logits.argmax(axis=1) for logits in held_out.logits], axis=1)
 
 

@@ -318,10 +318,12 @@ class Predictor:
 
 def _opened(image: ImageSource | None, target: tuple[int, int]) -> Image.Image | None:
     """Return an upright RGB image of whatever may be given as one; `target`: the network's input (height, width)."""
+    if image is None:
+        return None
     if isinstance(image, Image.Image):
         return upright_rgb(image)
-    if image is None or isinstance(image, bytes):
-        return None if image is None else decode_image(image, target)
+    if isinstance(image, bytes):
+        return decode_image(image, target)
     try:
         return decode_image(Path(image).read_bytes(), target)
     except OSError as error:

@@ -307,10 +307,12 @@ def run_recipe(
     Raises `ConfigError` for a wrong setting or where no catalogue is named, `TrainingError` for a stage that was run
     with other settings, and what the stages raise.
     """
-    if catalogue is None and recipe.catalogue is None:
-        raise ConfigError(f"{recipe.path} names no catalogue; name one")
+    if catalogue is None:
+        if recipe.catalogue is None:
+            raise ConfigError(f"{recipe.path} names no catalogue; name one")
+        catalogue = Catalogue.open(recipe.catalogue)
     context = Context(
-        catalogue=catalogue or Catalogue.open(recipe.catalogue),  # type: ignore[arg-type]
+        catalogue=catalogue,
         name=recipe.name,
         device=device,
         console=console or Console(stderr=True),

@@ -36,13 +36,15 @@ class PreprocessConfig:
 
     image_size: (height, width) in pixels. resize: `longest` fits the whole image inside and pads with
     `fill` (white, as product images have it), `shortest` fills the frame and crops the centre, `squash`
-    ignores the aspect ratio. context_length: tokens a title may have, start and end tokens included.
+    ignores the aspect ratio. framing: `product` trims uniform borders first and pads with their colour
+    (`model/inputs/framing.py`), `whole` shows every image as it is. context_length: tokens a title may have, start and end tokens included.
     """
 
     image_size: tuple[int, int]
     context_length: int
     resize: Literal["longest", "shortest", "squash"] = "longest"
     fill: int = 255
+    framing: Literal["product", "whole"] = "whole"
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
 

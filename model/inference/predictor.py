@@ -196,7 +196,9 @@ class Predictor:
             raise ValueError("a listing needs a title or an image")
         pixels = frame = None
         if image is not None:
-            pixels, frame = self.transform(image), Frame.of_box(self.transform.frame(image.size), image.size)
+            framing = self.transform.find(image)
+            pixels = self.transform(image, framing)
+            frame = Frame.of_box(self.transform.seen(framing.box), image.size)
         item = ModelInput(pixels, frame, tokens, explain, work=1)
         if not explain:
             return item

@@ -17,11 +17,15 @@ from pydantic import with_config
 
 from model.config import STRICT
 from model.errors import ConfigError
-from model.inputs import corruptions
+from model.inputs import corruptions, staging
 from model.inputs.corruptions import without_label_words
+from model.inputs.framing import Box
 
 CORRUPTION_SHARES = ("corrupted_images", "blank_images", "title_dropout", "label_word_dropout")
-"""What `AugmentConfig` says of how many listings are corrupted; the rest is about how."""
+"""What `AugmentConfig` says of how many listings are corrupted."""
+
+STAGING_SHARES = ("other_grounds", "squashed", "relit")
+"""What it says of how many images are shown in another way; the rest is about how."""
 
 
 @with_config(STRICT)
@@ -32,6 +36,8 @@ class AugmentConfig:
     crop: smallest share of the image's area that a random crop keeps. stretch: largest relative change of
     its aspect ratio. corrupted_images: share of images compressed, blurred, made noisy, partly covered or
     reduced to a detail.
+    other_grounds, squashed, relit: shares of images that are shown on another ground and canvas, with other
+    proportions, in another light (`model/inputs/staging.py`), as shops of every kind send them.
     blank_images: share of images that become one colour, so that a title is believed beside an image that shows
     nothing, even by a network that has learned to distrust titles (`TrainConfig.mismatched_titles`).
     title_dropout: share of titles that lose words; word_dropout: chance of each of theirs.
@@ -41,6 +47,9 @@ class AugmentConfig:
     crop: float = 0.7
     stretch: float = 0.1
     flip: bool = True
+    other_grounds: float = 0.0
+    squashed: float = 0.0
+    relit: float = 0.0
     corrupted_images: float = 0.1
     blank_images: float = 0.02
     title_dropout: float = 0.06
@@ -50,24 +59,32 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         if not 0 < self.crop <= 1:
             raise ConfigError("crop must be above 0 and at most 1")
-        for name in ("stretch", "word_dropout", *CORRUPTION_SHARES):
+        for name in ("stretch", "word_dropout", *STAGING_SHARES, *CORRUPTION_SHARES):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 0 and below 1")
 
 
-Box = tuple[float, float, float, float]
-
 Pixels = NDArray[np.uint8]
 
 
-def random_box(size: tuple[int, int], config: AugmentConfig, rng: random.Random) -> Box:
-    """Draw a crop of an image of `size` (width, height): a share of its area, slightly stretched, anywhere."""
-    width, height = size
+def vary_photo(image: Image.Image, config: AugmentConfig, rng: random.Random) -> Image.Image:
+    """Show shares of the images on another ground, with other proportions, in another light."""
+    if rng.random() < config.other_grounds:
+        image = staging.restage(image, rng)
+    if rng.random() < config.squashed:
+        image = staging.squash(image, rng)
+    return staging.relight(image, rng) if rng.random() < config.relit else image
+
+
+def random_box(box: Box, config: AugmentConfig, rng: random.Random) -> Box:
+    """Draw a crop of `box`: a share of its area, slightly stretched, anywhere."""
+    left, upper, right, lower = box
+    width, height = right - left, lower - upper
     share = rng.uniform(config.crop, 1.0)
     stretch = math.exp(rng.uniform(-config.stretch, config.stretch))
     box_width = min(width, max(1.0, width * math.sqrt(share * stretch)))
     box_height = min(height, max(1.0, height * math.sqrt(share / stretch)))
-    left, upper = rng.uniform(0, width - box_width), rng.uniform(0, height - box_height)
+    left, upper = left + rng.uniform(0, width - box_width), upper + rng.uniform(0, height - box_height)
     return left, upper, left + box_width, upper + box_height
 
 

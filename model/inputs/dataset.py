@@ -5,6 +5,7 @@ Shapes: B listings, L tokens of the longest title in the batch, T attributes, H 
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import signal
 import sys
@@ -113,7 +114,10 @@ class ListingDataset(Dataset[Example]):
         if self.augment is None:
             return self.transform(image)
         augment = self.augment[self.epoch]
-        return vary_pixels(self.transform(image, random_box(image.size, augment, rng)), augment, rng)
+        image = vary_photo(image, augment, rng)
+        framing = self.transform.find(image)
+        crop = dataclasses.replace(framing, box=random_box(framing.box, augment, rng))
+        return vary_pixels(self.transform(image, crop), augment, rng)
 
     def no_image(self) -> NDArray[Any]:
         """Return what takes the place of an absent image in a batch: zeros."""

@@ -13,9 +13,9 @@ from PIL import Image, UnidentifiedImageError
 
 from model.errors import ModelError
 
-DRAFT_MARGIN = 2
-"""JPEGs are decoded at the smallest scale that is still this many times the model's input, so that the
-model's own resampling still has more pixels than it needs (Pillow's `reducing_gap` makes the same choice)."""
+DRAFT_MARGIN = 3
+"""JPEGs are decoded at the smallest scale that is still this many times the model's input, so that the model's own
+resampling still has more pixels than it needs, even of a product that fills no more than a third of its photo."""
 
 LARGE_PIXELS = 4_000_000
 """An image that still has more pixels than this after the draft takes hundreds of megabytes to decode and convert. Such

@@ -9,9 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from model.config import PreprocessConfig
-
-Box = tuple[float, float, float, float]
-
+from model.inputs.framing import Box, Framing, find_product
 
 class ImageTransform:
     """RGB image -> uint8 `[3, H, W]`; `normalise` makes the network's floats of a batch, on its device."""
@@ -19,37 +17,42 @@ class ImageTransform:
     def __init__(self, config: PreprocessConfig) -> None:
         self.config = config
 
-    def __call__(self, image: Image.Image, box: Box | None = None) -> NDArray[np.uint8]:
-        """Resize `image`, or its part inside `box` (left, upper, right, lower in pixels), to the input size."""
+    def find(self, image: Image.Image) -> Framing:
+        """Return the part of an image that is to be shown to the network, and the colour to pad it with."""
+        if self.config.framing == "product":
+            return find_product(image)
+        return Framing((0.0, 0.0, float(image.width), float(image.height)), (self.config.fill,) * 3)
+
+    def __call__(self, image: Image.Image, framing: Framing | None = None) -> NDArray[np.uint8]:
+        """Resize the part of `image` that `framing` says, by default what `find` finds, to the input size."""
         height, width = self.config.image_size
-        left, upper, right, lower = box or (0.0, 0.0, *map(float, image.size))
-        box_width, box_height = right - left, lower - upper
+        framing = framing or self.find(image)
+        left, upper, right, lower = framing.box
         if self.config.resize == "squash":
-            resized = image.resize((width, height), Image.Resampling.BICUBIC, (left, upper, right, lower))
+            resized = image.resize((width, height), Image.Resampling.BICUBIC, framing.box)
         elif self.config.resize == "shortest":
-            margin_x, margin_y, *_ = self.frame((box_width, box_height))
-            centre = (left + margin_x, upper + margin_y, right - margin_x, lower - margin_y)
-            resized = image.resize((width, height), Image.Resampling.BICUBIC, centre)
+            resized = image.resize((width, height), Image.Resampling.BICUBIC, self.seen(framing.box))
         else:
-            scale = min(width / box_width, height / box_height)
-            size = (max(1, round(box_width * scale)), max(1, round(box_height * scale)))
-            inner = image.resize(size, Image.Resampling.BICUBIC, (left, upper, right, lower))
-            resized = Image.new("RGB", (width, height), (self.config.fill,) * 3)
+            scale = min(width / (right - left), height / (lower - upper))
+            size = (max(1, round((right - left) * scale)), max(1, round((lower - upper) * scale)))
+            inner = image.resize(size, Image.Resampling.BICUBIC, framing.box)
+            resized = Image.new("RGB", (width, height), framing.ground)
             resized.paste(inner, ((width - size[0]) // 2, (height - size[1]) // 2))
         return np.ascontiguousarray(np.asarray(resized, dtype=np.uint8).transpose(2, 0, 1))
 
-    def frame(self, size: tuple[float, float]) -> Box:
-        """Return the part of an image of `size` (width, height) that the network sees, in the image's pixels.
+    def seen(self, box: Box) -> Box:
+        """Return what the network sees of an image where `box` is shown to it, in the image's pixels.
 
-        Where the image is padded, it extends beyond the edges.
+        Where the box is padded, it extends beyond it.
         """
         height, width = self.config.image_size
+        left, upper, right, lower = box
         if self.config.resize == "squash":
-            return 0.0, 0.0, *size
+            return box
         choose = max if self.config.resize == "shortest" else min
-        scale = choose(width / size[0], height / size[1])
-        margin_x, margin_y = (size[0] - width / scale) / 2, (size[1] - height / scale) / 2
-        return margin_x, margin_y, size[0] - margin_x, size[1] - margin_y
+        scale = choose(width / (right - left), height / (lower - upper))
+        margin_x, margin_y = (right - left - width / scale) / 2, (lower - upper - height / scale) / 2
+        return left + margin_x, upper + margin_y, right - margin_x, lower - margin_y
 
     def normalise(self, pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """uint8 `[B, 3, H, W]` -> floats of `dtype`, each channel with CLIP's mean and deviation, channels last."""

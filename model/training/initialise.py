@@ -42,14 +42,13 @@ def initial_model(backbone: str | None, initial: str | None, *, fusion: FusionCo
     imagenet = initial == IMAGENET
     backbone = backbone or (IMAGENET_BACKBONE if imagenet else DEFAULT_BACKBONE)
     clip = backbone_config(backbone)
-    ours = "timm_model_name" in clip["vision_cfg"]
     return ModelConfig(
         backbone_name=backbone,
         backbone=clip,
         preprocess=PreprocessConfig(
             image_size=_size(clip["vision_cfg"]["image_size"]),
             context_length=clip["text_cfg"].get("context_length", 77),
-            resize="longest" if ours else "shortest",
+            framing="product",
             mean=IMAGENET_MEAN if imagenet else CLIP_MEAN,
             std=IMAGENET_STD if imagenet else CLIP_STD,
         ),

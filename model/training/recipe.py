@@ -26,7 +26,7 @@ from rich.console import Console
 
 from model.catalogue.listings import Catalogue
 from model.checkpoint.folder import METRICS, load_checkpoint, write_json
-from model.config import STRICT, FusionConfig, from_json, to_json, update
+from model.config import STRICT, FusionConfig, ModelConfig, from_json, to_json, update
 from model.errors import ConfigError, TrainingError
 from model.evaluation.calibrate import TARGET_PRECISIONS, calibrate, calibration_table
 from model.evaluation.evaluate import evaluate, evaluation_tables
@@ -109,10 +109,25 @@ class PretrainStage(TrainingStage):
 
 
 class TrainStage(TrainingStage):
-    """`cma-clip train`; `fusion` holds settings of the network, which are otherwise those of the start."""
+    """`cma-clip train`.
+
+    `fusion` holds settings of the network, and `image_size` is its input's (height, width); both are otherwise those of
+    the start. A convolutional image tower learns at a fraction of the cost from small images first.
+    """
 
     kind: Literal["train"]
     fusion: dict[str, Any] = {}
+    image_size: tuple[int, int] | None = None
+
+    def model(self, start: str | None) -> ModelConfig:
+        """Return the configuration of the network that is trained."""
+        model = initial_model(self.backbone, start)
+        size = self.image_size or model.preprocess.image_size
+        return dataclasses.replace(
+            model,
+            fusion=update(model.fusion, self.fusion),
+            preprocess=dataclasses.replace(model.preprocess, image_size=size),
+        )
 
     def config(self, catalogue: Catalogue) -> TrainConfig:
         """Return the preset for `catalogue` with the stage's settings."""
@@ -125,16 +140,16 @@ class TrainStage(TrainingStage):
             "model": context.name,
             "backbone": self.backbone,
             "fusion": self.fusion,
+            "image_size": self.image_size,
             "config": to_json(self.config(context.catalogue)),
         }
 
     def run(self, context: Context, folder: Path, start: str | None) -> Path:
-        model = initial_model(self.backbone, start)
         return train.train(
             context.catalogue,
             folder,
             name=context.name,
-            model=dataclasses.replace(model, fusion=update(model.fusion, self.fusion)),
+            model=self.model(start),
             config=self.config(context.catalogue),
             initial=start,
             device=context.device,

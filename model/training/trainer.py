@@ -129,7 +129,7 @@ class Trainer(Generic[Network]):
     def _update(self, batch: TrainingBatch, epoch: int) -> dict[str, Tensor]:
         torch.manual_seed(self.optimiser.seed * 1_000_000_007 + self.step)
         self._set_rate()
-        with training_precision(self.device):
+        with training_precision(self.device, self.network):
             losses = self.loss(self.network, batch, self.step / self.steps)
         if not torch.isfinite(losses["total"]):
             raise TrainingError(

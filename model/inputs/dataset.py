@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from model.catalogue.listings import Catalogue, Listing
 from model.config import PreprocessConfig
 from model.errors import ModelError
-from model.inputs.augment import AugmentConfig, random_box, vary_pixels, vary_title
+from model.inputs.augment import AugmentConfig, random_box, vary_photo, vary_pixels, vary_title
 from model.inputs.decode import decode_image
 from model.inputs.preprocess import ImageTransform
 from model.inputs.tokenizer import TitleTokenizer, pad_tokens

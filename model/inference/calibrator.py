@@ -15,7 +15,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from model.inference.predictions import AttributePrediction, Candidate, Explanation, RawOutputs
+from model.inference.predictions import (
+    Abstention,
+    AttributePrediction,
+    Candidate,
+    Explanation,
+    ListingWarning,
+    RawOutputs,
+    Scope,
+)
 from model.situations import Situation
 from model.tasks import Task
 from model.trust.calibration import Calibration, softmax
@@ -45,7 +53,8 @@ class BatchRow:
     """One listing's predictions: a row of its batch. Implements `model.inference.predictions.Prediction`."""
 
     row: int
-    situation: Situation
+    scope: Scope
+    warnings: tuple[ListingWarning, ...]
     attributes: Mapping[str, AttributeBatch]
     targets: Mapping[float, int]
     """Target precisions, and their place among K."""
@@ -61,7 +70,7 @@ class BatchRow:
         return AttributePrediction(
             label=batch.labels[order[0]],
             confidence=confidences[0],
-            accepted=target is not None and bool(batch.accepted[row, target]),
+            abstention=self._abstention(batch, target),
             threshold=None if math.isinf(minimum) else minimum,
             target_precision=target_precision,
             candidates=tuple(
@@ -71,6 +80,11 @@ class BatchRow:
             modality_attention={"image": image, "text": text},
             explanation=self.explanations[name] if self.explanations else None,
         )
+
+    def _abstention(self, batch: AttributeBatch, target: int | None) -> Abstention | None:
+        if target is None or math.isinf(batch.minimum[self.row, target]):
+            return Abstention.NOT_CERTIFIED
+        return None if batch.accepted[self.row, target] else Abstention.LOW_CONFIDENCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +113,12 @@ class Calibrator:
         self,
         raw: RawOutputs,
         situations: Sequence[Situation],
+        warnings: Sequence[tuple[ListingWarning, ...]],
         explanations: Sequence[Mapping[str, Explanation] | None],
     ) -> list[BatchRow]:
         """Return each listing's predictions, in the order of the batch, from its outputs.
 
-        situations: each listing's. explanations: each listing's, by attribute; None for a listing without any.
+        situations, warnings: each listing's. explanations: each listing's, by attribute; None for a listing without any.
         """
         situation = np.array([_INDEX[each] for each in situations], dtype=np.intp)
         attributes = {
@@ -111,8 +126,15 @@ class Calibrator:
             for t, (rules, logits) in enumerate(zip(self._rules, raw.logits, strict=True))
         }
         return [
-            BatchRow(row=row, situation=each, attributes=attributes, targets=self._targets, explanations=found)
-            for row, (each, found) in enumerate(zip(situations, explanations, strict=True))
+            BatchRow(
+                row=row,
+                scope=Scope(situation=each, familiarity=None, in_scope=None, agreement=None),
+                warnings=warned,
+                attributes=attributes,
+                targets=self._targets,
+                explanations=found,
+            )
+            for row, (each, warned, found) in enumerate(zip(situations, warnings, explanations, strict=True))
         ]
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
@@ -40,7 +41,11 @@ class ModelInfo:
     target_precisions: tuple[float, ...]
     """Those that have been calibrated, ascending; no other can be asked for (`check_target_precision`)."""
     calibration: str = ""
-    """A hash of all temperatures and thresholds; empty where the checkpoint is not calibrated."""
+    """12 hex digits of a hash of all temperatures, thresholds and limits; empty where there is no calibration."""
+    engine: str = "torch"
+    """What computes the forward pass."""
+    scope_gate: bool = False
+    """Whether the checkpoint can tell unfamiliar listings: without it every listing counts as in scope."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
     """The checkpoint's metrics.json, as measured on its test part."""
 
@@ -67,6 +72,44 @@ class RawOutputs:
     """Per attribute, in the order of the tasks, `[B, C_t]`."""
     attention: NDArray[np.float32]
     """Weights of image and text per attribute, `[B, T, 2]`; they sum to 1 over the last axis."""
+
+
+class Abstention(StrEnum):
+    """Why a label is not accepted; where several reasons hold, the first one in this order."""
+
+    UNFAMILIAR_LISTING = "unfamiliar_listing"
+    """The listing is unlike those that the thresholds were certified on: nothing of it is accepted."""
+    NOT_CERTIFIED = "not_certified"
+    """No threshold could be certified at this target precision, or the target was not calibrated."""
+    MODALITIES_DISAGREE = "modalities_disagree"
+    """Image and title, each taken alone, contradict each other: over the whole listing, or on this attribute."""
+    LOW_CONFIDENCE = "low_confidence"
+    """The confidence is below the threshold."""
+
+
+class ListingWarning(StrEnum):
+    """What a caller should know about how a listing was read."""
+
+    TITLE_TRUNCATED = "title_truncated"
+    """The title has more tokens than the model's text context; those beyond it were cut."""
+    TITLE_IGNORED = "title_ignored"
+    """The title is a placeholder, or unfamiliar beside a familiar image: the answer is from the image alone."""
+    PROFILE_UNREADABLE = "profile_unreadable"
+    """The image has a colour profile that cannot be read: its colours were taken as sRGB."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scope:
+    """What a listing was answered from, and whether the certificates speak of listings like it."""
+
+    situation: Situation
+    """The modalities that the answer is from."""
+    familiarity: float | None
+    """Conformal p-value in (0, 1]: the share of reference listings that are as typical or less. None without a gate."""
+    in_scope: bool | None
+    """Whether the familiarity reaches the scope level. None without a gate."""
+    agreement: float | None
+    """Conformal p-value of image and title contradicting each other; None with one modality, or without a gate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +175,8 @@ class AttributePrediction:
     label: str
     """The best candidate, whether accepted or not."""
     confidence: float
-    accepted: bool
+    abstention: Abstention | None
+    """Why the label is not accepted; None where it is."""
     threshold: float | None
     """None where no threshold could be certified at this target precision: then nothing is accepted."""
     target_precision: float
@@ -141,6 +185,18 @@ class AttributePrediction:
     modality_attention: Mapping[str, float]
     """`{"image": …, "text": …}`, summing to 1; an absent modality has 0."""
     explanation: Explanation | None
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the label may be used at the target precision."""
+        return self.abstention is None
+
+
+def verdict(confidence: float, threshold: float | None) -> Abstention | None:
+    """Judge a label by its threshold alone."""
+    if threshold is None:
+        return Abstention.NOT_CERTIFIED
+    return None if confidence >= threshold else Abstention.LOW_CONFIDENCE
 
 
 # --- protocols ---------------------------------------------------------------------------------------------
@@ -168,7 +224,9 @@ class Prediction(Protocol):
     """One listing's answer: immutable, off the device."""
 
     @property
-    def situation(self) -> Situation: ...
+    def scope(self) -> Scope: ...
+    @property
+    def warnings(self) -> tuple[ListingWarning, ...]: ...
 
     def attribute(self, name: str, *, target_precision: float, top_k: int) -> AttributePrediction:
         """Return the prediction of one attribute, accepted or not by the threshold for this listing's situation."""
@@ -209,8 +267,18 @@ class LogitPredictor(BatchingPredictor, Protocol):
 class ListingPredictor(BatchingPredictor, Protocol):
     """A predictor that answers listings: `prepare` each, `collate` some, `predict` them together."""
 
-    def prepare(self, title: str | None, image: Image | None, *, explain: bool = False) -> Any:
-        """Prepare a listing; with `explain`, one that is answered with explanations."""
+    def prepare(
+        self,
+        title: str | None,
+        image: Image | None,
+        *,
+        explain: bool = False,
+        warnings: Sequence[ListingWarning] = (),
+    ) -> Any:
+        """Prepare a listing; with `explain`, one that is answered with explanations.
+
+        `warnings`: those of the steps before, which the answer repeats.
+        """
         ...
 
     def predict(self, batch: Any) -> Sequence[Prediction]:

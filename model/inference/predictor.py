@@ -30,6 +30,7 @@ from model.inference.predictions import (
     AttributePrediction,
     Explanation,
     Frame,
+    ListingWarning,
     ModelInfo,
     RawOutputs,
     check_target_precision,
@@ -62,6 +63,7 @@ class ModelInput:
     pixels: NDArray[np.uint8] | None
     frame: Frame | None
     title: TokenizedTitle | None
+    warnings: tuple[ListingWarning, ...]
     explain: bool
     work: int
     """How many listings the network computes for it: 1, and all of its variants where it is to be explained."""
@@ -186,10 +188,17 @@ class Predictor:
             for row in batch.output or ()
         )
 
-    def prepare(self, title: str | None, image: Image.Image | None, *, explain: bool = False) -> ModelInput:
+    def prepare(
+        self,
+        title: str | None,
+        image: Image.Image | None,
+        *,
+        explain: bool = False,
+        warnings: Sequence[ListingWarning] = (),
+    ) -> ModelInput:
         """Turn a title and an RGB image of any size into model input; on the CPU, in any thread.
 
-        A title of white space counts as none. Raises `ValueError` when neither is left.
+        `warnings`: those of the steps before, which the answer repeats. A title of white space counts as none. Raises `ValueError` when neither is left.
         """
         tokens = self.tokenize(title) if title and title.strip() else None
         if image is None and tokens is None:
@@ -199,7 +208,7 @@ class Predictor:
             framing = self.transform.find(image)
             pixels = self.transform(image, framing)
             frame = Frame.of_box(self.transform.seen(framing.box), image.size)
-        item = ModelInput(pixels, frame, tokens, explain, work=1)
+        item = ModelInput(pixels, frame, tokens, tuple(warnings), explain, work=1)
         if not explain:
             return item
         return replace(item, work=1 + sum(variants.count for variants in self._variants(item) if variants))
@@ -251,7 +260,8 @@ class Predictor:
         """Answer a batch, in its order: forward, copy out, explain the listings that ask for it, calibrate."""
         raw = self.logits(batch)
         explanations = [self._explain(item, raw, row) if item.explain else None for row, item in enumerate(batch.items)]
-        return self._calibrator.predictions(raw, [item.situation for item in batch.items], explanations)
+        situations = [item.situation for item in batch.items]
+        return self._calibrator.predictions(raw, situations, [item.warnings for item in batch.items], explanations)
 
     def _explain(self, item: ModelInput, raw: RawOutputs, row: int) -> dict[str, Explanation]:
         """Explain the label that each attribute was given in `row` of `raw`."""

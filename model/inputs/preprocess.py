@@ -11,6 +11,7 @@ from torch import Tensor
 from model.config import PreprocessConfig
 from model.inputs.framing import Box, Framing, find_product
 
+
 class ImageTransform:
     """RGB image -> uint8 `[3, H, W]`; `normalise` makes the network's floats of a batch, on its device."""
 

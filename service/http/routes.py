@@ -60,7 +60,7 @@ async def classify_listing(
         name: prediction.attribute(name, target_precision=options.target_precision, top_k=options.top_k)
         for name in options.attributes
     }
-    pipeline.metrics.predictions.answered(prediction.situation, predictions)
+    pipeline.metrics.predictions.answered(prediction.scope.situation, predictions)
     reply = ClassifyReply.of(listing.id, pipeline.predictor.info, predictions)
     pipeline.record_stage("respond", time.monotonic() - started, call)
     return reply

@@ -26,7 +26,9 @@ def pixels() -> Pixels:
 
 @given(st.integers(1, 2000), st.integers(1, 2000), st.integers())
 def test_crops_stay_inside_and_keep_their_share(width: int, height: int, seed: int) -> None:
-    left, upper, right, lower = random_box((width, height), AugmentConfig(crop=0.6), random.Random(seed))
+    left, upper, right, lower = random_box(
+        (0.0, 0.0, float(width), float(height)), AugmentConfig(crop=0.6), random.Random(seed)
+    )
     assert 0 <= left < right <= width + 1e-6
     assert 0 <= upper < lower <= height + 1e-6
     if min(width, height) > 10:

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from model.inference.calibrator import Calibrator
-from model.inference.predictions import AttributePrediction, Candidate, Explanation, RawOutputs
+from model.inference.predictions import AttributePrediction, Candidate, Explanation, RawOutputs, verdict
 from model.situations import Situation
 from model.tasks import Task
 from model.trust.calibration import AttributeCalibration, Calibration, Certificate
@@ -104,7 +104,7 @@ def reference(
     return AttributePrediction(
         label=label,
         confidence=confidence,
-        accepted=threshold is not None and confidence >= threshold,
+        abstention=verdict(confidence, threshold),
         threshold=threshold,
         target_precision=target_precision,
         candidates=tuple(Candidate(task.labels[index], confidences[index]) for index in best_first[:top_k]),
@@ -118,8 +118,10 @@ def test_a_batch_equals_its_rows_computed_one_by_one(
     batch: tuple[RawOutputs, list[Situation]], calibration: Calibration | None, target_precision: float, top_k: int
 ) -> None:
     raw, situations = batch
-    found = Calibrator(TASKS, calibration).predictions(raw, situations, [None] * len(situations))
-    assert [each.situation for each in found] == situations
+    found = Calibrator(TASKS, calibration).predictions(
+        raw, situations, [()] * len(situations), [None] * len(situations)
+    )
+    assert [each.scope.situation for each in found] == situations
     for row, (prediction, situation) in enumerate(zip(found, situations, strict=True)):
         for t, task in enumerate(TASKS):
             options: dict[str, Any] = {"target_precision": target_precision, "top_k": top_k}
@@ -140,7 +142,7 @@ def test_a_row_is_the_same_alone_and_next_to_any_other(
 
     def predicted(rows: list[int]) -> list[AttributePrediction]:
         part = RawOutputs(tuple(logits[rows] for logits in raw.logits), raw.attention[rows])
-        found = calibrator.predictions(part, [situations[row] for row in rows], [None] * len(rows))
+        found = calibrator.predictions(part, [situations[row] for row in rows], [()] * len(rows), [None] * len(rows))
         return [each.attribute(task.name, target_precision=0.9, top_k=11) for each in found for task in TASKS]
 
     rows = list(range(len(situations)))

@@ -22,7 +22,7 @@ from model.errors import CatalogueError, ConfigError, ModelError
 from model.inference import output
 from model.inference.label import Labelling, label_catalogue
 from model.inference.output import CsvFormat, OutputRow
-from model.inference.predictions import AttributePrediction, Candidate, ModelInfo
+from model.inference.predictions import AttributePrediction, Candidate, ListingWarning, ModelInfo, Scope, verdict
 from model.situations import Situation
 from model.tasks import Task
 
@@ -33,9 +33,11 @@ THRESHOLDS = {0.9: 0.5, 0.95: 0.8, 0.99: None}
 class FakePrediction:
     def __init__(self, title: str | None, red: float | None) -> None:
         self.title, self.red = title, red
-        self.situation = (
+        situation = (
             Situation.IMAGE_AND_TITLE if title and red is not None else Situation.TITLE if title else Situation.IMAGE
         )
+        self.scope = Scope(situation=situation, familiarity=0.5, in_scope=True, agreement=None)
+        self.warnings: tuple[ListingWarning, ...] = ()
 
     def attribute(self, name: str, *, target_precision: float, top_k: int) -> AttributePrediction:
         """Red where the title or the image is; long titles are size L, with high confidence."""
@@ -46,11 +48,11 @@ class FakePrediction:
             length = len(self.title or "")
             label, confidence = ("L" if length > 10 else "S"), min(1.0, 0.5 + length / 30)
         threshold = THRESHOLDS[target_precision]
-        weight = {Situation.IMAGE_AND_TITLE: 0.25, Situation.IMAGE: 1.0, Situation.TITLE: 0.0}[self.situation]
+        weight = {Situation.IMAGE_AND_TITLE: 0.25, Situation.IMAGE: 1.0, Situation.TITLE: 0.0}[self.scope.situation]
         return AttributePrediction(
             label=label,
             confidence=confidence,
-            accepted=threshold is not None and confidence >= threshold,
+            abstention=verdict(confidence, threshold),
             threshold=threshold,
             target_precision=target_precision,
             candidates=(Candidate(label, confidence),),

@@ -78,7 +78,7 @@ def test_a_listing_is_answered_the_same_in_any_company(predictor: Predictor) -> 
 
 def test_each_answer_is_judged_by_its_own_situation(predictor: Predictor) -> None:
     both, title, _, image, _ = predictor.predict(predictor.collate(listings(predictor)))
-    assert (both.situation, title.situation, image.situation) == (
+    assert (both.scope.situation, title.scope.situation, image.scope.situation) == (
         Situation.IMAGE_AND_TITLE,
         Situation.TITLE,
         Situation.IMAGE,

@@ -16,8 +16,11 @@ from model.inference.predictions import (
     Explanation,
     Frame,
     ImageExplanation,
+    ListingWarning,
     ModelInfo,
+    Scope,
     TokenWeight,
+    verdict,
 )
 from model.situations import Situation
 from model.tasks import Task
@@ -36,6 +39,7 @@ class FakePrepared:
     title: str | None
     pixel: tuple[int, ...] | None
     explain: bool
+    warnings: tuple[ListingWarning, ...] = ()
 
     @property
     def situation(self) -> Situation:
@@ -57,8 +61,13 @@ class FakePrediction:
     listing: FakePrepared
 
     @property
-    def situation(self) -> Situation:
-        return self.listing.situation
+    def scope(self) -> Scope:
+        agreement = 0.75 if self.listing.situation is Situation.IMAGE_AND_TITLE else None
+        return Scope(situation=self.listing.situation, familiarity=0.5, in_scope=True, agreement=agreement)
+
+    @property
+    def warnings(self) -> tuple[ListingWarning, ...]:
+        return self.listing.warnings
 
     def attribute(self, name: str, *, target_precision: float, top_k: int) -> AttributePrediction:
         """The answer is a function of the listing alone, so that any mix-up of answers shows."""
@@ -77,7 +86,7 @@ class FakePrediction:
         return AttributePrediction(
             label=ranked[0].label,
             confidence=ranked[0].confidence,
-            accepted=threshold is not None and ranked[0].confidence >= threshold,
+            abstention=verdict(ranked[0].confidence, threshold),
             threshold=threshold,
             target_precision=target_precision,
             candidates=tuple(ranked[:top_k]),
@@ -126,14 +135,21 @@ class FakePredictor:
     def thresholds(self, attribute: str) -> Mapping[Situation, Mapping[float, float | None]]:
         return {situation: {target: self.threshold(attribute, target) for target in TARGETS} for situation in Situation}
 
-    def prepare(self, title: str | None, image: Image.Image | None, *, explain: bool = False) -> FakePrepared:
+    def prepare(
+        self,
+        title: str | None,
+        image: Image.Image | None,
+        *,
+        explain: bool = False,
+        warnings: Sequence[ListingWarning] = (),
+    ) -> FakePrepared:
         if title is None and image is None:
             raise ValueError("neither title nor image")
         pixel = None
         if image is not None:
             assert image.mode == "RGB"
             pixel = tuple(round(value) for value in ImageStat.Stat(image).mean)
-        return FakePrepared(title, pixel, explain)
+        return FakePrepared(title, pixel, explain, tuple(warnings))
 
     def collate(self, items: Sequence[FakePrepared]) -> list[FakePrepared]:
         return list(items)

@@ -40,7 +40,7 @@ class ExplainingPrediction(FakePrediction):
             image=grid if self.listing.pixel else None,
             text=words if self.listing.title else None,
         )
-        return replace(prediction, confidence=0.7, threshold=0.5, accepted=True, explanation=explanation)
+        return replace(prediction, confidence=0.7, threshold=0.5, abstention=None, explanation=explanation)
 
 
 class ExplainingPredictor(FakePredictor):

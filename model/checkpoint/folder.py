@@ -3,6 +3,7 @@
     config.json         name, version, backbone, preprocessing, fusion sizes, attributes with ordered labels
     model.safetensors   weights: matrices in half precision, vectors and statistics in float32
     calibration.json    temperatures and certified thresholds (absent until calibrated)
+    scope.safetensors   what familiarity and agreement are measured against (absent until calibrated)
     metrics.json        what was measured on the test part (absent until evaluated)
 
 Every part carries the version of the weights it belongs to: the first 12 hex digits of the SHA-256 of
@@ -11,6 +12,7 @@ Every part carries the version of the weights it belongs to: the first 12 hex di
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -22,18 +24,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from model.config import ModelConfig, from_json, to_json
 from model.errors import CheckpointError, ConfigError
 from model.tasks import Task
-from model.trust.calibration import Calibration
+from model.trust.calibration import Calibration, GateRecord
+from model.trust.gate import Gate
 
 FORMAT = 1
 
 WEIGHTS, CONFIG, CALIBRATION, METRICS = "model.safetensors", "config.json", "calibration.json", "metrics.json"
+
+SCOPE = "scope.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +56,17 @@ class Checkpoint:
     tasks: tuple[Task, ...]
     training: Mapping[str, Any]
     calibration: Calibration | None
+    gate: Gate | None
+    """None until calibrated, and where the checkpoint was calibrated without one."""
     metrics: Mapping[str, Any] | None
+
+    @property
+    def calibration_digest(self) -> str:
+        """12 hex digits of the calibration and the gate in use; empty where it is not calibrated."""
+        if self.calibration is None:
+            return ""
+        in_use = f"{self.calibration.digest} {'gate' if self.gate else 'no gate'}"
+        return hashlib.sha256(in_use.encode()).hexdigest()[:12]
 
 
 def save_checkpoint(
@@ -123,10 +139,11 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         tasks=tasks,
         training=training,
         calibration=Calibration.from_json(calibration) if calibration is not None else None,
+        gate=None,
         metrics=metrics,
     )
     _check_calibration(checkpoint)
-    return checkpoint
+    return dataclasses.replace(checkpoint, gate=_load_gate(checkpoint))
 
 
 def _task(attribute: Mapping[str, Any]) -> Task:
@@ -176,6 +193,52 @@ def provenance(initial: str | Path | None) -> Any:
 def write_part(checkpoint: Checkpoint, part: str, content: Mapping[str, Any]) -> None:
     """Write `CALIBRATION` or `METRICS` beside the weights they were measured on, atomically."""
     write_json(checkpoint.folder / part, {"version": checkpoint.version, **content})
+
+
+def write_calibration(checkpoint: Checkpoint, calibration: Calibration, gate: Gate) -> Calibration:
+    """Write the gate, then the calibration that was certified behind it; return it with the gate's record.
+
+    An older calibration is removed first: interrupted in between, the checkpoint is one that is not calibrated.
+    """
+    folder = checkpoint.folder
+    arrays, description = gate.to_arrays()
+    metadata = {"format": str(FORMAT), "version": checkpoint.version, "gate": json.dumps(description)}
+    (folder / CALIBRATION).unlink(missing_ok=True)
+    temporary = folder / f".{SCOPE}.{os.getpid()}"
+    try:
+        save_arrays(arrays, temporary, metadata)
+        temporary.chmod(0o644)
+        temporary.replace(folder / SCOPE)
+    except (SafetensorError, OSError) as error:
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(f"{folder / SCOPE} cannot be written: {error}") from error
+    record = GateRecord(
+        digest=weights_version(folder / SCOPE),
+        scope_level={situation: scope.level for situation, scope in gate.scopes.items()},
+        conflict_level=gate.conflict.level if gate.conflict else None,
+    )
+    calibration = dataclasses.replace(calibration, gate=record)
+    write_part(checkpoint, CALIBRATION, calibration.to_json())
+    return calibration
+
+
+def _load_gate(checkpoint: Checkpoint) -> Gate | None:
+    """Read the gate that the calibration was certified behind; None where either is missing."""
+    path, record = checkpoint.folder / SCOPE, checkpoint.calibration.gate if checkpoint.calibration else None
+    if record is None or not path.is_file():
+        return None
+    if weights_version(path) != record.digest:
+        raise CheckpointError(f"{path} is not the one that {CALIBRATION} was certified with; run `cma-clip calibrate`")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        gate = Gate.from_arrays(arrays, json.loads(metadata["gate"]))
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    if gate.conflict is not None and len(gate.conflict.limits) != len(checkpoint.tasks):
+        raise CheckpointError(f"{path} and {CONFIG} differ in the number of attributes")
+    return gate
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

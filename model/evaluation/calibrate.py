@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -10,15 +11,17 @@ from rich.table import Table
 
 from model.catalogue.listings import Catalogue
 from model.catalogue.splits import Part
-from model.checkpoint.folder import CALIBRATION, METRICS, write_part
+from model.checkpoint.folder import METRICS, write_calibration
 from model.errors import ConfigError
-from model.evaluation.heldout import HeldOut, check_attributes, collect
-from model.inference.predictions import LogitPredictor
+from model.evaluation.fit_gate import SCOPE_LEVEL, fit_gate
+from model.evaluation.heldout import Answers, HeldOut, Temperatures, check_attributes, collect, judge
+from model.inference.predictions import RawPredictor
 from model.inference.predictor import Predictor
 from model.situations import Situation
 from model.tasks import Task
 from model.trust.calibration import AttributeCalibration, Calibration, fit_temperature
 from model.trust.certificates import METHOD, certify, certify_labels
+from model.trust.gate import Gate
 
 TARGET_PRECISIONS = (0.9, 0.95, 0.99)
 
@@ -32,10 +35,13 @@ def calibrate(
     target_precisions: Sequence[float] = TARGET_PRECISIONS,
     per_label: bool = False,
     together: bool = False,
+    scope_level: float = SCOPE_LEVEL,
     device: str = "auto",
     console: Console | None = None,
 ) -> Calibration:
-    """Calibrate a checkpoint folder on a catalogue: write its calibration.json, and return what that holds.
+    """Calibrate a checkpoint folder on a catalogue: write its scope.safetensors and calibration.json.
+
+    Returns what calibration.json holds.
 
     The options are those of `fit_calibration`. A metrics.json that was measured with other thresholds is removed, and
     `console` says so.
@@ -46,15 +52,16 @@ def calibrate(
     """
     console = console or Console(stderr=True)
     predictor = Predictor.load(checkpoint, device=device)
-    calibration = fit_calibration(
+    calibration, gate = fit_calibration(
         predictor,
         catalogue,
         console=console,
         target_precisions=target_precisions,
         per_label=per_label,
         together=together,
+        scope_level=scope_level,
     )
-    write_part(predictor.checkpoint, CALIBRATION, calibration.to_json())
+    calibration = write_calibration(predictor.checkpoint, calibration, gate)
     metrics = predictor.checkpoint.folder / METRICS
     if metrics.is_file():
         metrics.unlink()
@@ -65,7 +72,7 @@ def calibrate(
 
 
 def fit_calibration(
-    predictor: LogitPredictor,
+    predictor: RawPredictor,
     catalogue: Catalogue,
     *,
     console: Console,
@@ -73,52 +80,102 @@ def fit_calibration(
     delta: float = 0.05,
     per_label: bool = False,
     together: bool = False,
-) -> Calibration:
-    """Calibrate every attribute in every situation on its own; with `per_label`, also each label.
+    scope_level: float = SCOPE_LEVEL,
+) -> tuple[Calibration, Gate]:
+    """Fit the gate, and calibrate every attribute in every situation on its own; with `per_label`, also each label.
 
-    Each promise is kept with probability 1 - `delta`. With `together`, at each target all attributes of a situation
+    `scope_level`: the share of listings like the catalogue's that may be taken for unfamiliar ones. Each promise is kept with probability 1 - `delta`. With `together`, at each target all attributes of a situation
     keep theirs at once, with that probability: they share `delta` evenly (Bonferroni).
 
-    The two parts are kept apart: were the temperature fitted on the calibration listings, their confidences
+    The parts are kept apart: were the temperature fitted on the calibration listings, their confidences
     would depend on one another, and the certificate (`model.trust.certificates.certify`) would not hold.
-    Raises `ConfigError` for a target precision that is not between 0 and 1, a `delta` above a half, a catalogue that
-    does not name every attribute, and for `per_label` and `together` at once: how many labels there are to share
+    Raises `ConfigError` for a target precision or a scope level that is not between 0 and 1, a `delta` above a half, a
+    catalogue that does not name every attribute, and for `per_label` and `together` at once: how many labels there are to share
     `delta` is not known beforehand.
     """
     if not all(0 < target < 1 for target in target_precisions) or not 0 < delta <= 0.5:
         raise ConfigError("target precisions must lie between 0 and 1, and delta between 0 and a half")
+    if not 0 < scope_level < 1:
+        raise ConfigError(f"the scope level must lie between 0 and 1, it is {scope_level:g}")
     if per_label and together:
         raise ConfigError("labels are certified one by one or promises are kept together, not both")
     check_attributes(predictor.tasks, catalogue)
-    targets = tuple(sorted(set(target_precisions)))
-    level = delta / len(predictor.tasks) if together else delta
-    situations = {}
-    for situation in Situation:
-        validation = collect(predictor, catalogue, Part.VALIDATION, situation, console=console)
-        calibration = collect(predictor, catalogue, Part.CALIBRATION, situation, console=console)
-        situations[situation] = {
-            task.name: _calibrate_attribute(task, validation, calibration, targets, level, per_label=per_label)
-            for task in predictor.tasks
+    validation = _collect(predictor, catalogue, Part.VALIDATION, console)
+    temperatures = {
+        situation: {
+            task.name: fit_temperature(held_out.logits_of(task), held_out.labels(task)) for task in predictor.tasks
         }
-    return Calibration(
+        for situation, held_out in validation.items()
+    }
+    gate = fit_gate(predictor, catalogue, validation, temperatures, level=scope_level, console=console)
+    calibration = Calibration(
         version=predictor.info.version,
         method=f"{METHOD}; {TOGETHER}" if together else METHOD,
         confidence_level=1 - delta,
-        target_precisions=targets,
-        situations=situations,
+        target_precisions=tuple(sorted(set(target_precisions))),
+        situations=_certify(
+            _collect(predictor, catalogue, Part.CALIBRATION, console),
+            gate,
+            temperatures,
+            sorted(set(target_precisions)),
+            delta / len(predictor.tasks) if together else delta,
+            per_label=per_label,
+        ),
     )
+    return calibration, gate
 
 
-def _calibrate_attribute(
-    task: Task, validation: HeldOut, calibration: HeldOut, targets: Sequence[float], delta: float, *, per_label: bool
+def _collect(
+    predictor: RawPredictor, catalogue: Catalogue, part: Part, console: Console
+) -> Mapping[Situation, HeldOut]:
+    return collect(predictor, catalogue, catalogue.part(part), console=console, what=part.value)
+
+
+def _certify(
+    held_out: Mapping[Situation, HeldOut],
+    gate: Gate,
+    temperatures: Temperatures,
+    targets: Sequence[float],
+    delta: float,
+    *,
+    per_label: bool,
+) -> dict[Situation, dict[str, AttributeCalibration]]:
+    """Certify every attribute in every situation on what the gate lets pass of the calibration listings.
+
+    A listing whose title is ignored is answered as an image alone, and is evidence for that situation only.
+    """
+    situations = {}
+    for situation, listings in held_out.items():
+        judged = judge(gate, held_out, situation, temperatures)
+        passed = judged.passed & ~judged.title_ignored[:, None]
+        situations[situation] = {
+            task.name: _certify_attribute(
+                listings.answers(task, temperatures[situation][task.name], passed[:, t]),
+                task,
+                temperatures[situation][task.name],
+                targets,
+                delta,
+                per_label=per_label,
+            )
+            for t, task in enumerate(listings.tasks)
+        }
+    return situations
+
+
+def _certify_attribute(
+    answers: Answers, task: Task, temperature: float, targets: Sequence[float], delta: float, *, per_label: bool
 ) -> AttributeCalibration:
-    temperature = fit_temperature(validation.logits_of(task), validation.labels(task))
-    answers = calibration.answers(task, temperature)
-    confidence, correct, group = answers.confidence, answers.correct, answers.group
-    own = certify_labels(confidence, correct, answers.predicted, targets, delta, group=group) if per_label else {}
+    """Certify one attribute on the calibration listings that the gate lets pass."""
+    passed = answers.passed
+    confidence, correct, group = answers.confidence[passed], answers.correct[passed], answers.group[passed]
+    predicted, n = answers.predicted[passed], len(passed)
+    own = certify_labels(confidence, correct, predicted, targets, delta, group=group) if per_label else {}
     return AttributeCalibration(
         temperature=temperature,
-        thresholds=certify(confidence, correct, targets, delta, group=group),
+        thresholds={
+            target: found and dataclasses.replace(found, coverage=found.support / n)
+            for target, found in certify(confidence, correct, targets, delta, group=group).items()
+        },
         labels={task.labels[label]: certificates for label, certificates in own.items()},
     )
 

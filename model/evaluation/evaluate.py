@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -23,13 +24,23 @@ from model.checkpoint.card import update_card
 from model.checkpoint.folder import METRICS, write_part
 from model.errors import ConfigError
 from model.evaluation import scores
-from model.evaluation.heldout import Answers, HeldOut, check_attributes, collect, joined, save_scores
-from model.inference.predictions import LogitPredictor
+from model.evaluation.heldout import (
+    Answers,
+    HeldOut,
+    Temperatures,
+    check_attributes,
+    collect,
+    joined,
+    judge,
+    save_scores,
+)
+from model.inference.predictions import RawPredictor
 from model.inference.predictor import Predictor
 from model.situations import Situation
 from model.tasks import OUT_OF_VOCABULARY, Task
 from model.trust.binomial import clopper_pearson, design_effects
 from model.trust.calibration import AttributeCalibration, Calibration
+from model.trust.gate import Gate, Judgement
 
 HEADINGS: Mapping[Situation, str] = {
     Situation.IMAGE_AND_TITLE: "Image and title",
@@ -46,6 +57,7 @@ class Evaluation:
     """The content of metrics.json."""
     answers: Mapping[Situation, Mapping[str, Answers]]
     calibration: Calibration
+    gate: Gate | None
 
 
 def evaluate(
@@ -71,7 +83,7 @@ def evaluate(
     calibration = predictor.checkpoint.calibration
     if calibration is None:
         raise ConfigError(f"{checkpoint} is not calibrated yet; run `cma-clip calibrate` on it first")
-    evaluation = measure(predictor, calibration, catalogue, console=console)
+    evaluation = measure(predictor, calibration, predictor.checkpoint.gate, catalogue, console=console)
     write_part(predictor.checkpoint, METRICS, evaluation.metrics)
     update_card(predictor.checkpoint, model_card_tables(evaluation.metrics))
     if scores_file:
@@ -80,25 +92,23 @@ def evaluate(
 
 
 def measure(
-    predictor: LogitPredictor, calibration: Calibration, catalogue: Catalogue, *, console: Console
+    predictor: RawPredictor, calibration: Calibration, gate: Gate | None, catalogue: Catalogue, *, console: Console
 ) -> Evaluation:
-    """Measure every attribute in every situation on the test part.
+    """Measure every attribute in every situation, and the gate, on the test part.
 
     A figure without rows is None. Intervals are at 95 %, and allow for listings that share
     their title. Raises `ConfigError` for a catalogue that does not name every attribute of the predictor.
     """
     check_attributes(predictor.tasks, catalogue)
     situations: dict[Situation, dict[str, Any]] = {}
-    answers: dict[Situation, dict[str, Answers]] = {}
-    for situation in Situation:
-        test = collect(predictor, catalogue, Part.TEST, situation, console=console)
+    held_out = collect(predictor, catalogue, catalogue.part(Part.TEST), console=console, what=Part.TEST.value)
+    answers = _answers(held_out, calibration, gate)
+    for situation, test in held_out.items():
         calibrated = calibration.situations[situation]
-        answers[situation] = {
-            task.name: test.answers(task, calibrated[task.name].temperature) for task in predictor.tasks
-        }
         situations[situation] = {
             "listings": len(test.listings),
             "unreadable_images": test.unreadable,
+            "gate": _gate_figures(judge(gate, held_out, situation, _temperatures(calibration)), test.group),
             "attributes": {
                 task.name: _measure(task, test, answers[situation][task.name], calibrated[task.name])
                 for task in predictor.tasks
@@ -117,36 +127,73 @@ def measure(
         "confidence_level": calibration.confidence_level,
         "situations": situations,
     }
-    return Evaluation(metrics=metrics, answers=answers, calibration=calibration)
+    return Evaluation(metrics=metrics, answers=answers, calibration=calibration, gate=gate)
+
+
+def _temperatures(calibration: Calibration) -> Temperatures:
+    return {
+        situation: {name: attribute.temperature for name, attribute in attributes.items()}
+        for situation, attributes in calibration.situations.items()
+    }
+
+
+def _answers(
+    held_out: Mapping[Situation, HeldOut], calibration: Calibration, gate: Gate | None
+) -> dict[Situation, dict[str, Answers]]:
+    """Return every attribute's answers in every situation, with the gate's verdicts.
+
+    A listing whose title is ignored is answered as an image alone, and counts as not accepted beside its title.
+    """
+    temperatures = _temperatures(calibration)
+    answers = {}
+    for situation, listings in held_out.items():
+        judged = judge(gate, held_out, situation, temperatures)
+        passed = judged.passed & ~judged.title_ignored[:, None]
+        answers[situation] = {
+            task.name: listings.answers(task, temperatures[situation][task.name], passed[:, t])
+            for t, task in enumerate(listings.tasks)
+        }
+    return answers
+
+
+def _gate_figures(judged: Judgement, group: scores.Ints) -> dict[str, Any]:
+    """Return the shares of listings that the gate stops, which are all of the catalogue's own kind, with intervals."""
+    stopped = {
+        "unfamiliar": ~judged.in_scope,
+        "title_ignored": judged.title_ignored,
+        "modalities_disagree": judged.in_scope & judged.disagree.all(axis=1),
+    }
+    return {name: _share(rows, group) for name, rows in stopped.items()}
+
+
+def _share(rows: NDArray[np.bool_], group: scores.Ints) -> dict[str, Any] | None:
+    if len(rows) == 0:
+        return None
+    effect = design_effects(np.ones(len(rows)), ~rows, group, [1.0])[0]
+    low, high = clopper_pearson(rows.sum() / effect, len(rows) / effect)
+    return {"share": float(rows.mean()), "interval": [low, high]}
 
 
 def held_out_scores(
-    predictor: LogitPredictor, evaluation: Evaluation, catalogue: Catalogue, *, console: Console
+    predictor: RawPredictor, evaluation: Evaluation, catalogue: Catalogue, *, console: Console
 ) -> dict[Situation, dict[str, Answers]]:
     """Return the answers on the calibration part and the test part together, calibrated.
 
     These are all the listings that neither training nor the temperatures have seen: for experiments that split them
     at random (`research/certificates.py`).
     """
-    scores: dict[Situation, dict[str, Answers]] = {}
-    for situation, calibrated in evaluation.calibration.situations.items():
-        held_out = collect(predictor, catalogue, Part.CALIBRATION, situation, console=console)
-        scores[situation] = {
-            task.name: joined(
-                [
-                    held_out.answers(task, calibrated[task.name].temperature),
-                    evaluation.answers[situation][task.name],
-                ]
-            )
-            for task in predictor.tasks
-        }
-    return scores
+    listings = catalogue.part(Part.CALIBRATION)
+    held_out = collect(predictor, catalogue, listings, console=console, what=Part.CALIBRATION.value)
+    return {
+        situation: {name: joined([own, evaluation.answers[situation][name]]) for name, own in answers.items()}
+        for situation, answers in _answers(held_out, evaluation.calibration, evaluation.gate).items()
+    }
 
 
 def _measure(task: Task, test: HeldOut, answers: Answers, calibrated: AttributeCalibration) -> dict[str, Any]:
     confidence, correct, group = answers.confidence, answers.correct, answers.group
     predicted, labels, n = answers.predicted, answers.labels, len(answers.labels)
-    uncalibrated = test.answers(task, 1.0)
+    uncalibrated = test.answers(task, 1.0, np.ones(len(test.listings), np.bool_))
     weights = test.attention[:, test.tasks.index(task)]
     everything = scores.operating_point(confidence, correct, 0.0)
     return {
@@ -195,7 +242,7 @@ def _accepted(task: Task, answers: Answers, calibrated: AttributeCalibration, ta
     if np.isinf(minimum).all():
         return None
     # Each label may have a threshold of its own: whether an answer is accepted depends on its label too.
-    accepted = (answers.confidence >= minimum[answers.predicted]).astype(np.float64)
+    accepted = (answers.passed & (answers.confidence >= minimum[answers.predicted])).astype(np.float64)
     point = scores.operating_point(accepted, answers.correct, 1.0)
     certificate = calibrated.thresholds[target]
     return {

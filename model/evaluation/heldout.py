@@ -19,15 +19,22 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from model.catalogue.listings import Catalogue, Listing
-from model.catalogue.splits import Part
 from model.errors import ConfigError, ModelError
 from model.evaluation.scores import labelled
-from model.inference.predictions import LogitPredictor, RawOutputs
+from model.inference.predictions import RawPredictor, SituationOutputs
 from model.inference.stream import Failure, prepare_listing, stream
 from model.progress import progress_bar
 from model.situations import Situation
 from model.tasks import Task
 from model.trust.calibration import softmax
+from model.trust.gate import Evidence, Gate, Judgement, open_gate
+from model.trust.scope import Features
+
+
+Ints = NDArray[np.int64]
+
+Temperatures = Mapping[Situation, Mapping[str, float]]
+"""Of each attribute in each situation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +52,8 @@ class Answers:
     """Class indices [n], or OUT_OF_VOCABULARY."""
     group: NDArray[np.int64]
     """Listings of one number share their title, [n]: they are not independent evidence."""
+    passed: NDArray[np.bool_]
+    """Whether the gate lets the threshold decide, [n]: where it doesn't, nothing is accepted."""
 
     @property
     def correct(self) -> NDArray[np.bool_]:
@@ -59,12 +68,18 @@ class HeldOut:
     tasks: tuple[Task, ...]
     listings: tuple[Listing, ...]
     """Those that have what the situation asks for and could be read, n of them."""
+    places: NDArray[np.int64]
+    """Their places among all listings that were collected, ascending [n]."""
     unreadable: int
     """Listings left out because their image could not be read."""
     logits: tuple[NDArray[np.float32], ...]
     """Per attribute [n, C_t], before calibration."""
     attention: NDArray[np.float64]
     """Weights of image and text, [n, T, 2]."""
+    embeddings: NDArray[np.float32]
+    """Aggregated embeddings of image and text, [n, 2, D]."""
+    words: tuple[tuple[str, ...], ...]
+    """Of the titles, n of them; empty where the situation has none."""
 
     def labels(self, task: Task) -> NDArray[np.int64]:
         """Return the true class indices [n], as `Task.encode` gives them."""
@@ -74,8 +89,26 @@ class HeldOut:
         """Return the logits [n, C_t] of one attribute."""
         return self.logits[self.tasks.index(task)]
 
-    def answers(self, task: Task, temperature: float) -> Answers:
-        """Return the answers on the listings that have a label for this attribute."""
+    def features(self, rows: Ints) -> Features:
+        """Return what the familiarity of the listings at `rows` is measured by."""
+        return Features(
+            embeddings=self.embeddings[rows],
+            logits=tuple(logits[rows] for logits in self.logits),
+            words=[self.words[row] for row in rows],
+        )
+
+    def evidence(self, temperatures: Mapping[str, float], rows: Ints) -> Evidence:
+        """Return what the gate judges the listings at `rows` by; temperatures: of each attribute."""
+        return Evidence(
+            features=self.features(rows),
+            confidences=tuple(
+                softmax(np.ascontiguousarray(logits[rows]), temperatures[task.name])
+                for task, logits in zip(self.tasks, self.logits, strict=True)
+            ),
+        )
+
+    def answers(self, task: Task, temperature: float, passed: NDArray[np.bool_]) -> Answers:
+        """Return the answers on the listings that have a label for this attribute; passed: the gate's verdicts [n]."""
         labels = self.labels(task)
         counted = labelled(labels)
         probabilities = softmax(self.logits_of(task)[counted], temperature)
@@ -83,56 +116,102 @@ class HeldOut:
             confidence=probabilities.max(axis=1),
             predicted=probabilities.argmax(axis=1),
             labels=labels[counted],
-            group=self._group[counted],
+            group=self.group[counted],
+            passed=passed[counted],
         )
 
     @cached_property
-    def _group(self) -> NDArray[np.int64]:
+    def group(self) -> NDArray[np.int64]:
+        """Group numbers of `evidence_groups`, [n]."""
         return evidence_groups(self.listings)
 
 
 def collect(
-    predictor: LogitPredictor,
+    predictor: RawPredictor,
     catalogue: Catalogue,
-    part: Part,
-    situation: Situation,
+    listings: Sequence[Listing],
     *,
     console: Console,
+    what: str,
     batch_size: int = 64,
-) -> HeldOut:
-    """Run the predictor over the listings of a part, withholding what the situation lacks.
+) -> dict[Situation, HeldOut]:
+    """Run the predictor over listings, in every situation that each can be answered in; `what` names them in the bar.
 
-    A listing takes part when it has what the situation needs; one whose image cannot be read is left out and counted.
+    One whose image cannot be read takes part by its title alone, and is counted.
     """
-    listings = [listing for listing in catalogue.part(part) if _takes_part(listing, situation)]
+    unreadable: set[str] = set()
     answered: list[Listing] = []
-    outputs: list[RawOutputs] = []
+    parts: dict[Situation, list[tuple[Ints, SituationOutputs]]] = {situation: [] for situation in Situation}
 
     def prepare(listing: Listing) -> Any:
-        return _prepare(predictor, catalogue, listing, situation)
+        try:
+            return prepare_listing(predictor, catalogue.images, listing.title, listing.image)
+        except ModelError as error:
+            unreadable.add(listing.id)
+            return predictor.prepare(listing.title, None) if listing.title else Failure(str(error))
 
-    def compute(prepared: list[Any]) -> RawOutputs:
-        return predictor.logits(predictor.collate(prepared))
+    def compute(prepared: list[Any]) -> Mapping[Situation, SituationOutputs]:
+        return predictor.outputs(predictor.collate(prepared))
 
     with progress_bar(console) as progress:
-        bar = progress.add_task(f"{part}, {situation.replace('_', ' ')}", total=len(listings))
+        bar = progress.add_task(what, total=len(listings))
         for batch in stream(listings, prepare, compute, batch_size=batch_size):
+            for situation, outputs in (batch.output or {}).items():
+                parts[situation].append((len(answered) + outputs.rows, outputs))
             answered += batch.computed
-            if batch.output is not None:
-                outputs.append(batch.output)
             progress.advance(bar, len(batch.items))
+    failed = [listing for listing in listings if listing.id in unreadable]
+    return {
+        situation: _held_out(predictor, situation, answered, found, failed) for situation, found in parts.items()
+    }
+
+
+def _held_out(
+    predictor: RawPredictor,
+    situation: Situation,
+    listings: Sequence[Listing],
+    parts: Sequence[tuple[Ints, SituationOutputs]],
+    failed: Sequence[Listing],
+) -> HeldOut:
+    """Put together what was computed in one situation; `failed` are the listings whose image cannot be read."""
+    places = np.concatenate([np.empty(0, np.int64), *(places for places, _ in parts)])
+    raw = [outputs.raw for _, outputs in parts]
+    tasks = predictor.tasks
     return HeldOut(
-        tasks=predictor.tasks,
-        listings=tuple(answered),
-        unreadable=len(listings) - len(answered),
+        tasks=tasks,
+        listings=tuple(listings[place] for place in places),
+        places=places,
+        unreadable=sum(_takes_part(listing, situation) for listing in failed) if situation is not Situation.TITLE else 0,
         logits=tuple(
-            np.concatenate([np.empty((0, len(task.labels)), np.float32), *(out.logits[t] for out in outputs)])
-            for t, task in enumerate(predictor.tasks)
+            np.concatenate([np.empty((0, len(task.labels)), np.float32), *(each.logits[t] for each in raw)])
+            for t, task in enumerate(tasks)
         ),
-        attention=np.concatenate(
-            [np.empty((0, len(predictor.tasks), 2)), *(out.attention for out in outputs)], dtype=np.float64
-        ),
+        attention=np.concatenate([np.empty((0, len(tasks), 2)), *(each.attention for each in raw)], dtype=np.float64),
+        embeddings=np.concatenate([each.embeddings for each in raw]) if raw else np.empty((0, 2, 0), np.float32),
+        words=tuple(words for _, outputs in parts for words in outputs.words),
     )
+
+
+def evidence(
+    held_out: Mapping[Situation, HeldOut], situation: Situation, temperatures: Temperatures
+) -> dict[Situation, Evidence]:
+    """Return what the gate needs of the listings of `situation`: their evidence in each one they can be answered in."""
+    listings = held_out[situation]
+    found = {}
+    for each in Situation if situation is Situation.IMAGE_AND_TITLE else (situation,):
+        rows = np.searchsorted(held_out[each].places, listings.places)
+        found[each] = held_out[each].evidence(temperatures[each], rows)
+    return found
+
+
+def judge(
+    gate: Gate | None, held_out: Mapping[Situation, HeldOut], situation: Situation, temperatures: Temperatures
+) -> Judgement:
+    """Put the listings of `situation` through the gate, as serving does."""
+    listings = held_out[situation]
+    if gate is None or not listings.listings:
+        return open_gate(len(listings.listings), len(listings.tasks))
+    return gate.judge(situation, evidence(held_out, situation, temperatures))
 
 
 def evidence_groups(listings: Sequence[Listing]) -> NDArray[np.int64]:
@@ -165,16 +244,6 @@ def _takes_part(listing: Listing, situation: Situation) -> bool:
     )
 
 
-def _prepare(predictor: LogitPredictor, catalogue: Catalogue, listing: Listing, situation: Situation) -> Any:
-    """Return the listing ready to be batched, or a `Failure` when its image cannot be read."""
-    title = None if situation is Situation.IMAGE else listing.title
-    image = None if situation is Situation.TITLE else listing.image
-    try:
-        return prepare_listing(predictor, catalogue.images, title, image)
-    except ModelError as error:
-        return Failure(str(error))
-
-
 def joined(parts: Sequence[Answers]) -> Answers:
     """Return the answers on several parts, which share no title, as one."""
     first_group = np.cumsum([0, *(part.group.max(initial=-1) + 1 for part in parts)])
@@ -183,6 +252,7 @@ def joined(parts: Sequence[Answers]) -> Answers:
         predicted=np.concatenate([part.predicted for part in parts]),
         labels=np.concatenate([part.labels for part in parts]),
         group=np.concatenate([part.group + first for part, first in zip(parts, first_group, strict=False)]),
+        passed=np.concatenate([part.passed for part in parts]),
     )
 
 

@@ -1,9 +1,10 @@
-"""From a batch's logits to its predictions: confidences, candidates and verdicts of all listings at once, with numpy.
+"""From a batch's outputs to its predictions: confidences, candidates and verdicts of all listings at once, with numpy.
 
 What is left to do for one listing is to slice its row out of the arrays (`BatchRow.attribute`). A row comes out the
 same alone, in any batch and next to any other row, bit for bit.
 
-Shapes: B listings, S situations, K target precisions, T attributes, C_t labels of attribute t.
+Shapes: B listings of a batch, n of them with the same modalities, S situations, K target precisions, T attributes, C_t
+labels of attribute t.
 """
 
 from __future__ import annotations
@@ -21,31 +22,33 @@ from model.inference.predictions import (
     Candidate,
     Explanation,
     ListingWarning,
-    RawOutputs,
     Scope,
+    SituationOutputs,
 )
 from model.situations import Situation
 from model.tasks import Task
 from model.trust.calibration import Calibration, softmax
+from model.trust.gate import Evidence, Gate, Judgement, open_gate
+from model.trust.scope import Features
 
 _INDEX = {situation: index for index, situation in enumerate(Situation)}
 
 
 @dataclass(frozen=True, slots=True)
 class AttributeBatch:
-    """One attribute of every listing of a batch, predicted; candidates stand best first."""
+    """One attribute of n listings that have the same modalities, predicted; candidates stand best first."""
 
     labels: tuple[str, ...]
     order: NDArray[np.intp]
-    """Class indices of the candidates, `[B, C_t]`."""
+    """Class indices of the candidates, `[n, C_t]`."""
     confidences: NDArray[np.float64]
-    """Of the candidates, `[B, C_t]`."""
+    """Of the candidates, `[n, C_t]`."""
     minimum: NDArray[np.float64]
-    """The confidence at which the best candidate is accepted, `[B, K]`; infinity for never."""
-    accepted: NDArray[np.bool_]
-    """Whether the best candidate is, `[B, K]`."""
+    """The confidence at which the best candidate is accepted, `[n, K]`; infinity for never."""
+    disagree: NDArray[np.bool_]
+    """Whether image and title contradict each other on it, `[n]`."""
     attention: NDArray[np.float32]
-    """Weights of image and text, `[B, 2]`."""
+    """Weights of image and text, `[n, 2]`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +61,11 @@ class BatchRow:
     attributes: Mapping[str, AttributeBatch]
     targets: Mapping[float, int]
     """Target precisions, and their place among K."""
-    explanations: Mapping[str, Explanation] | None
+    explanations: Mapping[str, Explanation] | None = None
+
+    def best(self, name: str) -> int:
+        """Return the class index of an attribute's label."""
+        return int(self.attributes[name].order[self.row, 0])
 
     def attribute(self, name: str, *, target_precision: float, top_k: int) -> AttributePrediction:
         """Return the prediction of one attribute; at a target that was not calibrated, nothing is accepted."""
@@ -70,7 +77,7 @@ class BatchRow:
         return AttributePrediction(
             label=batch.labels[order[0]],
             confidence=confidences[0],
-            abstention=self._abstention(batch, target),
+            abstention=self._abstention(batch, confidences[0], minimum),
             threshold=None if math.isinf(minimum) else minimum,
             target_precision=target_precision,
             candidates=tuple(
@@ -81,10 +88,15 @@ class BatchRow:
             explanation=self.explanations[name] if self.explanations else None,
         )
 
-    def _abstention(self, batch: AttributeBatch, target: int | None) -> Abstention | None:
-        if target is None or math.isinf(batch.minimum[self.row, target]):
+    def _abstention(self, batch: AttributeBatch, confidence: float, minimum: float) -> Abstention | None:
+        """Return the first reason that holds, in the order of `Abstention`."""
+        if self.scope.in_scope is False:
+            return Abstention.UNFAMILIAR_LISTING
+        if math.isinf(minimum):
             return Abstention.NOT_CERTIFIED
-        return None if batch.accepted[self.row, target] else Abstention.LOW_CONFIDENCE
+        if batch.disagree[self.row]:
+            return Abstention.MODALITIES_DISAGREE
+        return None if confidence >= minimum else Abstention.LOW_CONFIDENCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,43 +111,103 @@ class _Rules:
 
 
 class Calibrator:
-    """A checkpoint's temperatures and minimum confidences, ready for batches.
+    """A checkpoint's temperatures, gate and minimum confidences, ready for batches.
 
-    Without a calibration the temperature is 1, and nothing is accepted.
+    Without a calibration the temperature is 1, and nothing is accepted. Without a gate every listing counts as in scope.
     """
 
-    def __init__(self, tasks: Sequence[Task], calibration: Calibration | None) -> None:
+    def __init__(self, tasks: Sequence[Task], calibration: Calibration | None, gate: Gate | None) -> None:
         targets = calibration.target_precisions if calibration else ()
         self._targets = {target: place for place, target in enumerate(targets)}
         self._rules = tuple(_rules(task, calibration) for task in tasks)
+        self._gate = gate
 
     def predictions(
         self,
-        raw: RawOutputs,
         situations: Sequence[Situation],
+        outputs: Mapping[Situation, SituationOutputs],
         warnings: Sequence[tuple[ListingWarning, ...]],
-        explanations: Sequence[Mapping[str, Explanation] | None],
     ) -> list[BatchRow]:
-        """Return each listing's predictions, in the order of the batch, from its outputs.
+        """Return each listing's predictions, in the order of the batch.
 
-        situations, warnings: each listing's. explanations: each listing's, by attribute; None for a listing without any.
+        situations, warnings: each listing's. outputs: of the batch, in every situation that its listings can be
+        answered in.
         """
-        situation = np.array([_INDEX[each] for each in situations], dtype=np.intp)
+        evidence = {situation: self._evidence(situation, each) for situation, each in outputs.items()}
+        answers: dict[int, BatchRow] = {}
+        for given in Situation:
+            rows = [row for row, situation in enumerate(situations) if situation is given]
+            if rows:
+                parts = {
+                    situation: _select(evidence[situation], outputs[situation], rows)
+                    for situation in (Situation if given is Situation.IMAGE_AND_TITLE else (given,))
+                }
+                found = self._answer(given, parts, [warnings[row] for row in rows])
+                answers.update(zip(rows, found, strict=True))
+        return [answers[row] for row in range(len(situations))]
+
+    def _evidence(self, situation: Situation, outputs: SituationOutputs) -> Evidence:
+        raw, index = outputs.raw, _INDEX[situation]
+        return Evidence(
+            features=Features(embeddings=raw.embeddings, logits=raw.logits, words=outputs.words),
+            # Rows that are contiguous in memory are summed in the same order whatever the size of the batch.
+            confidences=tuple(
+                softmax(np.ascontiguousarray(logits), rules.temperature[index])
+                for rules, logits in zip(self._rules, raw.logits, strict=True)
+            ),
+        )
+
+    def _answer(
+        self, given: Situation, parts: Mapping[Situation, _Part], warnings: Sequence[tuple[ListingWarning, ...]]
+    ) -> list[BatchRow]:
+        """Answer n listings that have the modalities of `given`, from their outputs in each situation."""
+        n = len(warnings)
+        judged = (
+            open_gate(n, len(self._rules))
+            if self._gate is None
+            else self._gate.judge(given, {situation: part.evidence for situation, part in parts.items()})
+        )
         attributes = {
-            rules.task.name: _predict(rules, logits, raw.attention[:, t], situation)
-            for t, (rules, logits) in enumerate(zip(self._rules, raw.logits, strict=True))
+            rules.task.name: _predict(rules, t, given, parts, judged) for t, rules in enumerate(self._rules)
         }
+        ignored = judged.title_ignored.tolist()
         return [
             BatchRow(
                 row=row,
-                scope=Scope(situation=each, familiarity=None, in_scope=None, agreement=None),
-                warnings=warned,
+                scope=_scope(given, judged, row),
+                warnings=(*warned, ListingWarning.TITLE_IGNORED) if ignored[row] else warned,
                 attributes=attributes,
                 targets=self._targets,
-                explanations=found,
             )
-            for row, (each, warned, found) in enumerate(zip(situations, warnings, explanations, strict=True))
+            for row, warned in enumerate(warnings)
         ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """n listings in one situation."""
+
+    evidence: Evidence
+    attention: NDArray[np.float32]
+    """`[n, T, 2]`."""
+
+
+def _select(evidence: Evidence, outputs: SituationOutputs, rows: Sequence[int]) -> _Part:
+    """Return the listings at `rows` of the batch: all of them have what the situation needs."""
+    places = np.searchsorted(outputs.rows, rows)
+    if len(places) == len(outputs.rows):
+        return _Part(evidence, outputs.raw.attention)
+    return _Part(evidence.select(places), outputs.raw.attention[places])
+
+
+def _scope(given: Situation, judged: Judgement, row: int) -> Scope:
+    familiarity, agreement = float(judged.familiarity[row]), float(judged.agreement[row])
+    return Scope(
+        situation=Situation.IMAGE if judged.title_ignored[row] else given,
+        familiarity=None if math.isnan(familiarity) else familiarity,
+        in_scope=None if math.isnan(familiarity) else bool(judged.in_scope[row]),
+        agreement=None if math.isnan(agreement) else agreement,
+    )
 
 
 def _rules(task: Task, calibration: Calibration | None) -> _Rules:
@@ -155,20 +227,23 @@ def _rules(task: Task, calibration: Calibration | None) -> _Rules:
 
 
 def _predict(
-    rules: _Rules, logits: NDArray[np.float32], attention: NDArray[np.float32], situation: NDArray[np.intp]
+    rules: _Rules, t: int, given: Situation, parts: Mapping[Situation, _Part], judged: Judgement
 ) -> AttributeBatch:
-    """Predict one attribute of a batch from its logits `[B, C_t]`; situation: index of each listing's, `[B]`."""
-    # Rows that are contiguous in memory are summed in the same order whatever the size of the batch.
-    confidences = softmax(np.ascontiguousarray(logits), rules.temperature[situation, None])
+    """Predict attribute `t` of n listings that have the modalities of `given`."""
+    confidences, attention = parts[given].evidence.confidences[t], parts[given].attention[:, t]
+    situation = np.full(len(confidences), _INDEX[given])
+    if judged.title_ignored.any():
+        ignored, image = judged.title_ignored[:, None], parts[Situation.IMAGE]
+        confidences = np.where(ignored, image.evidence.confidences[t], confidences)
+        attention = np.where(ignored, image.attention[:, t], attention)
+        situation[judged.title_ignored] = _INDEX[Situation.IMAGE]
     # Stable, so that equal confidences are listed in the order of the labels.
     order = np.argsort(-confidences, axis=1, kind="stable")
-    ranked = np.take_along_axis(confidences, order, axis=1)
-    minimum = rules.minimum[situation, :, order[:, 0]]  # [B, K]
     return AttributeBatch(
         labels=rules.task.labels,
         order=order,
-        confidences=ranked,
-        minimum=minimum,
-        accepted=ranked[:, :1] >= minimum,
+        confidences=np.take_along_axis(confidences, order, axis=1),
+        minimum=rules.minimum[situation, :, order[:, 0]],
+        disagree=judged.disagree[:, t],
         attention=attention,
     )

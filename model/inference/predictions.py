@@ -1,7 +1,7 @@
 """What a predictor answers, and what it must be able to do: plain types and numpy, no torch.
 
 `model.inference.predictor.Predictor` implements the protocols below. `service/` is written and tested against
-`ListingPredictor` alone, and `model/evaluation/` against `LogitPredictor`, so that their tests run a small fake and
+`ListingPredictor` alone, and `model/evaluation/` against `RawPredictor`, so that their tests run a small fake and
 need neither torch nor a checkpoint.
 
 Shapes: B listings of a batch, T attributes, C_t labels of attribute t.
@@ -72,6 +72,20 @@ class RawOutputs:
     """Per attribute, in the order of the tasks, `[B, C_t]`."""
     attention: NDArray[np.float32]
     """Weights of image and text per attribute, `[B, T, 2]`; they sum to 1 over the last axis."""
+    embeddings: NDArray[np.float32]
+    """The aggregated embeddings of image and text, `[B, 2, D]`; zeros for an absent modality."""
+
+
+@dataclass(frozen=True, slots=True)
+class SituationOutputs:
+    """Those listings of a batch that can be answered in one situation, computed from its modalities alone."""
+
+    rows: NDArray[np.intp]
+    """Their places in the batch, ascending, `[n]`."""
+    raw: RawOutputs
+    """Of these n listings."""
+    words: tuple[tuple[str, ...], ...]
+    """The words of their titles, n of them; empty where the situation has no title."""
 
 
 class Abstention(StrEnum):
@@ -256,11 +270,14 @@ class BatchingPredictor(Protocol):
         ...
 
 
-class LogitPredictor(BatchingPredictor, Protocol):
+class RawPredictor(BatchingPredictor, Protocol):
     """A predictor that can be calibrated and measured: it gives its outputs before calibration."""
 
-    def logits(self, batch: Any) -> RawOutputs:
-        """Compute a batch's outputs; one thread at a time."""
+    def outputs(self, batch: Any) -> Mapping[Situation, SituationOutputs]:
+        """Compute a batch in every situation that occurs; one thread at a time.
+
+        A listing with both modalities is in all three.
+        """
         ...
 
 

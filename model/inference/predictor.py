@@ -33,6 +33,7 @@ from model.inference.predictions import (
     ListingWarning,
     ModelInfo,
     RawOutputs,
+    SituationOutputs,
     check_target_precision,
 )
 from model.inference.stream import stream
@@ -74,6 +75,12 @@ class ModelInput:
             return Situation.TITLE
         return Situation.IMAGE if self.title is None else Situation.IMAGE_AND_TITLE
 
+    def can_be_answered_in(self, situation: Situation) -> bool:
+        """Return whether the listing has the modalities of a situation."""
+        return (situation is Situation.TITLE or self.pixels is not None) and (
+            situation is Situation.IMAGE or self.title is not None
+        )
+
     @property
     def nbytes(self) -> int:
         """Memory held while the listing waits, in bytes."""
@@ -89,12 +96,10 @@ class Batch:
     items: tuple[ModelInput, ...]
     pixels: Tensor | None
     tokens: Tensor | None
-    has_image: Tensor
-    has_title: Tensor
 
 
 class Predictor:
-    """A checkpoint on a device. Implements `ListingPredictor` and `LogitPredictor` of `model.inference.predictions`."""
+    """A checkpoint on a device. Implements `ListingPredictor` and `RawPredictor` of `model.inference.predictions`."""
 
     def __init__(self, checkpoint: Checkpoint, network: CMAClip, device: torch.device, dtype: torch.dtype) -> None:
         self.checkpoint = checkpoint
@@ -103,7 +108,7 @@ class Predictor:
         self.network = network.to(device).to(memory_format=torch.channels_last).eval()
         self.transform = ImageTransform(checkpoint.config.preprocess)
         self.tokenize = TitleTokenizer(checkpoint.config.preprocess)
-        self._calibrator = Calibrator(checkpoint.tasks, checkpoint.calibration)
+        self._calibrator = Calibrator(checkpoint.tasks, checkpoint.calibration, checkpoint.gate)
         self.info = ModelInfo(
             name=checkpoint.name,
             version=checkpoint.version,
@@ -113,7 +118,8 @@ class Predictor:
             dtype=str(dtype).removeprefix("torch."),
             image_size=checkpoint.config.preprocess.image_size,
             target_precisions=checkpoint.calibration.target_precisions if checkpoint.calibration else (),
-            calibration=checkpoint.calibration.digest if checkpoint.calibration else "",
+            calibration=checkpoint.calibration_digest,
+            scope_gate=checkpoint.gate is not None,
             metrics=checkpoint.metrics or {},
         )
 
@@ -224,30 +230,45 @@ class Predictor:
             pixels = torch.from_numpy(stacked).to(self.device)
         if length:
             tokens = pad_tokens([item.title.tokens if item.title else None for item in items], length).to(self.device)
-        return Batch(
-            items=tuple(items),
-            pixels=pixels,
-            tokens=tokens,
-            has_image=torch.tensor([item.pixels is not None for item in items], device=self.device),
-            has_title=torch.tensor([item.title is not None for item in items], device=self.device),
-        )
+        return Batch(items=tuple(items), pixels=pixels, tokens=tokens)
 
     def _padded(self, length: int) -> int:
         return min(-(-length // PADDING_STEP) * PADDING_STEP, self.tokenize.context_length)
 
     @torch.inference_mode()
-    def logits(self, batch: Batch) -> RawOutputs:
-        """Run the network and copy out what it computes; a modality that no listing has is not computed at all."""
+    def outputs(self, batch: Batch) -> Mapping[Situation, SituationOutputs]:
+        """Run the network and copy out what it computes in every situation that occurs in the batch.
+
+        The towers run once; only the fusion is repeated. A listing with both modalities is in all three situations.
+        """
         image = text = None
         with self._precision():
             if batch.pixels is not None:
-                image = self._encode_image(batch.pixels).keep(batch.has_image)
+                image = self._encode_image(batch.pixels)
             if batch.tokens is not None:
-                text = self.network.backbone.encode_text(batch.tokens).keep(batch.has_title)
-            output = self.network(image, text)
+                text = self.network.backbone.encode_text(batch.tokens)
+            found = {}
+            for situation in Situation:
+                rows = [row for row, item in enumerate(batch.items) if item.can_be_answered_in(situation)]
+                if rows:
+                    of_image = None if situation is Situation.TITLE else image
+                    of_title = None if situation is Situation.IMAGE else text
+                    titles = [batch.items[row].title if of_title else None for row in rows]
+                    found[situation] = SituationOutputs(
+                        rows=np.array(rows, dtype=np.intp),
+                        raw=self._fuse(of_image, of_title, rows),
+                        words=tuple(title.words if title else () for title in titles),
+                    )
+        return found
+
+    def _fuse(self, image: TokenSequence | None, text: TokenSequence | None, rows: list[int]) -> RawOutputs:
+        """Compute the listings at `rows` of a batch from one or both modalities, all of which they have."""
+        chosen = torch.tensor(rows, device=self.device)
+        output = self.network(image and image.select(chosen), text and text.select(chosen))
         return RawOutputs(
             logits=tuple(scores.float().cpu().numpy() for scores in output.logits),
             attention=output.modality_attention.float().cpu().numpy(),
+            embeddings=output.aggregated.float().cpu().numpy(),
         )
 
     def _precision(self) -> torch.autocast:
@@ -257,19 +278,24 @@ class Predictor:
         return self.network.backbone.encode_image(self.transform.normalise(pixels))
 
     def predict(self, batch: Batch) -> list[BatchRow]:
-        """Answer a batch, in its order: forward, copy out, explain the listings that ask for it, calibrate."""
-        raw = self.logits(batch)
-        explanations = [self._explain(item, raw, row) if item.explain else None for row, item in enumerate(batch.items)]
-        situations = [item.situation for item in batch.items]
-        return self._calibrator.predictions(raw, situations, [item.warnings for item in batch.items], explanations)
+        """Answer a batch, in its order: forward, copy out, calibrate, explain the listings that ask for it."""
+        answers = self._calibrator.predictions(
+            [item.situation for item in batch.items], self.outputs(batch), [item.warnings for item in batch.items]
+        )
+        return [
+            replace(answer, explanations=self._explain(item, answer)) if item.explain else answer
+            for item, answer in zip(batch.items, answers, strict=True)
+        ]
 
-    def _explain(self, item: ModelInput, raw: RawOutputs, row: int) -> dict[str, Explanation]:
-        """Explain the label that each attribute was given in `row` of `raw`."""
+    def _explain(self, item: ModelInput, answer: BatchRow) -> dict[str, Explanation]:
+        """Explain the label that each attribute was given, from what it was answered from."""
+        if answer.scope.situation is Situation.IMAGE:
+            item = replace(item, title=None)
         of_image, of_title = self._variants(item)
         logits, images = self._variant_logits(of_image, of_title), of_image.count if of_image else 0
         explanations = {}
-        for task, scores, variants in zip(self.tasks, raw.logits, logits, strict=True):
-            odds = log_odds(variants, int(scores[row].argmax()))
+        for task, variants in zip(self.tasks, logits, strict=True):
+            odds = log_odds(variants, answer.best(task.name))
             explanations[task.name] = Explanation(
                 image=of_image.explain(odds[:images], item.frame) if of_image and item.frame else None,
                 text=of_title.explain(odds[images:]) if of_title else None,

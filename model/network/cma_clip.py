@@ -26,10 +26,12 @@ class Output:
 
     logits: per attribute `[B, C_t]`.
     modality_attention: `[B, T, M]`, sums to 1 over M, exactly 0 for an absent modality.
+    aggregated: what the sequence attention makes of each modality, `[B, M, D]`; zeros for an absent one.
     """
 
     logits: tuple[Tensor, ...]
     modality_attention: Tensor
+    aggregated: Tensor
 
 
 class CMAClip(nn.Module):
@@ -73,7 +75,7 @@ class CMAClip(nn.Module):
 
         fused, weights = self.modality_attention(h, here)  # [B, T, D], [B, T, M]
         logits = tuple(head(fused[:, t]) for t, head in enumerate(self.heads))
-        return Output(logits, weights)
+        return Output(logits, weights, h)
 
 
 def _head(width: int, labels: int, dropout: float) -> nn.Sequential:

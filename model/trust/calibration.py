@@ -113,6 +113,18 @@ class AttributeCalibration:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GateRecord:
+    """Which gate the thresholds were certified behind: that of scope.safetensors, which `digest` names."""
+
+    digest: str
+    """The first 12 hex digits of the SHA-256 of the file."""
+    scope_level: Mapping[Situation, float]
+    """Familiarity below which a listing is unfamiliar; a situation that could not be fitted has none."""
+    conflict_level: float | None
+    """Agreement below which image and title contradict each other; None where it could not be fitted."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Calibration:
     """What calibration.json holds: how confidences are scaled, and the thresholds at which labels are accepted."""
 
@@ -124,6 +136,8 @@ class Calibration:
     """Ascending."""
     situations: Mapping[Situation, Mapping[str, AttributeCalibration]]
     """All three situations, each with every attribute."""
+    gate: GateRecord | None = None
+    """The gate behind which thresholds were certified; None where there was none."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object that `from_json` reads back as an equal calibration."""
@@ -133,6 +147,7 @@ class Calibration:
             "method": self.method,
             "confidence_level": self.confidence_level,
             "target_precisions": list(self.target_precisions),
+            **({} if self.gate is None else {"gate": asdict(self.gate)}),
             "situations": {
                 situation: {
                     attribute: {
@@ -173,6 +188,7 @@ class Calibration:
             method=_text(top.get("method"), "method"),
             confidence_level=_number(top.get("confidence_level"), "confidence_level", 0, 1),
             target_precisions=targets,
+            gate=_gate(top.get("gate")),
             situations=_same_attributes(
                 {
                     situation: {
@@ -231,6 +247,21 @@ def _certificate(value: object, where: str) -> Certificate | None:
         coverage=_number(fields.get("coverage"), f"{where}.coverage", 0, 1),
         support=support,
         bound=_number(fields.get("bound"), f"{where}.bound", 0, 1),
+    )
+
+
+def _gate(value: object) -> GateRecord | None:
+    if value is None:
+        return None
+    fields = _mapping(value, "gate")
+    levels = _mapping(fields.get("scope_level"), "gate.scope_level")
+    if unknown := sorted(set(levels) - set(Situation)):
+        raise _wrong("gate.scope_level", f"knows no situation {unknown[0]!r}")
+    conflict = fields.get("conflict_level")
+    return GateRecord(
+        digest=_text(fields.get("digest"), "gate.digest"),
+        scope_level={Situation(at): _number(level, f"gate.scope_level.{at}", 0, 1) for at, level in levels.items()},
+        conflict_level=None if conflict is None else _number(conflict, "gate.conflict_level", 0, 1),
     )
 
 

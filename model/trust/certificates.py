@@ -21,12 +21,14 @@ METHOD = (
     "fallback procedure over a fixed grid of confidences"
 )
 
-_GRID_TOP, _GRID_BOTTOM, _GRID_STEP = 6.9, -3.0, 0.05
+_GRID_TOP, _GRID_BOTTOM, _GRID_STEP = 6.9, 0.0, 0.05
 
 _GRID_LOGITS = np.arange(round((_GRID_TOP - _GRID_BOTTOM) / _GRID_STEP) + 1) * -_GRID_STEP + _GRID_TOP
 
-GRID: tuple[float, ...] = (*(round(1 / (1 + math.exp(-x)), 5) for x in _GRID_LOGITS), 0.0)
-"""The thresholds that may be certified, descending from 0.999 evenly in logits; the last accepts everything.
+GRID: tuple[float, ...] = tuple(round(1 / (1 + math.exp(-x)), 5) for x in _GRID_LOGITS)
+"""The thresholds that may be certified, descending from 0.999 evenly in logits down to 0.5.
+
+No label is accepted that is likelier wrong than right, however often such answers were right on calibration listings.
 
 Fixed beforehand: a grid that looked at the calibration listings would void the certificate.
 """

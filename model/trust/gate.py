@@ -1,0 +1,144 @@
+"""The gate before the thresholds: which listings, and which of their attributes, the certificates speak of.
+
+Serving, calibration and evaluation put every listing through the same gate: thresholds are certified on what it lets
+pass. It does not depend on the target precision, so that what is accepted at a target is accepted at every lower one.
+
+Maths on numpy; no torch, no files. Shapes: n listings, T attributes, C_t labels of attribute t.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.situations import Situation
+from model.trust.conflict import Conflict, log_agreement
+from model.trust.scope import Features, Scope
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+FAMILIAR_IMAGE = 0.2
+"""The least familiarity of an image that is believed beside an unfamiliar title. An image alone tells unfamiliar products
+less well than both together, so it has to be quite ordinary."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What n listings look like in one situation: what their familiarity is measured by, and their predictions."""
+
+    features: Features
+    confidences: tuple[Floats, ...]
+    """Calibrated, per attribute `[n, C_t]`."""
+
+    def select(self, rows: NDArray[np.intp]) -> Evidence:
+        """Return the listings at `rows`."""
+        return Evidence(
+            features=self.features.select(rows), confidences=tuple(each[rows] for each in self.confidences)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """What the gate says of n listings that have the same modalities."""
+
+    title_ignored: Bools
+    """Answered from the image alone, though there is a title, `[n]`."""
+    familiarity: Floats
+    """Conformal p-value in the situation that is answered from, `[n]`; NaN where it cannot be measured."""
+    in_scope: Bools
+    """`[n]`; True where the familiarity cannot be measured."""
+    agreement: Floats
+    """Conformal p-value of image and title contradicting each other, `[n]`; NaN where one of them is not used."""
+    disagree: Bools
+    """Attributes on which image and title contradict each other: all of them where they do as a whole, `[n, T]`."""
+
+    @property
+    def passed(self) -> Bools:
+        """Whether the threshold decides, `[n, T]`: of a listing in scope, on an attribute without a contradiction."""
+        return self.in_scope[:, None] & ~self.disagree
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """Scope and conflict of a checkpoint; a situation that could not be fitted has no scope."""
+
+    scopes: Mapping[Situation, Scope]
+    conflict: Conflict | None
+
+    def judge(self, given: Situation, evidence: Mapping[Situation, Evidence]) -> Judgement:
+        """Judge listings that have the modalities of `given`.
+
+        evidence: of every situation that they can be answered in: for image and title, of all three.
+        """
+        n, attributes = len(evidence[given].confidences[0]), len(evidence[given].confidences)
+        familiarity, in_scope = self._familiarity(given, evidence, n)
+        ignored, agreement = np.zeros(n, np.bool_), np.full(n, np.nan)
+        disagree = np.zeros((n, attributes), np.bool_)
+        if given is Situation.IMAGE_AND_TITLE:
+            image, image_in_scope = self._familiarity(Situation.IMAGE, evidence, n)
+            _, title_in_scope = self._familiarity(Situation.TITLE, evidence, n)
+            ignored = ~title_in_scope & image_in_scope & (image >= FAMILIAR_IMAGE)
+            familiarity = np.where(ignored, image, familiarity)
+            in_scope = in_scope | ignored
+            if self.conflict is not None:
+                agreed = log_agreement(evidence[Situation.IMAGE].confidences, evidence[Situation.TITLE].confidences)
+                agreement = np.where(ignored, np.nan, self.conflict.agreement(agreed))
+                contradicted = self.conflict.contradicted(agreed) | self.conflict.contradicts(agreed)[:, None]
+                disagree = contradicted & ~ignored[:, None]
+        return Judgement(
+            title_ignored=ignored, familiarity=familiarity, in_scope=in_scope, agreement=agreement, disagree=disagree
+        )
+
+    def to_arrays(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Return arrays by name and a description in JSON types, from which `from_arrays` makes an equal gate."""
+        arrays: dict[str, NDArray[Any]] = {}
+        description: dict[str, Any] = {"scopes": {}, "conflict": None}
+        for situation, scope in self.scopes.items():
+            of_scope, description["scopes"][situation.value] = scope.to_arrays()
+            arrays |= {f"{situation}.{name}": array for name, array in of_scope.items()}
+        if self.conflict is not None:
+            arrays |= {"conflict.reference": self.conflict.reference, "conflict.limits": self.conflict.limits}
+            description["conflict"] = {"level": self.conflict.level}
+        return arrays, description
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], description: Mapping[str, Any]) -> Self:
+        """Raises `KeyError`, `TypeError` or `ValueError` for anything but what `to_arrays` returns."""
+
+        def of(prefix: str) -> dict[str, NDArray[Any]]:
+            start = f"{prefix}."
+            return {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}
+
+        conflict = description["conflict"]
+        return cls(
+            scopes={
+                Situation(situation): Scope.from_arrays(of(situation), scope)
+                for situation, scope in description["scopes"].items()
+            },
+            conflict=None if conflict is None else Conflict(level=float(conflict["level"]), **of("conflict")),
+        )
+
+    def _familiarity(
+        self, situation: Situation, evidence: Mapping[Situation, Evidence], n: int
+    ) -> tuple[Floats, Bools]:
+        scope = self.scopes.get(situation)
+        if scope is None:
+            return np.full(n, np.nan), np.ones(n, np.bool_)
+        familiarity = scope.p_values(evidence[situation].features)
+        return familiarity, familiarity >= scope.level
+
+
+def open_gate(n: int, attributes: int) -> Judgement:
+    """Return what is said of `n` listings where a checkpoint has no gate: all pass, and nothing is known."""
+    return Judgement(
+        title_ignored=np.zeros(n, np.bool_),
+        familiarity=np.full(n, np.nan),
+        in_scope=np.ones(n, np.bool_),
+        agreement=np.full(n, np.nan),
+        disagree=np.zeros((n, attributes), np.bool_),
+    )

@@ -37,7 +37,8 @@ class PreprocessConfig:
     image_size: (height, width) in pixels. resize: `longest` fits the whole image inside and pads with
     `fill` (white, as product images have it), `shortest` fills the frame and crops the centre, `squash`
     ignores the aspect ratio. framing: `product` trims uniform borders first and pads with their colour
-    (`model/inputs/framing.py`), `whole` shows every image as it is. context_length: tokens a title may have, start and end tokens included.
+    (`model/inputs/framing.py`), `whole` shows every image as it is. context_length: tokens a title may have, start and
+    end tokens included.
     """
 
     image_size: tuple[int, int]

@@ -202,7 +202,8 @@ def write_calibration(checkpoint: Checkpoint, calibration: Calibration, gate: Ga
     """
     folder = checkpoint.folder
     arrays, description = gate.to_arrays()
-    metadata = {"format": str(FORMAT), "version": checkpoint.version, "gate": json.dumps(description)}
+    # One entry, since safetensors writes several in any order, and the file is known by its hash.
+    metadata = {"gate": json.dumps({"version": checkpoint.version, **description})}
     (folder / CALIBRATION).unlink(missing_ok=True)
     temporary = folder / f".{SCOPE}.{os.getpid()}"
     try:

@@ -84,14 +84,15 @@ def fit_calibration(
 ) -> tuple[Calibration, Gate]:
     """Fit the gate, and calibrate every attribute in every situation on its own; with `per_label`, also each label.
 
-    `scope_level`: the share of listings like the catalogue's that may be taken for unfamiliar ones. Each promise is kept with probability 1 - `delta`. With `together`, at each target all attributes of a situation
-    keep theirs at once, with that probability: they share `delta` evenly (Bonferroni).
+    `scope_level`: the share of listings like the catalogue's that may be taken for unfamiliar ones. Each promise holds
+    with probability 1 - `delta`. With `together`, at each target all attributes of a situation keep theirs at once,
+    with that probability: they share `delta` evenly (Bonferroni).
 
-    The parts are kept apart: were the temperature fitted on the calibration listings, their confidences
-    would depend on one another, and the certificate (`model.trust.certificates.certify`) would not hold.
+    The parts are kept apart: were temperatures or the gate fitted on the calibration listings, what is certified there
+    would depend on itself, and the certificate (`model.trust.certificates.certify`) would not hold.
     Raises `ConfigError` for a target precision or a scope level that is not between 0 and 1, a `delta` above a half, a
-    catalogue that does not name every attribute, and for `per_label` and `together` at once: how many labels there are to share
-    `delta` is not known beforehand.
+    catalogue that does not name every attribute, and for `per_label` and `together` at once: how many labels there are
+    to share `delta` is not known beforehand.
     """
     if not all(0 < target < 1 for target in target_precisions) or not 0 < delta <= 0.5:
         raise ConfigError("target precisions must lie between 0 and 1, and delta between 0 and a half")

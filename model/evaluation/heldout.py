@@ -30,7 +30,6 @@ from model.trust.calibration import softmax
 from model.trust.gate import Evidence, Gate, Judgement, open_gate
 from model.trust.scope import Features
 
-
 Ints = NDArray[np.int64]
 
 Temperatures = Mapping[Situation, Mapping[str, float]]
@@ -161,9 +160,7 @@ def collect(
             answered += batch.computed
             progress.advance(bar, len(batch.items))
     failed = [listing for listing in listings if listing.id in unreadable]
-    return {
-        situation: _held_out(predictor, situation, answered, found, failed) for situation, found in parts.items()
-    }
+    return {situation: _held_out(predictor, situation, answered, found, failed) for situation, found in parts.items()}
 
 
 def _held_out(
@@ -181,7 +178,9 @@ def _held_out(
         tasks=tasks,
         listings=tuple(listings[place] for place in places),
         places=places,
-        unreadable=sum(_takes_part(listing, situation) for listing in failed) if situation is not Situation.TITLE else 0,
+        unreadable=sum(_takes_part(listing, situation) for listing in failed)
+        if situation is not Situation.TITLE
+        else 0,
         logits=tuple(
             np.concatenate([np.empty((0, len(task.labels)), np.float32), *(each.logits[t] for each in raw)])
             for t, task in enumerate(tasks)

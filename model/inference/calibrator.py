@@ -113,7 +113,7 @@ class _Rules:
 class Calibrator:
     """A checkpoint's temperatures, gate and minimum confidences, ready for batches.
 
-    Without a calibration the temperature is 1, and nothing is accepted. Without a gate every listing counts as in scope.
+    Without a calibration the temperature is 1, and nothing is accepted. Without a gate every listing passes it.
     """
 
     def __init__(self, tasks: Sequence[Task], calibration: Calibration | None, gate: Gate | None) -> None:
@@ -167,9 +167,7 @@ class Calibrator:
             if self._gate is None
             else self._gate.judge(given, {situation: part.evidence for situation, part in parts.items()})
         )
-        attributes = {
-            rules.task.name: _predict(rules, t, given, parts, judged) for t, rules in enumerate(self._rules)
-        }
+        attributes = {rules.task.name: _predict(rules, t, given, parts, judged) for t, rules in enumerate(self._rules)}
         ignored = judged.title_ignored.tolist()
         return [
             BatchRow(

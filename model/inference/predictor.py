@@ -204,7 +204,8 @@ class Predictor:
     ) -> ModelInput:
         """Turn a title and an RGB image of any size into model input; on the CPU, in any thread.
 
-        `warnings`: those of the steps before, which the answer repeats. A title of white space counts as none. Raises `ValueError` when neither is left.
+        `warnings`: those of the steps before, which the answer repeats. A title of white space counts as none. Raises
+        `ValueError` when neither is left.
         """
         tokens = self.tokenize(title) if title and title.strip() else None
         if image is None and tokens is None:

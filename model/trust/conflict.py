@@ -1,8 +1,9 @@
 """Conflict: whether a listing's image and title, each taken alone, contradict each other.
 
-Of two independent predictions p and q of one attribute, the probability that they agree is Σ_c p_c q_c. Its logarithm,
-summed over the attributes, is low where image and title belong to different products: nothing of such a listing may be
-accepted. Where it is low for one attribute alone, that attribute may not be.
+The confidences p and q that the two give to the labels of an attribute are compared by the cosine of the angle between
+them, Σ_c p_c q_c / (‖p‖ ‖q‖): 1 where they are the same, 0 where they have no label in common. Its logarithm, weighted
+and summed over the attributes, is low where image and title belong to different products: nothing of such a listing may
+be accepted. Where it is low for one attribute alone, that attribute may not be.
 
 Maths on numpy; no torch, no files. Shapes: n listings, T attributes, C_t labels of attribute t, R reference listings.
 """
@@ -16,61 +17,77 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from model.trust.conformal import usable_level, p_values
+from model.trust.conformal import p_values, usable_level
+from model.trust.logistic import fit_logistic
 
 Floats = NDArray[np.float64]
 
 LEAST = 1e-12
-"""Probabilities of agreement are not taken to be lower: beyond it lies rounding."""
+"""Cosines are not taken to be lower: beyond it lies rounding."""
 
 
-def log_agreement(image: Sequence[Floats], title: Sequence[Floats]) -> Floats:
-    """Return the log probability that both modalities mean the same label, per attribute: `[n, T]`.
+def log_similarity(image: Sequence[Floats], title: Sequence[Floats]) -> Floats:
+    """Return the logarithm of the cosine between both modalities' confidences, per attribute: `[n, T]`, at most 0.
 
     image, title: confidences per attribute `[n, C_t]`, calibrated, each from one modality alone.
     """
-    agreed = [(p * q).sum(axis=1) for p, q in zip(image, title, strict=True)]
-    return np.log(np.maximum(np.stack(agreed, axis=1), LEAST))
+    cosines = [
+        (p * q).sum(axis=1) / np.sqrt((p * p).sum(axis=1) * (q * q).sum(axis=1))
+        for p, q in zip(image, title, strict=True)
+    ]
+    return np.asarray(np.log(np.clip(np.stack(cosines, axis=1), LEAST, 1.0)), dtype=np.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conflict:
-    """The limits of contradiction, from clean reference listings."""
+    """What tells contradictions, and its limits by clean reference listings."""
 
     level: float
-    """The share of clean listings that may be taken for contradictions."""
+    """Agreement below which image and title contradict each other: so large a share of clean listings does."""
+    weights: Floats
+    """How much each attribute counts, `[T]`, at least 0."""
     reference: Floats
-    """Agreement of each reference listing, over all attributes, ascending `[R]`."""
+    """The weighted log similarity of each reference listing, ascending `[R]`."""
     limits: Floats
-    """The least agreement of each attribute that is no contradiction, `[T]`; minus infinity for never."""
+    """The least log similarity of each attribute that is no contradiction, `[T]`; minus infinity for never."""
 
-    def agreement(self, log_agreement: Floats) -> Floats:
-        """Return the conformal p-value of each listing, `[n]` in (0, 1], from its `log_agreement` `[n, T]`.
+    def agreement(self, log_similarity: Floats) -> Floats:
+        """Return the conformal p-value of each listing, `[n]` in (0, 1], from its log similarities `[n, T]`."""
+        return p_values(self.reference, (log_similarity * self.weights).sum(axis=1))
 
-        It is the share of reference listings, itself among them, that agree as little or less: for a clean listing at
-        most u with a probability of at most u, whatever u.
+    def contradicts(self, log_similarity: Floats) -> NDArray[np.bool_]:
+        """Return on which attributes image and title contradict each other, `[n, T]`.
+
+        On all of them where they do over the listing as a whole.
         """
-        return p_values(self.reference, log_agreement.sum(axis=1))
-
-    def contradicts(self, log_agreement: Floats) -> NDArray[np.bool_]:
-        """Return whether image and title contradict each other over the listing as a whole, `[n]`."""
-        return self.agreement(log_agreement) < usable_level(self.level, len(self.reference))
-
-    def contradicted(self, log_agreement: Floats) -> NDArray[np.bool_]:
-        """Return on which attributes image and title contradict each other, `[n, T]`."""
-        return log_agreement < self.limits
+        whole = self.agreement(log_similarity) < self.level
+        return np.asarray(whole[:, None] | (log_similarity < self.limits))
 
 
-def fit_conflict(log_agreement: Floats, level: float) -> Conflict:
-    """Set the limits by clean listings, one of each group: `log_agreement` `[R, T]`.
+def fit_conflict(matched: Floats, mismatched: Floats, reference: Floats, level: float) -> Conflict:
+    """Weigh the attributes by what tells matched from mismatched pairs, and set the limits by clean listings.
 
-    An attribute's limit is set on the listings that agree as a whole: there it takes at most a share `level` more.
+    matched, mismatched: log similarities `[n, T]` of training listings, and of images beside other listings' titles.
+    reference: of clean listings that were not trained on, one of each group, `[R, T]`. level: the share of clean
+    listings that may be taken for contradictions, and once more for each attribute.
     """
-    whole = np.sort(log_agreement.sum(axis=1))
-    conflict = Conflict(level=level, reference=whole, limits=np.full(log_agreement.shape[1], -math.inf))
-    agreeing = np.sort(log_agreement[~conflict.contradicts(log_agreement)], axis=0)
+    weights = np.maximum(0.0, fit_logistic(mismatched, matched)[1:])
+    if not weights.any():  # nothing to tell them by
+        weights = np.ones(reference.shape[1])
+    whole = np.sort((reference * weights).sum(axis=1))
+    conflict = Conflict(
+        level=usable_level(level, len(reference)),
+        weights=weights,
+        reference=whole,
+        limits=np.full(reference.shape[1], -math.inf),
+    )
+    # An attribute's limit is set on the listings that agree as a whole: there it takes at most a share `level` more.
+    agreeing = np.sort(reference[~conflict.contradicts(reference).any(axis=1)], axis=0)
     # The k-th smallest of n exceeds a further one with a probability of at most k / (n + 1).
     smallest = math.floor(level * (len(agreeing) + 1))
-    if smallest < 1:
-        return conflict
-    return Conflict(level=level, reference=whole, limits=agreeing[smallest - 1])
+    return Conflict(
+        level=conflict.level,
+        weights=weights,
+        reference=whole,
+        limits=agreeing[smallest - 1] if smallest >= 1 else conflict.limits,
+    )

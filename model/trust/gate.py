@@ -16,15 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.situations import Situation
-from model.trust.conflict import Conflict, log_agreement
+from model.trust.conflict import Conflict, log_similarity
 from model.trust.scope import Features, Scope
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 FAMILIAR_IMAGE = 0.2
-"""The least familiarity of an image that is believed beside an unfamiliar title. An image alone tells unfamiliar products
-less well than both together, so it has to be quite ordinary."""
+"""The least familiarity of an image that is believed beside an unfamiliar title. An image alone tells unfamiliar
+products less well than both together, so it has to be quite ordinary."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +37,7 @@ class Evidence:
 
     def select(self, rows: NDArray[np.intp]) -> Evidence:
         """Return the listings at `rows`."""
-        return Evidence(
-            features=self.features.select(rows), confidences=tuple(each[rows] for each in self.confidences)
-        )
+        return Evidence(features=self.features.select(rows), confidences=tuple(each[rows] for each in self.confidences))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +84,9 @@ class Gate:
             familiarity = np.where(ignored, image, familiarity)
             in_scope = in_scope | ignored
             if self.conflict is not None:
-                agreed = log_agreement(evidence[Situation.IMAGE].confidences, evidence[Situation.TITLE].confidences)
-                agreement = np.where(ignored, np.nan, self.conflict.agreement(agreed))
-                contradicted = self.conflict.contradicted(agreed) | self.conflict.contradicts(agreed)[:, None]
-                disagree = contradicted & ~ignored[:, None]
+                similar = log_similarity(evidence[Situation.IMAGE].confidences, evidence[Situation.TITLE].confidences)
+                agreement = np.where(ignored, np.nan, self.conflict.agreement(similar))
+                disagree = self.conflict.contradicts(similar) & ~ignored[:, None]
         return Judgement(
             title_ignored=ignored, familiarity=familiarity, in_scope=in_scope, agreement=agreement, disagree=disagree
         )
@@ -102,7 +99,8 @@ class Gate:
             of_scope, description["scopes"][situation.value] = scope.to_arrays()
             arrays |= {f"{situation}.{name}": array for name, array in of_scope.items()}
         if self.conflict is not None:
-            arrays |= {"conflict.reference": self.conflict.reference, "conflict.limits": self.conflict.limits}
+            of_conflict = {name: getattr(self.conflict, name) for name in ("weights", "reference", "limits")}
+            arrays |= {f"conflict.{name}": array for name, array in of_conflict.items()}
             description["conflict"] = {"level": self.conflict.level}
         return arrays, description
 

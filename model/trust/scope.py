@@ -17,7 +17,7 @@ class Features:
     logits: tuple[NDArray[np.float32], ...]
     words: Sequence[tuple[str, ...]]
 
-    def select(self, rows: NDArray[np.intp]) -> "Features":
+    def select(self, rows: NDArray[np.intp]) -> Features:
         return Features(
             embeddings=self.embeddings[rows],
             logits=tuple(x[rows] for x in self.logits),

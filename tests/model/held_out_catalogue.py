@@ -14,7 +14,8 @@ from PIL import Image
 from model.catalogue.config import CatalogueConfig
 from model.catalogue.listings import Catalogue, Listing, ReadReport
 from model.catalogue.splits import Part
-from model.inference.predictions import ModelInfo, RawOutputs
+from model.inference.predictions import ModelInfo, RawOutputs, SituationOutputs
+from model.situations import Situation
 from model.tasks import Task
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
@@ -107,7 +108,21 @@ class ColourReader:
         self.batches.append(len(items))
         return items
 
-    def logits(self, batch: Sequence[tuple[str | None, Any]]) -> RawOutputs:
+    def outputs(self, batch: Sequence[tuple[str | None, Any]]) -> dict[Situation, SituationOutputs]:
+        found = {}
+        for situation in Situation:
+            uses_image, uses_title = situation is not Situation.TITLE, situation is not Situation.IMAGE
+            rows = [
+                row
+                for row, (title, image) in enumerate(batch)
+                if (image is not None or not uses_image) and (title is not None or not uses_title)
+            ]
+            chosen = [(batch[row][0] if uses_title else None, batch[row][1] if uses_image else None) for row in rows]
+            words = tuple(tuple(title.split()) if title else () for title, _ in chosen)
+            found[situation] = SituationOutputs(np.array(rows, dtype=np.intp), self._raw(chosen), words)
+        return found
+
+    def _raw(self, batch: Sequence[tuple[str | None, Any]]) -> RawOutputs:
         colour = np.zeros((len(batch), 3), np.float32)
         attention = np.zeros((len(batch), 2, 2), np.float32)
         for row, (title, image) in enumerate(batch):
@@ -117,4 +132,5 @@ class ColourReader:
                 colour[row] += [1.5 * (image.getpixel((0, 0)) == rgb) for rgb in COLOURS.values()]
             weights = np.array([image is not None, title is not None], np.float32)
             attention[row] = weights / weights.sum()
-        return RawOutputs((colour, np.zeros((len(batch), 2), np.float32)), attention)
+        embeddings = np.stack([colour, colour], axis=1) * (attention.mean(axis=1) > 0)[:, :, None]
+        return RawOutputs((colour, np.zeros((len(batch), 2), np.float32)), attention, embeddings.astype(np.float32))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from model.inference.calibrator import Calibrator
-from model.inference.predictions import AttributePrediction, Candidate, Explanation, RawOutputs, verdict
+from model.inference.predictions import AttributePrediction, Candidate, RawOutputs, SituationOutputs, verdict
 from model.situations import Situation
 from model.tasks import Task
 from model.trust.calibration import AttributeCalibration, Calibration, Certificate
@@ -71,7 +70,22 @@ def batches(draw: st.DrawFn) -> tuple[RawOutputs, list[Situation]]:
     return RawOutputs(
         logits=tuple(draw(hnp.arrays(np.float32, (rows, len(task.labels)), elements=LOGITS)) for task in TASKS),
         attention=draw(hnp.arrays(np.float32, (rows, len(TASKS), 2), elements=st.floats(0, 1, width=32))),
+        embeddings=np.zeros((rows, 2, 4), np.float32),
     ), draw(st.lists(st.sampled_from(Situation), min_size=rows, max_size=rows))
+
+
+def selected(raw: RawOutputs, rows: list[int]) -> RawOutputs:
+    return RawOutputs(tuple(logits[rows] for logits in raw.logits), raw.attention[rows], raw.embeddings[rows])
+
+
+def outputs_of(raw: RawOutputs, situations: list[Situation]) -> dict[Situation, SituationOutputs]:
+    """Each listing's outputs in its own situation; without a gate, those of its modalities alone don't count."""
+    outputs = {}
+    for situation in Situation:
+        own = {situation} if situation is Situation.IMAGE_AND_TITLE else {situation, Situation.IMAGE_AND_TITLE}
+        rows = [row for row, given in enumerate(situations) if given in own]
+        outputs[situation] = SituationOutputs(np.array(rows, np.intp), selected(raw, rows), ((),) * len(rows))
+    return outputs
 
 
 def threshold_of(calibrated: AttributeCalibration, target: float, label: str) -> float | None:
@@ -118,8 +132,8 @@ def test_a_batch_equals_its_rows_computed_one_by_one(
     batch: tuple[RawOutputs, list[Situation]], calibration: Calibration | None, target_precision: float, top_k: int
 ) -> None:
     raw, situations = batch
-    found = Calibrator(TASKS, calibration).predictions(
-        raw, situations, [()] * len(situations), [None] * len(situations)
+    found = Calibrator(TASKS, calibration, None).predictions(
+        situations, outputs_of(raw, situations), [()] * len(situations)
     )
     assert [each.scope.situation for each in found] == situations
     for row, (prediction, situation) in enumerate(zip(found, situations, strict=True)):
@@ -138,11 +152,11 @@ def test_a_row_is_the_same_alone_and_next_to_any_other(
     batch: tuple[RawOutputs, list[Situation]], calibration: Calibration, random: Any
 ) -> None:
     raw, situations = batch
-    calibrator = Calibrator(TASKS, calibration)
+    calibrator = Calibrator(TASKS, calibration, None)
 
     def predicted(rows: list[int]) -> list[AttributePrediction]:
-        part = RawOutputs(tuple(logits[rows] for logits in raw.logits), raw.attention[rows])
-        found = calibrator.predictions(part, [situations[row] for row in rows], [()] * len(rows), [None] * len(rows))
+        own = [situations[row] for row in rows]
+        found = calibrator.predictions(own, outputs_of(selected(raw, rows), own), [()] * len(rows))
         return [each.attribute(task.name, target_precision=0.9, top_k=11) for each in found for task in TASKS]
 
     rows = list(range(len(situations)))
@@ -160,22 +174,11 @@ def test_the_layout_of_the_logits_in_memory_does_not_matter(size: int) -> None:
     attention = np.full((size, 1, 2), 0.5, np.float32)
 
     def confidences(logits: NDArray[np.float32]) -> list[AttributePrediction]:
-        found = Calibrator((task,), None).predictions(
-            RawOutputs((logits,), attention[: len(logits)]), [Situation.IMAGE] * len(logits), [None] * len(logits)
-        )
+        raw = RawOutputs((logits,), attention[: len(logits)], np.zeros((len(logits), 2, 4), np.float32))
+        situations = [Situation.IMAGE] * len(logits)
+        found = Calibrator((task,), None, None).predictions(situations, outputs_of(raw, situations), [()] * len(logits))
         return [each.attribute("type", target_precision=0.9, top_k=143) for each in found]
 
     expected = [each for row in range(size) for each in confidences(logits[row : row + 1])]
     assert confidences(logits) == expected
     assert confidences(np.asfortranarray(logits)) == expected
-
-
-def test_explanations_stay_with_their_rows() -> None:
-    nothing = Explanation(image=None, text=None)
-    explanations: list[Mapping[str, Explanation] | None] = [None, {task.name: nothing for task in TASKS}]
-    raw = RawOutputs(
-        tuple(np.zeros((2, len(task.labels)), np.float32) for task in TASKS), np.zeros((2, len(TASKS), 2), np.float32)
-    )
-    plain, explained = Calibrator(TASKS, None).predictions(raw, [Situation.IMAGE] * 2, explanations)
-    assert plain.attribute("season", target_precision=0.9, top_k=1).explanation is None
-    assert explained.attribute("season", target_precision=0.9, top_k=1).explanation is nothing

@@ -42,12 +42,12 @@ def squares() -> Catalogue:
 
 @pytest.fixture(scope="module")
 def calibration(squares: Catalogue) -> Calibration:
-    return fit_calibration(ColourReader(), squares, console=CONSOLE)
+    return fit_calibration(ColourReader(), squares, console=CONSOLE)[0]
 
 
 @pytest.fixture(scope="module")
 def evaluation(squares: Catalogue, calibration: Calibration) -> Evaluation:
-    return measure(ColourReader(), calibration, squares, console=CONSOLE)
+    return measure(ColourReader(), calibration, None, squares, console=CONSOLE)
 
 
 def test_what_can_be_certified_is_and_the_rest_abstains(calibration: Calibration) -> None:
@@ -79,7 +79,7 @@ def test_temperature_and_thresholds_come_from_their_own_parts(calibration: Calib
         *noisy_listings(Part.CALIBRATION, 400, seed=3, title_right=0.0, image_right=0.0),
         *noisy_listings(Part.TEST, 10, title_right=0.0),
     )
-    changed = fit_calibration(ColourReader(), others, console=CONSOLE)
+    changed, _ = fit_calibration(ColourReader(), others, console=CONSOLE)
     for situation in Situation:
         before, after = calibration.situations[situation]["colour"], changed.situations[situation]["colour"]
         assert after.temperature == before.temperature
@@ -87,8 +87,8 @@ def test_temperature_and_thresholds_come_from_their_own_parts(calibration: Calib
 
 
 def test_promises_kept_together_ask_for_more_evidence_each(squares: Catalogue, calibration: Calibration) -> None:
-    together = fit_calibration(ColourReader(), squares, console=CONSOLE, together=True)
-    shared = fit_calibration(ColourReader(), squares, console=CONSOLE, delta=0.05 / len(ColourReader().tasks))
+    together, _ = fit_calibration(ColourReader(), squares, console=CONSOLE, together=True)
+    shared, _ = fit_calibration(ColourReader(), squares, console=CONSOLE, delta=0.05 / len(ColourReader().tasks))
     assert together.situations == shared.situations
     assert together.confidence_level == 0.95
     assert together.method.startswith(calibration.method)
@@ -104,7 +104,7 @@ def test_promises_kept_together_ask_for_more_evidence_each(squares: Catalogue, c
 
 
 def test_labels_are_certified_and_measured_by_themselves(squares: Catalogue, calibration: Calibration) -> None:
-    per_label = fit_calibration(ColourReader(), squares, console=CONSOLE, per_label=True)
+    per_label, _ = fit_calibration(ColourReader(), squares, console=CONSOLE, per_label=True)
     for situation in Situation:
         plain, own = calibration.situations[situation]["colour"], per_label.situations[situation]["colour"]
         assert (own.temperature, own.thresholds, plain.labels) == (plain.temperature, plain.thresholds, {})
@@ -122,7 +122,7 @@ def test_labels_are_certified_and_measured_by_themselves(squares: Catalogue, cal
         per_label,
         situations={situation: {**attributes, "colour": one} for situation, attributes in per_label.situations.items()},
     )
-    metrics = measure(reader, changed, squares, console=CONSOLE).metrics
+    metrics = measure(reader, changed, None, squares, console=CONSOLE).metrics
     figures = metrics["situations"][Situation.TITLE]["attributes"]["colour"]
     red = [listing for listing in squares.part(Part.TEST) if str(listing.title).startswith("red")]
     assert figures["accepted"]["0.9"]["threshold"] is None

@@ -131,8 +131,12 @@ def odds_of(
     predictor: Predictor, given: list[tuple[str | None, Image.Image | None]], t: int, label: int
 ) -> NDArray[np.float64]:
     """Ask for each listing alone, as a caller would."""
-    raw = [predictor.logits(predictor.collate([predictor.prepare(*each)])) for each in given]
-    return np.concatenate([log_odds(each.logits[t], label) for each in raw])
+    raw = [logits_of(predictor, predictor.prepare(*each))[t] for each in given]
+    return np.concatenate([log_odds(each, label) for each in raw])
+
+
+def logits_of(predictor: Predictor, item: ModelInput) -> tuple[NDArray[np.float32], ...]:
+    return predictor.outputs(predictor.collate([item]))[item.situation].raw.logits
 
 
 def shares(values: NDArray[np.float64]) -> list[float]:
@@ -174,8 +178,7 @@ def odds_of_nothing(predictor: Predictor, item: ModelInput, t: int, label: int) 
     """Of the listing with a title that says nothing: start and end alone."""
     assert item.title is not None
     title = replace(item.title, tokens=item.title.tokens[[0, -1]], word_of_token=())
-    raw = predictor.logits(predictor.collate([replace(item, title=title)]))
-    return float(log_odds(raw.logits[t], label)[0])
+    return float(log_odds(logits_of(predictor, replace(item, title=title))[t], label)[0])
 
 
 def test_neighbours_change_no_explanation_and_explaining_no_answer(predictor: Predictor) -> None:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from model.catalogue.listings import Listing
+from model.catalogue.listings import Catalogue, Listing
 from model.catalogue.splits import Part
 from model.errors import ConfigError, ModelError
 from model.evaluation.calibrate import fit_calibration
-from model.evaluation.heldout import collect, evidence_groups, load_scores, save_scores
+from model.evaluation.heldout import HeldOut, collect, evidence_groups, load_scores, save_scores
 from model.situations import Situation
 from model.tasks import OUT_OF_VOCABULARY, UNLABELLED
 from tests.model.held_out_catalogue import BROKEN, TASKS, ColourReader, catalogue, noisy_listings
@@ -36,6 +36,10 @@ LISTINGS = (
 )
 
 
+def collected(predictor: ColourReader, shop: Catalogue, **options: int) -> dict[Situation, HeldOut]:
+    return collect(predictor, shop, shop.part(Part.TEST), console=CONSOLE, what="test", **options)
+
+
 @pytest.mark.parametrize(
     ("situation", "ids", "unreadable", "colours", "attention"),
     [
@@ -47,7 +51,7 @@ LISTINGS = (
 def test_each_situation_has_its_listings_and_withholds_the_rest(
     situation: Situation, ids: list[str], unreadable: int, colours: list[str], attention: list[float]
 ) -> None:
-    held_out = collect(ColourReader(), catalogue(*LISTINGS), Part.TEST, situation, console=CONSOLE, batch_size=2)
+    held_out = collected(ColourReader(), catalogue(*LISTINGS), batch_size=2)[situation]
     expected = [*ids, "3"] if situation is Situation.TITLE else ids
     assert sorted(answered.id for answered in held_out.listings) == sorted(expected)
     assert held_out.unreadable == unreadable
@@ -63,7 +67,7 @@ def test_each_situation_has_its_listings_and_withholds_the_rest(
 def test_batches_are_full_and_rows_stay_with_their_listings() -> None:
     listings = noisy_listings(Part.TEST, 70)
     predictor = ColourReader()
-    held_out = collect(predictor, catalogue(*listings), Part.TEST, Situation.TITLE, console=CONSOLE, batch_size=32)
+    held_out = collected(predictor, catalogue(*listings), batch_size=32)[Situation.TITLE]
     assert predictor.batches == [32, 32, 6]
     assert held_out.listings == tuple(listings)
     read = [COLOUR.labels[i] for i in held_out.logits_of(COLOUR).argmax(axis=1)]
@@ -71,21 +75,22 @@ def test_batches_are_full_and_rows_stay_with_their_listings() -> None:
 
 
 def test_a_part_without_such_listings_is_empty() -> None:
-    held_out = collect(ColourReader(), catalogue(LISTINGS[1]), Part.TEST, Situation.TITLE, console=CONSOLE)
+    held_out = collected(ColourReader(), catalogue(LISTINGS[1]))[Situation.TITLE]
     assert held_out.listings == ()
     assert held_out.logits_of(COLOUR).shape == (0, 3)
     assert held_out.attention.shape == (0, 2, 2)
-    assert len(held_out.answers(COLOUR, 1.0).labels) == 0
+    assert len(held_out.answers(COLOUR, 1.0, np.ones(0, np.bool_)).labels) == 0
 
 
 def test_answers_leave_out_the_unlabelled_and_keep_the_unknown_as_errors() -> None:
-    held_out = collect(ColourReader(), catalogue(*LISTINGS), Part.TEST, Situation.TITLE, console=CONSOLE)
+    held_out = collected(ColourReader(), catalogue(*LISTINGS))[Situation.TITLE]
     assert held_out.labels(COLOUR).tolist() == [2, 0, OUT_OF_VOCABULARY, UNLABELLED]
-    answers = held_out.answers(COLOUR, 2.0)
+    answers = held_out.answers(COLOUR, 2.0, np.array([True, False, True, True]))
     assert answers.labels.tolist() == [2, 0, OUT_OF_VOCABULARY]
     # "A  Red Shirt" says "Red", which the reader does not know: no evidence, a third for each colour.
     assert answers.confidence == pytest.approx([np.exp(3) / (np.exp(3) + 2)] * 2 + [1 / 3])
     assert answers.correct.tolist() == [True, True, False]
+    assert answers.passed.tolist() == [True, False, True]
     # Titles alike but for case and white space are one group.
     assert answers.group[0] == answers.group[2] != answers.group[1]
 
@@ -111,8 +116,8 @@ def test_an_attribute_that_the_catalogue_does_not_name_is_named() -> None:
 
 
 def test_scores_survive_the_disk(tmp_path: Path) -> None:
-    held_out = collect(ColourReader(), catalogue(*LISTINGS), Part.TEST, Situation.IMAGE_AND_TITLE, console=CONSOLE)
-    answers = {Situation.IMAGE_AND_TITLE: {"a/strange name": held_out.answers(COLOUR, 1.0)}}
+    held_out = collected(ColourReader(), catalogue(*LISTINGS))[Situation.IMAGE_AND_TITLE]
+    answers = {Situation.IMAGE_AND_TITLE: {"a/strange name": held_out.answers(COLOUR, 1.0, np.ones(2, np.bool_))}}
     path = tmp_path / "scores.npz"
     save_scores(path, answers)
     read = load_scores(path)

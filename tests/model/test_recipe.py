@@ -14,7 +14,16 @@ import torch
 from rich.console import Console
 
 from model.catalogue.listings import Catalogue
-from model.checkpoint.folder import CALIBRATION, CONFIG, METRICS, WEIGHTS, load_checkpoint, read_tensors, write_json
+from model.checkpoint.folder import (
+    CALIBRATION,
+    CONFIG,
+    METRICS,
+    SCOPE,
+    WEIGHTS,
+    load_checkpoint,
+    read_tensors,
+    write_json,
+)
 from model.errors import ConfigError, TrainingError
 from model.network import towers
 from model.training import recipe as module
@@ -113,7 +122,7 @@ def same(one: Path, other: Path) -> bool:
 def test_one_command_leads_from_a_table_to_a_measured_checkpoint(whole: Path) -> None:
     out = whole.parent
     assert whole == out / "checkpoint"
-    assert {path.name for path in whole.iterdir()} == {CONFIG, WEIGHTS, CALIBRATION, METRICS, "README.md"}
+    assert {path.name for path in whole.iterdir()} == {CONFIG, WEIGHTS, CALIBRATION, SCOPE, METRICS, "README.md"}
     checkpoint = load_checkpoint(whole)
     assert checkpoint.name == "tiny"
     assert (checkpoint.config.fusion.width, checkpoint.config.backbone_name) == (32, "tiny")

@@ -28,7 +28,7 @@ from model.catalogue.listings import Catalogue
 from model.checkpoint.folder import METRICS, load_checkpoint, write_json
 from model.config import STRICT, FusionConfig, ModelConfig, from_json, to_json, update
 from model.errors import ConfigError, TrainingError
-from model.evaluation.calibrate import TARGET_PRECISIONS, calibrate, calibration_table
+from model.evaluation.calibrate import SCOPE_LEVEL, TARGET_PRECISIONS, calibrate, calibration_table
 from model.evaluation.evaluate import evaluate, evaluation_tables
 from model.training import pretrain, train
 from model.training.config import PretrainConfig, TrainConfig
@@ -164,6 +164,7 @@ class CalibrateStage(Stage):
     target_precision: tuple[float, ...] = TARGET_PRECISIONS
     per_label: bool = False
     together: bool = False
+    scope_level: float = SCOPE_LEVEL
 
     def run(self, context: Context, folder: Path, start: str | None) -> Path:
         checkpoint = _copy(start, folder / CHECKPOINT)
@@ -174,6 +175,7 @@ class CalibrateStage(Stage):
             target_precisions=self.target_precision,
             per_label=self.per_label,
             together=self.together,
+            scope_level=self.scope_level,
             device=context.device,
             console=context.console,
         )

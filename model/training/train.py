@@ -73,9 +73,9 @@ def train(
 def default_config(catalogue: Catalogue, initial: str | None) -> TrainConfig:
     """Return the preset for a start from `initial`, with a schedule for the number of training listings."""
     listings = len(catalogue.part(Part.TRAIN))
-    if initial == IMAGENET:
+    if initial == IMAGENET and listings < FEW_LISTINGS:
         return few_listings_training(listings)
-    pretrained_clip = initial is not None and not Path(initial).is_dir()
+    pretrained_clip = initial not in (None, IMAGENET) and not Path(initial).is_dir()
     return clip_training(listings) if pretrained_clip else small_training(listings)
 
 

@@ -27,9 +27,15 @@ def calibrate(
     together: Annotated[
         bool, typer.Option("--together", help="keep the promises of all attributes at once, not each by itself")
     ] = False,
+    scope_level: Annotated[
+        float, typer.Option(help="share of listings like the catalogue's that may be taken for unfamiliar ones")
+    ] = 0.01,
     device: Device = "auto",
 ) -> None:
-    """Fit temperatures and certify thresholds, for each situation; writes calibration.json into the checkpoint."""
+    """Fit the gate and temperatures and certify thresholds, for each situation.
+
+    Writes scope.safetensors and calibration.json into the checkpoint.
+    """
     from model.catalogue.listings import Catalogue  # noqa: PLC0415
     from model.evaluation.calibrate import TARGET_PRECISIONS, calibration_table  # noqa: PLC0415
     from model.evaluation.calibrate import calibrate as run  # noqa: PLC0415
@@ -40,6 +46,7 @@ def calibrate(
         target_precisions=tuple(target_precision or TARGET_PRECISIONS),
         per_label=per_label,
         together=together,
+        scope_level=scope_level,
         device=device,
     )
     _tables().print(calibration_table(calibration))

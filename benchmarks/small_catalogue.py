@@ -71,7 +71,9 @@ def draw_rows(catalogue: Catalogue, rows: int, seed: int) -> Catalogue:
 def predict(checkpoint: Path, catalogue: Catalogue, console: Console) -> tuple[Sequence[Listing], NDArray[np.int64]]:
     """Return the test listings with both modalities, and the network's class indices `[n, T]`."""
     predictor = Predictor.load(checkpoint)
-    held_out = collect(predictor, catalogue, Part.TEST, Situation.IMAGE_AND_TITLE, console=console)
+    held_out = collect(predictor, catalogue, catalogue.part(Part.TEST), console=console, what="test")[
+        Situation.IMAGE_AND_TITLE
+    ]
     return held_out.listings, np.stack([logits.argmax(axis=1) for logits in held_out.logits], axis=1)
 
 

@@ -3,6 +3,7 @@
     python -m research.certificates scores.npz [--splits 500] [--per-label] [--json FILE]
 
 The scores are those of `cma-clip evaluate --scores FILE`: predictions on listings that the model was not trained on.
+Those that the checkpoint's gate stops are left out, as they are when it is calibrated: nothing of them is accepted.
 Each split puts each title on one of two sides at random (listings that share a title stay together, as in a
 catalogue's own parts), certifies on one side and measures on the other.
 """
@@ -398,7 +399,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     console = Console()
     try:
-        scores = load_scores(options.scores)
+        scores = {
+            situation: {attribute: answers.where_passed for attribute, answers in attributes.items()}
+            for situation, attributes in load_scores(options.scores).items()
+        }
     except ModelError as error:
         console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         return 2

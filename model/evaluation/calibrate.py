@@ -13,8 +13,7 @@ from model.catalogue.listings import Catalogue
 from model.catalogue.splits import Part
 from model.checkpoint.folder import METRICS, write_calibration
 from model.errors import ConfigError
-from model.evaluation.fit_gate import SCOPE_LEVEL as SCOPE_LEVEL
-from model.evaluation.fit_gate import fit_gate
+from model.evaluation.fit_gate import SCOPE_LEVEL, fit_gate
 from model.evaluation.heldout import Answers, HeldOut, Temperatures, check_attributes, collect, judge
 from model.inference.predictions import RawPredictor
 from model.inference.predictor import Predictor

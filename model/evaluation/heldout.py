@@ -55,6 +55,11 @@ class Answers:
     """Whether the gate lets the threshold decide, [n]: where it doesn't, nothing is accepted."""
 
     @property
+    def where_passed(self) -> Answers:
+        """The answers on the listings that the gate lets pass: what certificates speak of."""
+        return Answers(**{name: values[self.passed] for name, values in vars(self).items()})
+
+    @property
     def correct(self) -> NDArray[np.bool_]:
         """Whether the predicted label is the true one, [n]."""
         return np.asarray(self.predicted == self.labels)

@@ -28,8 +28,9 @@ from model.catalogue.listings import Catalogue
 from model.checkpoint.folder import METRICS, load_checkpoint, write_json
 from model.config import STRICT, FusionConfig, ModelConfig, from_json, to_json, update
 from model.errors import ConfigError, TrainingError
-from model.evaluation.calibrate import SCOPE_LEVEL, TARGET_PRECISIONS, calibrate, calibration_table
+from model.evaluation.calibrate import TARGET_PRECISIONS, calibrate, calibration_table
 from model.evaluation.evaluate import evaluate, evaluation_tables
+from model.evaluation.fit_gate import SCOPE_LEVEL
 from model.training import pretrain, train
 from model.training.config import PretrainConfig, TrainConfig
 from model.training.initialise import initial_model

@@ -58,7 +58,11 @@ class PooledClip(nn.Module):
         joint = torch.cat(pooled, dim=1)  # [B, 2D]
         weights = torch.stack(present, dim=1).float()  # [B, M]
         weights = (weights / weights.sum(dim=1, keepdim=True))[:, None, :]
-        return Output(tuple(head(joint) for head in self.heads), weights.expand(-1, len(self.heads), -1))
+        return Output(
+            tuple(head(joint) for head in self.heads),
+            weights.expand(-1, len(self.heads), -1),
+            torch.stack(pooled, dim=1),
+        )
 
 
 def _projection(tower: int, width: int) -> nn.Sequential:

@@ -18,7 +18,13 @@ def answers(n: int, *, groups: int | None = None, seed: int = 0) -> Answers:
     group = generator.integers(0, titles, n) if groups else np.arange(n)
     doubt = generator.random(titles)[group] ** 3
     wrong = generator.random(titles)[group] < doubt
-    return Answers(confidence=1 - doubt, predicted=np.zeros(n, np.int64), labels=wrong.astype(np.int64), group=group)
+    return Answers(
+        confidence=1 - doubt,
+        predicted=np.zeros(n, np.int64),
+        labels=wrong.astype(np.int64),
+        group=group,
+        passed=np.ones(n, np.bool_),
+    )
 
 
 def test_certified_thresholds_keep_the_promise_and_naive_ones_do_not() -> None:
@@ -59,7 +65,9 @@ def test_each_certified_label_keeps_the_promise() -> None:
     predicted = generator.choice(3, 6_000, p=(0.5, 0.49, 0.01))
     right = one.correct & ((predicted != 1) | (generator.random(6_000) < 0.5))
     labels = np.where(right, predicted, 3)
-    by_label = Answers(confidence=one.confidence, predicted=predicted, labels=labels, group=one.group)
+    by_label = Answers(
+        confidence=one.confidence, predicted=predicted, labels=labels, group=one.group, passed=one.passed
+    )
     trial = next(iter(label_trials({Situation.TITLE: {"colour": by_label}}, splits=40)))
     assert (trial.target, trial.labels) == (0.9, 1)
     # At most 5 %; three standard errors of 40 splits aside.

@@ -141,7 +141,7 @@ class TrainStage(TrainingStage):
             "model": context.name,
             "backbone": self.backbone,
             "fusion": self.fusion,
-            "image_size": self.image_size,
+            "image_size": list(self.image_size) if self.image_size else None,
             "config": to_json(self.config(context.catalogue)),
         }
 

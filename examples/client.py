@@ -5,9 +5,9 @@
 
 listings.csv has the columns `id`, `title` and `image`; an image is an http(s) URL, or a file path relative to the CSV.
 Either the title or the image may be empty. labels.csv has one row per listing, in the same order: `id`; per attribute
-the label if it is accepted, and `{attribute}_abstention`, the reason if it is not; `familiarity` (how typical the listing
-is of those that the service was calibrated on, from 0 to 1; empty if the service cannot tell); and `error` (empty if
-there was none).
+the label if it is accepted, and `{attribute}_abstention`, the reason if it is not; `familiarity` (how typical the
+listing is of those that the service was calibrated on, from 0 to 1; empty if the service cannot tell); and `error`
+(empty if there was none).
 
 This file needs Python 3.11 and httpx, and nothing else from this project, so you can copy and adapt it. Call `classify`
 or `classify_async` from your own code; they differ only in how they send and wait.

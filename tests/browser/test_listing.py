@@ -66,6 +66,7 @@ WHY = {
 
 def test_each_row_says_why_its_label_is_not_accepted(playground: Playground) -> None:
     playground.choose(image_file())
+    playground.expect_answer()
     with playground.page.expect_response("**/v1/classify/upload") as response:
         playground["#title"].fill(f"season {DISAGREEING}")
     playground.expect_answer()

@@ -104,12 +104,20 @@ class FakePredictor:
     def thresholds(self, attribute: str) -> Mapping[Situation, Mapping[float, float | None]]:
         return dict.fromkeys(Situation, THRESHOLDS)
 
-    def prepare(self, title: str | None, image: Image.Image | None, *, explain: bool = False) -> Any:
+    def prepare(
+        self,
+        title: str | None,
+        image: Image.Image | None,
+        *,
+        explain: bool = False,
+        warnings: Sequence[ListingWarning] = (),
+    ) -> Any:
         self.prepared_in.add(threading.current_thread().name)
         if title == "breaks the tokenizer":
             raise RecursionError("too odd")
         red = None if image is None else ImageStat.Stat(image).mean[0]
         prediction = FakePrediction(title, red)
+        prediction.warnings = tuple(warnings)
         if not self.info.scope_gate:
             prediction.scope = replace(prediction.scope, familiarity=None, in_scope=None)
         return prediction

@@ -63,14 +63,17 @@ def answer() -> str:
     predictor = Predictor.load(ROOT / "weights" / "fashion", device="cpu", dtype="float32")
     image = Image.open(ROOT / "examples" / "images" / "navy-shirt.jpg").convert("RGB")
     batch = predictor.collate([predictor.prepare("Turtle Check Men Navy Blue Shirt", image)])
-    prediction = predictor.predict(batch)[0].attribute("baseColour", target_precision=0.95, top_k=2)
-    reply = _rounded(ClassifyReply.of(None, predictor.info, {"baseColour": prediction}).model_dump(mode="json"))
+    (prediction,) = predictor.predict(batch)
+    colour = prediction.attribute("baseColour", target_precision=0.95, top_k=2)
+    reply = _rounded(ClassifyReply.of(None, predictor.info, prediction, {"baseColour": colour}).model_dump(mode="json"))
     said = reply["attributes"]["baseColour"]
-    verdict = {name: said[name] for name in ("label", "confidence", "accepted", "threshold", "target_precision")}
+    verdict = {name: said[name] for name in ("label", "confidence", "accepted", "abstention")}
+    target = {name: said[name] for name in ("threshold", "target_precision")}
     return "\n".join(
         [
-            f'{{"id": null,\n "model": {json.dumps(reply["model"])},\n "attributes": {{\n   "baseColour": {{',
-            f"     {json.dumps(verdict)[1:-1]},",
+            f'{{"id": null,\n "model": {json.dumps(reply["model"])},\n "scope": {json.dumps(reply["scope"])},',
+            f' "warnings": {json.dumps(reply["warnings"])},\n "attributes": {{\n   "baseColour": {{',
+            f"     {json.dumps(verdict)[1:-1]},\n     {json.dumps(target)[1:-1]},",
             f'     "candidates": {json.dumps(said["candidates"])},',
             f'     "modality_attention": {json.dumps(said["modality_attention"])}}}}}}}',
         ]

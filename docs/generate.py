@@ -137,6 +137,9 @@ def _schema(name: str, schema: Mapping[str, Any]) -> Iterator[str]:
     yield f"### {name}"
     if description := schema.get("description"):
         yield from ("", _joined(description))
+    if "enum" in schema:
+        yield from ("", f"One of {', '.join(f'`{value}`' for value in schema['enum'])}.")
+        return
     for word, choice in (("At least one", "anyOf"), ("Exactly one", "oneOf")):
         if alternatives := [f"`{each['required'][0]}`" for each in schema.get(choice, ())]:
             yield from ("", f"{word} of {' and '.join(alternatives)} is needed.")

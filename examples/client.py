@@ -4,8 +4,10 @@
     python examples/client.py listings.csv labels.csv --sync          # threads instead of coroutines
 
 listings.csv has the columns `id`, `title` and `image`; an image is an http(s) URL, or a file path relative to the CSV.
-Either the title or the image may be empty. labels.csv has one row per listing, in the same order: `id`, one column per
-attribute (empty where the service abstained), and `error` (empty if there was none).
+Either the title or the image may be empty. labels.csv has one row per listing, in the same order: `id`; per attribute
+the label if it is accepted, and `{attribute}_abstention`, the reason if it is not; `familiarity` (how typical the
+listing is of those that the service was calibrated on, from 0 to 1; empty if the service cannot tell); and `error`
+(empty if there was none).
 
 This file needs Python 3.11 and httpx, and nothing else from this project, so you can copy and adapt it. Call `classify`
 or `classify_async` from your own code; they differ only in how they send and wait.
@@ -166,7 +168,7 @@ class Batch:
         )
 
     def rows(self, results: Iterable[dict[str, Any]]) -> list[Row]:
-        """Return one row per listing, in order, with its accepted labels or its error."""
+        """Return one row per listing, in order: accepted labels and reasons why others are not, or an error."""
         answers = iter(results)
         return [
             {"id": listing.id, "error": self.unreadable[position]}
@@ -179,7 +181,15 @@ class Batch:
 def _columns(result: dict[str, Any]) -> Row:
     if problem := result.get("error"):
         return {"error": f"{problem['code']}: {problem['detail']}"}
-    return {name: answer["label"] for name, answer in result["attributes"].items() if answer["accepted"]}
+    columns: Row = {}
+    for name, answer in result["attributes"].items():
+        if answer["accepted"]:
+            columns[name] = answer["label"]
+        else:
+            columns[f"{name}_abstention"] = answer["abstention"]
+    if (familiarity := result["scope"]["familiarity"]) is not None:
+        columns["familiarity"] = f"{familiarity:.6g}"
+    return columns
 
 
 # ── sending ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -287,16 +297,18 @@ def read_listings(path: Path) -> Iterator[Listing]:
 class LabelWriter:
     """Writes rows to a CSV one by one, and counts them."""
 
-    def __init__(self, file: TextIO, attributes: Iterable[str]) -> None:
+    def __init__(self, file: TextIO, attributes: Sequence[str]) -> None:
         self.rows = self.labels = self.errors = 0
-        self._writer = csv.DictWriter(file, ["id", *attributes, "error"], restval="")
+        self._attributes = attributes
+        columns = [f"{name}{suffix}" for name in attributes for suffix in ("", "_abstention")]
+        self._writer = csv.DictWriter(file, ["id", *columns, "familiarity", "error"], restval="")
         self._writer.writeheader()
 
     def write(self, row: Row) -> None:
         self._writer.writerow(row)
         self.rows += 1
         self.errors += "error" in row
-        self.labels += len(row.keys() - {"id", "error"})
+        self.labels += sum(name in row for name in self._attributes)
 
     def __str__(self) -> str:
         return f"{self.rows:,} listings, {self.labels:,} labels accepted, {self.errors:,} errors"

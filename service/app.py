@@ -24,7 +24,7 @@ from service.settings import Settings, load_settings
 
 DESCRIPTION = (
     "Predicts product attributes from a listing's image and title, each with a calibrated confidence, whether "
-    "the label meets a target precision, and how much image and text weighed."
+    "the label meets a target precision, why not where it doesn't, and how much image and text weighed."
 )
 
 

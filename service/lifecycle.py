@@ -58,7 +58,8 @@ class Lifecycle:
         self._pipeline.open(inference)
         self._inference = inference
         info = inference.predictor.info
-        log.info("ready", extra={"fields": {"model": info.name, "version": info.version}})
+        fields = {"model": info.name, "version": info.version, "engine": info.engine, "scope_gate": info.scope_gate}
+        log.info("ready", extra={"fields": fields})
 
     def _load_and_warm_up(self) -> Inference:
         """Raises `ModelError`, or whatever else keeps the checkpoint from being used."""
@@ -68,6 +69,8 @@ class Lifecycle:
             check_target_precision(predictor.info, settings.target_precision)
         else:
             log.warning("the checkpoint is not calibrated: it answers, but accepts nothing")
+        if not predictor.info.scope_gate:
+            log.warning("the checkpoint has no scope gate: unfamiliar listings are not recognised")
         return Inference(
             predictor,
             max_batch_size=settings.max_batch_size,

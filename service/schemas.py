@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, SkipValidation, model_validat
 from pydantic.json_schema import SkipJsonSchema
 
 from model.inference import predictions
+from model.inference.predictions import Abstention, ListingWarning
+from model.situations import Situation
 from service.errors import InvalidRequest
 
 MAX_TITLE = 4096
@@ -147,6 +149,11 @@ class UploadForm(BaseModel):
         )
 
 
+VERSION = "first 12 hex digits of the SHA-256 of the checkpoint's weights"
+ENGINE = "what computes the forward pass"
+CALIBRATION = "12 hex digits that change with each temperature, threshold and limit in use; null without a calibration"
+
+
 class Reply(BaseModel):
     model_config = ConfigDict(frozen=True)
 
@@ -213,7 +220,15 @@ class Explanation(Reply):
 class AttributeReply(Reply):
     label: str = Field(description="always the best candidate; `accepted` says whether it may be used")
     confidence: float = Field(description="calibrated, between 0 and 1")
-    accepted: bool = Field(description="whether the label meets the target precision")
+    accepted: bool = Field(description="whether the label may be used at the target precision")
+    abstention: Abstention | None = Field(
+        description="why the label is not accepted; null where it is. The first of these that holds: "
+        "`unfamiliar_listing`: the listing is unlike those that the thresholds were certified on, so nothing of it is "
+        "accepted. `not_certified`: no threshold could be certified at this target precision. `modalities_disagree`: "
+        "image and title, each taken alone, contradict each other, over the whole listing or on this attribute. "
+        "`low_confidence`: the confidence is below the threshold. Later versions may add reasons",
+        examples=[None, "low_confidence"],
+    )
     threshold: float | None = Field(description="null where none could be certified: then nothing is accepted")
     target_precision: float
     candidates: list[Candidate]
@@ -227,6 +242,7 @@ class AttributeReply(Reply):
             "label": prediction.label,
             "confidence": prediction.confidence,
             "accepted": prediction.accepted,
+            "abstention": prediction.abstention,
             "threshold": prediction.threshold,
             "target_precision": prediction.target_precision,
             "candidates": [Candidate(label=c.label, confidence=c.confidence) for c in prediction.candidates],
@@ -238,23 +254,79 @@ class AttributeReply(Reply):
 
 
 class ModelName(Reply):
+    """Which checkpoint, engine and calibration answered."""
+
     name: str
-    version: str
+    version: str = Field(description=VERSION, examples=["3f0c8a1be2d4"])
+    engine: str = Field(description=ENGINE, examples=["torch"])
+    calibration: str | None = Field(description=CALIBRATION, examples=["9a41c07d55fe"])
+
+    @classmethod
+    def of(cls, info: predictions.ModelInfo) -> Self:
+        return cls(name=info.name, version=info.version, engine=info.engine, calibration=info.calibration or None)
+
+
+class Scope(Reply):
+    """What the listing was answered from, and whether it is like those that the thresholds were certified on."""
+
+    situation: Situation = Field(
+        description="the modalities that the answer is from; a title that was ignored is not among them",
+        examples=["image_and_title"],
+    )
+    familiarity: float | None = Field(
+        description="conformal p-value, above 0 and at most 1: the share of reference listings of this situation that "
+        "are as typical as this one or less. Null where the checkpoint has no scope gate",
+        examples=[0.41],
+    )
+    in_scope: bool | None = Field(
+        description="whether the familiarity is high enough; if not, no label is accepted. Null where the checkpoint "
+        "has no scope gate: then nothing checks it",
+        examples=[True],
+    )
+    agreement: float | None = Field(
+        description="conformal p-value, above 0 and at most 1, of image and title belonging together: the lower, the "
+        "more they contradict each other. Null with one modality, or where the checkpoint has no scope gate",
+        examples=[0.67],
+    )
+
+    @classmethod
+    def of(cls, scope: predictions.Scope) -> Self:
+        return cls(
+            situation=scope.situation,
+            familiarity=scope.familiarity,
+            in_scope=scope.in_scope,
+            agreement=scope.agreement,
+        )
 
 
 class ClassifyReply(Reply):
     id: str | None
     model: ModelName
+    scope: Scope
+    warnings: list[ListingWarning] = Field(
+        description="what to know about how the listing was read. `title_truncated`: the title has more tokens than "
+        "the model reads; those beyond were cut. `title_ignored`: the title is a placeholder, or unfamiliar beside a "
+        "familiar image, and the answer is from the image alone. `profile_unreadable`: the image's colour profile "
+        "cannot be read; its colours were taken as sRGB. Later versions may add warnings",
+        examples=[[], ["title_truncated"]],
+    )
     attributes: dict[str, AttributeReply]
 
     @classmethod
     def of(
-        cls, id: str | None, info: predictions.ModelInfo, answers: Mapping[str, predictions.AttributePrediction]
+        cls,
+        id: str | None,
+        info: predictions.ModelInfo,
+        prediction: predictions.Prediction,
+        attributes: Mapping[str, predictions.AttributePrediction],
     ) -> Self:
+        """Return a listing's reply; `attributes`: those of its prediction that were asked for."""
         return cls(
             id=id,
-            model=ModelName(name=info.name, version=info.version),
-            attributes={name: AttributeReply.of(prediction) for name, prediction in answers.items()},
+            model=ModelName.of(info),
+            scope=Scope.of(prediction.scope),
+            warnings=list(prediction.warnings),
+            attributes={name: AttributeReply.of(attribute) for name, attribute in attributes.items()},
         )
 
 
@@ -294,7 +366,12 @@ class AttributesReply(Reply):
 
 class ModelReply(Reply):
     name: str
-    version: str
+    version: str = Field(description=VERSION)
+    engine: str = Field(description=ENGINE)
+    calibration: str | None = Field(description=CALIBRATION)
+    scope_gate: bool = Field(
+        description="whether unfamiliar listings are recognised; without a scope gate, every listing counts as in scope"
+    )
     backbone: str
     parameters: int
     device: str
@@ -310,6 +387,9 @@ class ModelReply(Reply):
         return cls(
             name=info.name,
             version=info.version,
+            engine=info.engine,
+            calibration=info.calibration or None,
+            scope_gate=info.scope_gate,
             backbone=info.backbone,
             parameters=info.parameters,
             device=info.device,

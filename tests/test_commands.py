@@ -66,7 +66,9 @@ def test_from_catalogue_to_labels(
     with out.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["id"] for row in rows] == [f"sku-{number}" for number in range(300)]
-    assert list(rows[0])[:5] == ["id", "colour", "colour_confidence", "colour_accepted", "colour_image_weight"]
+    colour = ["colour", "colour_confidence", "colour_accepted", "colour_abstention", "colour_image_weight"]
+    assert list(rows[0])[:6] == ["id", *colour]
+    assert list(rows[0])[-2:] == ["familiarity", "error"]
     assert not any(row["error"] for row in rows)
 
 

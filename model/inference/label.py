@@ -79,9 +79,10 @@ def label_catalogue(
 ) -> Labelling:
     """Label the catalogue that `toml` describes into `out`, CSV or Parquet by its suffix.
 
-    Columns: `id`; for each of `attributes` (None: all of the checkpoint) the label, `_confidence`, `_accepted` and
-    `_image_weight`; `error`. A listing that fails, if only for its image, has an error and no labels. `progress` shows
-    a bar on standard error, where that is a terminal.
+    Columns: `id`; for each of `attributes` (None: all of the checkpoint) the label, `_confidence`, `_accepted`,
+    `_abstention` (why it is not accepted, else empty) and `_image_weight`; `familiarity` (empty without a scope gate);
+    `error`. A listing that fails, if only for its image, has an error and no labels. `progress` shows a bar on standard
+    error, where that is a terminal.
 
     Raises `ConfigError` for an unknown attribute, a target precision that was not calibrated, an output that
     exists, or one that was begun with other settings; `CatalogueError` for an unusable catalogue; `ModelError`
@@ -132,8 +133,11 @@ def _settings(
     except OSError as error:
         raise CatalogueError(f"cannot read {config.table}: {error.strerror}") from error
     return {
+        "layout of the output": list(columns_of(["attribute"])),  # which another release may have
         "checkpoint": predictor.info.version,
         "calibration": predictor.info.calibration,
+        "scope gate": predictor.info.scope_gate,
+        "engine": predictor.info.engine,
         "number format": predictor.info.dtype,
         "target precision": target_precision,
         "attributes": list(names),
@@ -177,10 +181,11 @@ def _output_row(
     item: Listing | BadRow, answer: Prediction | Failure, names: Sequence[str], target_precision: float
 ) -> OutputRow:
     if isinstance(answer, Failure):
-        return (item.id, *[None] * (4 * len(names)), " ".join(answer.reason.split()))
-    cells: list[str | float | bool] = []
+        return (item.id, *[None] * (len(columns_of(names)) - 2), " ".join(answer.reason.split()))
+    cells: list[str | float | bool | None] = []
     for name in names:
         prediction = answer.attribute(name, target_precision=target_precision, top_k=1)
-        weight = prediction.modality_attention["image"]
-        cells += [prediction.label, round(prediction.confidence, 6), prediction.accepted, round(weight, 6)]
-    return (item.id, *cells, "")
+        confidence, weight = prediction.confidence, prediction.modality_attention["image"]
+        cells += [prediction.label, round(confidence, 6), prediction.accepted, prediction.abstention, round(weight, 6)]
+    familiarity = answer.scope.familiarity
+    return (item.id, *cells, None if familiarity is None else round(familiarity, 6), "")

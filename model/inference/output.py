@@ -28,14 +28,16 @@ SETTINGS = "settings.json"
 
 OutputRow = tuple[str | float | bool | None, ...]
 
+ATTRIBUTE_COLUMNS = ("", "_confidence", "_accepted", "_abstention", "_image_weight")
+"""What is appended to an attribute's name for each of its columns."""
+
 
 # --- rows --------------------------------------------------------------------------------------------------
 
 
 def columns_of(names: Sequence[str]) -> tuple[str, ...]:
     """Return the output's columns for these attributes."""
-    cells = [f"{name}{suffix}" for name in names for suffix in ("", "_confidence", "_accepted", "_image_weight")]
-    return ("id", *cells, "error")
+    return ("id", *[f"{name}{suffix}" for name in names for suffix in ATTRIBUTE_COLUMNS], "familiarity", "error")
 
 
 class OutputFormat(Protocol):
@@ -90,13 +92,14 @@ def _csv_cell(cell: str | float | bool | None) -> str | float | None:
 
 
 class ParquetFormat:
-    """Parquet: labels and errors as strings, confidences and weights as doubles, accepted as a boolean."""
+    """Parquet: labels, abstentions and errors as strings, accepted as a boolean, everything else as doubles."""
 
     suffix = ".parquet"
 
     def __init__(self, names: Sequence[str]) -> None:
         self.pyarrow = pa = import_pyarrow()
-        types = [pa.string(), *[pa.string(), pa.float64(), pa.bool_(), pa.float64()] * len(names), pa.string()]
+        attribute = [pa.string(), pa.float64(), pa.bool_(), pa.string(), pa.float64()]
+        types = [pa.string(), *attribute * len(names), pa.float64(), pa.string()]
         self.schema = pa.schema(list(zip(columns_of(names), types, strict=True)))
 
     def write(self, path: Path, rows: Sequence[OutputRow]) -> None:

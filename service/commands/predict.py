@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -12,12 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from model.errors import ConfigError
-from model.inference.predictions import check_target_precision
+from model.inference.predictions import Abstention, ListingWarning, check_target_precision
+from model.situations import Situation
 from service.app import load_predictor
 from service.commands import heat_map
 from service.errors import ServiceError
 from service.pipeline import decode as images
-from service.schemas import AttributeReply, ClassifyReply, TokenWeight
+from service.schemas import AttributeReply, ClassifyReply, Scope, TokenWeight
 from service.settings import Settings
 
 NARROW = 120
@@ -27,6 +28,26 @@ LONG_BAR, SHORT_BAR = 20, 8
 
 TINTS = ((0.75, "bold white on magenta"), (0.4, "bold magenta"), (0.15, "magenta"), (0.0, "dim"))
 """How a word is shown whose weight is at least such a share of the heaviest one's, on dark ground and light."""
+
+REASONS = {
+    Abstention.UNFAMILIAR_LISTING: "unfamiliar",
+    Abstention.NOT_CERTIFIED: "not certified",
+    Abstention.MODALITIES_DISAGREE: "contradictory",
+    Abstention.LOW_CONFIDENCE: "low confidence",
+}
+"""Why a label is not accepted, short enough for a column of the table."""
+
+SITUATIONS = {
+    Situation.IMAGE_AND_TITLE: "image and title",
+    Situation.IMAGE: "the image alone",
+    Situation.TITLE: "the title alone",
+}
+
+WARNINGS = {
+    ListingWarning.TITLE_TRUNCATED: "The title is longer than what the model reads: its end was cut.",
+    ListingWarning.TITLE_IGNORED: "The title was ignored: it is a placeholder, or unfamiliar beside a familiar image.",
+    ListingWarning.PROFILE_UNREADABLE: "The image's colour profile cannot be read: its colours were taken as sRGB.",
+}
 
 HEAVIEST = 2
 """Words whose weights are written out: a pipe and a printer know no colours."""
@@ -60,7 +81,7 @@ def predict_one(
         task.name: prediction.attribute(task.name, target_precision=settings.target_precision, top_k=top_k)
         for task in predictor.tasks
     }
-    reply = ClassifyReply.of(image.name if image else None, predictor.info, predictions)
+    reply = ClassifyReply.of(image.name if image else None, predictor.info, prediction, predictions)
     if heat_map_file is not None and image is not None:
         large = _open(image, settings, heat_map.PANEL_SIZE)
         _save(heat_map.draw(large, reply), heat_map_file)
@@ -84,8 +105,9 @@ def _save(image: Image.Image, path: Path) -> None:
 
 
 def draw(reply: ClassifyReply, console: Console | None = None) -> None:
-    """Print a table: label, confidence as a bar with the threshold marked, whether it is accepted, and the weights of
-    image and text; and, where it was explained, the title once per attribute, its words tinted by weight.
+    """Print a table: label, confidence as a bar with the threshold marked, whether it is accepted or why not, and the
+    weights of image and text; below it, how familiar the listing is, and warnings; and, where it was explained, the
+    title once per attribute, its words tinted by weight.
     """
     console = console or Console()
     narrow = console.width < NARROW
@@ -105,11 +127,13 @@ def draw(reply: ClassifyReply, console: Console | None = None) -> None:
             Text(name),
             Text("\n").join([label, others]) if narrow and others else label,
             _confidence(attribute, bar),
-            Text("accepted", "green") if attribute.accepted else Text("abstained", "yellow"),
+            _verdict(attribute),
             _balance(attribute.modality_attention.image, bar),
             *([] if narrow else [others]),
         )
     console.print(table)
+    console.print()
+    console.print(Text("\n").join(_remarks(reply)))
     words = {
         name: attribute.explanation.text
         for name, attribute in reply.attributes.items()
@@ -122,6 +146,36 @@ def draw(reply: ClassifyReply, console: Console | None = None) -> None:
 
 def _table(title: str) -> Table:
     return Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, collapse_padding=True)
+
+
+def _verdict(attribute: AttributeReply) -> Text:
+    reason = attribute.abstention
+    return Text("accepted", "green") if reason is None else Text(REASONS[reason], "yellow")
+
+
+def _remarks(reply: ClassifyReply) -> Iterator[Text]:
+    """What to know about the listing as a whole, a line each."""
+    yield _scope(reply.scope)
+    if reply.scope.in_scope is None:
+        yield Text("The checkpoint has no scope gate: unfamiliar listings are not recognised.", "yellow")
+    elif not reply.scope.in_scope:
+        unlike = "Unfamiliar: unlike the listings that the thresholds were certified on, so nothing is accepted."
+        yield Text(unlike, "yellow")
+    contradictory = [
+        name for name, attribute in reply.attributes.items() if attribute.abstention is Abstention.MODALITIES_DISAGREE
+    ]
+    if contradictory:
+        names = ", ".join(contradictory)
+        yield Text(f"Contradictory: image and title, each taken alone, contradict each other on {names}.", "yellow")
+    for warning in reply.warnings:
+        yield Text(WARNINGS[warning], "yellow")
+
+
+def _scope(scope: Scope) -> Text:
+    """What was answered from, and the two p-values where they are known."""
+    p_values = {"familiarity": scope.familiarity, "agreement of image and title": scope.agreement}
+    known = [f"{name} {value:.2g}" for name, value in p_values.items() if value is not None]
+    return Text("; ".join([f"Answered from {SITUATIONS[scope.situation]}", *known]), "dim")
 
 
 def _confidence(attribute: AttributeReply, length: int) -> Text:

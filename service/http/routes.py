@@ -60,8 +60,8 @@ async def classify_listing(
         name: prediction.attribute(name, target_precision=options.target_precision, top_k=options.top_k)
         for name in options.attributes
     }
-    pipeline.metrics.predictions.answered(prediction.scope.situation, predictions)
-    reply = ClassifyReply.of(listing.id, pipeline.predictor.info, predictions)
+    pipeline.metrics.predictions.answered(prediction.scope, predictions)
+    reply = ClassifyReply.of(listing.id, pipeline.predictor.info, prediction, predictions)
     pipeline.record_stage("respond", time.monotonic() - started, call)
     return reply
 
@@ -185,7 +185,7 @@ async def attributes(pipeline: PipelineDep) -> AttributesReply:
 
 @model_routes.get("/v1/model", response_model=ModelReply, responses=problems(401, 503))
 async def model(pipeline: PipelineDep) -> ModelReply:
-    """What is served: name, version, size, device, and what was measured on the checkpoint's test part."""
+    """What is served: name, version, engine, size, device, and what was measured on the checkpoint's test part."""
     return ModelReply.of(pipeline.predictor.info)
 
 

@@ -11,13 +11,19 @@ from collections.abc import Iterable, Mapping
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
-from model.inference.predictions import AttributePrediction, ModelInfo
+from model.inference.predictions import Abstention, AttributePrediction, ModelInfo, Scope
 from model.situations import Situation
 from model.tasks import Task
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+
+P_VALUES = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
+"""For p-values: fine where listings become unfamiliar, the default level (0.01) among them.
+
+In scope they are uniform: the share up to each edge is the edge itself.
+"""
 
 BATCH_SIZES = tuple(2**power for power in range(11))  # up to the largest batch that can be set, 1024
 
@@ -135,31 +141,61 @@ class PredictionMetrics:
             buckets=SHARES,
             registry=registry,
         )
+        self._abstentions = Counter(
+            "cma_clip_abstentions_total",
+            "Attributes answered and not accepted, by the reason.",
+            ["attribute", "reason"],
+            registry=registry,
+        )
+        self._familiarity = Histogram(
+            "cma_clip_familiarity",
+            "Conformal p-value of each listing; none where the checkpoint has no scope gate.",
+            ["situation"],
+            buckets=P_VALUES,
+            registry=registry,
+        )
+        self._unfamiliar = Counter(
+            "cma_clip_unfamiliar_total",
+            "Listings unlike those that the thresholds were certified on.",
+            ["situation"],
+            registry=registry,
+        )
         self._model_info = Gauge(
             "cma_clip_model_info",
             "The loaded checkpoint; always 1.",
-            ["name", "version", "backbone", "device", "dtype"],
+            ["name", "version", "backbone", "device", "dtype", "engine"],
             registry=registry,
         )
 
     def model_loaded(self, info: ModelInfo, tasks: Iterable[Task]) -> None:
         """Name the checkpoint, and start the series of its attributes at zero, so that rates can be computed."""
-        self._model_info.labels(info.name, info.version, info.backbone, info.device, info.dtype).set(1)
+        self._model_info.labels(info.name, info.version, info.backbone, info.device, info.dtype, info.engine).set(1)
+        for situation in Situation:
+            self._familiarity.labels(situation)
+            self._unfamiliar.labels(situation)
         for task in tasks:
             for outcome in ("accepted", "abstained"):
                 self._predictions.labels(task.name, outcome)
+            for reason in Abstention:
+                self._abstentions.labels(task.name, reason)
             for label in task.labels:
                 self._labels.labels(task.name, label)
             self._confidence.labels(task.name)
             for modality in ("image", "text"):
                 self._modality_attention.labels(task.name, modality)
 
-    def answered(self, situation: Situation, predictions: Mapping[str, AttributePrediction]) -> None:
+    def answered(self, scope: Scope, predictions: Mapping[str, AttributePrediction]) -> None:
         """Count one listing's answer, its attributes by name."""
+        if scope.familiarity is not None:
+            self._familiarity.labels(scope.situation).observe(scope.familiarity)
+        if scope.in_scope is False:
+            self._unfamiliar.labels(scope.situation).inc()
         for attribute, prediction in predictions.items():
             self._predictions.labels(attribute, "accepted" if prediction.accepted else "abstained").inc()
+            if prediction.abstention is not None:
+                self._abstentions.labels(attribute, prediction.abstention).inc()
             self._labels.labels(attribute, prediction.label).inc()
             self._confidence.labels(attribute).observe(prediction.confidence)
-            if situation is Situation.IMAGE_AND_TITLE:
+            if scope.situation is Situation.IMAGE_AND_TITLE:
                 for modality, weight in prediction.modality_attention.items():
                     self._modality_attention.labels(attribute, modality).observe(weight)

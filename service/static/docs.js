@@ -48,7 +48,8 @@ const fields = (schema) => {
     field.default === undefined || field.default === null ? "" : JSON.stringify(field.default),
     field.description ?? "",
   ]);
-  return rows.length ? table(["field", "type", "required", "default", "meaning"], rows) : element("p", typeName(schema));
+  if (rows.length) return table(["field", "type", "required", "default", "meaning"], rows);
+  return element("p", known?.enum ? `One of ${known.enum.join(", ")}` : typeName(schema));
 };
 
 // The schemas that a schema refers to, each once, so that every name is defined below the operation.

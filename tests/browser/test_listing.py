@@ -18,7 +18,17 @@ from playwright.sync_api import expect
 from model.config import PreprocessConfig
 from model.inputs.preprocess import ImageTransform
 from service.http.pages import STATIC
-from tests.browser.conftest import COLUMNS, ROWS, OpenPlayground, Playground, Site, image_file, serving
+from tests.browser.conftest import (
+    COLUMNS,
+    ROWS,
+    OpenPlayground,
+    Playground,
+    PointedPredictor,
+    Site,
+    image_file,
+    serving,
+)
+from tests.service.fake_predictor import DISAGREEING, UNFAMILIAR
 
 HOSTILE = '<img src=x onerror="document.title=1"> & {{7*7}}'
 
@@ -46,6 +56,88 @@ def test_the_page_shows_the_answer_of_the_service(playground: Playground, site: 
         expect(row.locator(".mark")).to_have_attribute("style", re.compile(rf"{100 * found['threshold']:g}%"))
         expect(row.locator(".shares")).to_have_text("Image 0 %Title 100 %")
         expect(row.locator(".other")).to_have_count(len(found["candidates"]) - 1)
+
+
+WHY = {
+    "low_confidence": "Confidence below the minimum. ",
+    "modalities_disagree": "Image and title contradict each other. ",
+}
+
+
+def test_each_row_says_why_its_label_is_not_accepted(playground: Playground) -> None:
+    playground.choose(image_file())
+    playground.expect_answer()
+    with playground.page.expect_response("**/v1/classify/upload") as response:
+        playground["#title"].fill(f"season {DISAGREEING}")
+    playground.expect_answer()
+    expect(playground["#words"]).to_contain_text(DISAGREEING)
+    found = response.value.json()["attributes"]
+    assert found["season"]["abstention"] == "modalities_disagree"
+    for name, attribute in found.items():
+        confidence = f"Confidence {100 * attribute['confidence']:.1f} % (minimum 50.0 %)"
+        expect(playground[f"[data-attribute={name}] .why"]).to_have_text(
+            WHY.get(attribute["abstention"], "") + confidence
+        )
+    playground.page.get_by_role("radio", name="99 %").check()
+    expect(playground["[data-attribute=season] .why"]).to_contain_text(
+        "No threshold certified at 99 % precision. Confidence"
+    )
+
+
+def test_an_unfamiliar_listing_has_a_banner_that_is_announced(playground: Playground) -> None:
+    playground["#title"].fill(f"{UNFAMILIAR} with two batteries")
+    playground.expect_answer()
+    remark = playground.page.get_by_role("list", name="About this listing").get_by_role("listitem")
+    expect(remark).to_have_count(1)
+    expect(remark).to_contain_text("Unfamiliar listing")
+    expect(remark).to_contain_text("Familiarity: 0.001")
+    expect(playground["#announce"]).to_contain_text("Unfamiliar listing: It is unlike")
+    expect(playground[".verdict"]).to_have_text(["Abstained"] * 2)
+    expect(playground[".why >> nth=0"]).to_contain_text("The listing is unfamiliar. Confidence")
+    playground["#title"].fill("Red Coat")
+    expect(playground["#words"]).to_contain_text("Coat")
+    expect(playground[".remark"]).to_have_count(0)
+
+
+@pytest.mark.parametrize(
+    ("title", "said"),
+    [
+        (
+            f"shirt that {DISAGREEING}",
+            "They seem to be of different products, so no prediction is accepted. Agreement: 0.002",
+        ),
+        (f"season {DISAGREEING}", "Each taken alone, they say something else about: Season."),
+    ],
+)
+def test_a_contradiction_of_image_and_title_has_a_banner(playground: Playground, title: str, said: str) -> None:
+    playground["#title"].fill(title)
+    playground.choose(image_file())
+    playground.expect_answer()
+    expect(playground[".remark"]).to_contain_text(["Image and title contradict each other"])
+    expect(playground[".remark"]).to_contain_text([said])
+    playground["#remove"].click()
+    expect(playground[".remark"]).to_have_count(0)
+
+
+def test_warnings_are_shown_and_those_that_the_page_does_not_know_too(playground: Playground) -> None:
+    def with_another(route: Any) -> None:
+        reply = route.fetch()
+        route.fulfill(response=reply, json=reply.json() | {"warnings": ["title_truncated", "image_tiny"]})
+
+    playground.page.route("**/v1/classify", with_another)
+    playground["#title"].fill("Red Coat")
+    expect(playground[".remark p"]).to_have_text(
+        ["The title is longer than what the model reads: its end was cut.", "image tiny"]
+    )
+
+
+def test_a_missing_scope_gate_is_said_in_the_footer(open_playground: OpenPlayground) -> None:
+    with serving(PointedPredictor(bare=True)) as site:
+        playground = open_playground(site)
+        expect(playground["#model"]).to_contain_text("without a scope gate")
+        playground["#title"].fill("Red Coat")
+        playground.expect_answer()
+        expect(playground[".remark"]).to_have_count(0)
 
 
 def test_title_and_image_are_sent_unchanged(playground: Playground, site: Site) -> None:

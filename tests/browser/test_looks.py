@@ -10,6 +10,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
 from tests.browser.conftest import OpenPlayground, Playground, Site, image_file, serving
+from tests.service.fake_predictor import CONTEXT, DISAGREEING, UNFAMILIAR
 
 SCREENS: dict[str, dict[str, Any]] = {
     "desktop": {"viewport": {"width": 1280, "height": 900}},
@@ -45,6 +46,21 @@ def test_with_an_answer_and_an_explanation(visit: Playground) -> None:
     visit.expect_answer()
     visit[".head >> nth=0"].click()
     expect(visit[".head >> nth=0"]).to_have_attribute("aria-pressed", "true")
+    check(visit)
+
+
+def test_with_an_unfamiliar_listing_and_a_warning(visit: Playground) -> None:
+    visit["#title"].fill(f"{UNFAMILIAR} " + "word " * CONTEXT)
+    visit.expect_answer()
+    expect(visit[".remark"]).to_have_count(2)
+    check(visit)
+
+
+def test_with_a_contradiction(visit: Playground) -> None:
+    visit["#title"].fill(f"shirt that {DISAGREEING}")
+    visit.choose(image_file())
+    visit.expect_answer()
+    expect(visit[".remark"]).to_have_count(1)
     check(visit)
 
 

@@ -13,10 +13,12 @@ import httpx
 import pytest
 from playwright.sync_api import Route, expect
 
+from model.inference.output import columns_of
 from service.errors import Overloaded
 from service.http.problems import problem
 from tests.browser.conftest import OpenPlayground, Playground, PointedPredictor, Site, serving
 from tests.service.conftest import encoded
+from tests.service.fake_predictor import UNFAMILIAR
 
 REFUSED = ("Failed to load resource",)
 
@@ -79,12 +81,15 @@ def test_a_table_without_images(playground: Playground, site: Site, tmp_path: Pa
     expect_done(playground, 60)
     expect(playground["tbody tr"]).to_have_count(25)
     labels = download(playground)
+    assert list(labels[0]) == list(columns_of(["baseColour", "season"]))
     assert [row["id"] for row in labels] == [str(number) for number in range(60)]
     expected = classify(site, title="Coat, number 7")["baseColour"]
     assert labels[7]["baseColour"] == expected["label"]
     assert float(labels[7]["baseColour_confidence"]) == pytest.approx(expected["confidence"], abs=1e-6)
     assert labels[7]["baseColour_accepted"] == str(expected["accepted"]).lower()
+    assert labels[7]["baseColour_abstention"] == (expected["abstention"] or "")
     assert labels[7]["baseColour_image_weight"] == "0"
+    assert labels[7]["familiarity"] == "0.5"
     assert {row["error"] for row in labels} == {""}
 
 
@@ -231,6 +236,19 @@ def test_filters(playground: Playground, tmp_path: Path) -> None:
         expect(playground["tbody .link"]).to_have_text(abstained)
         playground.page.get_by_role("radio", name=f"Accepted {20 - len(abstained)}").check()
         expect(playground["tbody tr"]).to_have_count(max(1, 20 - len(abstained)))
+
+
+def test_unfamiliar_listings_are_told_apart(playground: Playground, tmp_path: Path) -> None:
+    rows = ("1,Red Coat", f"2,A {UNFAMILIAR}", "3,")
+    read_many(playground, write(tmp_path / "shop", "id,title", *rows) / "styles.csv")
+    expect_done(playground, 3)
+    playground.page.get_by_role("radio", name="Unfamiliar 1").check()
+    expect(playground["tbody .link"]).to_have_text(["2"])
+    expect(playground["td .number"]).to_have_text([re.compile(", unfamiliar$")] * 2)
+    labels = download(playground)
+    assert [row["familiarity"] for row in labels] == ["0.5", "0.001", ""]
+    assert [row["season_abstention"] for row in labels] == ["", "unfamiliar_listing", ""]
+    assert labels[2]["error"]
 
 
 def test_another_precision_classifies_again(playground: Playground, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from examples.client import (
     read_listings,
 )
 from tests.service.conftest import Client, encoded, in_process, on_port, until
-from tests.service.fake_predictor import FakePredictor
+from tests.service.fake_predictor import UNFAMILIAR, FakePredictor
 
 Label = Callable[[Client, list[Listing], Options], Coroutine[Any, Any, list[Row]]]
 
@@ -61,15 +61,32 @@ async def expected(service: Client, listing: Listing) -> Row:
     """The row for a listing that is sent alone."""
     reply = await service.classify(title=listing.title)
     answers = reply.json()["attributes"].items()
-    return {"id": listing.id, **{name: answer["label"] for name, answer in answers if answer["accepted"]}}
+    accepted = {name: answer["label"] for name, answer in answers if answer["accepted"]}
+    reasons = {f"{name}_abstention": answer["abstention"] for name, answer in answers if not answer["accepted"]}
+    return {"id": listing.id, **accepted, **reasons, "familiarity": "0.5"}
 
 
 @both_ways
-async def test_rows_are_in_order_and_contain_only_accepted_labels(service: Client, label: Label) -> None:
+async def test_rows_are_in_order_with_accepted_labels_and_the_reasons_for_others(service: Client, label: Label) -> None:
     listings = titled(23)
     rows = await label(service, listings, Options(batch_size=4, concurrency=3))
     assert rows == [await expected(service, listing) for listing in listings]
-    assert 0 < sum(len(row) - 1 for row in rows) < 2 * len(rows)
+    assert 0 < sum("baseColour" in row for row in rows) < len(rows)
+    assert {row.get("baseColour_abstention", "") for row in rows} == {"", "low_confidence"}
+
+
+@both_ways
+async def test_of_an_unfamiliar_listing_the_row_has_reasons_alone(service: Client, label: Label) -> None:
+    (row,) = await label(service, [Listing("sku", UNFAMILIAR, "")], Options())
+    reasons = dict.fromkeys(("baseColour_abstention", "season_abstention"), "unfamiliar_listing")
+    assert row == {"id": "sku", **reasons, "familiarity": "0.001"}
+
+
+@both_ways
+async def test_without_a_scope_gate_the_row_has_no_familiarity(label: Label) -> None:
+    async with on_port(FakePredictor(bare=True)) as service:
+        (row,) = await label(service, titled(1), Options())
+    assert "familiarity" not in row
 
 
 @both_ways
@@ -223,12 +240,15 @@ async def test_from_csv_to_csv(service: Client, tmp_path: Path, more: list[str])
     assert await asyncio.to_thread(main, arguments) == 0
     with out.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["id", "baseColour", "season", "error"]
+    assert list(rows[0]) == [
+        "id", "baseColour", "baseColour_abstention", "season", "season_abstention", "familiarity", "error",
+    ]  # fmt: skip
     assert [row["id"] for row in rows] == ["1", "2", "3"]
     assert rows[1]["error"].startswith("invalid_request")
     reply = await service.classify(title="shirt", target_precision=0.9)
     for name, answer in reply.json()["attributes"].items():
         assert rows[2][name] == (answer["label"] if answer["accepted"] else "")
+        assert rows[2][f"{name}_abstention"] == (answer["abstention"] or "")
 
 
 async def test_an_api_key_is_sent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,7 +259,7 @@ async def test_an_api_key_is_sent(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert await asyncio.to_thread(main, arguments) == 1
         assert "401 unauthorized" in capsys.readouterr().err
         assert await asyncio.to_thread(main, [*arguments, "--api-key", "secret"]) == 0
-    assert out.read_text().startswith("id,season,error\n1,")
+    assert out.read_text().startswith("id,season,season_abstention,familiarity,error\n1,")
 
 
 @pytest.mark.parametrize(

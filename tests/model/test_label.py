@@ -8,6 +8,7 @@ import io
 import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,15 @@ from model.errors import CatalogueError, ConfigError, ModelError
 from model.inference import output
 from model.inference.label import Labelling, label_catalogue
 from model.inference.output import CsvFormat, OutputRow
-from model.inference.predictions import AttributePrediction, Candidate, ListingWarning, ModelInfo, Scope, verdict
+from model.inference.predictions import (
+    Abstention,
+    AttributePrediction,
+    Candidate,
+    ListingWarning,
+    ModelInfo,
+    Scope,
+    verdict,
+)
 from model.situations import Situation
 from model.tasks import Task
 
@@ -36,7 +45,9 @@ class FakePrediction:
         situation = (
             Situation.IMAGE_AND_TITLE if title and red is not None else Situation.TITLE if title else Situation.IMAGE
         )
-        self.scope = Scope(situation=situation, familiarity=0.5, in_scope=True, agreement=None)
+        self.unfamiliar = "drill" in (title or "")
+        familiarity = 0.0012344 if self.unfamiliar else 0.5
+        self.scope = Scope(situation=situation, familiarity=familiarity, in_scope=not self.unfamiliar, agreement=None)
         self.warnings: tuple[ListingWarning, ...] = ()
 
     def attribute(self, name: str, *, target_precision: float, top_k: int) -> AttributePrediction:
@@ -52,7 +63,7 @@ class FakePrediction:
         return AttributePrediction(
             label=label,
             confidence=confidence,
-            abstention=verdict(confidence, threshold),
+            abstention=Abstention.UNFAMILIAR_LISTING if self.unfamiliar else verdict(confidence, threshold),
             threshold=threshold,
             target_precision=target_precision,
             candidates=(Candidate(label, confidence),),
@@ -64,7 +75,14 @@ class FakePrediction:
 class FakePredictor:
     """Predicts colours from titles and pixels; `dies_after` listings it is interrupted, like a run by Ctrl-C."""
 
-    def __init__(self, *, dies_after: int | None = None, version: str = "3f0c3f0c3f0c") -> None:
+    def __init__(
+        self,
+        *,
+        dies_after: int | None = None,
+        version: str = "3f0c3f0c3f0c",
+        engine: str = "torch",
+        scope_gate: bool = True,
+    ) -> None:
         self.dies_after = dies_after
         self.batches: list[int] = []
         self.prepared_in: set[str] = set()
@@ -78,18 +96,31 @@ class FakePredictor:
             image_size=(8, 8),
             target_precisions=tuple(THRESHOLDS),
             calibration=str(THRESHOLDS),
+            engine=engine,
+            scope_gate=scope_gate,
         )
         self.tasks = TASKS
 
     def thresholds(self, attribute: str) -> Mapping[Situation, Mapping[float, float | None]]:
         return dict.fromkeys(Situation, THRESHOLDS)
 
-    def prepare(self, title: str | None, image: Image.Image | None, *, explain: bool = False) -> Any:
+    def prepare(
+        self,
+        title: str | None,
+        image: Image.Image | None,
+        *,
+        explain: bool = False,
+        warnings: Sequence[ListingWarning] = (),
+    ) -> Any:
         self.prepared_in.add(threading.current_thread().name)
         if title == "breaks the tokenizer":
             raise RecursionError("too odd")
         red = None if image is None else ImageStat.Stat(image).mean[0]
-        return FakePrediction(title, red)
+        prediction = FakePrediction(title, red)
+        prediction.warnings = tuple(warnings)
+        if not self.info.scope_gate:
+            prediction.scope = replace(prediction.scope, familiarity=None, in_scope=None)
+        return prediction
 
     def collate(self, items: Sequence[Any]) -> Any:
         return items
@@ -168,14 +199,19 @@ def test_a_row_for_each_listing_in_order(toml: Path, tmp_path: Path) -> None:
         "colour",
         "colour_confidence",
         "colour_accepted",
+        "colour_abstention",
         "colour_image_weight",
         "size",
         "size_confidence",
         "size_accepted",
+        "size_abstention",
         "size_image_weight",
+        "familiarity",
         "error",
     ]
-    assert list(rows[0].values()) == ["1", "Red", "0.75", "true", "0.0", "L", "0.866667", "true", "0.0", ""]
+    assert list(rows[0].values()) == [
+        "1", "Red", "0.75", "true", "", "0.0", "L", "0.866667", "true", "", "0.0", "0.5", "",
+    ]  # fmt: skip
     assert (rows[1]["colour"], rows[1]["colour_image_weight"]) == ("Red", "0.25")
     assert (rows[2]["colour"], rows[2]["colour_image_weight"]) == ("Blue", "1.0")
     assert (result.rows, result.failed, result.resumed) == (9, 5, 0)
@@ -197,7 +233,8 @@ def test_parquet_says_the_same_as_csv(toml: Path, tmp_path: Path) -> None:
     label(toml, tmp_path / "out.csv")
     label(toml, tmp_path / "out.parquet")
     table = pq.read_table(tmp_path / "out.parquet")
-    assert [str(field.type) for field in table.schema][:5] == ["string", "string", "double", "bool", "double"]
+    attribute = ["string", "double", "bool", "string", "double"]
+    assert [str(field.type) for field in table.schema] == ["string", *attribute, *attribute, "double", "string"]
     rows = [{key: output._csv_cell(value) for key, value in row.items()} for row in table.to_pylist()]
     as_text = [{key: "" if value is None else str(value) for key, value in row.items()} for row in rows]
     assert as_text == read_csv(tmp_path / "out.csv")
@@ -215,8 +252,24 @@ def test_an_empty_table_gives_an_empty_output(tmp_path: Path, suffix: str) -> No
 def test_chosen_attributes_and_a_target_nothing_is_certified_at(toml: Path, tmp_path: Path) -> None:
     label(toml, tmp_path / "out.csv", attributes=["size"], target_precision=0.99)
     rows = read_csv(tmp_path / "out.csv")
-    assert list(rows[0]) == ["id", "size", "size_confidence", "size_accepted", "size_image_weight", "error"]
-    assert {row["size_accepted"] for row in rows} == {"false", ""}
+    size = ["size", "size_confidence", "size_accepted", "size_abstention", "size_image_weight"]
+    assert list(rows[0]) == ["id", *size, "familiarity", "error"]
+    assert {(row["size_accepted"], row["size_abstention"]) for row in rows} == {("false", "not_certified"), ("", "")}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_each_label_that_is_not_accepted_says_why(tmp_path: Path, suffix: str) -> None:
+    toml = write_catalogue(tmp_path, "id,title\n1,Plain\n2,A cordless drill\n3,\n", {"3": png("red")})
+    out = (tmp_path / "out").with_suffix(suffix)
+    label(toml, out, target_precision=0.95)
+    rows = read_csv(out) if suffix == ".csv" else pq.read_table(out).to_pylist()
+    assert [row["size_abstention"] for row in rows] == ["low_confidence", "unfamiliar_listing", "low_confidence"]
+    assert [float(row["familiarity"]) for row in rows] == [0.5, 0.001234, 0.5]
+
+
+def test_without_a_scope_gate_the_familiarity_is_empty(toml: Path, tmp_path: Path) -> None:
+    label(toml, tmp_path / "out.csv", FakePredictor(scope_gate=False))
+    assert {row["familiarity"] for row in read_csv(tmp_path / "out.csv")} == {""}
 
 
 def test_batches_are_full_and_decoded_off_the_main_thread(tmp_path: Path) -> None:
@@ -333,6 +386,8 @@ def test_an_interrupted_merge_is_done_again(long_toml: Path, tmp_path: Path, mon
         ({"target_precision": 0.95}, "target precision"),
         ({"attributes": ["size", "colour"]}, "attributes"),
         ({"predictor": FakePredictor(version="000000000000")}, "checkpoint"),
+        ({"predictor": FakePredictor(engine="openvino-int8")}, "engine"),
+        ({"predictor": FakePredictor(scope_gate=False)}, "scope gate"),
     ],
 )
 def test_other_settings_are_refused(long_toml: Path, tmp_path: Path, change: dict[str, Any], named: str) -> None:
@@ -353,6 +408,17 @@ def test_another_table_and_other_thresholds_are_refused(
             label(long_toml, out)
     (tmp_path / "table.csv").write_text("id,title\n1,Other\n")
     with pytest.raises(ConfigError, match="another table"):
+        label(long_toml, out)
+
+
+def test_rows_of_a_release_with_other_columns_are_refused(long_toml: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.csv"
+    interrupt(long_toml, out, 9)
+    written = out.with_name("out.csv.partial") / output.SETTINGS
+    earlier = json.loads(written.read_text())
+    del earlier["layout of the output"]  # as a release wrote it that had no such setting
+    written.write_text(json.dumps(earlier))
+    with pytest.raises(ConfigError, match="begun with another layout of the output; delete it"):
         label(long_toml, out)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 
 from PIL import Image, ImageStat
 
 from model.inference.predictions import (
+    Abstention,
     AttributePrediction,
     Candidate,
     Explanation,
@@ -32,6 +33,25 @@ TASKS = (
 TARGETS = (0.9, 0.95, 0.99)
 WHOLE = Frame(0.0, 0.0, 1.0, 1.0)  # as of a network that squashes images to its size
 WARM_UP = "warm-up"  # the title of the listing that the service warms up with
+UNFAMILIAR = "cordless drill"  # a title with these words makes the listing unfamiliar
+DISAGREEING = "contradicts"  # beside an image: on the whole listing; as in "season contradicts": on that attribute
+CONTEXT = 40  # words of a title that are read
+SCOPE_LEVEL = 0.01
+
+
+INFO = ModelInfo(
+    name="fake",
+    version="0123456789ab",
+    backbone="none",
+    parameters=1,
+    device="cpu",
+    dtype="float32",
+    image_size=(80, 60),
+    target_precisions=TARGETS,
+    calibration="ba9876543210",
+    scope_gate=True,
+    metrics={"rows": 1},
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +60,16 @@ class FakePrepared:
     pixel: tuple[int, ...] | None
     explain: bool
     warnings: tuple[ListingWarning, ...] = ()
+    bare: bool = False
 
     @property
     def situation(self) -> Situation:
         if self.title is None:
             return Situation.IMAGE
         return Situation.TITLE if self.pixel is None else Situation.IMAGE_AND_TITLE
+
+    def says(self, words: str) -> bool:
+        return self.title is not None and words in self.title
 
     @property
     def nbytes(self) -> int:
@@ -62,12 +86,40 @@ class FakePrediction:
 
     @property
     def scope(self) -> Scope:
-        agreement = 0.75 if self.listing.situation is Situation.IMAGE_AND_TITLE else None
-        return Scope(situation=self.listing.situation, familiarity=0.5, in_scope=True, agreement=agreement)
+        listing = self.listing
+        if listing.bare:
+            return Scope(situation=listing.situation, familiarity=None, in_scope=None, agreement=None)
+        familiarity = 0.001 if listing.says(UNFAMILIAR) else 0.5
+        agreement = None
+        if listing.situation is Situation.IMAGE_AND_TITLE:
+            agreement = 0.002 if self._disagrees() else 0.75
+        return Scope(
+            situation=listing.situation,
+            familiarity=familiarity,
+            in_scope=familiarity >= SCOPE_LEVEL,
+            agreement=agreement,
+        )
 
     @property
     def warnings(self) -> tuple[ListingWarning, ...]:
         return self.listing.warnings
+
+    def _disagrees(self) -> bool:
+        """Whether image and title contradict each other over the listing as a whole."""
+        attributes = any(self.listing.says(f"{task.name} {DISAGREEING}") for task in TASKS)
+        return self.listing.says(DISAGREEING) and not attributes
+
+    def _abstention(self, name: str, confidence: float, threshold: float | None) -> Abstention | None:
+        listing = self.listing
+        by_threshold = verdict(confidence, threshold)
+        if listing.says(UNFAMILIAR) and not listing.bare:
+            return Abstention.UNFAMILIAR_LISTING
+        if by_threshold is Abstention.NOT_CERTIFIED:
+            return by_threshold
+        apart = self._disagrees() or listing.says(f"{name} {DISAGREEING}")
+        if listing.situation is Situation.IMAGE_AND_TITLE and apart:
+            return Abstention.MODALITIES_DISAGREE
+        return by_threshold
 
     def attribute(self, name: str, *, target_precision: float, top_k: int) -> AttributePrediction:
         """The answer is a function of the listing alone, so that any mix-up of answers shows."""
@@ -79,14 +131,14 @@ class FakePrediction:
             (Candidate(label, weight / sum(weights)) for label, weight in zip(labels, weights, strict=True)),
             key=lambda candidate: -candidate.confidence,
         )
-        threshold = FakePredictor.threshold(name, target_precision)
+        threshold = None if listing.bare else FakePredictor.threshold(name, target_precision)
         image = {Situation.IMAGE: 1.0, Situation.TITLE: 0.0, Situation.IMAGE_AND_TITLE: digest[-1] / 255}[
             listing.situation
         ]
         return AttributePrediction(
             label=ranked[0].label,
             confidence=ranked[0].confidence,
-            abstention=verdict(ranked[0].confidence, threshold),
+            abstention=self._abstention(name, ranked[0].confidence, threshold),
             threshold=threshold,
             target_precision=target_precision,
             candidates=tuple(ranked[:top_k]),
@@ -108,21 +160,15 @@ class FakePredictor:
 
     seconds: float = 0.0
     trouble: Callable[[str | None], None] = lambda title: None
+    bare: bool = False
+    """Without a calibration and a scope gate."""
 
-    info = ModelInfo(
-        name="fake",
-        version="0123456789ab",
-        backbone="none",
-        parameters=1,
-        device="cpu",
-        dtype="float32",
-        image_size=(80, 60),
-        target_precisions=TARGETS,
-        metrics={"rows": 1},
-    )
+    info = INFO
     tasks = TASKS
 
     def __post_init__(self) -> None:
+        if self.bare:
+            self.info = replace(INFO, target_precisions=(), calibration="", scope_gate=False)
         self.batches: list[list[str | None]] = []
         self.free = threading.Event()  # cleared: batches hang until it is set
         self.free.set()
@@ -149,7 +195,8 @@ class FakePredictor:
         if image is not None:
             assert image.mode == "RGB"
             pixel = tuple(round(value) for value in ImageStat.Stat(image).mean)
-        return FakePrepared(title, pixel, explain, tuple(warnings))
+        truncated = (ListingWarning.TITLE_TRUNCATED,) if title and len(title.split()) > CONTEXT else ()
+        return FakePrepared(title, pixel, explain, (*warnings, *truncated), self.bare)
 
     def collate(self, items: Sequence[FakePrepared]) -> list[FakePrepared]:
         return list(items)

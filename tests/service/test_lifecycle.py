@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 import subprocess
@@ -87,15 +88,27 @@ async def test_a_target_precision_that_is_not_calibrated_stops_the_start() -> No
         assert "0.8" in str(client.lifecycle.failure)
 
 
-async def test_a_checkpoint_without_calibration_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dataclasses import replace  # noqa: PLC0415
-
-    class Uncalibrated(FakePredictor):
-        info = replace(FakePredictor.info, target_precisions=())
-
-    async with in_process(Uncalibrated()) as client:
+async def test_a_checkpoint_without_calibration_and_scope_gate_answers_and_says_so_at_the_start(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with in_process(FakePredictor(bare=True)) as client:
         assert (await client.classify(title="a")).status_code == 200
         check_problem(await client.classify(title="a", target_precision=0.9), 422, "invalid_request")
+    warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warned == [
+        "the checkpoint is not calibrated: it answers, but accepts nothing",
+        "the checkpoint has no scope gate: unfamiliar listings are not recognised",
+    ]
+
+
+async def test_a_complete_checkpoint_starts_without_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        async with in_process():
+            pass
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    (ready,) = [record for record in caplog.records if record.getMessage() == "ready"]
+    fields = {"model": "fake", "version": "0123456789ab", "engine": "torch", "scope_gate": True}
+    assert ready.__dict__["fields"] == fields
 
 
 async def test_when_the_inference_thread_dies_every_request_is_answered() -> None:

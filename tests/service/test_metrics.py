@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Literal
 
 import pytest
@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service.observability.logs import JsonFormatter, TextFormatter, configure
 from tests.service.conftest import Client, as_base64, encoded, in_process, on_port
-from tests.service.fake_predictor import FakePredictor
+from tests.service.fake_predictor import DISAGREEING, UNFAMILIAR, FakePredictor
 
 NAMES = {
     "cma_clip_http_requests": {"method", "route", "status"},
@@ -27,7 +27,10 @@ NAMES = {
     "cma_clip_labels": {"attribute", "label"},
     "cma_clip_confidence": {"attribute", "le"},
     "cma_clip_modality_attention": {"attribute", "modality", "le"},
-    "cma_clip_model_info": {"name", "version", "backbone", "device", "dtype"},
+    "cma_clip_model_info": {"name", "version", "backbone", "device", "dtype", "engine"},
+    "cma_clip_abstentions": {"attribute", "reason"},
+    "cma_clip_familiarity": {"situation", "le"},
+    "cma_clip_unfamiliar": {"situation"},
 }
 PNG = {"base64": as_base64(encoded())}
 FORMATS: tuple[Literal["json", "text"], ...] = ("json", "text")
@@ -77,6 +80,32 @@ async def test_series_exist_at_zero_before_anything_is_answered(client: Client) 
     text = await exposition(client)
     assert 'cma_clip_predictions_total{attribute="season",outcome="accepted"} 0.0' in text
     assert 'cma_clip_labels_total{attribute="season",label="Winter"} 0.0' in text
+    assert 'cma_clip_abstentions_total{attribute="season",reason="modalities_disagree"} 0.0' in text
+    assert 'cma_clip_unfamiliar_total{situation="image"} 0.0' in text
+    assert 'cma_clip_familiarity_bucket{le="0.01",situation="image"} 0.0' in text
+
+
+async def test_abstentions_are_counted_by_reason_and_unfamiliar_listings_by_situation(client: Client) -> None:
+    options = {"target_precision": 0.9, "attributes": ["season"]}
+    titles = [UNFAMILIAR, f"season {DISAGREEING}", f"season {DISAGREEING}"]
+    for title in titles:
+        await client.classify(title=title, image=PNG, **options)
+    await client.classify(title=UNFAMILIAR, **options)
+    for reason, count in {"unfamiliar_listing": 2, "modalities_disagree": 2, "not_certified": 0}.items():
+        assert await client.metric("cma_clip_abstentions_total", attribute="season", reason=reason) == count
+    assert await client.metric("cma_clip_abstentions_total", attribute="baseColour", reason="unfamiliar_listing") == 0
+    for situation, unfamiliar, listings in (("image_and_title", 1, 3), ("title", 1, 1), ("image", 0, 0)):
+        assert await client.metric("cma_clip_unfamiliar_total", situation=situation) == unfamiliar
+        assert await client.metric("cma_clip_familiarity_count", situation=situation) == listings
+        assert await client.metric("cma_clip_familiarity_bucket", situation=situation, le="0.01") == unfamiliar
+
+
+async def test_without_a_gate_no_familiarity_is_counted() -> None:
+    async with in_process(FakePredictor(bare=True)) as client:
+        await client.classify(title=UNFAMILIAR)
+        assert await client.metric("cma_clip_familiarity_count", situation="title") == 0
+        assert await client.metric("cma_clip_unfamiliar_total", situation="title") == 0
+        assert await client.metric("cma_clip_abstentions_total", attribute="season", reason="not_certified") == 1
 
 
 async def test_nothing_a_caller_sends_grows_the_number_of_series(client: Client) -> None:
@@ -128,24 +157,21 @@ async def test_the_sums_agree() -> None:
         await asyncio.gather(*(one(n) for n in range(200)))
         assert found.total() == 200
         assert {200, 422, 500, 503} <= set(found)
-        statuses = Counter[int]()
-        predictions = labels = confidences = batch_sizes = 0.0
+        statuses, sums = Counter[int](), defaultdict[str, float](float)
         for family in text_string_to_metric_families(await exposition(client)):
             for sample in family.samples:
+                sums[sample.name] += sample.value
                 match sample.name:
                     case "cma_clip_http_requests_total" if sample.labels["route"].startswith("/v1/classify"):
                         statuses[int(sample.labels["status"])] += int(sample.value)
-                    case "cma_clip_predictions_total":
-                        predictions += sample.value
-                    case "cma_clip_labels_total":
-                        labels += sample.value
-                    case "cma_clip_confidence_count":
-                        confidences += sample.value
-                    case "cma_clip_batch_size_sum":
-                        batch_sizes += sample.value
+                    case "cma_clip_predictions_total" if sample.labels["outcome"] == "abstained":
+                        sums["abstained"] += sample.value
         assert statuses == found
-        assert predictions / 2 == labels / 2 == confidences / 2 == answered
-        assert batch_sizes == answered  # whatever was computed was answered
+        for name in ("predictions_total", "labels_total", "confidence_count"):
+            assert sums[f"cma_clip_{name}"] / 2 == answered
+        assert sums["cma_clip_abstentions_total"] == sums["abstained"] > 0
+        assert sums["cma_clip_familiarity_count"] == answered
+        assert sums["cma_clip_batch_size_sum"] == answered  # whatever was computed was answered
         assert await client.metric("cma_clip_in_flight") == 0
         assert await client.metric("cma_clip_queue_depth") == 0
         for stage in ("queue", "inference"):

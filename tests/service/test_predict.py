@@ -12,13 +12,28 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from model.inference.predictions import AttributePrediction, Explanation, Frame, ImageExplanation, TokenWeight
+from model.inference.predictions import (
+    Abstention,
+    AttributePrediction,
+    Explanation,
+    Frame,
+    ImageExplanation,
+    ListingWarning,
+    TokenWeight,
+)
 from service.cli import main
 from service.commands import heat_map
 from service.commands import predict as oneshot
 from service.schemas import ClassifyReply
 from tests.service.conftest import encoded
-from tests.service.fake_predictor import WHOLE, FakePrediction, FakePredictor
+from tests.service.fake_predictor import (
+    CONTEXT,
+    DISAGREEING,
+    UNFAMILIAR,
+    WHOLE,
+    FakePrediction,
+    FakePredictor,
+)
 
 WEIGHTS = {"Turtle": 0.05, "Navy": 0.6, "Blue": 0.3, "Shirt": 0.05}
 TITLE = " ".join(WEIGHTS)
@@ -82,7 +97,17 @@ def reply_of(
     predictions = {
         task.name: prediction.attribute(task.name, target_precision=0.95, top_k=3) for task in predictor.tasks
     }
-    return ClassifyReply.of(None, predictor.info, predictions)
+    return ClassifyReply.of(None, predictor.info, prediction, predictions)
+
+
+def refused(title: str, *, bare: bool = False) -> ClassifyReply:
+    """What the plain fake answers for a title beside an image."""
+    predictor = FakePredictor(bare=bare)
+    (prediction,) = predictor.predict([predictor.prepare(title, Image.new("RGB", (60, 80)))])
+    predictions = {
+        task.name: prediction.attribute(task.name, target_precision=0.9, top_k=3) for task in predictor.tasks
+    }
+    return ClassifyReply.of(None, predictor.info, prediction, predictions)
 
 
 def drawn(reply: ClassifyReply, width: int = 140, **options: Any) -> str:
@@ -108,6 +133,45 @@ def test_figures_are_never_cut_and_alternatives_never_left_out(width: int) -> No
         assert "70.0%" in line
         assert line.count("%") >= 2
         assert "…" not in line
+
+
+def test_the_reason_why_a_label_is_not_accepted_is_in_the_table() -> None:
+    attribute = reply_of().attributes["season"]
+    for reason in Abstention:
+        refused = attribute.model_copy(update={"accepted": False, "abstention": reason})
+        for width in (80, 140):
+            shown = drawn(reply_of().model_copy(update={"attributes": {"season": refused}}), width)
+            (line,) = [line for line in shown.splitlines() if line.split()[:1] == ["season"] and "70.0%" in line]
+            assert oneshot.REASONS[reason] in line
+            assert "accepted" not in line
+
+
+def test_what_the_answer_is_from_and_how_familiar_is_said_below_the_table() -> None:
+    assert "Answered from image and title; familiarity 0.5; agreement of image and title 0.75\n" in drawn(reply_of())
+    assert "Answered from the title alone; familiarity 0.5\n" in drawn(reply_of(image=False))
+    assert "Answered from the image alone; familiarity 0.5\n" in drawn(reply_of(title=None))
+    for remark in ("Unfamiliar", "Contradictory", "scope gate", "title", "profile"):
+        assert remark not in drawn(reply_of(title=None))
+
+
+def test_unfamiliar_and_contradictory_listings_are_named() -> None:
+    assert "Unfamiliar: unlike the listings" in drawn(refused(UNFAMILIAR))
+    assert "familiarity 0.001" in drawn(refused(UNFAMILIAR))
+    assert "contradict each other on season." in drawn(refused(f"season {DISAGREEING}"))
+    assert "contradict each other on baseColour, season." in drawn(refused(f"shirt {DISAGREEING}"))
+    assert "Contradictory" not in drawn(refused(f"{UNFAMILIAR} {DISAGREEING}"))
+
+
+def test_a_checkpoint_without_a_scope_gate_is_named() -> None:
+    shown = drawn(refused("shirt", bare=True))
+    assert "has no scope gate" in shown
+    assert "familiarity" not in shown
+
+
+def test_warnings_are_written_out() -> None:
+    shown = " ".join(drawn(reply_of().model_copy(update={"warnings": list(ListingWarning)}), 80).split())
+    assert all(said in shown for said in oneshot.WARNINGS.values())
+    assert "its end was cut" in drawn(refused("word " * (CONTEXT + 1)))
 
 
 def test_the_threshold_is_marked_on_the_bar() -> None:

@@ -16,9 +16,10 @@ import pytest
 from PIL import Image
 
 from tests.service.conftest import Client, as_base64, encoded, in_process, until
-from tests.service.fake_predictor import FakePredictor, FakePrepared
+from tests.service.fake_predictor import CONTEXT, DISAGREEING, UNFAMILIAR, FakePredictor, FakePrepared
 
 PNG = {"base64": as_base64(encoded())}
+MODEL = {"name": "fake", "version": "0123456789ab", "engine": "torch", "calibration": "ba9876543210"}
 
 
 def check_problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
@@ -40,17 +41,21 @@ async def test_a_listing_is_answered_for_every_attribute_by_default(client: Clie
     assert response.status_code == 200, response.text
     assert response.headers["content-type"] == "application/json"
     body = response.json()
-    assert set(body) == {"id", "model", "attributes"}
+    assert set(body) == {"id", "model", "scope", "warnings", "attributes"}
     assert body["id"] == "sku-1"
-    assert body["model"] == {"name": "fake", "version": "0123456789ab"}
+    assert body["model"] == MODEL
+    assert body["scope"] == {"situation": "image_and_title", "familiarity": 0.5, "in_scope": True, "agreement": 0.75}
+    assert body["warnings"] == []
     assert set(body["attributes"]) == {"baseColour", "season"}
     colour = body["attributes"]["baseColour"]
     assert set(colour) == {
-        "label", "confidence", "accepted", "threshold", "target_precision", "candidates", "modality_attention",
+        "label", "confidence", "accepted", "abstention", "threshold", "target_precision", "candidates",
+        "modality_attention",
     }  # fmt: skip
     assert colour["candidates"][0] == {"label": colour["label"], "confidence": colour["confidence"]}
     assert len(colour["candidates"]) == 3
     assert colour["accepted"] == (colour["confidence"] >= colour["threshold"])
+    assert colour["abstention"] == (None if colour["accepted"] else "low_confidence")
     assert colour["target_precision"] == 0.95
     assert set(colour["modality_attention"]) == {"image", "text"}
 
@@ -65,6 +70,52 @@ async def test_one_modality_is_enough(client: Client, listing: dict[str, Any], a
     assert body["attributes"]["season"]["modality_attention"] == attention
 
 
+@pytest.mark.parametrize(("listing", "situation"), [({"title": "Navy shirt"}, "title"), ({"image": PNG}, "image")])
+async def test_the_scope_says_what_the_answer_is_from(client: Client, listing: dict[str, Any], situation: str) -> None:
+    scope = (await client.classify(**listing)).json()["scope"]
+    assert scope == {"situation": situation, "familiarity": 0.5, "in_scope": True, "agreement": None}
+
+
+@pytest.mark.parametrize("target_precision", [0.9, 0.99])
+async def test_of_an_unfamiliar_listing_nothing_is_accepted(client: Client, target_precision: float) -> None:
+    body = (await client.classify(title=UNFAMILIAR, image=PNG, target_precision=target_precision)).json()
+    assert (body["scope"]["familiarity"], body["scope"]["in_scope"]) == (0.001, False)
+    for attribute in body["attributes"].values():
+        assert (attribute["accepted"], attribute["abstention"]) == (False, "unfamiliar_listing")
+
+
+async def test_image_and_title_may_contradict_each_other_over_all_or_on_one_attribute(client: Client) -> None:
+    async def reasons(title: str, **options: Any) -> tuple[float | None, dict[str, str | None]]:
+        body = (await client.classify(title=title, target_precision=0.9, **options)).json()
+        return body["scope"]["agreement"], {name: each["abstention"] for name, each in body["attributes"].items()}
+
+    everything = dict.fromkeys(("baseColour", "season"), "modalities_disagree")
+    assert await reasons(f"shirt {DISAGREEING}", image=PNG) == (0.002, everything)
+    agreement, found = await reasons(f"season {DISAGREEING}", image=PNG)
+    assert (agreement, found["season"]) == (0.75, "modalities_disagree")
+    assert found["baseColour"] != "modalities_disagree"
+    agreement, found = await reasons(f"shirt {DISAGREEING}")
+    assert agreement is None
+    assert "modalities_disagree" not in found.values()
+
+
+async def test_a_truncated_title_is_said(client: Client) -> None:
+    assert (await client.classify(title="shirt " * (CONTEXT + 1))).json()["warnings"] == ["title_truncated"]
+    assert (await client.classify(title="shirt " * CONTEXT)).json()["warnings"] == []
+
+
+async def test_without_a_gate_and_a_calibration_the_answer_says_so() -> None:
+    async with in_process(FakePredictor(bare=True)) as client:
+        body = (await client.classify(title="shirt", image=PNG)).json()
+        assert body["scope"] == {
+            "situation": "image_and_title", "familiarity": None, "in_scope": None, "agreement": None,
+        }  # fmt: skip
+        assert body["model"]["calibration"] is None
+        assert {each["abstention"] for each in body["attributes"].values()} == {"not_certified"}
+        model = (await client.get("/v1/model")).json()
+        assert (model["scope_gate"], model["calibration"]) == (False, None)
+
+
 async def test_a_blank_title_beside_an_image_counts_as_none(client: Client) -> None:
     blank, none = [(await client.classify(title=title, image=PNG)).json() for title in (" \n ", None)]
     assert blank == none
@@ -76,7 +127,7 @@ async def test_options_choose_what_is_answered(client: Client) -> None:
     assert list(body["attributes"]) == ["season"]
     season = body["attributes"]["season"]
     assert season["threshold"] is None
-    assert not season["accepted"]
+    assert (season["accepted"], season["abstention"]) == (False, "not_certified")
     assert season["target_precision"] == 0.99
     assert len(season["candidates"]) == 1
     frame = {"left": 0.0, "top": 0.0, "right": 1.0, "bottom": 1.0}
@@ -113,8 +164,8 @@ async def test_attributes_and_model_are_described(client: Client) -> None:
         },
     }
     assert (await client.get("/v1/model")).json() == {
-        "name": "fake", "version": "0123456789ab", "backbone": "none", "parameters": 1, "device": "cpu",
-        "dtype": "float32", "image_size": [80, 60], "target_precisions": [0.9, 0.95, 0.99], "metrics": {"rows": 1},
+        **MODEL, "scope_gate": True, "backbone": "none", "parameters": 1, "device": "cpu", "dtype": "float32",
+        "image_size": [80, 60], "target_precisions": [0.9, 0.95, 0.99], "metrics": {"rows": 1},
     }  # fmt: skip
 
 
@@ -544,11 +595,11 @@ class SlowToPrepare(FakePredictor):
         self.may_prepare.set()  # for the listing that the service warms up with
         self.inside: set[int] = set()
 
-    def prepare(self, title: str | None, image: Image.Image | None, *, explain: bool = False) -> FakePrepared:
+    def prepare(self, title: str | None, image: Image.Image | None, **options: Any) -> FakePrepared:
         self.inside.add(threading.get_ident())
         assert self.may_prepare.wait(10)
         self.inside.discard(threading.get_ident())
-        return super().prepare(title, image, explain=explain)
+        return super().prepare(title, image, **options)
 
 
 async def test_listings_are_prepared_by_few_threads_off_the_event_loop() -> None:

@@ -4,7 +4,7 @@ import { Problem, service } from "./api.js";
 import { writeCsv } from "./csv.js";
 import { $, element, percent, plural, readable, save, segments } from "./dom.js";
 import { chosenFiles, listingsOf } from "./files.js";
-import { reason } from "./predictions.js";
+import { reason, shortReason } from "./predictions.js";
 import * as problems from "./problems.js";
 import { sendAll } from "./sender.js";
 
@@ -12,6 +12,7 @@ const PAGE = 25;
 const FILTERS = {
   all: ["All", () => true],
   abstained: ["Abstained", (predictions) => predictions.some(({ accepted }) => !accepted)],
+  unfamiliar: ["Unfamiliar", (predictions) => predictions.some(({ abstention }) => abstention === "unfamiliar_listing")],
   accepted: ["Accepted", (predictions) => predictions.length > 0 && predictions.every(({ accepted }) => accepted)],
   failed: ["Failed", null],
 };
@@ -192,6 +193,9 @@ const thumbnail = ({ image }) => {
   return element("img", { src: url, alt: "", width: 36, height: 48 });
 };
 
+const confidenceCell = ({ abstention, confidence }) =>
+  `${percent(confidence, 0)}${abstention === null ? "" : `, ${shortReason(abstention)}`}`;
+
 const resultCells = (result) => {
   const colSpan = Math.max(1, names.length);
   if (!result) return [element("td", { colSpan, className: "none", textContent: "waiting" })];
@@ -202,7 +206,7 @@ const resultCells = (result) => {
       "td",
       { className: prediction.accepted ? "accepted" : "abstained", title: reason(prediction) },
       element("span", { className: "cell-label", textContent: prediction.label }),
-      element("span", { className: "number", textContent: `${percent(prediction.confidence, 0)}${prediction.accepted ? "" : ", abstained"}` }),
+      element("span", { className: "number", textContent: confidenceCell(prediction) }),
     );
   });
 };
@@ -211,22 +215,25 @@ const resultCells = (result) => {
 
 /** The table with the columns that `cma-clip label` writes. */
 const table = () => {
-  const header = names.flatMap((name) => [name, `${name}_confidence`, `${name}_accepted`, `${name}_image_weight`]);
+  const columns = ["", "_confidence", "_accepted", "_abstention", "_image_weight"];
+  const header = names.flatMap((name) => columns.map((column) => `${name}${column}`));
   const rows = jobs
     .filter(({ result }) => result)
     .map(({ listing, result }) => [
       listing.id,
       ...names.flatMap((name) => {
         const prediction = result.attributes?.[name];
-        if (!prediction) return ["", "", "", ""];
-        return [prediction.label, round(prediction.confidence), prediction.accepted, round(prediction.modality_attention.image)];
+        if (!prediction) return columns.map(() => "");
+        const { label, confidence, accepted, abstention, modality_attention: weights } = prediction;
+        return [label, round(confidence), accepted, abstention, round(weights.image)];
       }),
+      round(result.scope?.familiarity ?? null),
       result.error ? `${result.error.code}: ${result.error.detail}` : "",
     ]);
-  return [["id", ...header, "error"], ...rows];
+  return [["id", ...header, "familiarity", "error"], ...rows];
 };
 
-const round = (value) => Number(value.toFixed(6));
+const round = (value) => (value === null ? "" : Number(value.toFixed(6)));
 
 // ── initialisation ─────────────────────────────────────────────────────────────────────────────────────────
 

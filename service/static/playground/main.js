@@ -85,8 +85,9 @@ const showKeyForm = () => {
   $("key").setAttribute("aria-invalid", String(Boolean(rejected)));
 };
 
-const describe = ({ name, version, backbone, parameters, device, dtype }) =>
-  `${name} ${version} · ${backbone} · ${(parameters / 1e6).toFixed(1)} million parameters · ${device}, ${dtype}`;
+const describe = ({ name, version, engine, backbone, parameters, device, dtype, scope_gate: gate }) =>
+  `${name} ${version} · ${backbone} · ${(parameters / 1e6).toFixed(1)} million parameters · ${engine} on ${device}, ${dtype}` +
+  (gate ? "" : " · without a scope gate: unfamiliar listings are not recognised");
 
 let loading = null;
 

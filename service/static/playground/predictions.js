@@ -23,11 +23,28 @@ export const verdict = (accepted) =>
     accepted ? "Accepted" : "Abstained",
   );
 
-/** One line that says why a label was accepted or not. */
-export const reason = ({ confidence, threshold, target_precision: target }) => {
-  if (threshold === null) return `No threshold certified at ${shortPercent(target)} precision`;
-  const minimum = threshold < 0.0005 ? "no minimum" : `minimum ${percent(threshold)}`;
-  return `Confidence ${percent(confidence)} (${minimum})`;
+/** Why a label is not accepted, in a word or two. A reason that this page doesn't know is shown as it is. */
+export const shortReason = (abstention) =>
+  ({
+    unfamiliar_listing: "unfamiliar",
+    not_certified: "not certified",
+    modalities_disagree: "contradictory",
+    low_confidence: "low confidence",
+  })[abstention] ?? abstention.replaceAll("_", " ");
+
+const REASONS = {
+  unfamiliar_listing: () => "The listing is unfamiliar",
+  not_certified: ({ target_precision: target }) => `No threshold certified at ${shortPercent(target)} precision`,
+  modalities_disagree: () => "Image and title contradict each other",
+  low_confidence: () => "Confidence below the minimum",
+};
+
+/** One line that says why a label was accepted or not, with the confidence. */
+export const reason = (prediction) => {
+  const { abstention, confidence, threshold } = prediction;
+  const minimum = threshold === null ? "" : ` (${threshold < 0.0005 ? "no minimum" : `minimum ${percent(threshold)}`})`;
+  const figures = `Confidence ${percent(confidence)}${minimum}`;
+  return abstention === null ? figures : `${REASONS[abstention]?.(prediction) ?? shortReason(abstention)}. ${figures}`;
 };
 
 const bar = (prediction) => {

@@ -5,6 +5,7 @@ import { $, element, plural, segments, shortPercent, tabs } from "./dom.js";
 import { describe, drawHeatMap, drawWords } from "./explanation.js";
 import { row } from "./predictions.js";
 import * as problems from "./problems.js";
+import { remarkItem, remarksOf } from "./remarks.js";
 import { curl, pythonCode } from "./snippets.js";
 
 const TYPING_MS = 300;
@@ -175,6 +176,7 @@ const clear = () => {
   Object.assign(answer, { attributes: null, request: null, reply: null });
   answer.rows.clear();
   $("predictions").replaceChildren();
+  $("remarks").replaceChildren();
   $("predictions").setAttribute("aria-busy", "false");
   $("predictions-title").textContent = "Attributes";
   $("predictions-hint").hidden = false;
@@ -190,6 +192,7 @@ const show = (request, reply, milliseconds) => {
     Object.entries(reply.attributes).map(([name, prediction]) => [name, row(name, prediction, describe(prediction))]),
   );
   $("predictions").replaceChildren(...[...answer.rows.values()].map(({ item }) => item));
+  $("remarks").replaceChildren(...remarksOf(reply).map(remarkItem));
   $("predictions").setAttribute("aria-busy", "false");
   for (const [name, { item, button }] of answer.rows) listen(name, item, button);
   answer.rows.get(focused)?.button.focus();
@@ -205,7 +208,8 @@ const summarise = (milliseconds) => {
   const target = predictions.length ? ` at ${shortPercent(predictions[0].target_precision)} precision` : "";
   $("predictions-title").textContent = `${accepted} of ${plural(predictions.length, "attribute")} accepted${target}`;
   $("predictions-hint").hidden = true;
-  $("announce").textContent = `${$("predictions-title").textContent}, in ${Math.round(milliseconds)} milliseconds.`;
+  const remarks = remarksOf(answer.reply).map(({ title, text }) => ` ${title}: ${text}`).join("");
+  $("announce").textContent = `${$("predictions-title").textContent}, in ${Math.round(milliseconds)} milliseconds.${remarks}`;
 };
 
 const listen = (name, item, button) => {

@@ -41,6 +41,6 @@ export const pythonCode = ({ path, json, fields, file }, origin, keyed) => {
     `response = httpx.post(\n    ${python(new URL(path, origin).href)},\n${headers}${body})\n` +
     "response.raise_for_status()\n" +
     'for name, answer in response.json()["attributes"].items():\n' +
-    '    print(name, answer["label"] if answer["accepted"] else "(abstained)", answer["confidence"])\n'
+    '    print(name, answer["label"], answer["confidence"], answer["abstention"] or "accepted")\n'
   );
 };

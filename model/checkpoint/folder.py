@@ -215,7 +215,7 @@ def write_calibration(checkpoint: Checkpoint, calibration: Calibration, gate: Ga
         raise CheckpointError(f"{folder / SCOPE} cannot be written: {error}") from error
     record = GateRecord(
         digest=weights_version(folder / SCOPE),
-        scope_level={situation: scope.level for situation, scope in gate.scopes.items()},
+        scope_level={situation: scope.level for situation, scope in gate.scopes.gates.items()},
         conflict_level=gate.conflict.level if gate.conflict else None,
     )
     calibration = dataclasses.replace(calibration, gate=record)

@@ -6,21 +6,26 @@ nothing.
 
 from __future__ import annotations
 
-import hashlib
+import random
 from collections.abc import Mapping
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from rich.console import Console
 
 from model.catalogue.listings import Catalogue
 from model.catalogue.splits import Part
 from model.evaluation.heldout import HeldOut, Ints, Temperatures, collect, evidence
 from model.inference.predictions import RawPredictor
+from model.inputs.decode import decode_image
+from model.inputs.outliers import Family, draw_outliers
 from model.situations import Situation
 from model.trust.conflict import Conflict, fit_conflict, log_similarity
-from model.trust.conformal import one_of_each_group
+from model.trust.conformal import one_per_group
 from model.trust.gate import Gate
+from model.trust.scope import Features, KnownWords, ScopeGates, features_of, fit_scope, joined_features
 
 SCOPE_LEVEL = 0.01
 """The share of listings like the catalogue's that may be taken for unfamiliar ones."""
@@ -29,8 +34,17 @@ CONFLICT_LEVEL = 0.01
 """The share of listings whose image and title may be taken to contradict each other, and once more for each attribute.
 """
 
-TRAINING_SAMPLE = 5_000
-"""How many training listings are looked at."""
+TRAINING_SAMPLE = 6_000
+"""How many training listings are looked at, one of each group, at most."""
+
+OUTLIERS = 2_000
+"""How many listings are made up, at most: no more than there are training listings to tell them from."""
+
+PHOTOS = 50
+"""Some kinds of made-up images are made from so many of the catalogue's own."""
+
+FEWEST = 20
+"""A situation has a scope where so many groups of training listings, and of validation listings, have it."""
 
 
 def fit_gate(
@@ -42,10 +56,55 @@ def fit_gate(
     level: float,
     console: Console,
 ) -> Gate:
-    """Fit scope and conflict; validation: the validation part's listings, computed in every situation."""
-    sample = sorted(catalogue.part(Part.TRAIN), key=lambda listing: hashlib.sha256(listing.id.encode()).digest())
-    training = collect(predictor, catalogue, sample[:TRAINING_SAMPLE], console=console, what="training listings")
-    return Gate(scopes={}, conflict=_fit_conflict(training, validation, temperatures))
+    """Fit scope and conflict; validation: the validation part's listings, computed in every situation.
+
+    A situation with too few listings (`FEWEST`) has no scope, and `console` says so.
+    """
+    listings = catalogue.part(Part.TRAIN)
+    chosen = [listings[row] for row in one_per_group([each.id for each in listings], [each.group for each in listings])]
+    training = collect(predictor, catalogue, chosen[:TRAINING_SAMPLE], console=console, what="training listings")
+    words = KnownWords.of(listing.title for listing in chosen if listing.title)
+    made_up = _made_up(predictor, catalogue, training, words)
+    gates = {}
+    for situation in Situation:
+        known, held_out = _features(training[situation], situation, words), validation[situation]
+        references = _references(held_out)
+        if min(len(known), len(references)) < FEWEST:
+            console.print(
+                f"{situation}: too few listings to tell unfamiliar ones by ({len(known)} of the train part, "
+                f"{len(references)} of the validation part, one for each group; {FEWEST} are needed)"
+            )
+            continue
+        clean = _features(held_out, situation, words)[references]
+        gates[situation] = fit_scope(known, made_up[situation], clean, level=level)
+    return Gate(scopes=ScopeGates(words=words, gates=gates), conflict=_fit_conflict(training, validation, temperatures))
+
+
+def _references(held_out: HeldOut) -> NDArray[np.intp]:
+    """Return the positions of one listing of each group, ascending."""
+    return np.sort(one_per_group([listing.id for listing in held_out.listings], held_out.group.tolist()))
+
+
+def _features(held_out: HeldOut, situation: Situation, words: KnownWords) -> Features:
+    return features_of(situation, held_out.embeddings, held_out.logits, words.unseen(held_out.titles))
+
+
+def _made_up(
+    predictor: RawPredictor, catalogue: Catalogue, training: Mapping[Situation, HeldOut], words: KnownWords
+) -> Mapping[Situation, Features]:
+    """Return the features of made-up listings, unlike any of a catalogue, in every situation."""
+    rng = random.Random(0)  # noqa: S311 - a sample, no secret
+    n = min(OUTLIERS, max(FEWEST, *(len(each.listings) for each in training.values())))
+    names = [listing.image for listing in training[Situation.IMAGE].listings[:PHOTOS] if listing.image]
+    photos = [decode_image(catalogue.image_bytes(name), predictor.info.image_size) for name in names]
+    plain = [Image.new("RGB", (60, 80), "white")]
+    parts: dict[Situation, list[Features]] = {situation: [] for situation in Situation}
+    drawn = draw_outliers(Family.FITTING, n, rng, photos or plain)
+    while batch := [predictor.prepare(each.title, each.image) for each in islice(drawn, 64)]:
+        for situation, outputs in predictor.outputs(predictor.collate(batch)).items():
+            raw = outputs.raw
+            parts[situation].append(features_of(situation, raw.embeddings, raw.logits, words.unseen(outputs.titles)))
+    return {situation: joined_features(each) for situation, each in parts.items()}
 
 
 def _fit_conflict(
@@ -54,8 +113,7 @@ def _fit_conflict(
     """Fit what tells contradictions; None where no listing has both modalities."""
     if not all(part[Situation.IMAGE_AND_TITLE].listings for part in (training, validation)):
         return None
-    listings = validation[Situation.IMAGE_AND_TITLE]
-    references = one_of_each_group([listing.id for listing in listings.listings], listings.group)
+    references = _references(validation[Situation.IMAGE_AND_TITLE])
     shifted = _other_titles(training[Situation.IMAGE_AND_TITLE].group)
     return fit_conflict(
         _similarity(training, temperatures),

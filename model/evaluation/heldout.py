@@ -28,7 +28,6 @@ from model.situations import Situation
 from model.tasks import Task
 from model.trust.calibration import softmax
 from model.trust.gate import Evidence, Gate, Judgement, open_gate
-from model.trust.scope import Features
 
 Ints = NDArray[np.int64]
 
@@ -82,8 +81,8 @@ class HeldOut:
     """Weights of image and text, [n, T, 2]."""
     embeddings: NDArray[np.float32]
     """Aggregated embeddings of image and text, [n, 2, D]."""
-    words: tuple[tuple[str, ...], ...]
-    """Of the titles, n of them; empty where the situation has none."""
+    titles: tuple[str | None, ...]
+    """n of them, None where the situation has none."""
 
     def labels(self, task: Task) -> NDArray[np.int64]:
         """Return the true class indices [n], as `Task.encode` gives them."""
@@ -93,18 +92,12 @@ class HeldOut:
         """Return the logits [n, C_t] of one attribute."""
         return self.logits[self.tasks.index(task)]
 
-    def features(self, rows: Ints) -> Features:
-        """Return what the familiarity of the listings at `rows` is measured by."""
-        return Features(
-            embeddings=self.embeddings[rows],
-            logits=tuple(logits[rows] for logits in self.logits),
-            words=[self.words[row] for row in rows],
-        )
-
     def evidence(self, temperatures: Mapping[str, float], rows: Ints) -> Evidence:
         """Return what the gate judges the listings at `rows` by; temperatures: of each attribute."""
         return Evidence(
-            features=self.features(rows),
+            embeddings=self.embeddings[rows],
+            logits=tuple(logits[rows] for logits in self.logits),
+            titles=[self.titles[row] for row in rows.tolist()],
             confidences=tuple(
                 softmax(np.ascontiguousarray(logits[rows]), temperatures[task.name])
                 for task, logits in zip(self.tasks, self.logits, strict=True)
@@ -192,7 +185,7 @@ def _held_out(
         ),
         attention=np.concatenate([np.empty((0, len(tasks), 2)), *(each.attention for each in raw)], dtype=np.float64),
         embeddings=np.concatenate([each.embeddings for each in raw]) if raw else np.empty((0, 2, 0), np.float32),
-        words=tuple(words for _, outputs in parts for words in outputs.words),
+        titles=tuple(title for _, outputs in parts for title in outputs.titles),
     )
 
 

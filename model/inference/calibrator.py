@@ -29,7 +29,6 @@ from model.situations import Situation
 from model.tasks import Task
 from model.trust.calibration import Calibration, softmax
 from model.trust.gate import Evidence, Gate, Judgement, open_gate
-from model.trust.scope import Features
 
 _INDEX = {situation: index for index, situation in enumerate(Situation)}
 
@@ -149,12 +148,14 @@ class Calibrator:
     def _evidence(self, situation: Situation, outputs: SituationOutputs) -> Evidence:
         raw, index = outputs.raw, _INDEX[situation]
         return Evidence(
-            features=Features(embeddings=raw.embeddings, logits=raw.logits, words=outputs.words),
+            embeddings=raw.embeddings,
+            logits=raw.logits,
             # Rows that are contiguous in memory are summed in the same order whatever the size of the batch.
             confidences=tuple(
                 softmax(np.ascontiguousarray(logits), rules.temperature[index])
                 for rules, logits in zip(self._rules, raw.logits, strict=True)
             ),
+            titles=outputs.titles,
         )
 
     def _answer(
@@ -195,7 +196,7 @@ def _select(evidence: Evidence, outputs: SituationOutputs, rows: Sequence[int]) 
     places = np.searchsorted(outputs.rows, rows)
     if len(places) == len(outputs.rows):
         return _Part(evidence, outputs.raw.attention)
-    return _Part(evidence.select(places), outputs.raw.attention[places])
+    return _Part(evidence[places], outputs.raw.attention[places])
 
 
 def _scope(given: Situation, judged: Judgement, row: int) -> Scope:

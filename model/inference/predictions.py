@@ -84,8 +84,8 @@ class SituationOutputs:
     """Their places in the batch, ascending, `[n]`."""
     raw: RawOutputs
     """Of these n listings."""
-    words: tuple[tuple[str, ...], ...]
-    """The words of their titles, n of them; empty where the situation has no title."""
+    titles: tuple[str | None, ...]
+    """n of them, None where the situation has none."""
 
 
 class Abstention(StrEnum):

@@ -258,7 +258,7 @@ class Predictor:
                     found[situation] = SituationOutputs(
                         rows=np.array(rows, dtype=np.intp),
                         raw=self._fuse(of_image, of_title, rows),
-                        words=tuple(title.words if title else () for title in titles),
+                        titles=tuple(" ".join(title.words) if title else None for title in titles),
                     )
         return found
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.trust.conformal import p_values, usable_level
-from model.trust.logistic import fit_logistic
+from model.trust.scope import fit_weights
 
 Floats = NDArray[np.float64]
 
@@ -47,13 +47,13 @@ class Conflict:
     weights: Floats
     """How much each attribute counts, `[T]`, at least 0."""
     reference: Floats
-    """The weighted log similarity of each reference listing, ascending `[R]`."""
+    """The weighted log similarity of each reference listing, negated, ascending `[R]`."""
     limits: Floats
     """The least log similarity of each attribute that is no contradiction, `[T]`; minus infinity for never."""
 
     def agreement(self, log_similarity: Floats) -> Floats:
         """Return the conformal p-value of each listing, `[n]` in (0, 1], from its log similarities `[n, T]`."""
-        return p_values(self.reference, (log_similarity * self.weights).sum(axis=1))
+        return p_values(self.reference, -(log_similarity * self.weights).sum(axis=1))
 
     def contradicts(self, log_similarity: Floats) -> NDArray[np.bool_]:
         """Return on which attributes image and title contradict each other, `[n, T]`.
@@ -71,10 +71,10 @@ def fit_conflict(matched: Floats, mismatched: Floats, reference: Floats, level: 
     reference: of clean listings that were not trained on, one of each group, `[R, T]`. level: the share of clean
     listings that may be taken for contradictions, and once more for each attribute.
     """
-    weights = np.maximum(0.0, fit_logistic(mismatched, matched)[1:])
+    weights = fit_weights(list(-matched.T), list(-mismatched.T))
     if not weights.any():  # nothing to tell them by
         weights = np.ones(reference.shape[1])
-    whole = np.sort((reference * weights).sum(axis=1))
+    whole = np.sort(-(reference * weights).sum(axis=1))
     conflict = Conflict(
         level=usable_level(level, len(reference)),
         weights=weights,

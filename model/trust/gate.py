@@ -8,7 +8,7 @@ Maths on numpy; no torch, no files. Shapes: n listings, T attributes, C_t labels
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 
 from model.situations import Situation
 from model.trust.conflict import Conflict, log_similarity
-from model.trust.scope import Features, Scope
+from model.trust.scope import ScopeGates, features_of
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
+
+CONFLICT_ARRAYS = ("weights", "reference", "limits")
 
 FAMILIAR_IMAGE = 0.2
 """The least familiarity of an image that is believed beside an unfamiliar title. An image alone tells unfamiliar
@@ -31,13 +33,23 @@ products less well than both together, so it has to be quite ordinary."""
 class Evidence:
     """What n listings look like in one situation: what their familiarity is measured by, and their predictions."""
 
-    features: Features
+    embeddings: NDArray[np.float32]
+    """The aggregated embeddings of image and text, `[n, 2, D]`."""
+    logits: tuple[NDArray[np.float32], ...]
+    """Per attribute `[n, C_t]`, before calibration."""
     confidences: tuple[Floats, ...]
     """Calibrated, per attribute `[n, C_t]`."""
+    titles: Sequence[str | None]
+    """n of them, None where the situation has none."""
 
-    def select(self, rows: NDArray[np.intp]) -> Evidence:
+    def __getitem__(self, rows: NDArray[np.integer[Any]]) -> Evidence:
         """Return the listings at `rows`."""
-        return Evidence(features=self.features.select(rows), confidences=tuple(each[rows] for each in self.confidences))
+        return Evidence(
+            embeddings=self.embeddings[rows],
+            logits=tuple(each[rows] for each in self.logits),
+            confidences=tuple(each[rows] for each in self.confidences),
+            titles=[self.titles[row] for row in rows.tolist()],
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +77,9 @@ class Judgement:
 class Gate:
     """Scope and conflict of a checkpoint; a situation that could not be fitted has no scope."""
 
-    scopes: Mapping[Situation, Scope]
+    scopes: ScopeGates
     conflict: Conflict | None
+    """None where no listing has both modalities."""
 
     def judge(self, given: Situation, evidence: Mapping[Situation, Evidence]) -> Judgement:
         """Judge listings that have the modalities of `given`.
@@ -93,41 +106,31 @@ class Gate:
 
     def to_arrays(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Return arrays by name and a description in JSON types, from which `from_arrays` makes an equal gate."""
-        arrays: dict[str, NDArray[Any]] = {}
-        description: dict[str, Any] = {"scopes": {}, "conflict": None}
-        for situation, scope in self.scopes.items():
-            of_scope, description["scopes"][situation.value] = scope.to_arrays()
-            arrays |= {f"{situation}.{name}": array for name, array in of_scope.items()}
+        arrays = dict(self.scopes.arrays)
+        description: dict[str, Any] = {"scope": self.scopes.options, "conflict": None}
         if self.conflict is not None:
-            of_conflict = {name: getattr(self.conflict, name) for name in ("weights", "reference", "limits")}
-            arrays |= {f"conflict.{name}": array for name, array in of_conflict.items()}
+            arrays |= {f"conflict.{name}": getattr(self.conflict, name) for name in CONFLICT_ARRAYS}
             description["conflict"] = {"level": self.conflict.level}
         return arrays, description
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], description: Mapping[str, Any]) -> Self:
-        """Raises `KeyError`, `TypeError` or `ValueError` for anything but what `to_arrays` returns."""
-
-        def of(prefix: str) -> dict[str, NDArray[Any]]:
-            start = f"{prefix}."
-            return {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}
-
+        """Raises `CheckpointError`, `KeyError`, `TypeError` or `ValueError` for what `to_arrays` does not return."""
         conflict = description["conflict"]
+        parts = {name: arrays[f"conflict.{name}"] for name in CONFLICT_ARRAYS} if conflict is not None else {}
         return cls(
-            scopes={
-                Situation(situation): Scope.from_arrays(of(situation), scope)
-                for situation, scope in description["scopes"].items()
-            },
-            conflict=None if conflict is None else Conflict(level=float(conflict["level"]), **of("conflict")),
+            scopes=ScopeGates.load(arrays, description["scope"]),
+            conflict=None if conflict is None else Conflict(level=float(conflict["level"]), **parts),
         )
 
     def _familiarity(
         self, situation: Situation, evidence: Mapping[Situation, Evidence], n: int
     ) -> tuple[Floats, Bools]:
-        scope = self.scopes.get(situation)
+        scope, own = self.scopes.gates.get(situation), evidence[situation]
         if scope is None:
             return np.full(n, np.nan), np.ones(n, np.bool_)
-        familiarity = scope.p_values(evidence[situation].features)
+        unseen = self.scopes.words.unseen(own.titles)
+        familiarity = scope.p_values(features_of(situation, own.embeddings, own.logits, unseen))
         return familiarity, familiarity >= scope.level
 
 

@@ -118,8 +118,8 @@ class ColourReader:
                 if (image is not None or not uses_image) and (title is not None or not uses_title)
             ]
             chosen = [(batch[row][0] if uses_title else None, batch[row][1] if uses_image else None) for row in rows]
-            words = tuple(tuple(title.split()) if title else () for title, _ in chosen)
-            found[situation] = SituationOutputs(np.array(rows, dtype=np.intp), self._raw(chosen), words)
+            titles = tuple(title for title, _ in chosen)
+            found[situation] = SituationOutputs(np.array(rows, dtype=np.intp), self._raw(chosen), titles)
         return found
 
     def _raw(self, batch: Sequence[tuple[str | None, Any]]) -> RawOutputs:

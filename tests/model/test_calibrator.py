@@ -84,7 +84,7 @@ def outputs_of(raw: RawOutputs, situations: list[Situation]) -> dict[Situation, 
     for situation in Situation:
         own = {situation} if situation is Situation.IMAGE_AND_TITLE else {situation, Situation.IMAGE_AND_TITLE}
         rows = [row for row, given in enumerate(situations) if given in own]
-        outputs[situation] = SituationOutputs(np.array(rows, np.intp), selected(raw, rows), ((),) * len(rows))
+        outputs[situation] = SituationOutputs(np.array(rows, np.intp), selected(raw, rows), (None,) * len(rows))
     return outputs
 
 

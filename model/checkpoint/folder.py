@@ -31,6 +31,7 @@ from torch import nn
 
 from model.config import ModelConfig, from_json, to_json
 from model.errors import CheckpointError, ConfigError
+from model.situations import Situation
 from model.tasks import Task
 from model.trust.calibration import Calibration, GateRecord
 from model.trust.gate import Gate
@@ -237,8 +238,12 @@ def _load_gate(checkpoint: Checkpoint) -> Gate | None:
         gate = Gate.from_arrays(arrays, json.loads(metadata["gate"]))
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
-    if gate.conflict is not None and len(gate.conflict.limits) != len(checkpoint.tasks):
-        raise CheckpointError(f"{path} and {CONFIG} differ in the number of attributes")
+    width = checkpoint.config.fusion.width
+    if (gate.conflict is not None and len(gate.conflict.limits) != len(checkpoint.tasks)) or any(
+        len(scope.direction) != width * (2 if situation is Situation.IMAGE_AND_TITLE else 1)
+        for situation, scope in gate.scopes.gates.items()
+    ):
+        raise CheckpointError(f"{path} and {CONFIG} differ in the number of attributes, or the fusion's width")
     return gate
 
 

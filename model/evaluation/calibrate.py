@@ -19,7 +19,7 @@ from model.inference.predictions import RawPredictor
 from model.inference.predictor import Predictor
 from model.situations import Situation
 from model.tasks import Task
-from model.trust.calibration import AttributeCalibration, Calibration, fit_temperature
+from model.trust.calibration import AttributeCalibration, Calibration, GateRecord, fit_temperature
 from model.trust.certificates import METHOD, certify, certify_labels
 from model.trust.gate import Gate
 
@@ -202,9 +202,18 @@ def calibration_table(calibration: Calibration) -> Table:
                 ]
             table.add_row(situation, attribute, f"{calibrated.temperature:.2f}", *cells)
         table.add_section()
+    captions = [_gate_caption(calibration.gate)] if calibration.gate else []
     if per_label:
-        table.caption = "in brackets: labels with a threshold of their own + labels that abstain; the rest fall back"
+        captions.append("in brackets: labels with a threshold of their own + labels that abstain; the rest fall back")
+    table.caption = "\n".join(captions) or None
     return table
+
+
+def _gate_caption(gate: GateRecord) -> str:
+    """Say from which p-values on a listing is unfamiliar, or its image and title contradict each other."""
+    levels = ", ".join(f"{situation} {level:.3g}" for situation, level in gate.scope_level.items()) or "never"
+    conflict = "never" if gate.conflict_level is None else f"{gate.conflict_level:.3g}"
+    return f"unfamiliar below a familiarity of: {levels}; contradictory below an agreement of: {conflict}"
 
 
 def _label_counts(calibrated: AttributeCalibration, target: float) -> str:

@@ -295,6 +295,7 @@ def evaluation_tables(metrics: Mapping[str, Any]) -> list[Table]:
             table.add_column(heading, justify="left" if heading == "attribute" else "right")
         for attribute, figures in measured["attributes"].items():
             table.add_row(*_row(attribute, figures))
+        table.caption = _gate_line(measured["gate"])
         tables.append(table)
     return tables
 
@@ -309,6 +310,7 @@ def model_card_tables(metrics: Mapping[str, Any]) -> str:
         lines += ["", f"### {HEADINGS[situation]}: {measured['listings']:,} listings", ""]
         lines += [_markdown(headings), _markdown(["---", *["---:"] * (len(headings) - 1)])]
         lines += [_markdown(_row(attribute, figures)) for attribute, figures in measured["attributes"].items()]
+        lines += ["", _gate_line(measured["gate"])]
     return "\n".join(lines) + "\n"
 
 
@@ -338,6 +340,23 @@ def _row(attribute: str, figures: Mapping[str, Any]) -> list[str]:
         f"{_percent(error['before'])} > {_percent(error['after'])}",
         _percent(figures["modality_attention"]["image"]),
     ]
+
+
+GATE_WORDS = {
+    "unfamiliar": "taken for unfamiliar",
+    "title_ignored": "answered without their title",
+    "modalities_disagree": "whose image and title were taken to contradict each other",
+}
+
+
+def _gate_line(figures: Mapping[str, Any]) -> str:
+    """Say which shares of the test listings the gate stops, with their intervals."""
+    said = [
+        f"{words} {_percent(found['share'])} % [{_percent(found['interval'][0])}, {_percent(found['interval'][1])}]"
+        for name, words in GATE_WORDS.items()
+        if (found := figures[name]) is not None and (found["share"] or name == "unfamiliar")
+    ]
+    return f"Of these listings: {'; '.join(said) or 'none'}."
 
 
 def _percent(share: float | None) -> str:

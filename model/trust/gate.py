@@ -24,7 +24,7 @@ Bools = NDArray[np.bool_]
 
 CONFLICT_ARRAYS = ("weights", "reference", "limits")
 
-FAMILIAR_IMAGE = 0.2
+FAMILIAR_IMAGE = 0.3
 """The least familiarity of an image that is believed beside an unfamiliar title. An image alone tells unfamiliar
 products less well than both together, so it has to be quite ordinary."""
 

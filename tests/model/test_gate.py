@@ -134,12 +134,12 @@ def test_without_a_gate_everything_passes() -> None:
     assert not found.title_ignored.any()
 
 
-def fitted() -> Gate:
+def fitted(width: int = 4) -> Gate:
     generator = np.random.default_rng(0)
 
     def features(n: int, spread: float, modalities: int) -> Features:
         return Features(
-            embeddings=(1 + generator.normal(0, spread, (n, modalities, 4))).astype(np.float32),
+            embeddings=(1 + generator.normal(0, spread, (n, modalities, width))).astype(np.float32),
             logits=(generator.normal(0, 1, (n, 3)).astype(np.float32),) * ATTRIBUTES,
             unseen=generator.random(n),
         )

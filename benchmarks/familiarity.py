@@ -40,7 +40,6 @@ from model.situations import Situation
 from model.training.train import train
 from model.trust.conformal import one_per_group
 from model.trust.scope import (
-    NEIGHBOURS,
     Features,
     KnownWords,
     distances,
@@ -61,7 +60,10 @@ FASHION = Path(__file__).with_name("fashion.toml")
 FALSE_ALARMS = (0.01, 0.02)
 
 REFERENCES = 5_000
-"""Train listings that the distances of the methods compared are measured to."""
+"""Train listings that the distances of the methods compared are measured to, at most."""
+
+NEIGHBOURS = 10
+"""The nearest references that these distances are the mean over."""
 
 
 @dataclass(frozen=True)

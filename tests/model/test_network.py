@@ -56,9 +56,12 @@ def test_whatever_stands_in_an_absent_modalitys_place_changes_nothing(network: C
     title_alone = network(other_image.keep(nobody), text)
     assert_same(title_alone, network(None, text))
     assert (title_alone.modality_attention == torch.tensor([0.0, 1.0])).all()
+    assert (title_alone.aggregated[:, 0] == 0).all()
+    assert (title_alone.aggregated[:, 1] != 0).any()
     image_alone = network(image, other_text.keep(nobody))
     assert_same(image_alone, network(image, None))
     assert (image_alone.modality_attention == torch.tensor([1.0, 0.0])).all()
+    assert (image_alone.aggregated[:, 1] == 0).all()
 
 
 @torch.inference_mode()

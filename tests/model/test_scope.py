@@ -23,6 +23,7 @@ from model.trust.scope import (
     ScopeGate,
     ScopeGates,
     distances,
+    fit_direction,
     fit_scope,
     fit_weights,
     normalised_words,
@@ -216,6 +217,7 @@ def test_save_then_load_gives_the_same_scores() -> None:
         ({"title.scores": np.array([2.0, 1.0])}, "title"),
         ({"title.scores": np.array([np.nan])}, "title.scores"),
         ({"image.references": np.zeros((0, 16), np.int16)}, "image"),
+        ({"image.direction": np.zeros(5)}, "image.direction"),
     ],
 )
 def test_what_is_wrong_in_saved_gates_is_named(change: dict[str, Any], named: str) -> None:
@@ -243,6 +245,15 @@ def test_weights_are_never_negative_and_follow_what_tells_outliers() -> None:
     assert weights[0] > 0.5
     assert weights[1] < 0.5
     assert weights[2:].tolist() == [0, 0]
+
+
+def test_the_direction_points_from_typical_embeddings_to_outliers() -> None:
+    generator = np.random.default_rng(12)
+    inside = generator.normal(0, 100, (300, 8)).astype(np.int16)
+    outside = (generator.normal(0, 100, (60, 8)) + 300 * np.sign([1, -1, 0, 0, 0, 0, 0, 0])).astype(np.int16)
+    direction = fit_direction(inside, outside)
+    assert direction[0] > 0 > direction[1]
+    assert (np.abs(direction[2:]) < 0.3 * np.abs(direction[:2]).min()).all()
 
 
 def test_perfectly_separable_listings_get_finite_weights() -> None:

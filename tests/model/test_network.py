@@ -161,7 +161,7 @@ def test_the_towers_equal_open_clips_own(network: CMAClip) -> None:
 
 def test_vit_b_32_is_wrapped_whole(tasks: tuple[Task, ...]) -> None:
     model = initial_model("ViT-B-32", None)
-    assert model.preprocess == PreprocessConfig(image_size=(224, 224), context_length=77, resize="shortest")
+    assert model.preprocess == PreprocessConfig(image_size=(224, 224), context_length=77, framing="product")
     network = build_cma_clip(model, tasks).eval()
     with torch.inference_mode():
         output = network(

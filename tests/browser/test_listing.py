@@ -346,7 +346,7 @@ def test_the_heat_map_lies_where_the_model_saw_the_image(
     spotted = Image.new("RGB", size, "white")
     ImageDraw.Draw(spotted).ellipse((x - 8, y - 8, x + 8, y + 8), fill="black")
     darkness = 255.0 - transform(spotted)[0].reshape(ROWS, 16, COLUMNS, 16).mean(axis=(1, 3))
-    left, top, right, bottom = transform.seen((0.0, 0.0, *map(float, size)))
+    left, top, right, bottom = transform.seen((0.0, 0.0, float(size[0]), float(size[1])))
     frame = {"left": left / size[0], "top": top / size[1], "right": right / size[0], "bottom": bottom / size[1]}
     grid = {"rows": ROWS, "columns": COLUMNS, "weights": darkness.tolist(), "frame": frame}
     centre = playground.page.evaluate(

@@ -65,7 +65,7 @@ def test_longest_pads_with_white_and_shortest_crops_the_centre() -> None:
 def test_the_frame_is_what_the_network_sees(resize: Resize, frame: tuple[float, ...]) -> None:
     image = Image.linear_gradient("L").rotate(90).resize((32, 8)).convert("RGB")
     transform = ImageTransform(dataclasses.replace(CONFIG, resize=resize))
-    assert transform.seen((0.0, 0.0, *map(float, image.size))) == pytest.approx(frame)
+    assert transform.seen((0.0, 0.0, float(image.width), float(image.height))) == pytest.approx(frame)
     ground = Image.new("RGB", (72, 68), "white")
     ground.paste(image, (20, 30))
     left, upper, right, lower = frame

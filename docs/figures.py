@@ -21,6 +21,7 @@ from service.schemas import ClassifyReply
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "README.md"
 TRAINING = ROOT / "docs" / "train.md"
+RESULTS = ROOT / "docs" / "results.md"
 SITUATIONS = {"image_and_title": "image and title", "title": "title alone", "image": "image alone"}
 
 
@@ -29,7 +30,8 @@ def main() -> None:
     page = with_scores(PAGE.read_text(encoding="utf-8"))
     PAGE.write_text(_written(page, "answer", f"```json\n{answer()}\n```"), encoding="utf-8")
     TRAINING.write_text(with_small_catalogues(TRAINING.read_text(encoding="utf-8")), encoding="utf-8")
-    print(PAGE, TRAINING, sep="\n")
+    RESULTS.write_text(with_accepted(RESULTS.read_text(encoding="utf-8")), encoding="utf-8")
+    print(PAGE, TRAINING, RESULTS, sep="\n")
 
 
 def with_scores(page: str) -> str:
@@ -52,6 +54,80 @@ def with_small_catalogues(page: str) -> str:
     tested = f"{draws[0]['test_listings']:,} test listings"
     said = f"Means of {len(draws)} draws of 2,000 rows ({listings} training listings), on {tested}."
     return _written(page, "small", "\n".join([*lines, "", said]))
+
+
+# --- accepted labels on other listings ---------------------------------------------------------------------
+
+
+def with_accepted(page: str) -> str:
+    """Return docs/results.md with what the benchmarks of accepted labels measured, before and after the gate."""
+    for name, table in (("photos", photos()), ("mismatched", mismatched()), ("familiarity", familiarity())):
+        page = _written(page, name, table)
+    return page
+
+
+def photos() -> str:
+    """Return what becomes of the same photos in other formats, image alone, before and now, as a Markdown table in %."""
+    before, now = (_read(f"benchmarks/results/{name}.json") for name in ("photos_before", "photos"))
+    lines = [
+        "| image alone, % | articleType right | coverage | precision | labels changed |",
+        "| --- |" + " ---: |" * 4,
+    ]
+    for name, situations in now["formats"].items():
+        each = [found["formats"].get(name, {}).get("image") for found in (before, now)]
+        cells = [
+            " → ".join(_percent(found[of][figure]) if found else "-" for found in each)
+            for of, figure in (
+                ("articleType", "accuracy"),
+                ("all", "coverage"),
+                ("all", "precision"),
+                ("all", "changed"),
+            )
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    said = f"{before['listings']:,} → {now['listings']:,} test listings; checkpoint {before['model']['version']} →"
+    return "\n".join([*lines, "", f"{said} {now['model']['version']}."])
+
+
+PAIRS = {
+    "itself": "its own title",
+    "another_type": "the title of another article type",
+    "the_same_type": "another title of the same article type",
+}
+
+
+def mismatched() -> str:
+    """Return what is accepted of an image beside another listing's title, before and now, as a Markdown table in %."""
+    before, now = (_read(f"benchmarks/results/{name}.json") for name in ("mismatched_before", "mismatched"))
+    names = list(now["itself"]["attributes"])
+    lines = [f"| accepted, % | nothing accepted | {' | '.join(names)} |", "| --- |" + " ---: |" * (1 + len(names))]
+    for kind, words in PAIRS.items():
+        each = [before[kind], now[kind]]
+        cells = [" → ".join(_percent(found["nothing_accepted"]) for found in each)]
+        cells += [" → ".join(_percent(found["attributes"][name]["accepted"]) for found in each) for name in names]
+        lines.append(f"| {words} | {' | '.join(cells)} |")
+        right = [" → ".join(_percent(found["attributes"][name]["either"]) for found in each) for name in names]
+        lines.append(f"| of these right, for either owner | | {' | '.join(right)} |")
+    return "\n".join(lines)
+
+
+def familiarity() -> str:
+    """Return what the gate refuses, by situation, beside single measures, as a Markdown table in %."""
+    found = _read("benchmarks/results/familiarity.json")
+    lines = [
+        "| situation | measure | in-scope test listings refused | made-up listings refused | AUROC | ms a listing |",
+        "| --- | --- |" + " ---: |" * 4,
+    ]
+    for each in found["results"]:
+        refused, caught = (
+            " / ".join(f"{share:.1f}" for share in pair) for pair in (each["refused"], each["caught"]["all"])
+        )
+        lines.append(
+            f"| {SITUATIONS[each['situation']]} | {each['method']} | {refused} | {caught} | {each['auroc']:.3f} "
+            f"| {each['milliseconds']:.2f} |"
+        )
+    levels = " / ".join(f"{100 * level:g} %" for level in found["false_alarms"])
+    return "\n".join([*lines, "", f"At limits of {levels} on validation listings; checkpoint {found['checkpoint']}."])
 
 
 def _written(page: str, name: str, text: str) -> str:

@@ -67,13 +67,13 @@ def with_accepted(page: str) -> str:
 
 
 def photos() -> str:
-    """Return what becomes of the same photos in other formats, image alone, before and now, as a Markdown table in %."""
+    """Return what becomes of the same photos in other formats, image alone, before and now, as a table in %."""
     before, now = (_read(f"benchmarks/results/{name}.json") for name in ("photos_before", "photos"))
     lines = [
         "| image alone, % | articleType right | coverage | precision | labels changed |",
         "| --- |" + " ---: |" * 4,
     ]
-    for name, situations in now["formats"].items():
+    for name in now["formats"]:
         each = [found["formats"].get(name, {}).get("image") for found in (before, now)]
         cells = [
             " → ".join(_percent(found[of][figure]) if found else "-" for found in each)

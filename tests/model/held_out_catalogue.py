@@ -14,7 +14,7 @@ from PIL import Image
 from model.catalogue.config import CatalogueConfig
 from model.catalogue.listings import Catalogue, Listing, ReadReport
 from model.catalogue.splits import Part
-from model.inference.predictions import ModelInfo, RawOutputs
+from model.inference.predictions import ListingWarning, ModelInfo, RawOutputs
 from model.tasks import Task
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
@@ -98,7 +98,9 @@ class ColourReader:
     )
     batches: list[int] = field(default_factory=list)
 
-    def prepare(self, title: str | None, image: Any) -> tuple[str | None, Any]:
+    def prepare(
+        self, title: str | None, image: Any, *, warnings: Sequence[ListingWarning] = ()
+    ) -> tuple[str | None, Any]:
         if title is None and image is None:
             raise ValueError("nothing to read")
         return title, image

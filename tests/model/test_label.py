@@ -31,13 +31,13 @@ THRESHOLDS = {0.9: 0.5, 0.95: 0.8, 0.99: None}
 
 
 class FakePrediction:
-    def __init__(self, title: str | None, red: float | None) -> None:
+    def __init__(self, title: str | None, red: float | None, warnings: Sequence[ListingWarning]) -> None:
         self.title, self.red = title, red
         situation = (
             Situation.IMAGE_AND_TITLE if title and red is not None else Situation.TITLE if title else Situation.IMAGE
         )
         self.scope = Scope(situation=situation, familiarity=0.5, in_scope=True, agreement=None)
-        self.warnings: tuple[ListingWarning, ...] = ()
+        self.warnings = tuple(warnings)
 
     def attribute(self, name: str, *, target_precision: float, top_k: int) -> AttributePrediction:
         """Red where the title or the image is; long titles are size L, with high confidence."""
@@ -84,12 +84,19 @@ class FakePredictor:
     def thresholds(self, attribute: str) -> Mapping[Situation, Mapping[float, float | None]]:
         return dict.fromkeys(Situation, THRESHOLDS)
 
-    def prepare(self, title: str | None, image: Image.Image | None, *, explain: bool = False) -> Any:
+    def prepare(
+        self,
+        title: str | None,
+        image: Image.Image | None,
+        *,
+        explain: bool = False,
+        warnings: Sequence[ListingWarning] = (),
+    ) -> Any:
         self.prepared_in.add(threading.current_thread().name)
         if title == "breaks the tokenizer":
             raise RecursionError("too odd")
         red = None if image is None else ImageStat.Stat(image).mean[0]
-        return FakePrediction(title, red)
+        return FakePrediction(title, red, warnings)
 
     def collate(self, items: Sequence[Any]) -> Any:
         return items

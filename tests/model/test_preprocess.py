@@ -83,15 +83,15 @@ def test_normalise_has_clips_mean_and_deviation() -> None:
 
 def test_transparency_becomes_white_and_rotation_is_undone() -> None:
     clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
-    assert decode_image(encoded(clear)).getpixel((1, 1)) == (255, 255, 255)
+    assert decode_image(encoded(clear)).image.getpixel((1, 1)) == (255, 255, 255)
     palette = Image.new("P", (4, 4))
-    assert decode_image(encoded(palette, "GIF")).mode == "RGB"
+    assert decode_image(encoded(palette, "GIF")).image.mode == "RGB"
     turned = Image.new("RGB", (4, 8))
     exif = turned.getexif()
     exif[0x0112] = 6  # rotate by 90 degrees
     buffer = io.BytesIO()
     turned.save(buffer, "JPEG", exif=exif)
-    assert decode_image(buffer.getvalue()).size == (8, 4)
+    assert decode_image(buffer.getvalue()).image.size == (8, 4)
 
 
 @pytest.mark.parametrize("data", [b"", b"no image", encoded(NOISE, "JPEG")[:700]])

@@ -9,12 +9,14 @@ import os
 import re
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
 import pytest
 from PIL import Image
 
+from model.inference.predictions import ListingWarning
 from tests.service.conftest import Client, as_base64, encoded, in_process, until
 from tests.service.fake_predictor import FakePredictor, FakePrepared
 
@@ -544,11 +546,18 @@ class SlowToPrepare(FakePredictor):
         self.may_prepare.set()  # for the listing that the service warms up with
         self.inside: set[int] = set()
 
-    def prepare(self, title: str | None, image: Image.Image | None, *, explain: bool = False) -> FakePrepared:
+    def prepare(
+        self,
+        title: str | None,
+        image: Image.Image | None,
+        *,
+        explain: bool = False,
+        warnings: Sequence[ListingWarning] = (),
+    ) -> FakePrepared:
         self.inside.add(threading.get_ident())
         assert self.may_prepare.wait(10)
         self.inside.discard(threading.get_ident())
-        return super().prepare(title, image, explain=explain)
+        return super().prepare(title, image, explain=explain, warnings=warnings)
 
 
 async def test_listings_are_prepared_by_few_threads_off_the_event_loop() -> None:

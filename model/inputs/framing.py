@@ -33,7 +33,7 @@ MARGIN = 0.03
 """What is left of the ground on each side, as a share of the longer side of what is left of the image."""
 
 SMALLEST = 0.08
-"""Trimming that leaves less than this share of a side is undone: an image of one colour has no product to find."""
+"""Trimming that leaves less than this share of the longer side, both ways, is undone: a speck is no product."""
 
 REDUCING_GAP = 2.0
 """A large image is first reduced by averaging whole blocks, to this many times the size that is examined at least."""
@@ -91,7 +91,8 @@ def _trim(pixels: Pixels, common: Colour) -> tuple[int, int, int, int, Colour] |
     top, bottom = _bands(pixels, common)
     left, right = _bands(pixels.transpose(0, 2, 1), common)
     rows, columns = height - top.size - bottom.size, width - left.size - right.size
-    if rows < SMALLEST * height or columns < SMALLEST * width or (rows, columns) == (height, width):
+    nothing = min(rows, columns) < 1 or max(rows, columns) < SMALLEST * max(height, width)
+    if nothing or (rows, columns) == (height, width):
         return None
     widest = max((top, bottom, left, right), key=lambda band: band.size)
     return top.size, height - bottom.size, left.size, width - right.size, widest.colour

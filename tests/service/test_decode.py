@@ -17,8 +17,12 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageOps
 
 from model.inputs.decode import decode_image
+from model.situations import ListingWarning
 from service.errors import PayloadTooLarge, UndecodableImage, UnsupportedMediaType
 from service.pipeline.decode import ACCEPTED, configure_pillow, decode, sniff
+from service.pipeline.prepare import ImageLimits, Preparer
+from service.schemas import ListingInput
+from tests.service.fake_predictor import FakePredictor, FakePrepared
 from tests.service.tally import TALLY
 
 # Pillow warns of metadata that it cannot read: here the files are damaged on purpose.
@@ -287,6 +291,25 @@ def test_catalogues_are_read_as_requests_are(data: bytes) -> None:
     served, measured = read(data, max_pixels=10_000_000), decode_image(data, (80, 60)).image
     assert served.size == measured.size
     assert served.tobytes() == measured.tobytes()
+
+
+def test_a_profile_that_cannot_be_read_is_warned_of() -> None:
+    for profile, expected in ((b"no profile", (ListingWarning.PROFILE_UNREADABLE,)), (None, ())):
+        decoded = decode(write(scene(), "PNG", icc_profile=profile), max_pixels=10_000, target=(80, 60))
+        assert decoded.warnings == expected
+        assert difference(decoded.image, scene()) == 0
+
+
+async def test_the_warning_comes_with_the_prepared_listing() -> None:
+    preparer = Preparer(ImageLimits(max_bytes=100_000, max_pixels=10_000))
+    data = write(scene(), "PNG", icc_profile=b"no profile")
+    sent, alone = ListingInput.of(id=None, title="Shirt", image=data), ListingInput.of(id=None, title="Shirt")
+    unreadable = (ListingWarning.PROFILE_UNREADABLE,)
+    for listing, fetched, expected in ((sent, None, unreadable), (alone, data, unreadable), (alone, None, ())):
+        prepared, _ = await preparer.prepare(FakePredictor(), listing, fetched, explain=False)
+        assert isinstance(prepared, FakePrepared)
+        assert prepared.warnings == expected
+    preparer.close()
 
 
 def test_what_lies_behind_a_jpeg_does_not_count() -> None:

@@ -165,7 +165,7 @@ def load_pixels(catalogue: Catalogue, listings: Sequence[Listing], name: str) ->
     def load(row: int) -> None:
         if image := listings[row].image:
             try:
-                decoded_image = decode_image(catalogue.image_bytes(image))
+                decoded_image = decode_image(catalogue.image_bytes(image)).image
             except ModelError as error:
                 console.print(f"{image}: {error}")
                 return

@@ -132,7 +132,7 @@ def pairs_of(catalogue: Catalogue, listings: Sequence[Listing], size: tuple[int,
     for each in listings:
         assert each.title is not None
         assert each.image is not None
-        yield each.title, decode_image(catalogue.image_bytes(each.image), size)
+        yield each.title, decode_image(catalogue.image_bytes(each.image), size).image
 
 
 # --- methods -----------------------------------------------------------------------------------------------

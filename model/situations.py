@@ -1,4 +1,7 @@
-"""Which modalities a listing has: answers are calibrated, certified and measured for each situation apart."""
+"""How a listing was read: which modalities it has, and what a caller should know about them.
+
+Answers are calibrated, certified and measured for each situation apart.
+"""
 
 from __future__ import annotations
 
@@ -11,3 +14,14 @@ class Situation(StrEnum):
     IMAGE_AND_TITLE = "image_and_title"
     IMAGE = "image"
     TITLE = "title"
+
+
+class ListingWarning(StrEnum):
+    """What a caller should know about how a listing was read."""
+
+    TITLE_TRUNCATED = "title_truncated"
+    """The title has more tokens than the model's text context; those beyond it were cut."""
+    TITLE_IGNORED = "title_ignored"
+    """The title is a placeholder, or unfamiliar beside a familiar image: the answer is from the image alone."""
+    PROFILE_UNREADABLE = "profile_unreadable"
+    """The image has a colour profile that cannot be read: its colours were taken as sRGB."""

@@ -219,7 +219,7 @@ def measure(
 def _opened(catalogue: Catalogue, listing: Row) -> tuple[str, Image.Image]:
     assert listing.title is not None
     assert listing.image is not None
-    return listing.title, decode_image(catalogue.image_bytes(listing.image))
+    return listing.title, decode_image(catalogue.image_bytes(listing.image)).image
 
 
 def _document(found: Mapping[str, Any]) -> str:

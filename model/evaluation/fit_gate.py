@@ -96,7 +96,7 @@ def _made_up(
     rng = random.Random(0)  # noqa: S311 - a sample, no secret
     n = min(OUTLIERS, max(FEWEST, *(len(each.listings) for each in training.values())))
     names = [listing.image for listing in training[Situation.IMAGE].listings[:PHOTOS] if listing.image]
-    photos = [decode_image(catalogue.image_bytes(name), predictor.info.image_size) for name in names]
+    photos = [decode_image(catalogue.image_bytes(name), predictor.info.image_size).image for name in names]
     plain = [Image.new("RGB", (60, 80), "white")]
     parts: dict[Situation, list[Features]] = {situation: [] for situation in Situation}
     drawn = draw_outliers(Family.FITTING, n, rng, photos or plain)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.errors import UncalibratedTargetError
+from model.situations import ListingWarning as ListingWarning  # noqa: PLC0414 - part of an answer, so named here too
 from model.situations import Situation
 from model.tasks import Task
 
@@ -99,17 +100,6 @@ class Abstention(StrEnum):
     """Image and title, each taken alone, contradict each other: over the whole listing, or on this attribute."""
     LOW_CONFIDENCE = "low_confidence"
     """The confidence is below the threshold."""
-
-
-class ListingWarning(StrEnum):
-    """What a caller should know about how a listing was read."""
-
-    TITLE_TRUNCATED = "title_truncated"
-    """The title has more tokens than the model's text context; those beyond it were cut."""
-    TITLE_IGNORED = "title_ignored"
-    """The title is a placeholder, or unfamiliar beside a familiar image: the answer is from the image alone."""
-    PROFILE_UNREADABLE = "profile_unreadable"
-    """The image has a colour profile that cannot be read: its colours were taken as sRGB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,10 +248,10 @@ class BatchingPredictor(Protocol):
     @property
     def tasks(self) -> tuple[Task, ...]: ...
 
-    def prepare(self, title: str | None, image: Image | None) -> Any:
+    def prepare(self, title: str | None, image: Image | None, *, warnings: Sequence[ListingWarning] = ()) -> Any:
         """Turn a title and an RGB image of any size into a `Prepared`; on the CPU, in any thread.
 
-        Raises `ValueError` when both are None.
+        `warnings`: those of the steps before, which an answer repeats. Raises `ValueError` when both are None.
         """
         ...
 
@@ -292,10 +282,7 @@ class ListingPredictor(BatchingPredictor, Protocol):
         explain: bool = False,
         warnings: Sequence[ListingWarning] = (),
     ) -> Any:
-        """Prepare a listing; with `explain`, one that is answered with explanations.
-
-        `warnings`: those of the steps before, which the answer repeats.
-        """
+        """Prepare a listing; with `explain`, one that is answered with explanations."""
         ...
 
     def predict(self, batch: Any) -> Sequence[Prediction]:

@@ -37,7 +37,7 @@ from model.inference.predictions import (
     check_target_precision,
 )
 from model.inference.stream import stream
-from model.inputs.decode import decode_image, upright_rgb
+from model.inputs.decode import Decoded, decode_image, upright_rgb
 from model.inputs.preprocess import ImageTransform
 from model.inputs.tokenizer import TitleTokenizer, TokenizedTitle, pad_tokens
 from model.network.cma_clip import CMAClip, build_cma_clip
@@ -183,7 +183,10 @@ class Predictor:
 
         def prepare(listing: tuple[str | None, ImageSource | None]) -> ModelInput:
             title, image = listing
-            return self.prepare(title, _opened(image, self.info.image_size), explain=explain)
+            if image is None:
+                return self.prepare(title, None, explain=explain)
+            decoded = _opened(image, self.info.image_size)
+            return self.prepare(title, decoded.image, explain=explain, warnings=decoded.warnings)
 
         def compute(items: list[ModelInput]) -> list[BatchRow]:
             return self.predict(self.collate(items))
@@ -210,6 +213,8 @@ class Predictor:
         tokens = self.tokenize(title) if title and title.strip() else None
         if image is None and tokens is None:
             raise ValueError("a listing needs a title or an image")
+        if tokens is not None and tokens.truncated:
+            warnings = (*warnings, ListingWarning.TITLE_TRUNCATED)
         pixels = frame = None
         if image is not None:
             framing = self.transform.find(image)
@@ -355,10 +360,8 @@ class Predictor:
         return seconds
 
 
-def _opened(image: ImageSource | None, target: tuple[int, int]) -> Image.Image | None:
+def _opened(image: ImageSource, target: tuple[int, int]) -> Decoded:
     """Return an upright RGB image of whatever may be given as one; `target`: the network's input (height, width)."""
-    if image is None:
-        return None
     if isinstance(image, Image.Image):
         return upright_rgb(image)
     if isinstance(image, bytes):

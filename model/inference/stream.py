@@ -98,5 +98,7 @@ def prepare_listing(predictor: BatchingPredictor, images: Images, title: str | N
 
     Raises `ModelError` where the image cannot be read or decoded.
     """
-    decoded = None if image is None else decode_image(images.read(image), predictor.info.image_size)
-    return predictor.prepare(title, decoded)
+    if image is None:
+        return predictor.prepare(title, None)
+    decoded = decode_image(images.read(image), predictor.info.image_size)
+    return predictor.prepare(title, decoded.image, warnings=decoded.warnings)

@@ -110,7 +110,7 @@ class ListingDataset(Dataset[Example]):
 
     def load_image(self, name: str, rng: random.Random) -> NDArray[Any]:
         """Return the image `name` as it goes into a batch: uint8 `[3, H, W]`. Raises `ModelError`."""
-        image = decode_image(self.catalogue.image_bytes(name), self.transform.config.image_size)
+        image = decode_image(self.catalogue.image_bytes(name), self.transform.config.image_size).image
         if self.augment is None:
             return self.transform(image)
         augment = self.augment[self.epoch]

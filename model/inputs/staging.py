@@ -21,7 +21,10 @@ SHAPES = ((3, 4), (1, 1), (4, 3), (2, 3), (9, 16), (16, 9))
 
 
 def restage(image: Image.Image, rng: random.Random) -> Image.Image:
-    """Put the product of an RGB image on another ground, on a canvas of another shape, somewhere."""
+    """Put the product of an RGB image on another ground, on a canvas of another shape, somewhere.
+
+    The image is pasted at its own size; its ground, the light pixels that its edges are connected with, is replaced.
+    """
     cover, size, place = _cover(image, rng), *_canvas(image.size, rng)
     ground = rng.choices(GROUNDS, weights=(4, 3, 1, 3))[0](size, rng)
     product = np.asarray(image, dtype=np.float32)
@@ -43,7 +46,7 @@ def _cover(image: Image.Image, rng: random.Random) -> Floats:
     edges = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
     ground = np.isin(labels, edges[edges > 0])
     soft = ndimage.gaussian_filter((~ground).astype(np.float32), rng.uniform(0.3, 0.8))
-    return soft[..., None]
+    return np.asarray(soft[..., None])
 
 
 def _canvas(size: tuple[int, int], rng: random.Random) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -83,7 +86,7 @@ def gradient(size: tuple[int, int], rng: random.Random) -> Floats:
     x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
     tilt = rng.random()
     share = (tilt * x + (1 - tilt) * y)[..., None].astype(np.float32)
-    return np.asarray((1 - share) * np.float32(first) + share * np.float32(second), dtype=np.float32)
+    return np.asarray((1 - share) * _floats(first) + share * _floats(second), dtype=np.float32)
 
 
 def texture(size: tuple[int, int], rng: random.Random) -> Floats:
@@ -105,8 +108,8 @@ def texture(size: tuple[int, int], rng: random.Random) -> Floats:
         pattern = np.sign(np.sin(2 * np.pi * x / period) * np.sin(2 * np.pi * y / period)).astype(float)
     pattern = pattern / max(1e-6, float(np.abs(pattern).max()))
     share = ((pattern + 1) / 2)[..., None].astype(np.float32)
-    first = np.float32(_colour(rng))
-    second = np.float32(_colour(rng)) if rng.random() < 0.5 else first + np.float32(rng.uniform(-90, 90))
+    first = _floats(_colour(rng))
+    second = _floats(_colour(rng)) if rng.random() < 0.5 else first + np.float32(rng.uniform(-90, 90))
     grain = noise.normal(scale=rng.uniform(0, 10), size=(height, width, 1)).astype(np.float32)
     return np.asarray((1 - share) * first + share * second + grain, dtype=np.float32)
 
@@ -116,7 +119,11 @@ GROUNDS: Sequence[Callable[[tuple[int, int], random.Random], Floats]] = (grey, p
 
 def _plain(size: tuple[int, int], colour: Sequence[float]) -> Floats:
     width, height = size
-    return np.full((height, width, 3), np.float32(colour), dtype=np.float32)
+    return np.full((height, width, 3), _floats(colour), dtype=np.float32)
+
+
+def _floats(colour: Sequence[float]) -> Floats:
+    return np.array(colour, dtype=np.float32)
 
 
 def _colour(rng: random.Random) -> tuple[float, ...]:
@@ -143,7 +150,7 @@ def relight(image: Image.Image, rng: random.Random) -> Image.Image:
 
 
 def squash(image: Image.Image, rng: random.Random) -> Image.Image:
-    """Change an image's proportions, as a shop does that fits every photo into a square."""
+    """Change an image's proportions, as a shop does that fits every photo into a square: its width, by up to 45 %."""
     factor = rng.uniform(0.7, 1.45)
     width = max(1, round(image.width * factor))
     return image.resize((width, image.height), Image.Resampling.BICUBIC)

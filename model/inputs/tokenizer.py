@@ -28,6 +28,8 @@ class TokenizedTitle:
     tokens: NDArray[np.int64]
     words: tuple[str, ...]
     word_of_token: tuple[int, ...]
+    truncated: bool
+    """Whether the title has more tokens, which were cut."""
 
 
 class _NoCache:
@@ -72,10 +74,10 @@ class TitleTokenizer:
             tokens = self._encode(word[:MAX_WORD_CHARACTERS])
             inner += tokens
             owner += [position] * len(tokens)
-            if len(inner) >= room:
+            if len(inner) > room:
                 break
         whole = [self._bpe.sot_token_id, *inner[:room], self._bpe.eot_token_id]
-        return TokenizedTitle(np.array(whole, dtype=np.int64), words, tuple(owner[:room]))
+        return TokenizedTitle(np.array(whole, dtype=np.int64), words, tuple(owner[:room]), truncated=len(inner) > room)
 
     def _encode(self, word: str) -> tuple[int, ...]:
         """Return a word's tokens; cached, since cleaning a word takes longer than decoding a small image."""

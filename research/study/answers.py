@@ -70,7 +70,7 @@ class TestPart:
     def image(self, listing: Listing) -> Image.Image:
         """Read and decode a listing's image."""
         assert listing.image is not None
-        return decode_image(self.catalogue.image_bytes(listing.image))
+        return decode_image(self.catalogue.image_bytes(listing.image)).image
 
     def _readable(self, listing: Listing) -> bool:
         if listing.image is None:

@@ -62,7 +62,7 @@ def write_report(results: Results, page: Path) -> list[Path]:
     """Write the page, and its plots into the folder `study` beside it; return the paths."""
     plots = save_figures(results, page.parent / "study")
     text = render(results, [plot.name for plot in plots])
-    page.write_text(f"{text}{_kept(page)}", encoding="utf-8")
+    page.write_text(f"{text}{_other_part(page)}", encoding="utf-8")
     return [page, *plots]
 
 
@@ -70,7 +70,7 @@ KEPT = "\n## Accepted labels on other listings\n"
 """Where the part of the page begins that `python -m docs.figures` writes."""
 
 
-def _kept(page: Path) -> str:
+def _other_part(page: Path) -> str:
     """Return the end of an earlier page, which this command does not write."""
     _, begin, rest = page.read_text(encoding="utf-8").partition(KEPT) if page.is_file() else ("", "", "")
     return f"{begin}{rest}"

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from model.errors import ConfigError
 from model.inference.predictions import Abstention, ListingWarning, check_target_precision
+from model.inputs.decode import Decoded
 from model.situations import Situation
 from service.app import load_predictor
 from service.commands import heat_map
@@ -74,21 +75,23 @@ def predict_one(
     predictor = load_predictor(settings)
     if predictor.info.target_precisions:  # a checkpoint that is not calibrated answers, and accepts nothing
         check_target_precision(predictor.info, settings.target_precision)
-    decoded = None if image is None else _open(image, settings, predictor.info.image_size)
+    decoded = _open(image, settings, predictor.info.image_size) if image else None
+    photo, warnings = (decoded.image, decoded.warnings) if decoded else (None, ())
     explain = explain or heat_map_file is not None
-    (prediction,) = predictor.predict(predictor.collate([predictor.prepare(title, decoded, explain=explain)]))
+    prepared = predictor.prepare(title, photo, explain=explain, warnings=warnings)
+    (prediction,) = predictor.predict(predictor.collate([prepared]))
     predictions = {
         task.name: prediction.attribute(task.name, target_precision=settings.target_precision, top_k=top_k)
         for task in predictor.tasks
     }
     reply = ClassifyReply.of(image.name if image else None, predictor.info, prediction, predictions)
     if heat_map_file is not None and image is not None:
-        large = _open(image, settings, heat_map.PANEL_SIZE)
+        large = _open(image, settings, heat_map.PANEL_SIZE).image
         _save(heat_map.draw(large, reply), heat_map_file)
     return reply
 
 
-def _open(path: Path, settings: Settings, target: tuple[int, int]) -> Image.Image:
+def _open(path: Path, settings: Settings, target: tuple[int, int]) -> Decoded:
     try:
         return images.decode(path.read_bytes(), max_pixels=settings.max_image_pixels, target=target)
     except OSError as error:

@@ -12,7 +12,7 @@ import struct
 
 from PIL import AvifImagePlugin, Image
 
-from model.inputs.decode import upright_rgb
+from model.inputs.decode import Decoded, upright_rgb
 from service.errors import PayloadTooLarge, ServiceError, UndecodableImage, UnsupportedMediaType
 
 ACCEPTED = "JPEG, PNG, WebP, GIF, AVIF, BMP"
@@ -39,8 +39,8 @@ def configure_pillow() -> None:
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 
-def decode(data: bytes, *, max_pixels: int, target: tuple[int, int]) -> Image.Image:
-    """Decode the first frame upright, as RGB, transparency on white.
+def decode(data: bytes, *, max_pixels: int, target: tuple[int, int]) -> Decoded:
+    """Decode the first frame upright, as sRGB by its colour profile, transparency on white.
 
     target: the model's input (height, width); large images are reduced to a scale not far above it.
 

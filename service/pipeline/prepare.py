@@ -11,9 +11,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from PIL import Image
-
 from model.inference.predictions import ListingPredictor, Prepared
+from model.inputs.decode import Decoded
 from service.errors import ImageFetchFailed, InvalidRequest, PayloadTooLarge, UndecodableImage, UnsupportedMediaType
 from service.pipeline.decode import decode
 from service.schemas import ListingInput
@@ -53,8 +52,9 @@ class Preparer:
         self, predictor: ListingPredictor, listing: ListingInput, fetched: bytes | None, explain: bool
     ) -> tuple[Prepared, float]:
         started = time.monotonic()
-        image = decode_image_of(listing, fetched, self._limits, target=predictor.info.image_size)
-        prepared: Prepared = predictor.prepare(listing.title, image, explain=explain)
+        decoded = decode_image_of(listing, fetched, self._limits, target=predictor.info.image_size)
+        image, warnings = (decoded.image, decoded.warnings) if decoded else (None, ())
+        prepared: Prepared = predictor.prepare(listing.title, image, explain=explain, warnings=warnings)
         return prepared, time.monotonic() - started
 
     def close(self) -> None:
@@ -63,7 +63,7 @@ class Preparer:
 
 def decode_image_of(
     listing: ListingInput, fetched: bytes | None, limits: ImageLimits, *, target: tuple[int, int]
-) -> Image.Image | None:
+) -> Decoded | None:
     """Decode a listing's image as RGB; None if it has none. `fetched` and errors are those of `Preparer.prepare`."""
     if fetched is not None:
         try:
@@ -76,7 +76,7 @@ def decode_image_of(
     return _decode(encoded, limits, target)
 
 
-def _decode(encoded: bytes, limits: ImageLimits, target: tuple[int, int]) -> Image.Image:
+def _decode(encoded: bytes, limits: ImageLimits, target: tuple[int, int]) -> Decoded:
     _check_size(len(encoded), limits)
     return decode(encoded, max_pixels=limits.max_pixels, target=target)
 

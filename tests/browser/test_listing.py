@@ -336,17 +336,21 @@ def alpha(playground: Playground, x: float, y: float) -> int:
 
 
 @pytest.mark.parametrize("resize", ["longest", "shortest", "squash"])
+@pytest.mark.parametrize("framing", ["product", "whole"])
 @pytest.mark.parametrize("size", [(60, 80), (300, 100), (90, 333), (641, 479)])
 def test_the_heat_map_lies_where_the_model_saw_the_image(
-    playground: Playground, size: tuple[int, int], resize: Literal["longest", "shortest", "squash"]
+    playground: Playground,
+    size: tuple[int, int],
+    framing: Literal["product", "whole"],
+    resize: Literal["longest", "shortest", "squash"],
 ) -> None:
     """A black spot gives weight to the patch that `ImageTransform` puts it in: the page must draw it on the spot."""
-    transform = ImageTransform(PreprocessConfig(image_size=(80, 64), context_length=8, resize=resize))
+    transform = ImageTransform(PreprocessConfig(image_size=(80, 64), context_length=8, resize=resize, framing=framing))
     x, y = 0.45 * size[0], 0.55 * size[1]  # inside every crop
     spotted = Image.new("RGB", size, "white")
     ImageDraw.Draw(spotted).ellipse((x - 8, y - 8, x + 8, y + 8), fill="black")
     darkness = 255.0 - transform(spotted)[0].reshape(ROWS, 16, COLUMNS, 16).mean(axis=(1, 3))
-    left, top, right, bottom = transform.seen((0.0, 0.0, float(size[0]), float(size[1])))
+    left, top, right, bottom = transform.seen(transform.find(spotted).box)
     frame = {"left": left / size[0], "top": top / size[1], "right": right / size[0], "bottom": bottom / size[1]}
     grid = {"rows": ROWS, "columns": COLUMNS, "weights": darkness.tolist(), "frame": frame}
     centre = playground.page.evaluate(

@@ -14,7 +14,7 @@ from PIL import Image
 from model.catalogue.config import CatalogueConfig
 from model.catalogue.listings import Catalogue, Listing, ReadReport
 from model.catalogue.splits import Part
-from model.inference.predictions import ModelInfo, RawOutputs, SituationOutputs
+from model.inference.predictions import ListingWarning, ModelInfo, RawOutputs, SituationOutputs
 from model.situations import Situation
 from model.tasks import Task
 
@@ -99,7 +99,9 @@ class ColourReader:
     )
     batches: list[int] = field(default_factory=list)
 
-    def prepare(self, title: str | None, image: Any) -> tuple[str | None, Any]:
+    def prepare(
+        self, title: str | None, image: Any, *, warnings: Sequence[ListingWarning] = ()
+    ) -> tuple[str | None, Any]:
         if title is None and image is None:
             raise ValueError("nothing to read")
         return title, image

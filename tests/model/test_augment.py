@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from model.errors import ConfigError
-from model.inputs.augment import IMAGE_CORRUPTIONS, AugmentConfig, Pixels, random_box, vary_pixels, vary_title
+from model.inputs.augment import (
+    IMAGE_CORRUPTIONS,
+    AugmentConfig,
+    Pixels,
+    random_box,
+    vary_photo,
+    vary_pixels,
+    vary_title,
+)
 
 PLAIN = AugmentConfig(flip=False, corrupted_images=0, blank_images=0, title_dropout=0, label_word_dropout=0)
 LABELS = ("Men", "Apparel", "Tshirts", "Navy Blue")
@@ -74,6 +84,20 @@ def test_blank_images_are_one_colour_and_as_many_as_asked_for(pixels: Pixels) ->
     assert all((image == pixels).all() for image in varied if not any(image is each for each in blank))
 
 
+@pytest.mark.parametrize("share", ["other_grounds", "squashed", "relit"])
+def test_photos_are_shown_in_another_way_in_the_shares_asked_for(share: str) -> None:
+    photo = Image.new("RGB", (60, 80), "white")
+    photo.paste((150, 20, 90), (15, 20, 45, 60))
+    rng = random.Random(0)
+    unchanged = AugmentConfig(other_grounds=0, squashed=0, relit=0)
+    config = replace(unchanged, **{share: 0.3})  # type: ignore[arg-type]
+    varied = [vary_photo(photo, config, rng) for _ in range(300)]
+    changed = sum((each.size, each.tobytes()) != (photo.size, photo.tobytes()) for each in varied)
+    assert changed / 300 == pytest.approx(0.3, abs=0.08)
+    assert {each.mode for each in varied} == {"RGB"}
+    assert all(vary_photo(photo, unchanged, rng) is photo for _ in range(20))
+
+
 def test_words_are_dropped_but_never_all() -> None:
     config = AugmentConfig(title_dropout=0.99, word_dropout=0.99, label_word_dropout=0)
     rng = random.Random(0)
@@ -91,7 +115,9 @@ def test_a_title_of_label_words_alone_is_kept() -> None:
     assert {vary_title("Puma Men Navy", LABELS, config, rng) for _ in range(200)} == {"Puma", "Puma Men Navy"}
 
 
-@pytest.mark.parametrize("fields", [{"crop": 0.0}, {"corrupted_images": 1.5}, {"label_word_dropout": -0.1}])
+@pytest.mark.parametrize(
+    "fields", [{"crop": 0.0}, {"corrupted_images": 1.5}, {"label_word_dropout": -0.1}, {"relit": 1.0}]
+)
 def test_impossible_configurations_are_refused(fields: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
         AugmentConfig(**fields)  # type: ignore[arg-type]

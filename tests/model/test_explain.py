@@ -233,3 +233,22 @@ def test_an_explanation_says_where_its_grid_lies(
     image = found["colour"].image
     assert image is not None
     assert (image.frame.left, image.frame.top, image.frame.right, image.frame.bottom) == pytest.approx(frame)
+
+
+def test_the_grid_of_a_trimmed_photo_lies_where_its_product_is(
+    tmp_path: Path, network: CMAClip, model_config: ModelConfig, tasks: tuple[Task, ...]
+) -> None:
+    """An input of 24 x 16 shows a product of 60 x 40 with a margin of 3 % of 60 on each side, and padding."""
+    config = replace(model_config, preprocess=replace(model_config.preprocess, framing="product", resize="longest"))
+    save_checkpoint(tmp_path / "framing", network, name="framing", config=config, tasks=tasks, training={})
+    photo = Image.new("RGB", (160, 120), "white")
+    photo.paste((20, 30, 120), (90, 30, 130, 90))
+    predictor = Predictor.load(tmp_path / "framing")
+    (found,) = explanations(predictor, [predictor.prepare(None, photo, explain=True)])
+    image = found["colour"].image
+    assert image is not None
+    width = 43.6  # of the box, which is wider than the input's shape
+    assert image.frame.left * 160 == pytest.approx(110 - width / 2)
+    assert image.frame.right * 160 == pytest.approx(110 + width / 2)
+    assert image.frame.top * 120 == pytest.approx(60 - width * 24 / 16 / 2)
+    assert image.frame.bottom * 120 == pytest.approx(60 + width * 24 / 16 / 2)

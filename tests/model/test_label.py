@@ -40,7 +40,7 @@ THRESHOLDS = {0.9: 0.5, 0.95: 0.8, 0.99: None}
 
 
 class FakePrediction:
-    def __init__(self, title: str | None, red: float | None) -> None:
+    def __init__(self, title: str | None, red: float | None, warnings: Sequence[ListingWarning]) -> None:
         self.title, self.red = title, red
         situation = (
             Situation.IMAGE_AND_TITLE if title and red is not None else Situation.TITLE if title else Situation.IMAGE
@@ -48,7 +48,7 @@ class FakePrediction:
         self.unfamiliar = "drill" in (title or "")
         familiarity = 0.0012344 if self.unfamiliar else 0.5
         self.scope = Scope(situation=situation, familiarity=familiarity, in_scope=not self.unfamiliar, agreement=None)
-        self.warnings: tuple[ListingWarning, ...] = ()
+        self.warnings = tuple(warnings)
 
     def attribute(self, name: str, *, target_precision: float, top_k: int) -> AttributePrediction:
         """Red where the title or the image is; long titles are size L, with high confidence."""
@@ -116,8 +116,7 @@ class FakePredictor:
         if title == "breaks the tokenizer":
             raise RecursionError("too odd")
         red = None if image is None else ImageStat.Stat(image).mean[0]
-        prediction = FakePrediction(title, red)
-        prediction.warnings = tuple(warnings)
+        prediction = FakePrediction(title, red, warnings)
         if not self.info.scope_gate:
             prediction.scope = replace(prediction.scope, familiarity=None, in_scope=None)
         return prediction

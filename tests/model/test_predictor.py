@@ -13,7 +13,7 @@ from model.checkpoint.folder import CALIBRATION, load_checkpoint, save_checkpoin
 from model.errors import CheckpointError, ConfigError
 from model.inference.predictions import Prepared
 from model.inference.predictor import ModelInput, Predictor
-from model.situations import Situation
+from model.situations import ListingWarning, Situation
 from model.trust.calibration import AttributeCalibration, Calibration, Certificate
 from tests.conftest import draw
 
@@ -192,6 +192,17 @@ def test_a_listing_without_title_and_image_is_refused(predictor: Predictor) -> N
         with pytest.raises(ValueError, match="needs a title or an image"):
             predictor.prepare(title, None)
     assert predictor.prepare("  ", draw("Red", "Circle")).situation is Situation.IMAGE
+
+
+def test_a_title_that_is_cut_is_warned_of_beside_what_was_before(predictor: Predictor) -> None:
+    room = 16 - 2  # of the context, without start and end
+    given = [
+        predictor.prepare("x " * room, None),
+        predictor.prepare("x " * (room + 1), None, warnings=(ListingWarning.PROFILE_UNREADABLE,)),
+    ]
+    fits, cut = predictor.predict(predictor.collate(given))
+    assert fits.warnings == ()
+    assert cut.warnings == (ListingWarning.PROFILE_UNREADABLE, ListingWarning.TITLE_TRUNCATED)
 
 
 def test_memory_of_a_waiting_listing_is_counted(predictor: Predictor) -> None:

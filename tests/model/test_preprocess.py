@@ -18,6 +18,7 @@ from PIL import Image
 from model.config import PreprocessConfig
 from model.errors import ConfigError, ModelError
 from model.inputs.decode import decode_image
+from model.inputs.framing import MARGIN, Box
 from model.inputs.preprocess import ImageTransform
 from model.inputs.tokenizer import MAX_WORD_CHARACTERS, TitleTokenizer, pad_tokens
 
@@ -62,16 +63,55 @@ def test_longest_pads_with_white_and_shortest_crops_the_centre() -> None:
     ("resize", "frame"),
     [("longest", (0, -20, 32, 28)), ("shortest", (40 / 3, 0, 56 / 3, 8)), ("squash", (0, 0, 32, 8))],
 )
-def test_the_frame_is_what_the_network_sees(resize: Resize, frame: tuple[float, ...]) -> None:
+def test_the_frame_is_what_the_network_sees(resize: Resize, frame: Box) -> None:
     image = Image.linear_gradient("L").rotate(90).resize((32, 8)).convert("RGB")
     transform = ImageTransform(dataclasses.replace(CONFIG, resize=resize))
-    assert transform.seen((0.0, 0.0, float(image.width), float(image.height))) == pytest.approx(frame)
+    assert transform.seen((0.0, 0.0, 32.0, 8.0)) == pytest.approx(frame)
     ground = Image.new("RGB", (72, 68), "white")
     ground.paste(image, (20, 30))
     left, upper, right, lower = frame
     seen = ground.resize((16, 24), Image.Resampling.BICUBIC, (left + 20, upper + 30, right + 20, lower + 30))
     difference = np.abs(np.asarray(seen, dtype=int).transpose(2, 0, 1) - transform(image))
     assert np.median(difference) <= 2
+
+
+PRODUCT = dataclasses.replace(CONFIG, framing="product")
+
+
+@pytest.mark.parametrize("ground", [(255, 255, 255), (200, 205, 210), (0, 0, 0), (139, 94, 60)])
+def test_a_product_is_shown_alike_however_it_was_padded(ground: tuple[int, int, int]) -> None:
+    transform, found = ImageTransform(PRODUCT), []
+    product = NOISE.resize((48, 72), Image.Resampling.NEAREST)
+    for size, at in (((60, 84), (6, 6)), ((84, 84), (30, 6)), ((150, 84), (51, 6)), ((60, 150), (6, 72))):
+        photo = Image.new("RGB", size, ground)
+        photo.paste(product, at)
+        found.append(transform(photo).astype(int))
+    assert all(np.abs(each - found[0]).mean() < 6 for each in found)
+    assert np.abs(ImageTransform(CONFIG)(photo) - found[0]).mean() > 30  # the last one, untrimmed
+
+
+def test_what_pads_a_product_is_its_ground() -> None:
+    photo = Image.new("RGB", (90, 90), (200, 205, 210))
+    photo.paste((20, 20, 120), (20, 60, 70, 80))
+    pixels = ImageTransform(PRODUCT)(photo)
+    assert (pixels[:, 0] == np.array([200, 205, 210])[:, None]).all()
+    assert (pixels[:, -1] == np.array([200, 205, 210])[:, None]).all()
+    assert (pixels[:, 12, 4:12] == np.array([20, 20, 120])[:, None]).all()
+
+
+@pytest.mark.parametrize("resize", ["longest", "shortest", "squash"])
+def test_what_is_seen_of_a_framed_photo_is_what_lies_there(resize: Resize) -> None:
+    transform = ImageTransform(dataclasses.replace(PRODUCT, resize=resize))
+    photo = Image.new("RGB", (120, 90), "white")
+    photo.paste(NOISE.resize((4, 5)).resize((40, 48), Image.Resampling.BICUBIC), (60, 30))  # smooth
+    framing = transform.find(photo)
+    margin = MARGIN * 48
+    assert framing.box == pytest.approx((60 - margin, 30 - margin, 100 + margin, 78 + margin), abs=0.1)
+    seen = photo.resize((16, 24), Image.Resampling.BICUBIC, transform.seen(framing.box))
+    difference = np.abs(np.asarray(seen, dtype=int).transpose(2, 0, 1) - transform(photo, framing))
+    assert difference.mean() < 8  # padding is by whole pixels
+    elsewhere = np.asarray(photo.resize((16, 24)), dtype=int).transpose(2, 0, 1)
+    assert np.abs(elsewhere - transform(photo, framing)).mean() > 30
 
 
 def test_normalise_has_clips_mean_and_deviation() -> None:
@@ -83,15 +123,15 @@ def test_normalise_has_clips_mean_and_deviation() -> None:
 
 def test_transparency_becomes_white_and_rotation_is_undone() -> None:
     clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
-    assert decode_image(encoded(clear)).getpixel((1, 1)) == (255, 255, 255)
+    assert decode_image(encoded(clear)).image.getpixel((1, 1)) == (255, 255, 255)
     palette = Image.new("P", (4, 4))
-    assert decode_image(encoded(palette, "GIF")).mode == "RGB"
+    assert decode_image(encoded(palette, "GIF")).image.mode == "RGB"
     turned = Image.new("RGB", (4, 8))
     exif = turned.getexif()
     exif[0x0112] = 6  # rotate by 90 degrees
     buffer = io.BytesIO()
     turned.save(buffer, "JPEG", exif=exif)
-    assert decode_image(buffer.getvalue()).size == (8, 4)
+    assert decode_image(buffer.getvalue()).image.size == (8, 4)
 
 
 @pytest.mark.parametrize("data", [b"", b"no image", encoded(NOISE, "JPEG")[:700]])
@@ -126,6 +166,16 @@ def test_any_title_gives_start_words_end(title: str) -> None:
     assert len(tokenized.word_of_token) == len(tokens) - 2
     assert list(tokenized.word_of_token) == sorted(tokenized.word_of_token)
     assert tokenized.words == tuple(title.split())
+
+
+@pytest.mark.parametrize(
+    ("title", "truncated"),
+    [("x " * 14, False), ("x " * 15, True), ("x " * 40, True), ("", False)],
+)
+def test_a_title_knows_whether_it_was_cut(title: str, *, truncated: bool) -> None:
+    tokenized = TOKENIZE(title)
+    assert tokenized.truncated is truncated
+    assert len(tokenized.tokens) <= 16
 
 
 def test_special_tokens_in_a_title_are_only_text() -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from model.inference.stream import Failure, stream
+from model.inference.predictions import BatchingPredictor
+from model.inference.stream import Failure, prepare_listing, stream
+from model.situations import ListingWarning
 
 
 def prepare(item: int) -> int | Failure:
@@ -87,3 +93,28 @@ def test_an_exception_ends_the_stream(at: str) -> None:
     steps = stream([2, 4], fail if at == "prepare" else prepare, fail, batch_size=1)
     with pytest.raises(ZeroDivisionError):
         list(steps)
+
+
+def test_a_listing_is_prepared_with_what_its_image_warns_of() -> None:
+    predictor = Recorder()
+    for image, warnings in (("plain", ()), ("odd", (ListingWarning.PROFILE_UNREADABLE,)), (None, ())):
+        assert prepare_listing(cast(BatchingPredictor, predictor), predictor, "Shirt", image) == ("Shirt", warnings)
+
+
+class Recorder:
+    """Images of which one has an unreadable profile, and a predictor that returns what it is given."""
+
+    info = SimpleNamespace(image_size=(8, 8))
+
+    def __contains__(self, name: str) -> bool:
+        return name in ("plain", "odd")
+
+    def read(self, name: str) -> bytes:
+        buffer = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(buffer, "PNG", icc_profile=b"no profile" if name == "odd" else None)
+        return buffer.getvalue()
+
+    def prepare(
+        self, title: str, image: Image.Image | None, *, warnings: Sequence[ListingWarning] = ()
+    ) -> tuple[str, Sequence[ListingWarning]]:
+        return title, warnings

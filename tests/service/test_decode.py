@@ -17,8 +17,12 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageOps
 
 from model.inputs.decode import decode_image
+from model.situations import ListingWarning
 from service.errors import PayloadTooLarge, UndecodableImage, UnsupportedMediaType
 from service.pipeline.decode import ACCEPTED, configure_pillow, decode, sniff
+from service.pipeline.prepare import ImageLimits, Preparer
+from service.schemas import ListingInput
+from tests.service.fake_predictor import FakePredictor, FakePrepared
 from tests.service.tally import TALLY
 
 # Pillow warns of metadata that it cannot read: here the files are damaged on purpose.
@@ -34,7 +38,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "BMP")
 
 
 def read(data: bytes, *, max_pixels: int = 1_000_000, target: tuple[int, int] = (80, 60)) -> Image.Image:
-    image = decode(data, max_pixels=max_pixels, target=target)
+    image = decode(data, max_pixels=max_pixels, target=target).image
     assert image.mode == "RGB"
     return image
 
@@ -151,8 +155,7 @@ def test_extreme_shapes_are_read(size: tuple[int, int], file_format: str) -> Non
 def test_a_large_jpeg_is_decoded_at_a_scale_the_model_can_still_use() -> None:
     data = write(scene(1600, 1200), "JPEG", quality=90)
     small = read(data, max_pixels=10**7)
-    assert small.size in {(200, 150), (400, 300)}
-    assert min(small.size) >= 2 * 60
+    assert small.size == (400, 300)  # one quarter: an eighth would be below 3 × 80
 
 
 def test_reduced_and_full_decoding_agree_at_the_models_size() -> None:
@@ -169,7 +172,7 @@ def test_reduced_and_full_decoding_agree_at_the_models_size() -> None:
 def test_large_images_of_other_formats_are_reduced_after_decoding(file_format: str) -> None:
     data = write(scene(2400, 1800), file_format)
     found = read(data, max_pixels=10**7)
-    assert found.size == (219, 164)  # one eleventh: 1800 / 11 is still above 2 × 80
+    assert found.size == (343, 258)  # one seventh: 1800 / 7 is still above 3 × 80
     full = Image.open(io.BytesIO(data)).convert("RGB")
     found, full = (image.resize((60, 80), Image.Resampling.BICUBIC) for image in (found, full))
     assert difference(found, full) < 1.5
@@ -285,9 +288,28 @@ def test_a_jpeg_of_thousands_of_scans_is_refused() -> None:
 )
 def test_catalogues_are_read_as_requests_are(data: bytes) -> None:
     """A certificate is measured on the pixels of the one, and holds for those of the other."""
-    served, measured = read(data, max_pixels=10_000_000), decode_image(data, (80, 60))
+    served, measured = read(data, max_pixels=10_000_000), decode_image(data, (80, 60)).image
     assert served.size == measured.size
     assert served.tobytes() == measured.tobytes()
+
+
+def test_a_profile_that_cannot_be_read_is_warned_of() -> None:
+    for profile, expected in ((b"no profile", (ListingWarning.PROFILE_UNREADABLE,)), (None, ())):
+        decoded = decode(write(scene(), "PNG", icc_profile=profile), max_pixels=10_000, target=(80, 60))
+        assert decoded.warnings == expected
+        assert difference(decoded.image, scene()) == 0
+
+
+async def test_the_warning_comes_with_the_prepared_listing() -> None:
+    preparer = Preparer(ImageLimits(max_bytes=100_000, max_pixels=10_000))
+    data = write(scene(), "PNG", icc_profile=b"no profile")
+    sent, alone = ListingInput.of(id=None, title="Shirt", image=data), ListingInput.of(id=None, title="Shirt")
+    unreadable = (ListingWarning.PROFILE_UNREADABLE,)
+    for listing, fetched, expected in ((sent, None, unreadable), (alone, data, unreadable), (alone, None, ())):
+        prepared, _ = await preparer.prepare(FakePredictor(), listing, fetched, explain=False)
+        assert isinstance(prepared, FakePrepared)
+        assert prepared.warnings == expected
+    preparer.close()
 
 
 def test_what_lies_behind_a_jpeg_does_not_count() -> None:

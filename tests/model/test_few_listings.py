@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.catalogue.listings import Catalogue
-from model.config import CLIP_MEAN, IMAGENET_MEAN, ModelConfig, from_json, to_json
+from model.config import CLIP_MEAN, IMAGENET_MEAN, FusionConfig, ModelConfig, from_json, to_json
 from model.errors import ConfigError
 from model.network.cma_clip import CMAClip, build_cma_clip
 from model.network.towers import BACKBONES, TextTower, build_backbone, sum_of_words
 from model.tasks import Task
 from model.training import train as train_module
-from model.training.config import FEW_LISTINGS, few_listings_schedule, few_listings_training
+from model.training.config import FEW_LISTINGS, FEW_LISTINGS_FUSION, few_listings_schedule, few_listings_training
 from model.training.initialise import IMAGENET, initial_model, initial_network, start_from_frequencies
 from model.training.train import default_config, default_initial
 from tests.conftest import TINY_BACKBONE
@@ -43,7 +43,7 @@ def test_few_listings_are_trained_in_about_as_many_steps_whatever_their_number(l
     assert chosen.batch_size == 32
     assert 12 <= chosen.epochs <= 200
     if listings >= 160:
-        assert steps >= 900
+        assert steps >= 450
     assert few_listings_training(listings).optimiser.epochs == chosen.epochs
 
 
@@ -65,6 +65,14 @@ def test_a_start_from_imagenet_brings_its_backbone_and_its_normalisation() -> No
     assert (model.backbone_name, model.preprocess.mean) == ("cma-lite", IMAGENET_MEAN)
     assert initial_model("cma-lite", None).preprocess.mean == CLIP_MEAN
     assert from_json(ModelConfig, to_json(model)) == model
+
+
+def test_a_start_from_imagenet_has_no_attention_block_unless_asked(tasks: tuple[Task, ...]) -> None:
+    model = initial_model(None, IMAGENET)
+    assert model.fusion == FEW_LISTINGS_FUSION
+    assert not build_cma_clip(model, tasks).sequence_attention.blocks
+    assert initial_model(None, IMAGENET, fusion=FusionConfig(depth=2)).fusion.depth == 2
+    assert initial_model("cma-lite", None).fusion == initial_model(None, None).fusion == FusionConfig()
 
 
 def test_imagenet_weights_fill_the_image_tower_alone(tasks: tuple[Task, ...]) -> None:

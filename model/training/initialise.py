@@ -15,7 +15,6 @@ from model.errors import ConfigError
 from model.network.cma_clip import CMAClip, build_cma_clip
 from model.network.towers import Backbone, backbone_config, pretrained_backbone
 from model.tasks import Task
-from model.training.config import FEW_LISTINGS_FUSION
 
 DEFAULT_BACKBONE = "cma-small"
 
@@ -53,7 +52,7 @@ def initial_model(backbone: str | None, initial: str | None, *, fusion: FusionCo
             mean=IMAGENET_MEAN if imagenet else CLIP_MEAN,
             std=IMAGENET_STD if imagenet else CLIP_STD,
         ),
-        fusion=fusion or (FEW_LISTINGS_FUSION if imagenet else FusionConfig()),
+        fusion=fusion or FusionConfig(),
     )
 
 

@@ -120,9 +120,9 @@ class TrainStage(TrainingStage):
     fusion: dict[str, Any] = {}
     image_size: tuple[int, int] | None = None
 
-    def model(self, start: str | None) -> ModelConfig:
+    def model(self, catalogue: Catalogue, start: str | None) -> ModelConfig:
         """Return the configuration of the network that is trained."""
-        model = initial_model(self.backbone, start)
+        model = train.default_model(catalogue, self.backbone, start)
         size = self.image_size or model.preprocess.image_size
         return dataclasses.replace(
             model,
@@ -150,7 +150,7 @@ class TrainStage(TrainingStage):
             context.catalogue,
             folder,
             name=context.name,
-            model=self.model(start),
+            model=self.model(context.catalogue, start),
             config=self.config(context.catalogue),
             initial=start,
             device=context.device,

@@ -21,6 +21,7 @@ from model.network.cma_clip import CMAClip
 from model.tasks import Task, build_tasks
 from model.training.config import (
     FEW_LISTINGS,
+    FEW_LISTINGS_FUSION,
     SituationWeights,
     TrainConfig,
     clip_training,
@@ -54,7 +55,7 @@ def train(
     it resumes where it was interrupted. `initial` is another checkpoint of ours (towers and fusion are kept,
     heads are new), an open_clip pretrained tag, a local weights file, or `imagenet`. Where neither it nor `model` is
     given, it is `default_initial(catalogue)`; None beside a `model` starts from random weights. `model` is
-    `initial_model(None, initial)` and `config` is `default_config(catalogue, initial)` where they are None.
+    `default_model(catalogue, None, initial)` and `config` is `default_config(catalogue, initial)` where they are None.
     Raises `CatalogueError`, `ConfigError`, `CheckpointError` or `TrainingError`.
 
         train(Catalogue.open("shop.toml"), "runs/shop")
@@ -63,7 +64,7 @@ def train(
     return FineTuning(
         catalogue,
         name=name,
-        model=model or initial_model(None, start),
+        model=model or default_model(catalogue, None, start),
         config=config or default_config(catalogue, start),
         initial=start,
         console=console or Console(stderr=True),
@@ -77,6 +78,16 @@ def default_config(catalogue: Catalogue, initial: str | None) -> TrainConfig:
         return few_listings_training(listings)
     pretrained_clip = initial not in (None, IMAGENET) and not Path(initial).is_dir()
     return clip_training(listings) if pretrained_clip else small_training(listings)
+
+
+def default_model(catalogue: Catalogue, backbone: str | None, initial: str | None) -> ModelConfig:
+    """Return the configuration of the network for a start from `initial`, or for a new one on `backbone`.
+
+    A start from ImageNet with few training listings has the fusion of `few_listings_training`. Raises as
+    `initial_model` does.
+    """
+    few = initial == IMAGENET and len(catalogue.part(Part.TRAIN)) < FEW_LISTINGS
+    return initial_model(backbone, initial, fusion=FEW_LISTINGS_FUSION if few else None)
 
 
 def default_initial(catalogue: Catalogue) -> str | None:

@@ -59,6 +59,7 @@ def pretrain(
     """
     from model.catalogue.listings import Catalogue  # noqa: PLC0415
     from model.config import override  # noqa: PLC0415
+    from model.training.initialise import initial_model  # noqa: PLC0415
     from model.training.pretrain import default_config  # noqa: PLC0415
     from model.training.pretrain import pretrain as run  # noqa: PLC0415
 
@@ -68,7 +69,7 @@ def pretrain(
         listings,
         out,
         name=name,
-        model=_model(backbone, str(init) if init else None, fusion),
+        model=with_fusion(initial_model(backbone, str(init) if init else None), fusion),
         config=override(default_config(listings), own),
         initial=init,
         device=device,
@@ -115,7 +116,7 @@ def train(
         raise ConfigError("name the catalogue's TOML file, or a --recipe")
     from model.catalogue.listings import Catalogue  # noqa: PLC0415
     from model.config import override  # noqa: PLC0415
-    from model.training.train import NAME, default_config, default_initial  # noqa: PLC0415
+    from model.training.train import NAME, default_config, default_initial, default_model  # noqa: PLC0415
     from model.training.train import train as run  # noqa: PLC0415
 
     fusion, own = split_settings(settings, epochs)
@@ -126,7 +127,7 @@ def train(
         listings,
         out,
         name=name or NAME,
-        model=_model(backbone, init, fusion),
+        model=with_fusion(default_model(listings, backbone, init), fusion),
         config=override(default_config(listings, init), own),
         initial=init,
         device=device,
@@ -157,10 +158,8 @@ def split_settings(texts: list[str] | None, epochs: int | None) -> tuple[dict[st
     return fusion, others
 
 
-def _model(backbone: str | None, init: str | None, fusion: dict[str, str]) -> ModelConfig:
-    """Return the model to train: that of `init` if it is a checkpoint of ours, with fusion settings overridden."""
+def with_fusion(model: ModelConfig, settings: dict[str, str]) -> ModelConfig:
+    """Return the model to train, with settings of its fusion overridden."""
     from model.config import override  # noqa: PLC0415
-    from model.training.initialise import initial_model  # noqa: PLC0415
 
-    model = initial_model(backbone, init)
-    return dataclasses.replace(model, fusion=override(model.fusion, fusion))
+    return dataclasses.replace(model, fusion=override(model.fusion, settings))

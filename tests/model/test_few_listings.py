@@ -19,7 +19,7 @@ from model.tasks import Task
 from model.training import train as train_module
 from model.training.config import FEW_LISTINGS, FEW_LISTINGS_FUSION, few_listings_schedule, few_listings_training
 from model.training.initialise import IMAGENET, initial_model, initial_network, start_from_frequencies
-from model.training.train import default_config, default_initial
+from model.training.train import default_config, default_initial, default_model
 from tests.conftest import TINY_BACKBONE
 
 BAG = {**TINY_BACKBONE, "bag_of_words": True}
@@ -67,12 +67,16 @@ def test_a_start_from_imagenet_brings_its_backbone_and_its_normalisation() -> No
     assert from_json(ModelConfig, to_json(model)) == model
 
 
-def test_a_start_from_imagenet_has_no_attention_block_unless_asked(tasks: tuple[Task, ...]) -> None:
-    model = initial_model(None, IMAGENET)
+def test_few_listings_from_imagenet_have_no_attention_block(
+    catalogue: Catalogue, tasks: tuple[Task, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = default_model(catalogue, None, IMAGENET)
     assert model.fusion == FEW_LISTINGS_FUSION
     assert not build_cma_clip(model, tasks).sequence_attention.blocks
-    assert initial_model(None, IMAGENET, fusion=FusionConfig(depth=2)).fusion.depth == 2
-    assert initial_model("cma-lite", None).fusion == initial_model(None, None).fusion == FusionConfig()
+    assert default_model(catalogue, "cma-lite", None).fusion == FusionConfig()
+    monkeypatch.setattr(train_module, "FEW_LISTINGS", 100)
+    assert default_model(catalogue, None, IMAGENET).fusion == FusionConfig()
+    assert not default_config(catalogue, IMAGENET).lock_image
 
 
 def test_imagenet_weights_fill_the_image_tower_alone(tasks: tuple[Task, ...]) -> None:

@@ -28,6 +28,7 @@ from torch import nn
 
 from model.config import ModelConfig, from_json, to_json
 from model.errors import CheckpointError, ConfigError
+from model.files import replace_durably
 from model.tasks import Task
 from model.trust.calibration import Calibration
 
@@ -191,7 +192,7 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        replace_durably(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
@@ -257,12 +258,12 @@ def _check_calibration(checkpoint: Checkpoint) -> None:
 def _replace(new: Path, folder: Path) -> None:
     """Put the finished folder `new` in the place of `folder`; no reader ever sees a half-written one."""
     if not folder.exists():
-        new.rename(folder)
+        replace_durably(new, folder)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
     folder.rename(old / folder.name)
     try:
-        new.rename(folder)
+        replace_durably(new, folder)
     except BaseException:
         (old / folder.name).rename(folder)
         raise

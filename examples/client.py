@@ -5,7 +5,8 @@
 
 listings.csv has the columns `id`, `title` and `image`; an image is an http(s) URL, or a file path relative to the CSV.
 Either the title or the image may be empty. labels.csv has one row per listing, in the same order: `id`, one column per
-attribute (empty where the service abstained), and `error` (empty if there was none).
+attribute (empty where the service abstained), and `error` (empty if there was none). In both files, a cell that a
+spreadsheet would run as a formula has an apostrophe before it.
 
 This file needs Python 3.11 and httpx, and nothing else from this project, so you can copy and adapt it. Call `classify`
 or `classify_async` from your own code; they differ only in how they send and wait.
@@ -20,6 +21,7 @@ import csv
 import email.utils
 import os
 import random
+import re
 import sys
 import time
 from collections import deque
@@ -265,6 +267,23 @@ def _batches(listings: Iterable[Listing], size: int) -> Iterator[Batch]:
         yield Batch(batch)
 
 
+# ── cells ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
+
+NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+
+
+def to_cell(text: str) -> str:
+    """Return a text as a cell that no spreadsheet runs as a formula: with an apostrophe before it where it would."""
+    return f"'{text}" if FORMULA.match(text) and not NUMBER.fullmatch(text) else text
+
+
+def from_cell(cell: str) -> str:
+    """Return the text that a cell stands for."""
+    return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell
+
+
 # ── files ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -278,10 +297,10 @@ def read_listings(path: Path) -> Iterator[Listing]:
         if "id" not in (reader.fieldnames or ()):
             raise ValueError(f"{path} has no column named id")
         for row in reader:
-            image = (row.get("image") or "").strip()
+            image, title = (from_cell((row.get(column) or "").strip()) for column in ("image", "title"))
             if image and not image.startswith(("http://", "https://")):
                 image = str(path.parent / image)
-            yield Listing(row["id"], (row.get("title") or "").strip(), image)
+            yield Listing(from_cell(row["id"]), title, image)
 
 
 class LabelWriter:
@@ -289,11 +308,12 @@ class LabelWriter:
 
     def __init__(self, file: TextIO, attributes: Iterable[str]) -> None:
         self.rows = self.labels = self.errors = 0
-        self._writer = csv.DictWriter(file, ["id", *attributes, "error"], restval="")
-        self._writer.writeheader()
+        columns = ["id", *attributes, "error"]
+        self._writer = csv.DictWriter(file, columns, restval="")
+        self._writer.writerow({name: to_cell(name) for name in columns})
 
     def write(self, row: Row) -> None:
-        self._writer.writerow(row)
+        self._writer.writerow({name: to_cell(text) for name, text in row.items()})
         self.rows += 1
         self.errors += "error" in row
         self.labels += len(row.keys() - {"id", "error"})

@@ -33,6 +33,8 @@ def as_written(default: Any) -> str:
             return "none"
         case bool():
             return f"`{str(default).lower()}`"
+        case tuple():
+            return f"`{', '.join(map(str, default))}`"
         case float():
             return f"`{default:g}`"
     return f"`{default}`"

@@ -25,7 +25,7 @@ install = $(call quietly,$(BIN)/python -m pip install --disable-pip-version-chec
 pytest = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 .PHONY: help serve test coverage test-lowest test-research lint format types test-deployment test-tools test-image test-browser
-.PHONY: soak study rules constraints dist clean
+.PHONY: soak study rules constraints requirements sbom dist clean
 
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -91,6 +91,18 @@ constraints: ## Write deploy/constraints.txt anew, from the newest versions that
 	@sed -i '/^#/!d' deploy/constraints.txt
 	@$(BIN)/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools \
 		| grep -vE '^(nvidia|cuda|triton)' >>deploy/constraints.txt
+
+requirements: $(VENV)/.serve ## Write dist/requirements.txt: what the service needs, with the hash of each file, for this platform
+	@mkdir -p dist
+	@set -o pipefail; $(BIN)/python -m pip install --disable-pip-version-check --dry-run --ignore-installed --quiet \
+		--constraint $(CONSTRAINTS) --report - . | $(BIN)/python deploy/requirements.py >dist/requirements.txt
+
+sbom: $(VENV)/.dist ## Write dist/sbom.json: what is installed to serve, as CycloneDX
+	@rm -rf build/serving && mkdir -p dist
+	@$(call quietly,$(PYTHON) -m venv build/serving)
+	@$(call quietly,build/serving/bin/python -m pip install --disable-pip-version-check --constraint $(CONSTRAINTS) .)
+	@$(BIN)/cyclonedx-py environment build/serving --pyproject pyproject.toml --output-reproducible --of JSON \
+		-o dist/sbom.json
 
 dist: $(VENV)/.dist ## Build the source distribution and the wheel, and check what is in them
 	@rm -rf build dist

@@ -7,7 +7,7 @@ listings.csv has the columns `id`, `title` and `image`; an image is an http(s) U
 Either the title or the image may be empty. labels.csv has one row per listing, in the same order: `id`; per attribute
 the label if it is accepted, and `{attribute}_abstention`, the reason if it is not; `familiarity` (how typical the
 listing is of those that the service was calibrated on, from 0 to 1; empty if the service cannot tell); and `error`
-(empty if there was none).
+(empty if there was none). In both files, a cell that a spreadsheet would run as a formula has an apostrophe before it.
 
 This file needs Python 3.11 and httpx, and nothing else from this project, so you can copy and adapt it. Call `classify`
 or `classify_async` from your own code; they differ only in how they send and wait.
@@ -22,6 +22,7 @@ import csv
 import email.utils
 import os
 import random
+import re
 import sys
 import time
 from collections import deque
@@ -275,6 +276,23 @@ def _batches(listings: Iterable[Listing], size: int) -> Iterator[Batch]:
         yield Batch(batch)
 
 
+# ── cells ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
+
+NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+
+
+def to_cell(text: str) -> str:
+    """Return a text as a cell that no spreadsheet runs as a formula: with an apostrophe before it where it would."""
+    return f"'{text}" if FORMULA.match(text) and not NUMBER.fullmatch(text) else text
+
+
+def from_cell(cell: str) -> str:
+    """Return the text that a cell stands for."""
+    return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell
+
+
 # ── files ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -288,10 +306,10 @@ def read_listings(path: Path) -> Iterator[Listing]:
         if "id" not in (reader.fieldnames or ()):
             raise ValueError(f"{path} has no column named id")
         for row in reader:
-            image = (row.get("image") or "").strip()
+            image, title = (from_cell((row.get(column) or "").strip()) for column in ("image", "title"))
             if image and not image.startswith(("http://", "https://")):
                 image = str(path.parent / image)
-            yield Listing(row["id"], (row.get("title") or "").strip(), image)
+            yield Listing(from_cell(row["id"]), title, image)
 
 
 class LabelWriter:
@@ -300,12 +318,17 @@ class LabelWriter:
     def __init__(self, file: TextIO, attributes: Sequence[str]) -> None:
         self.rows = self.labels = self.errors = 0
         self._attributes = attributes
-        columns = [f"{name}{suffix}" for name in attributes for suffix in ("", "_abstention")]
-        self._writer = csv.DictWriter(file, ["id", *columns, "familiarity", "error"], restval="")
-        self._writer.writeheader()
+        columns = [
+            "id",
+            *(f"{name}{suffix}" for name in attributes for suffix in ("", "_abstention")),
+            "familiarity",
+            "error",
+        ]
+        self._writer = csv.DictWriter(file, columns, restval="")
+        self._writer.writerow({name: to_cell(name) for name in columns})
 
     def write(self, row: Row) -> None:
-        self._writer.writerow(row)
+        self._writer.writerow({name: to_cell(text) for name, text in row.items()})
         self.rows += 1
         self.errors += "error" in row
         self.labels += sum(name in row for name in self._attributes)

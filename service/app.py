@@ -18,7 +18,7 @@ from service.http.problems import as_service_error, problem_response
 from service.lifecycle import Lifecycle, Load
 from service.observability.metrics import Metrics
 from service.pipeline.decode import configure_pillow
-from service.pipeline.fetch import Gate
+from service.pipeline.gate import Gate
 from service.pipeline.pipeline import Pipeline
 from service.settings import Settings, load_settings
 

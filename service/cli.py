@@ -80,7 +80,7 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
     flags = []
     for name, field in Settings.model_fields.items():
         kind = bool if field.annotation is bool else str
-        default = ", ".join(field.default) if isinstance(field.default, tuple) else str(field.default)
+        default = ", ".join(map(str, field.default)) if isinstance(field.default, tuple) else str(field.default)
         option = typer.Option(help=field.description, show_default=default or "none")
         flags.append(
             inspect.Parameter(
@@ -118,7 +118,7 @@ def _in_use(settings: Settings) -> str:
     shown = {name: value for name, value in settings if name != "api_keys"}
     shown["api_keys"] = f"{len(settings.api_keys)} configured" if settings.api_keys else "none: open to all"
     return "\n".join(
-        f"{PREFIX}{name.upper():<26} {', '.join(value) or 'none' if isinstance(value, tuple) else value}"
+        f"{PREFIX}{name.upper():<26} {', '.join(map(str, value)) or 'none' if isinstance(value, tuple) else value}"
         for name, value in ((name, shown[name]) for name in type(settings).model_fields)
     )
 

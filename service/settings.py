@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model.errors import ConfigError
 
 PREFIX = "CMA_CLIP_"
+
+PROXY_URL = re.compile(
+    r"(https?)://(?:([^:/?#@\s]+):([^:/?#@\s]*)@)?([a-z0-9._-]+|\[[0-9a-f:.]+\]):([0-9]{1,5})/?", re.I
+)
+"""Scheme, user and password, percent-encoded, host and port."""
 
 
 def _split(value: Any) -> Any:
@@ -22,9 +31,29 @@ def _host_pattern(value: Any) -> Any:
     return value.strip().lower().removeprefix("*").rstrip(".") if isinstance(value, str) else value
 
 
+def _network(value: Any) -> Any:
+    return ip_network(value, strict=True) if isinstance(value, str) else value
+
+
+def _proxy(value: SecretStr | None) -> SecretStr | None:
+    if value is not None and not PROXY_URL.fullmatch(value.get_secret_value()):
+        raise ValueError("must be http://host:port or https://host:port, with user:password@ where the proxy asks")
+    return value
+
+
 CommaSeparated = NoDecode, BeforeValidator(_split)
 HostPattern = Annotated[str, BeforeValidator(_host_pattern), Field(min_length=1, pattern=r"^[a-z0-9.:_-]+$")]
+Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
+Port = Annotated[int, Field(ge=1, le=65535)]
 Count = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proxy:
+    """An HTTP proxy: its URL without credentials, and those."""
+
+    url: str
+    credentials: tuple[str, str] | None = None
 
 
 class Settings(BaseSettings):
@@ -57,6 +86,15 @@ class Settings(BaseSettings):
     allow_private_image_hosts: bool = Field(
         default=False, description="let image URLs lead into private networks and to this machine"
     )
+    image_networks: Annotated[tuple[Network, ...], *CommaSeparated] = Field(
+        default=(), description="comma-separated private networks (10.1.0.0/16) that image URLs may lead into"
+    )
+    image_ports: Annotated[tuple[Port, ...], *CommaSeparated] = Field(
+        default=(80, 443), description="comma-separated ports of image URLs"
+    )
+    image_proxy: Annotated[SecretStr | None, AfterValidator(_proxy)] = Field(
+        default=None, description="HTTP proxy that images are fetched through: http://user:password@host:port"
+    )
     drain_seconds: float = Field(default=20, ge=0, le=86_400, description="longest time from SIGTERM to the end")
     log_format: Literal["json", "text"] = Field(default="json", description="json or text")
 
@@ -69,6 +107,16 @@ class Settings(BaseSettings):
     def listings_limit(self) -> int:
         """Listings in one request: never more than the whole queue, since they are admitted together."""
         return min(self.max_listings, self.max_queue)
+
+    @property
+    def proxy(self) -> Proxy | None:
+        """The proxy that images are fetched through."""
+        found = PROXY_URL.fullmatch(self.image_proxy.get_secret_value()) if self.image_proxy else None
+        if found is None:
+            return None
+        scheme, user, password, host, port = found.groups()
+        credentials = None if user is None else (unquote(user), unquote(password))
+        return Proxy(url=f"{scheme}://{host}:{port}", credentials=credentials)
 
 
 def load_settings(**flags: Any) -> Settings:
@@ -83,9 +131,9 @@ def load_settings(**flags: Any) -> Settings:
 
 
 def _explain(error: ValidationError) -> str:
-    secret = ("api_keys",)
+    secret = ("api_keys", "image_proxy")
     return "; ".join(
         f"{PREFIX}{str(found['loc'][0]).upper()}: {found['msg']}"
-        + ("" if found["loc"][:1] == secret else f" (it is {found['input']!r})")
+        + ("" if found["loc"][0] in secret else f" (it is {found['input']!r})")
         for found in error.errors(include_url=False)
     )

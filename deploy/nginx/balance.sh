@@ -3,7 +3,7 @@
 # nginx when the ready ones have changed. nginx without a subscription cannot ask by itself.
 #
 #   REPLICAS   host:port ..., each name standing for as many replicas as it has addresses
-#   NGINX_CONF /etc/nginx/nginx.conf   its include is RUN_DIR/replicas.conf
+#   NGINX_CONF /etc/nginx/nginx.conf   its include is RUN_DIR/replicas.conf; replica.conf lies beside it
 #   RUN_DIR    /run/nginx
 #
 # SIGTERM and SIGINT let nginx finish what it has begun. It ends with nginx.
@@ -30,20 +30,34 @@ ready() {
     done | sort
 }
 
-# Writes the upstream of the addresses on its input.
+# Writes the upstream of the addresses on its input: for each replica a server on a socket, which sends to that replica
+# alone and tells what it refuses from what it broke on (nginx.conf says why).
 #
 # max_fails=0: a refusal sends the one request elsewhere, but must not take a busy replica away from the others, or two
 # busy ones would both be gone. Taking away is what this script does, by /readyz. Idle connections are kept for less than
 # the service keeps them (75 s), so that no request is sent on one that is just being closed.
 write() {
+    addresses=$(cat)
     {
         echo "upstream replicas {"
         echo "    zone replicas 64k;"
         echo "    least_conn;"
-        sed 's/.*/    server & max_fails=0;/'
+        for address in $addresses; do echo "    server unix:$RUN_DIR/$address.sock max_fails=0;"; done
         echo "    keepalive 64;"
-        echo "    keepalive_timeout 60s;"
         echo "}"
+        for address in $addresses; do
+            name=$(echo "$address" | tr : _)  # a name has no port
+            echo "upstream $name {"
+            echo "    server $address max_fails=0;"
+            echo "    keepalive 64;"
+            echo "    keepalive_timeout 60s;"
+            echo "}"
+            echo "server {"
+            echo "    listen unix:$RUN_DIR/$address.sock;"
+            echo "    set \$replica $name;"
+            echo "    include $(dirname "$NGINX_CONF")/replica.conf;"
+            echo "}"
+        done
     } >"$upstream.new"
     mv "$upstream.new" "$upstream"
 }
@@ -60,6 +74,7 @@ until chosen=$(choose) && [ -n "$chosen" ]; do
     sleep 1
 done
 echo "$chosen" | write
+rm -f "$RUN_DIR"/*.sock  # nginx leaves them behind when it quits
 nginx -c "$NGINX_CONF" -g 'daemon off;' &
 nginx=$!
 stopping=

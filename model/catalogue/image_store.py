@@ -9,9 +9,12 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 from model.errors import CatalogueError
+
+MAX_IMAGE_BYTES = 64 * 2**20
+"""No image file is larger; what is, isn't read, so that one file cannot take the machine's memory."""
 
 
 class Images(Protocol):
@@ -61,7 +64,8 @@ class FolderImages:
     def read(self, name: str) -> bytes:
         """Return the file's bytes."""
         try:
-            return (self.folder / name).read_bytes()
+            with (self.folder / name).open("rb") as file:
+                return _read_bounded(file, name, self.folder)
         except (OSError, ValueError) as error:
             raise CatalogueError(f"cannot read image {name} of {self.folder}: {error}") from error
 
@@ -69,6 +73,7 @@ class FolderImages:
 @dataclass(frozen=True, slots=True)
 class _Member:
     offset: int
+    packed_size: int
     size: int
     deflated: bool
     crc: int
@@ -102,6 +107,7 @@ class ZipImages:
                 info.filename: _Member(
                     info.header_offset,
                     info.compress_size,
+                    info.file_size,
                     info.compress_type == zipfile.ZIP_DEFLATED,
                     info.CRC,
                 )
@@ -113,21 +119,37 @@ class ZipImages:
         return name in self.members
 
     def read(self, name: str) -> bytes:
-        """Return the member's bytes, checked against its CRC."""
+        """Return the member's bytes, as many as the directory says, checked against its CRC."""
         if name not in self.members:
             raise CatalogueError(f"{self.path} holds no image {name}")
         member = self.members[name]
+        if max(member.size, member.packed_size) > MAX_IMAGE_BYTES:
+            raise _too_large(name, self.path)
         try:
             with self.path.open("rb") as file:
                 file.seek(member.offset)
                 # The data follow the local header's name and extra field; the directory's may differ in size.
                 name_size, extra_size = struct.unpack("<26xHH", file.read(30))
                 file.seek(name_size + extra_size, os.SEEK_CUR)
-                data = file.read(member.size)
+                data = file.read(member.packed_size)
             if member.deflated:
-                data = zlib.decompress(data, wbits=-zlib.MAX_WBITS)
+                # One byte more than there should be, to see whether there is more: the directory may lie.
+                data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, member.size + 1)
         except (OSError, struct.error, zlib.error) as error:
             raise CatalogueError(f"cannot read image {name} of {self.path}: {error}") from error
+        if len(data) != member.size:
+            raise CatalogueError(f"image {name} of {self.path} is damaged: it has not the size in the zip's directory")
         if zlib.crc32(data) != member.crc:
             raise CatalogueError(f"image {name} of {self.path} is damaged: its checksum is wrong")
         return data
+
+
+def _read_bounded(file: IO[bytes], name: str, store: Path) -> bytes:
+    data = file.read(MAX_IMAGE_BYTES + 1)
+    if len(data) > MAX_IMAGE_BYTES:
+        raise _too_large(name, store)
+    return data
+
+
+def _too_large(name: str, store: Path) -> CatalogueError:
+    return CatalogueError(f"image {name} of {store} has more than {MAX_IMAGE_BYTES} bytes")

@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from model.catalogue.cells import from_cell
 from model.errors import CatalogueError, ConfigError
 
 SUFFIXES = (".csv", ".jsonl", ".ndjson", ".parquet", ".pq")
@@ -132,7 +133,7 @@ def _text_lines(path: Path) -> Iterator[str]:
 
 def _csv_rows(table: Path, columns: Sequence[str], title: str | None) -> Iterator[Row]:
     lines = _text_lines(table)
-    header = [name.strip() for name in _parse_csv([next(lines, "")])[0]]
+    header = [from_cell(name.strip()) for name in _parse_csv([next(lines, "")])[0]]
     if twice := [name for name, count in Counter(header).items() if count > 1]:
         raise CatalogueError(f"{table} has two columns called {twice[0]!r}")
     _check_columns(table, columns, header)
@@ -142,7 +143,8 @@ def _csv_rows(table: Path, columns: Sequence[str], title: str | None) -> Iterato
         if len(cells) > len(header) and header[last] == title:
             cells[last:] = [",".join(cells[last:])]
             repaired = True
-        row = _make_row(line, dict(zip(header, cells, strict=False)), columns, repaired=repaired)
+        record = dict(zip(header, map(from_cell, cells), strict=False))
+        row = _make_row(line, record, columns, repaired=repaired)
         if len(cells) != len(header):
             trouble = "too few fields" if len(cells) < len(header) else "too many fields"
             row = replace(row, repaired=False, error=trouble)

@@ -31,6 +31,7 @@ from torch import nn
 
 from model.config import ModelConfig, from_json, to_json
 from model.errors import CheckpointError, ConfigError
+from model.files import replace_durably
 from model.situations import Situation
 from model.tasks import Task
 from model.trust.calibration import Calibration, GateRecord
@@ -210,7 +211,7 @@ def write_calibration(checkpoint: Checkpoint, calibration: Calibration, gate: Ga
     try:
         save_arrays(arrays, temporary, metadata)
         temporary.chmod(0o644)
-        temporary.replace(folder / SCOPE)
+        replace_durably(temporary, folder / SCOPE)
     except (SafetensorError, OSError) as error:
         temporary.unlink(missing_ok=True)
         raise CheckpointError(f"{folder / SCOPE} cannot be written: {error}") from error
@@ -260,7 +261,7 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        replace_durably(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
@@ -326,12 +327,12 @@ def _check_calibration(checkpoint: Checkpoint) -> None:
 def _replace(new: Path, folder: Path) -> None:
     """Put the finished folder `new` in the place of `folder`; no reader ever sees a half-written one."""
     if not folder.exists():
-        new.rename(folder)
+        replace_durably(new, folder)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
     folder.rename(old / folder.name)
     try:
-        new.rename(folder)
+        replace_durably(new, folder)
     except BaseException:
         (old / folder.name).rename(folder)
         raise

@@ -85,8 +85,8 @@ def label_catalogue(
     error, where that is a terminal.
 
     Raises `ConfigError` for an unknown attribute, a target precision that was not calibrated, an output that
-    exists, or one that was begun with other settings; `CatalogueError` for an unusable catalogue; `ModelError`
-    where the output cannot be written, because the disk is full for example.
+    exists, that another run is writing, or that was begun with other settings; `CatalogueError` for an unusable
+    catalogue; `ModelError` where the output cannot be written, because the disk is full for example.
     """
     if batch_size < 1:
         raise ConfigError(f"the batch size must be at least 1, not {batch_size}")
@@ -95,12 +95,12 @@ def label_catalogue(
     config = CatalogueConfig.load(toml).without_labels()
     images = open_images(config.images)
     report = ReadReport(config.table.name)
-    shards = Shards.open(out, output_format(out, names), _settings(predictor, config, names, target_precision))
-    resumed = shards.rows
-    listings = islice(iter_listings(config, images, report), resumed, None)
     console = Console(stderr=True, force_terminal=None if progress else False)
+    opening = Shards.open(out, output_format(out, names), _settings(predictor, config, names, target_precision))
     try:
-        with progress_bar(console, unit="listings") as bar:
+        with opening as shards, progress_bar(console, unit="listings") as bar:
+            resumed = shards.rows
+            listings = islice(iter_listings(config, images, report), resumed, None)
             step = bar.add_task("labelling", total=max(estimate_rows(config.table), resumed), completed=resumed)
             for item, answer in _answers(predictor, listings, images, batch_size):
                 shards.add(_output_row(item, answer, names, target_precision))

@@ -6,17 +6,21 @@ An interrupted run loses less than a shard, and continues where it stopped when 
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from model.catalogue.cells import to_cell
 from model.catalogue.tables import import_pyarrow
 from model.checkpoint.folder import write_json
-from model.errors import ConfigError
+from model.errors import ConfigError, ModelError
+from model.files import replace_durably
 
 SHARD_ROWS = 2048
 """Rows in each shard but the last: what an interruption costs at most."""
@@ -24,7 +28,7 @@ SHARD_ROWS = 2048
 MERGED_SHARDS = 32
 """Shards that share a Parquet row group: 65,536 rows, so that readers can skip and compress well."""
 
-SETTINGS = "settings.json"
+SETTINGS, LOCK = "settings.json", "lock"
 
 OutputRow = tuple[str | float | bool | None, ...]
 
@@ -47,6 +51,10 @@ class OutputFormat(Protocol):
 
     def write(self, path: Path, rows: Sequence[OutputRow]) -> None:
         """Write some rows to a new shard."""
+        ...
+
+    def count(self, path: Path) -> int:
+        """Return how many rows a shard holds."""
         ...
 
     def merge(self, shards: Sequence[Path], path: Path) -> None:
@@ -77,10 +85,15 @@ class CsvFormat:
         with path.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([_csv_cell(cell) for cell in row] for row in rows)
 
+    def count(self, path: Path) -> int:
+        """Return how many rows a shard holds."""
+        with path.open(encoding="utf-8", newline="") as file:
+            return sum(1 for _ in csv.reader(file))
+
     def merge(self, shards: Sequence[Path], path: Path) -> None:
         """Write the header and copy the shards."""
         with path.open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerow(self.columns)
+            csv.writer(file).writerow(map(to_cell, self.columns))
         with path.open("ab") as merged:
             for shard in shards:
                 with shard.open("rb") as file:
@@ -88,7 +101,9 @@ class CsvFormat:
 
 
 def _csv_cell(cell: str | float | bool | None) -> str | float | None:
-    return str(cell).lower() if isinstance(cell, bool) else cell
+    if isinstance(cell, bool):
+        return str(cell).lower()
+    return to_cell(cell) if isinstance(cell, str) else cell
 
 
 class ParquetFormat:
@@ -111,6 +126,10 @@ class ParquetFormat:
         table = self.pyarrow.Table.from_arrays(columns, schema=self.schema)
         self.pyarrow.parquet.write_table(table, path)
 
+    def count(self, path: Path) -> int:
+        """Return how many rows a shard holds."""
+        return int(self.pyarrow.parquet.read_metadata(path).num_rows)
+
     def merge(self, shards: Sequence[Path], path: Path) -> None:
         """Write `MERGED_SHARDS` shards at a time as one row group."""
         parquet = self.pyarrow.parquet
@@ -127,7 +146,7 @@ class Shards:
     """Finished rows of an output that isn't complete yet, in the folder `{output}.partial` beside it.
 
     Shard `i` holds the rows from `i × SHARD_ROWS` on. Its name says how many rows it has and how many failed:
-    `00000003-2048-17.csv`. It gets that name once it is wholly on the disk.
+    `00000003-2048-17.csv`. It gets that name once it is wholly on the disk. A lock keeps a second run out.
     """
 
     def __init__(self, out: Path, output: OutputFormat, settings: Mapping[str, Any]) -> None:
@@ -138,18 +157,26 @@ class Shards:
         self._open: list[OutputRow] = []
 
     @classmethod
-    def open(cls, out: Path, output: OutputFormat, settings: Mapping[str, Any]) -> Shards:
-        """Begin the output `out`, or continue it; raises `ConfigError` where that can't be done."""
-        if out.exists():
-            raise ConfigError(f"{out} exists already; move it away, or name another file")
+    @contextmanager
+    def open(cls, out: Path, output: OutputFormat, settings: Mapping[str, Any]) -> Iterator[Shards]:
+        """Begin the output `out`, or continue it, and keep other runs from it while the context lasts.
+
+        Raises `ConfigError` where that can't be done. Nothing is left behind where no shard was finished.
+        """
         if not os.access(out.parent, os.W_OK | os.X_OK):
             raise ConfigError(f"cannot write to the folder {out.parent}")
         shards = cls(out, output, settings)
-        if shards.folder.exists():
+        _check_absent(out)
+        with _locked(shards.folder):
             shards._find()
-        if shards.paths:
-            shards._check_settings()
-        return shards
+            if shards.paths:
+                shards._check_settings()
+            try:
+                _check_absent(out)  # or a run that has just finished would be overwritten
+                yield shards
+            finally:
+                if not shards.paths:
+                    shutil.rmtree(shards.folder, ignore_errors=True)
 
     def _check_settings(self) -> None:
         try:
@@ -174,10 +201,6 @@ class Shards:
             self.rows += rows
             self.failed += failed
 
-    def _begin(self) -> None:
-        self.folder.mkdir(exist_ok=True)
-        write_json(self.folder / SETTINGS, self.settings)
-
     def add(self, row: OutputRow) -> None:
         """Add the next row; a full shard goes to the disk."""
         self._open.append(row)
@@ -186,12 +209,12 @@ class Shards:
 
     def _flush(self) -> None:
         if not self.paths:
-            self._begin()
+            write_json(self.folder / SETTINGS, self.settings)
         failed = sum(bool(row[-1]) for row in self._open)
         name = f"{len(self.paths):08d}-{len(self._open)}-{failed}{self.output.suffix}"
         temporary = self.folder / f"half-written{self.output.suffix}"
         self.output.write(temporary, self._open)
-        self.paths.append(_move_durably(temporary, self.folder / name))
+        self.paths.append(replace_durably(temporary, self.folder / name))
         self.rows += len(self._open)
         self.failed += failed
         self._open.clear()
@@ -200,15 +223,51 @@ class Shards:
         """Write the last rows, merge all shards into the output and remove them."""
         if self._open:
             self._flush()
-        if not self.paths:
-            self._begin()
+        self._check_rows()
         temporary = self.folder / f"merged{self.output.suffix}"
         self.output.merge(self.paths, temporary)
-        _move_durably(temporary, self.out)
+        replace_durably(temporary, self.out)
         shutil.rmtree(self.folder)
 
+    def _check_rows(self) -> None:
+        """Raise `ModelError` where a shard doesn't hold the rows that its name says."""
+        for path in self.paths:
+            expected, found = int(path.name.split("-")[1]), self.output.count(path)
+            if found != expected:
+                raise ModelError(f"{path} holds {found} rows, not {expected}; delete {self.folder} to start afresh")
 
-def _move_durably(temporary: Path, path: Path) -> Path:
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())  # else a power cut may keep the new name and lose the content
-    return temporary.replace(path)
+
+def _check_absent(out: Path) -> None:
+    if out.exists():
+        raise ConfigError(f"{out} exists already; move it away, or name another file")
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep `folder`, made where there is none, for this run alone.
+
+    The lock ends with the process, however that ends. Raises `ConfigError` where another run has it.
+    """
+    while True:
+        folder.mkdir(exist_ok=True)
+        try:
+            file = (folder / LOCK).open("ab")
+        except FileNotFoundError:  # another run has just finished, and removed the folder
+            continue
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(f"another run is writing {folder}; wait for it, or name another output") from None
+            if not _is_at(file.fileno(), folder / LOCK):
+                continue
+            yield
+            return
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether the open file is still the one at `path`."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False

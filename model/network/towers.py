@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import open_clip
+import timm
 import torch
 import torch.nn.functional as F
 from open_clip.model import CustomTextCLIP
@@ -292,18 +293,106 @@ def build_backbone(config: Mapping[str, Any], *, image_size: tuple[int, int], co
     bag_of_words = bool(config.get(BAG_OF_WORDS))
     if missing := [key for key in ("vision_cfg", "text_cfg") if not isinstance(config.get(key), dict)]:
         raise ConfigError(f"the backbone has no {missing[0]}")
-    config["vision_cfg"]["image_size"] = list(image_size)
-    config["text_cfg"]["context_length"] = context_length
-    if isinstance(config["vision_cfg"].get("layers"), list):
-        raise ConfigError("image tower ModifiedResNet is not supported; ViT and timm towers are")
-    if "hf_model_name" in config["text_cfg"]:
-        raise ConfigError("Hugging Face text towers are not supported; open_clip's own text Transformer is")
-    wanted = {key: config[key] for key in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu") if key in config}
+    wanted = {key: config[key] for key in ("embed_dim", "quick_gelu") if key in config} | {
+        "vision_cfg": _image_settings(config["vision_cfg"]) | {"image_size": list(image_size)},
+        "text_cfg": _text_settings(config["text_cfg"]) | {"context_length": context_length},
+    }
     try:
         clip = CustomTextCLIP(**wanted)
     except Exception as error:  # open_clip and timm check few of their settings
         raise ConfigError(f"the towers cannot be built: {_first_line(error)}") from error
     return _from_clip(clip, bag_of_words=bag_of_words)
+
+
+_TIMM = frozenset({"timm_model_name", "timm_pool", "timm_proj", "timm_proj_bias", "timm_drop", "timm_drop_path"})
+
+_BLOCKS = frozenset(
+    [
+        "width",
+        "layers",
+        "mlp_ratio",
+        "ls_init_value",
+        "pool_type",
+        "final_ln_after_pool",
+        "output_tokens",
+        "act_kwargs",
+        "norm_kwargs",
+        "block_type",
+        "qk_norm",
+        "scaled_cosine_attn",
+        "scale_heads",
+        "scale_attn_inner",
+        "scale_attn",
+        "scale_fc",
+    ]
+)
+
+_IMAGE_SETTINGS = (
+    frozenset(
+        [
+            "head_width",
+            "patch_size",
+            "image_size",
+            "patch_dropout",
+            "attentional_pool",
+            "attn_pooler_queries",
+            "attn_pooler_heads",
+            "no_ln_pre",
+            "pos_embed_type",
+        ]
+    )
+    | _BLOCKS
+    | _TIMM
+)
+
+_TEXT_SETTINGS = _BLOCKS | frozenset(
+    [
+        "context_length",
+        "vocab_size",
+        "heads",
+        "embed_cls",
+        "pad_id",
+        "eos_id",
+        "no_causal_mask",
+        "proj_bias",
+        "proj_type",
+    ]
+)
+
+_OF_TOKENIZERS = frozenset({"hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs"})
+"""Settings of a text tower that building it doesn't need."""
+
+
+def _image_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of an image tower that open_clip is handed: sizes, and the name of a tower in this program.
+
+    A checkpoint's configuration may be anybody's. open_clip and timm also take settings that make them download a
+    network or its weights, so they get the settings listed above and no others. Raises `ConfigError`.
+    """
+    settings = dict(settings)
+    if settings.pop("timm_model_pretrained", False):
+        raise ConfigError("timm_model_pretrained would download weights; a checkpoint has its own")
+    _check_known("vision_cfg", settings, _IMAGE_SETTINGS)
+    if isinstance(settings.get("layers"), list):
+        raise ConfigError("image tower ModifiedResNet is not supported; ViT and timm towers are")
+    name = settings.get("timm_model_name")
+    if name is not None and not (isinstance(name, str) and ":" not in name and timm.is_model(name)):
+        raise ConfigError(f"timm has no tower {name!r}; those of a hub or a folder are not built from a checkpoint")
+    return settings
+
+
+def _text_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a text tower as `_image_settings` does."""
+    if "hf_model_name" in settings:
+        raise ConfigError("Hugging Face text towers are not supported; open_clip's own text Transformer is")
+    settings = {name: value for name, value in settings.items() if name not in _OF_TOKENIZERS}
+    _check_known("text_cfg", settings, _TEXT_SETTINGS)
+    return settings
+
+
+def _check_known(part: str, settings: Mapping[str, Any], known: frozenset[str]) -> None:
+    if unknown := sorted(set(settings) - known):
+        raise ConfigError(f"{part} cannot have {unknown[0]!r}: not a setting that towers are built from")
 
 
 def _first_line(error: Exception) -> str:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 
 from service.observability.request_log import RequestRecord
 from service.pipeline.admission import Deadline, Ticket
+
+FETCHES = 8
+"""Images that are fetched for one request at the same time: a batch cannot take all connections to images' hosts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,3 +19,4 @@ class Call:
     deadline: Deadline
     ticket: Ticket
     record: RequestRecord
+    fetches: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(FETCHES))

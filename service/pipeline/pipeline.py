@@ -13,7 +13,8 @@ from service.errors import NotReady
 from service.observability.metrics import Metrics
 from service.pipeline.admission import Admission
 from service.pipeline.call import Call
-from service.pipeline.fetch import Fetcher, FetchLimits, Gate
+from service.pipeline.fetch import Fetcher, FetchLimits
+from service.pipeline.gate import Gate
 from service.pipeline.inference import Inference
 from service.pipeline.options import CheckedOptions, check_options
 from service.pipeline.prepare import ImageLimits, Preparer
@@ -35,8 +36,15 @@ class Pipeline:
             estimate_age=self._estimate_age,
         )
         self._fetcher = Fetcher(
-            gate or Gate(allowed_hosts=settings.image_hosts, allow_private=settings.allow_private_image_hosts),
+            gate
+            or Gate(
+                allowed_hosts=settings.image_hosts,
+                ports=settings.image_ports,
+                private_networks=settings.image_networks,
+                allow_private=settings.allow_private_image_hosts,
+            ),
             FetchLimits(max_bytes=settings.max_image_bytes),
+            proxy=settings.proxy,
         )
         self._preparer = Preparer(ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels))
         metrics.batches.in_flight.set_function(lambda: self.admission.listings)
@@ -79,7 +87,8 @@ class Pipeline:
     async def fetch(self, url: str, call: Call) -> bytes:
         """Fetch an image; its bytes take room in the request's ticket as they arrive."""
         started = time.monotonic()
-        data = await self._fetcher.fetch(url, on_bytes=call.ticket.add_bytes)
+        async with call.fetches:
+            data = await self._fetcher.fetch(url, on_bytes=call.ticket.add_bytes)
         self.record_stage("fetch", time.monotonic() - started, call)
         return data
 

@@ -129,10 +129,50 @@ class Replica(Process):
         return f"127.0.0.1:{self.port}"
 
 
+class Stub(Process):
+    """A replica without a model: ready, and at a POST it answers `status`, or ends at once where that is 0."""
+
+    PROGRAM = """
+import http.server, os, sys
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def answer(self, status):
+        self.send_response(status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def do_GET(self):
+        self.answer(200)
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        print("POST", flush=True)
+        self.answer(int(sys.argv[2])) if int(sys.argv[2]) else os._exit(1)
+
+http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+    def __init__(self, folder: Path, status: int) -> None:
+        self.port = free_port()
+        super().__init__(
+            [sys.executable, "-c", self.PROGRAM, str(self.port), str(status)],
+            up=f"http://127.0.0.1:{self.port}/readyz",
+            log=folder / f"stub-{self.port}.log",
+        )
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def posts(self) -> int:
+        return self.log.read_text().count("POST\n")
+
+
 class Balancer(Process):
     """The balancer of `deploy/nginx` before `replicas`, on a free port, with its files in `folder`."""
 
-    def __init__(self, folder: Path, replicas: Sequence[Replica]) -> None:
+    def __init__(self, folder: Path, replicas: Sequence[Replica | Stub]) -> None:
         self.port = free_port()
         folder = Path(tempfile.mkdtemp(dir=folder))
         self.access_log = folder / "access.log"
@@ -150,6 +190,7 @@ class Balancer(Process):
         # nginx's workers run as nobody.
         folder.chmod(0o755)
         (folder / "nginx.conf").write_text(configuration)
+        (folder / "replica.conf").write_text((ROOT / "deploy/nginx/replica.conf").read_text())
         super().__init__(
             ["sh", "deploy/nginx/balance.sh"],
             up=f"http://127.0.0.1:{self.port}/healthz",
@@ -167,9 +208,9 @@ class Balancer(Process):
     def chosen(self) -> set[str]:
         """The replicas that it sends to at the moment."""
         upstream = (Path(self.environment["RUN_DIR"]) / "replicas.conf").read_text()
-        return {line.split()[1] for line in upstream.splitlines() if line.split()[:1] == ["server"]}
+        return set(re.findall(r"server unix:\S+/(\S+)\.sock ", upstream))
 
-    def wait_until_it_sends_to(self, *replicas: Replica) -> None:
+    def wait_until_it_sends_to(self, *replicas: Replica | Stub) -> None:
         wanted = {replica.address for replica in replicas}
         deadline = time.monotonic() + START_SECONDS
         while self.chosen != wanted:

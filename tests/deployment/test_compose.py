@@ -60,3 +60,17 @@ def test_compose_gives_each_replica_its_own_gpu() -> None:
 def test_compose_passes_on_every_setting() -> None:
     known = {f"CMA_CLIP_{name.upper()}" for name in Settings.model_fields}
     assert set(compose()["replica-a"]["environment"]) - {"OMP_NUM_THREADS"} == known - SET_BY_THE_IMAGE
+
+
+@pytest.mark.parametrize(("name", "port"), [("balancer", 8080), ("prometheus", 9090), ("grafana", 3000)])
+def test_compose_is_reached_from_this_machine_alone(name: str, port: int) -> None:
+    assert compose()[name]["ports"] == [f"127.0.0.1:{port}:{port}/tcp"]
+
+
+def test_compose_is_reached_from_elsewhere_where_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BIND", "0.0.0.0")  # noqa: S104 - what is tested
+    monkeypatch.setenv("NGINX_IMAGE", "nginx:1.28.0-bookworm@sha256:" + "0" * 64)
+    services = yaml.safe_load(run("docker-compose", "config"))["services"]
+    assert services["balancer"]["ports"] == ["0.0.0.0:8080:8080/tcp"]
+    assert services["balancer"]["image"].endswith("0" * 64)
+    assert services["prometheus"]["ports"] == ["127.0.0.1:9090:9090/tcp"]

@@ -14,7 +14,9 @@ from service.settings import PREFIX, Settings
 TEXT = capacity.PAGE.read_text(encoding="utf-8")
 DOCKERFILE = (capacity.ROOT / "Dockerfile").read_text(encoding="utf-8")
 COMPOSE = (capacity.ROOT / "docker-compose.yml").read_text(encoding="utf-8")
-NGINX = "".join((capacity.ROOT / "deploy/nginx" / name).read_text() for name in ("nginx.conf", "balance.sh"))
+NGINX = "".join(
+    (capacity.ROOT / "deploy/nginx" / name).read_text() for name in ("nginx.conf", "replica.conf", "balance.sh")
+)
 
 # ── settings ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -33,6 +35,8 @@ def as_written(default: Any) -> str:
             return "none"
         case bool():
             return f"`{str(default).lower()}`"
+        case tuple():
+            return f"`{', '.join(map(str, default))}`"
         case float():
             return f"`{default:g}`"
     return f"`{default}`"
@@ -58,9 +62,8 @@ def test_what_the_image_sets_is_marked() -> None:
 
 
 def nginx(directive: str) -> int:
-    """Return the number of a directive, in seconds or MiB, which stands in nginx' files once."""
-    (found,) = re.findall(rf"^[ \w\"]*\b{directive} (\d+)[sm];", NGINX, flags=re.MULTILINE)
-    return int(found)
+    """Return the number of a directive, in seconds or MiB: the least where it stands in several of nginx's files."""
+    return min(map(int, re.findall(rf"^[ \w\"]*\b{directive} (\d+)[sm];", NGINX, flags=re.MULTILINE)))
 
 
 def test_the_balancer_agrees_with_the_service() -> None:

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageStat
 
+from model.catalogue.cells import to_cell
 from model.catalogue.listings import iter_listings
 from model.errors import CatalogueError, ConfigError, ModelError
 from model.inference import output
@@ -432,6 +433,91 @@ def test_a_lost_shard_is_noticed(long_toml: Path, tmp_path: Path) -> None:
     (tmp_path / "out.csv.partial" / "00000000-4-0.csv").unlink()
     with pytest.raises(ConfigError, match=r"lacks rows before 00000001-4-0\.csv"):
         label(long_toml, out)
+
+
+# --- two runs, and what comes of a file that isn't whole --------------------------------------------------
+
+
+class InterruptedPredictor(FakePredictor):
+    """In the middle of its run a second one begins to write the same output."""
+
+    def __init__(self, toml: Path, out: Path) -> None:
+        super().__init__()
+        self.toml, self.out = toml, out
+        self.refusals: list[str] = []
+
+    def predict(self, batch: Any) -> Sequence[FakePrediction]:
+        with pytest.raises(ConfigError) as caught:
+            label(self.toml, self.out)
+        self.refusals.append(str(caught.value))
+        return super().predict(batch)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_second_run_on_one_output_is_refused(long_toml: Path, tmp_path: Path, suffix: str) -> None:
+    whole, out = tmp_path / f"whole{suffix}", tmp_path / f"out{suffix}"
+    label(long_toml, whole)
+    predictor = InterruptedPredictor(long_toml, out)
+    assert label(long_toml, out, predictor).rows == 12
+    folder = f"{out}.partial"
+    assert predictor.refusals == [f"another run is writing {folder}; wait for it, or name another output"] * 4
+    assert out.read_bytes() == whole.read_bytes()
+    assert not Path(folder).exists()
+
+
+def test_a_run_that_was_killed_keeps_nobody_out(long_toml: Path, tmp_path: Path) -> None:
+    interrupt(long_toml, tmp_path / "out.csv", 9)
+    assert (tmp_path / "out.csv.partial" / "lock").exists()
+    assert label(long_toml, tmp_path / "out.csv").resumed == 8
+
+
+def test_an_output_that_appears_before_the_lock_is_taken_is_not_overwritten(
+    long_toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.csv"
+    mkdir = Path.mkdir
+
+    def finish_first(self: Path, *arguments: Any, **options: Any) -> None:
+        out.write_text("another run's")
+        mkdir(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", finish_first)
+    with pytest.raises(ConfigError, match="exists already"):
+        label(long_toml, out)
+    assert out.read_text() == "another run's"
+    assert not (tmp_path / "out.csv.partial").exists()
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_rows_are_counted_before_the_merge(long_toml: Path, tmp_path: Path, suffix: str) -> None:
+    out = tmp_path / f"out{suffix}"
+    interrupt(long_toml, out, 9)
+    first, second = sorted((tmp_path / f"out{suffix}.partial").glob(f"*-4-0{suffix}"))
+    if suffix == ".csv":
+        second.write_bytes(second.read_bytes() + first.read_bytes().splitlines(keepends=True)[0])
+    else:
+        pq.write_table(pq.read_table(first).slice(0, 3), second)
+    with pytest.raises(ModelError, match=r"00000001-4-0.* holds [35] rows, not 4; delete"):
+        label(long_toml, out)
+    assert not out.exists()
+
+
+def test_a_cell_that_a_spreadsheet_would_run_is_text_and_is_read_back(tmp_path: Path) -> None:
+    ids = ["=1+1", "+1-1", "-sku", "@a", "-5", "plain", "'=quoted"]
+    toml = write_catalogue(tmp_path, "id,title\n" + "".join(f"{to_cell(each)},T\n" for each in ids), {})
+    label(toml, tmp_path / "out.csv")
+    written = [row["id"] for row in read_csv(tmp_path / "out.csv")]
+    assert written == ["'=1+1", "'+1-1", "'-sku", "'@a", "-5", "plain", "''=quoted"]
+    (tmp_path / "table.csv").write_bytes((tmp_path / "out.csv").read_bytes().replace(b"id,colour,", b"id,title,"))
+    label(toml, tmp_path / "again.csv")
+    assert [row["id"] for row in read_csv(tmp_path / "again.csv")] == written
+    label(toml, tmp_path / "again.parquet")
+    assert pq.read_table(tmp_path / "again.parquet")["id"].to_pylist() == ids
+
+
+def test_numbers_are_written_as_they_are() -> None:
+    assert output._csv_cell(-0.5) == -0.5
+    assert output._csv_cell("-0.5") == "-0.5"
 
 
 # --- mistakes ----------------------------------------------------------------------------------------------

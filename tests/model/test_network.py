@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
@@ -201,6 +203,40 @@ def test_our_towers_pool_their_patches(name: str, width: int) -> None:
 def test_unsupported_towers_are_refused(name: str, message: str) -> None:
     with torch.device("meta"), pytest.raises(ConfigError, match=message):
         build_backbone(backbone_config(name), image_size=(224, 224), context_length=77)
+
+
+VIT = {"width": 64, "layers": 1, "head_width": 32, "patch_size": 8}
+
+TEXT = {"vocab_size": 49408, "width": 64, "heads": 2, "layers": 1}
+
+
+@pytest.mark.parametrize(
+    ("image", "text", "message"),
+    [
+        ({"timm_model_name": "hf-hub:somebody/tower"}, {}, "'hf-hub:somebody/tower'"),
+        ({"timm_model_name": "hf_hub:somebody/tower"}, {}, "'hf_hub:somebody/tower'"),
+        ({"timm_model_name": "local-dir:/tmp"}, {}, "'local-dir:/tmp'"),
+        ({"timm_model_name": "no_such_tower"}, {}, "'no_such_tower'"),
+        ({"timm_model_name": ["resnet18"]}, {}, "resnet18"),
+        ({"timm_model_name": "resnet18", "timm_model_pretrained": True}, {}, "timm_model_pretrained"),
+        ({"pretrained_cfg": {"url": "https://somewhere.invalid/"}}, {}, "'pretrained_cfg'"),
+        ({}, {"hf_model_name": "somebody/tower"}, "Hugging Face"),
+        ({}, {"hf_model_pretrained": True}, "'hf_model_pretrained'"),
+        ({}, {"anything_else": 1}, "'anything_else'"),
+    ],
+)
+def test_a_configuration_cannot_make_a_download(
+    monkeypatch: pytest.MonkeyPatch, image: dict[str, Any], text: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: pytest.fail("went out to the network"))
+    config = {"embed_dim": 64, "vision_cfg": {**VIT, **image}, "text_cfg": {**TEXT, **text}}
+    with pytest.raises(ConfigError, match=message):
+        build_backbone(config, image_size=(16, 16), context_length=16)
+
+
+def test_what_names_a_tokenizer_is_not_handed_on() -> None:
+    config = {"embed_dim": 64, "vision_cfg": VIT, "text_cfg": {**TEXT, "hf_tokenizer_name": "somebody/words"}}
+    assert build_backbone(config, image_size=(16, 16), context_length=16).text.width == 64
 
 
 def test_pretrained_weights_come_from_a_local_file(tmp_path: Path) -> None:

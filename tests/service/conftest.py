@@ -19,7 +19,7 @@ from service.app import create_app
 from service.errors import NotReady
 from service.http.server import configuration
 from service.lifecycle import Lifecycle
-from service.pipeline.fetch import Gate
+from service.pipeline.gate import Gate
 from service.pipeline.pipeline import Pipeline
 from service.scheduling.batcher import MicroBatcher
 from service.settings import Settings

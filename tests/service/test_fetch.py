@@ -14,13 +14,19 @@ from typing import Any
 import pytest
 
 from service.errors import ImageFetchFailed, ImageUrlForbidden, InvalidRequest, Overloaded, PayloadTooLarge
-from service.pipeline import fetch
-from service.pipeline.fetch import Fetcher, FetchLimits, Gate, HostSlots, is_public
+from service.pipeline import gate as gate_module
+from service.pipeline.call import FETCHES
+from service.pipeline.fetch import Fetcher, FetchLimits, HostSlots
+from service.pipeline.gate import Gate, is_public
+from service.pipeline.names import Resolve
+from service.settings import Proxy
 from tests.service.conftest import as_base64, encoded, in_process, until
 from tests.service.test_routes import check_problem
 
 IMAGE = encoded()
 LIMITS = FetchLimits(max_bytes=5000, seconds=1.0, connect_seconds=0.5, read_seconds=0.3)
+
+ANY_PORT = range(1, 65536)
 
 Respond = Callable[[str, asyncio.StreamWriter], Awaitable[None]]
 
@@ -70,11 +76,11 @@ async def host(respond: Respond, *, address: str = "127.0.0.1") -> AsyncIterator
         server.close()
 
 
-def table(**names: list[str]) -> fetch.Resolve:
+def table(**names: list[str]) -> Resolve:
     """A resolver that knows these names, dots written as underscores."""
     known = {name.replace("_", "."): addresses for name, addresses in names.items()}
 
-    async def resolve(name: str, port: int) -> list[str]:
+    async def resolve(name: str) -> list[str]:
         try:
             return [str(ipaddress.ip_address(name))]
         except ValueError:
@@ -85,13 +91,13 @@ def table(**names: list[str]) -> fetch.Resolve:
 
 @pytest.fixture
 def loopback_is_public(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "is_public", lambda address: str(address) == "127.0.0.1" or is_public(address))
+    monkeypatch.setattr(gate_module, "is_public", lambda address: str(address) == "127.0.0.1" or is_public(address))
 
 
 def gate(**options: Any) -> Gate:
     here = {name: ["127.0.0.1"] for name in ("images_test", "bad_test", "slow_test")}
     names = table(**here, inner_test=["127.0.0.2"], two_test=["127.0.0.9", "127.0.0.1"])
-    return Gate(resolve=names, **options)
+    return Gate(resolve=names, **{"ports": ANY_PORT, **options})
 
 
 @asynccontextmanager
@@ -162,7 +168,7 @@ async def test_a_chunked_answer_is_put_together() -> None:
 
 @pytest.mark.usefixtures("loopback_is_public")
 async def test_a_second_address_is_tried_where_the_first_is_dead(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "is_public", lambda address: address.is_loopback)
+    monkeypatch.setattr(gate_module, "is_public", lambda address: address.is_loopback)
     async with host(says(answer(IMAGE))) as origin, fetching() as fetcher:
         assert await fetcher.fetch(origin.url(name="two.test")) == IMAGE  # nobody listens on 127.0.0.9
 
@@ -196,7 +202,7 @@ def test_addresses_that_are_public(address: str) -> None:
 )
 async def test_loopback_is_forbidden_however_it_is_written(name: str) -> None:
     async with host(says(answer(IMAGE))) as origin:
-        fetcher = Fetcher(Gate(), LIMITS)  # the system's own resolver
+        fetcher = Fetcher(Gate(ports=ANY_PORT), LIMITS)  # the system's own resolver
         with pytest.raises((ImageUrlForbidden, InvalidRequest)):  # httpx knows some spellings to be no address
             await fetcher.fetch(origin.url(name=name))
         assert origin.connections == 0
@@ -223,11 +229,11 @@ async def test_the_address_that_was_checked_is_the_one_that_is_dialled() -> None
     """A name server that answers differently the second time gets no second time."""
     answers = [["127.0.0.1"], ["127.0.0.2"]]
 
-    async def resolve(name: str, port: int) -> list[str]:
+    async def resolve(name: str) -> list[str]:
         return answers.pop(0)
 
     async with host(says(answer(IMAGE))) as origin, host(says(answer(b"secret")), address="127.0.0.2") as inner:
-        fetcher = Fetcher(Gate(resolve=resolve), LIMITS)
+        fetcher = Fetcher(Gate(resolve=resolve, ports=ANY_PORT), LIMITS)
         assert await fetcher.fetch(origin.url(name="rebinding.test")) == IMAGE
         assert answers == [["127.0.0.2"]]
         assert inner.connections == 0
@@ -489,3 +495,138 @@ async def test_a_flood_of_bad_hosts_leaves_the_pool_usable() -> None:
         assert {type(outcome) for outcome in found[0::3] + found[1::3]} == {ImageFetchFailed}
         assert found[2::3] == [IMAGE] * 20
         assert await fetcher.fetch(good.url()) == IMAGE
+
+
+@pytest.mark.usefixtures("loopback_is_public")
+async def test_names_that_nobody_answers_hold_up_no_other_request() -> None:
+    """Of one request they took all connections, since a name was looked up while one was held for it."""
+
+    async def resolve(name: str) -> list[str]:
+        if name.endswith(".dead"):
+            await asyncio.sleep(60)
+        return ["127.0.0.1"]
+
+    here = Gate(resolve=resolve, ports=ANY_PORT)
+    async with host(says(answer(IMAGE))) as origin, in_process(gate=here, request_timeout_ms=60_000) as client:
+        listings = [{"image": {"url": f"http://{n}.dead/"}} for n in range(64)]
+        dead = [asyncio.create_task(client.post("/v1/classify/batch", json={"listings": listings})) for _ in range(2)]
+        await until(lambda: client.pipeline.admission.listings == 128)
+        good = await client.classify(image={"url": origin.url()})
+        assert good.status_code == 200
+        assert not any(task.done() for task in dead)
+        for task in dead:
+            task.cancel()
+        await asyncio.gather(*dead, return_exceptions=True)
+
+
+@pytest.mark.usefixtures("loopback_is_public")
+async def test_one_request_does_not_take_all_connections() -> None:
+    async with host(stall) as slow, in_process(gate=gate()) as client:
+        listings = [{"image": {"url": slow.url(name=f"127.0.0.{n}")}} for n in range(1, 65)]
+        await client.post("/v1/classify/batch", json={"listings": listings}, headers={"X-Request-Timeout-Ms": "500"})
+        assert slow.most_open <= FETCHES
+
+
+# ── ports, private networks and the proxy ────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("url", ["http://images.test:22/", "https://images.test:8443/", "http://images.test:0/"])
+async def test_only_the_usual_ports_are_dialled(url: str) -> None:
+    async with fetching(ports=(80, 443)) as fetcher:
+        with pytest.raises(ImageUrlForbidden, match="port"):
+            await fetcher.fetch(url)
+
+
+async def test_a_redirect_to_another_port_is_refused() -> None:
+    redirect = answer(b"", status="302 Found", Location="http://127.0.0.1:22/")
+    async with host(says(redirect)) as origin, fetching(ports=(origin.port,), allow_private=True) as fetcher:
+        with pytest.raises(ImageUrlForbidden, match="port"):
+            await fetcher.fetch(origin.url())
+
+
+@pytest.mark.parametrize(
+    ("address", "networks", "allowed"),
+    [
+        ("10.1.2.3", ["10.1.0.0/16"], True),
+        ("10.2.2.3", ["10.1.0.0/16"], False),
+        ("::ffff:10.1.2.3", ["10.1.0.0/16"], True),
+        ("64:ff9b::a01:203", ["10.1.0.0/16"], False),  # through a gateway, to wherever that leads
+        ("2002:a01:203::", ["10.1.0.0/16"], False),
+        ("fd00:1::1", ["10.1.0.0/16", "fd00:1::/64"], True),
+        ("169.254.169.254", ["10.0.0.0/8"], False),
+        ("168.63.129.16", ["168.63.129.16/32"], True),  # named itself
+        ("8.8.8.8", ["10.1.0.0/16"], True),
+    ],
+)
+async def test_private_networks_that_are_named_are_reached(address: str, networks: list[str], *, allowed: bool) -> None:
+    here = Gate(private_networks=[ipaddress.ip_network(network) for network in networks])
+    if allowed:
+        assert await here.addresses(address) == [address]
+    else:
+        with pytest.raises(ImageUrlForbidden):
+            await here.addresses(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["168.63.129.16", "192.0.0.192", "169.254.169.254", "100.100.100.200", "fe80::1", "fd00:ec2::254",
+     "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::"],
+)  # fmt: skip
+async def test_a_clouds_platform_is_never_reached_unless_it_is_named(address: str) -> None:
+    assert not is_public(ipaddress.ip_address(address))
+    with pytest.raises(ImageUrlForbidden):
+        await Gate(allow_private=True).addresses(address)
+    assert await Gate(allow_private=True).addresses("10.0.0.1") == ["10.0.0.1"]
+
+
+@asynccontextmanager
+async def proxied(**options: Any) -> AsyncIterator[tuple[Fetcher, Host]]:
+    """A fetcher behind a proxy that answers itself."""
+    async with host(says(answer(IMAGE))) as proxy:
+        behind = Proxy(url=f"http://127.0.0.1:{proxy.port}", credentials=("me", "secret"))
+        fetcher = Fetcher(gate(**options), LIMITS, proxy=behind)
+        try:
+            yield fetcher, proxy
+        finally:
+            await fetcher.aclose()
+
+
+async def test_the_proxy_dials_what_cannot_be_looked_up_from_here() -> None:
+    async with proxied() as (fetcher, proxy):
+        assert await fetcher.fetch("http://nowhere.test/a.jpg?b") == IMAGE
+        assert proxy.requests == ["http://nowhere.test/a.jpg?b"]
+        assert "Host: nowhere.test\r\n" in proxy.heads[0]
+        assert f"proxy-authorization: basic {as_base64(b'me:secret')}".lower() in proxy.heads[0].lower()
+
+
+async def test_the_proxy_is_asked_for_a_tunnel_to_https() -> None:
+    async with proxied() as (fetcher, proxy):
+        with pytest.raises(ImageFetchFailed):  # no TLS behind it
+            await fetcher.fetch("https://nowhere.test/a.jpg")
+        assert proxy.requests == ["nowhere.test:443"]
+
+
+@pytest.mark.parametrize("url", ["http://images.test/", "http://10.0.0.1/", "http://[::1]/", "http://169.254.169.254/"])
+async def test_the_proxy_is_no_way_around_the_gate(url: str) -> None:
+    async with proxied() as (fetcher, proxy):
+        with pytest.raises(ImageUrlForbidden):
+            await fetcher.fetch(url)
+        assert proxy.connections == 0
+
+
+async def test_a_private_network_that_is_named_is_dialled_past_the_proxy() -> None:
+    inside = [ipaddress.ip_network("127.0.0.1/32")]
+    async with host(says(answer(IMAGE))) as origin, proxied(private_networks=inside) as (fetcher, proxy):
+        assert await fetcher.fetch(origin.url()) == IMAGE
+        assert (origin.connections, proxy.connections) == (1, 0)
+
+
+async def test_a_proxy_that_is_not_there_or_refuses_is_a_failed_fetch() -> None:
+    refusing = says(answer(b"", status="407 Proxy Authentication Required"))
+    async with host(refusing) as proxy:
+        for port in (proxy.port, 1):
+            fetcher = Fetcher(gate(), LIMITS, proxy=Proxy(url=f"http://127.0.0.1:{port}"))
+            for url in ("http://nowhere.test/", "https://nowhere.test/"):
+                with pytest.raises(ImageFetchFailed):
+                    await fetcher.fetch(url)
+            await fetcher.aclose()

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from model.errors import ConfigError
-from service.settings import Settings, load_settings
+from service.settings import Proxy, Settings, load_settings
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,8 @@ def test_the_defaults_are_as_agreed() -> None:
         "max_batch_size": 32, "max_queue": 512, "max_wait_ms": 0, "request_timeout_ms": 10_000,
         "max_body_bytes": 32 * 2**20, "max_image_bytes": 10 * 2**20, "max_image_pixels": 50_000_000,
         "max_listings": 64, "target_precision": 0.95, "api_keys": (), "image_hosts": (),
-        "allow_private_image_hosts": False, "drain_seconds": 20, "log_format": "json",
+        "allow_private_image_hosts": False, "image_networks": (), "image_ports": (80, 443), "image_proxy": None,
+        "drain_seconds": 20, "log_format": "json",
     }  # fmt: skip
 
 
@@ -43,12 +44,12 @@ def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatc
 
 
 def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CMA_CLIP_API_KEYS", "one, two ,,three")
+    monkeypatch.setenv("CMA_CLIP_API_KEYS", "one, zwei ,,three")
     monkeypatch.setenv("CMA_CLIP_IMAGE_HOSTS", "Images.Example.com, *.cdn.example.com, .other.test.")
     settings = load_settings()
-    assert [key.get_secret_value() for key in settings.api_keys] == ["one", "two", "three"]
+    assert [key.get_secret_value() for key in settings.api_keys] == ["one", "zwei", "three"]
     assert settings.image_hosts == ("images.example.com", ".cdn.example.com", ".other.test")
-    assert "two" not in repr(settings)
+    assert "zwei" not in repr(settings)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,7 @@ def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
         ("port", "http"), ("port", "70000"), ("max_batch_size", "0"), ("max_queue", "-1"), ("max_wait_ms", "-1"),
         ("request_timeout_ms", "0"), ("target_precision", "95"), ("log_format", "xml"), ("drain_seconds", "soon"),
         ("drain_seconds", "inf"), ("allow_private_image_hosts", "maybe"), ("image_hosts", "http://example.com/"),
+        ("image_networks", "10.0.0.1/8"), ("image_networks", "ten"), ("image_ports", "0"), ("image_ports", "http"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_that_names_the_variable(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
@@ -77,3 +79,26 @@ def test_settings_are_frozen() -> None:
 def test_a_request_may_hold_no_more_listings_than_the_queue() -> None:
     assert load_settings(max_queue="8").listings_limit == 8
     assert load_settings().listings_limit == 64
+
+
+def test_networks_and_ports_are_lists_too() -> None:
+    settings = load_settings(image_networks="10.1.0.0/16, fd00:1::/64,192.0.2.7", image_ports="443,8443")
+    assert [str(network) for network in settings.image_networks] == ["10.1.0.0/16", "fd00:1::/64", "192.0.2.7/32"]
+    assert settings.image_ports == (443, 8443)
+
+
+def test_the_proxys_credentials_are_a_secret() -> None:
+    settings = load_settings(image_proxy="http://me:p%40ss@proxy.test:3128/")
+    assert settings.proxy == Proxy(url="http://proxy.test:3128", credentials=("me", "p@ss"))
+    assert "p%40ss" not in repr(settings)
+    assert load_settings(image_proxy="https://[::1]:3128").proxy == Proxy(url="https://[::1]:3128")
+    assert load_settings().proxy is None
+
+
+@pytest.mark.parametrize(
+    "url", ["proxy:3128", "socks5://proxy:3128", "http://proxy", "http://a@proxy:1", "http://x y:1"]
+)
+def test_a_proxy_that_cannot_be_used_is_named_without_its_secret(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"CMA_CLIP_IMAGE_PROXY: .*http://host:port") as caught:
+        load_settings(image_proxy=url)
+    assert url not in str(caught.value)

@@ -26,8 +26,10 @@ from model.inference.predictions import LogitPredictor, RawOutputs
 from model.inference.stream import Failure, prepare_listing, stream
 from model.progress import progress_bar
 from model.situations import Situation
-from model.tasks import Task
+from model.tasks import OUT_OF_VOCABULARY, Task
 from model.trust.calibration import softmax
+
+LABELS_SHOWN = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,9 +156,24 @@ def evidence_groups(listings: Sequence[Listing]) -> NDArray[np.int64]:
 
 
 def check_attributes(tasks: Sequence[Task], catalogue: Catalogue) -> None:
-    """Raise `ConfigError` where the catalogue does not name an attribute that is to be measured on it."""
+    """Raise `ConfigError` where the catalogue does not name an attribute that is to be measured on it.
+
+    Also where the model knows none of an attribute's labels: each of its answers would be wrong, whatever it is.
+    """
     if missing := [task.name for task in tasks if task.name not in catalogue.config.attributes]:
         raise ConfigError(f"{catalogue.config.path} does not name {', '.join(missing)} among its attributes")
+    held_out = [listing for listing in catalogue.listings if listing.part is not Part.TRAIN]
+    for task in tasks:
+        labels = sorted({label for listing in held_out if (label := listing.labels.get(task.name))})
+        if labels and all(task.encode(label) == OUT_OF_VOCABULARY for label in labels):
+            raise ConfigError(
+                f"the model knows none of the labels that {catalogue.config.path} has for {task.name}: "
+                f"{_listed(labels)}; it knows {_listed(task.labels)}"
+            )
+
+
+def _listed(labels: Sequence[str]) -> str:
+    return ", ".join(labels[:LABELS_SHOWN]) + (", …" if len(labels) > LABELS_SHOWN else "")
 
 
 def _takes_part(listing: Listing, situation: Situation) -> bool:

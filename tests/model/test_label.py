@@ -140,9 +140,8 @@ def write_catalogue(folder: Path, table: str, images: Mapping[str, bytes]) -> Pa
         (folder / "photos" / f"{name}.png").write_bytes(data)
     (folder / "table.csv").write_bytes(table.encode())
     toml = folder / "catalogue.toml"
-    toml.write_text(
-        '[catalogue]\ntable = "table.csv"\nimages = "photos"\nimage = "{id}.png"\nid = "id"\ntitle = "title"\n'
-    )
+    photos = 'images = "photos"\nimage = "{id}.png"\n' if images else ""
+    toml.write_text(f'[catalogue]\ntable = "table.csv"\n{photos}id = "id"\ntitle = "title"\n')
     return toml
 
 
@@ -244,9 +243,9 @@ def test_no_more_than_two_batches_are_read_ahead(tmp_path: Path, monkeypatch: py
     predictor, read = FakePredictor(), 0
     original = iter_listings
 
-    def counted(*arguments: Any) -> Iterator[Any]:
+    def counted(*arguments: Any, **options: Any) -> Iterator[Any]:
         nonlocal read
-        for item in original(*arguments):
+        for item in original(*arguments, **options):
             read += 1
             assert read - sum(predictor.batches) <= 2 * 5
             yield item

@@ -124,17 +124,28 @@ class _Lines(Iterator[str]):
         self.number, self._size = number, 0
 
     def __next__(self) -> str:
-        line = self._given_back.popleft() if self._given_back else next(self._lines)
+        line = self._next()
         self.taken.append(line)
         self._size += len(line)
         if self._size > MAX_RECORD:
             raise _TooLongError(f"a record has more than {MAX_RECORD:,} characters")
         return line
 
+    def _next(self) -> str:
+        return self._given_back.popleft() if self._given_back else next(self._lines)
+
     def begin(self) -> None:
         """Begin the next record."""
         self.number += len(self.taken)
         self.taken, self._size = [], 0
+
+    def look_ahead(self, count: int) -> None:
+        """Take lines until there are `count`, or no more."""
+        while len(self.taken) < count:
+            try:
+                self.taken.append(self._next())
+            except StopIteration:
+                return
 
     def give_back(self, first: int) -> None:
         """Give back the lines taken from `first` on."""
@@ -151,8 +162,8 @@ class _Parser:
         self._reader = csv.reader(lines, delimiter=delimiter, strict=True)
         self._ends_in_title = wanted.title is not None and positions[wanted.title] == self._width - 1
         self._sound = _SoundRows(self._width, self._id)
-        self._lost = False
-        """Whether the last record's end was not found: what follows may still be text of its own."""
+        self._lost: list[str] | None = None
+        """The last record where its end was not found: what follows may still be text of its own."""
 
     def records(self) -> Iterator[Record]:
         """Yield every record; the first ones are read ahead, so that rows before the first sound one can be judged."""
@@ -196,10 +207,10 @@ class _Parser:
             taken = self._lines.taken
             if len(taken) == 1 and not taken[0].strip():
                 continue
-            if self._lost and not self._is_row(cells):
+            if self._lost is not None and not self._is_row(cells, self._lost):
                 self._lines.give_back(1)
                 continue
-            self._lost = error is not None
+            self._lost = None if error is None else cells
             yield self._lines.number + 1, cells, error, mended
 
     # --- stray quotes --------------------------------------------------------------------------------------
@@ -212,6 +223,7 @@ class _Parser:
             self._lines.give_back(1)
             return cells, None, False
         cells = taken[0].rstrip("\r\n").split(self._delimiter)
+        self._lines.look_ahead(_CHECKED_LINES + 1)
         following = [line for line in taken[1 : _CHECKED_LINES + 1] if line.strip()]
         if len(cells) == self._width and all(self._begins_row(line, cells) for line in following):
             self._lines.give_back(1)
@@ -222,21 +234,24 @@ class _Parser:
 
     def _begins_row(self, line: str, before: Sequence[str]) -> bool:
         cells = self._one_line(line)
-        if cells is None:  # its own quote is open: judged by what stands before it
-            return self._sound.has_id(line.split(self._delimiter)[self._id : self._id + 1], before[self._id :])
-        return len(cells) == self._width and self._sound.has_id(cells[self._id : self._id + 1], before[self._id :])
+        if cells is None:  # its own quote is open: judged by its id alone
+            at = slice(self._id, self._id + 1)
+            return self._sound.has_id(line.split(self._delimiter)[at], before[at])
+        return self._is_row(cells, before)
 
-    def _is_row(self, cells: Sequence[str]) -> bool:
-        return len(cells) == self._width and self._sound.has_id(cells[self._id : self._id + 1], ())
+    def _is_row(self, cells: Sequence[str], before: Sequence[str]) -> bool:
+        at = slice(self._id, self._id + 1)
+        return len(cells) == self._width and self._sound.has_id(cells[at], before[at])
 
     def _one_line(self, line: str) -> list[str] | None:
         """Return the cells of a line by itself; None where a quote is open at its end."""
+        if line.count('"') % 2:
+            return None
         try:
-            # The empty line is a row of its own unless a quote is open.
-            rows = list(csv.reader([line, ""], delimiter=self._delimiter))
+            rows = list(csv.reader([line], delimiter=self._delimiter))
         except csv.Error:
             return None
-        return rows[0] if len(rows) == 2 else None
+        return rows[0] if rows else []
 
 
 class _SoundRows:

@@ -118,7 +118,7 @@ class ImageFinder:
         path = "/".join(part for part in path.split("/") if part not in ("", ".")) if path[:1] != "/" else path
         if path != name:
             yield path
-        if self._top:
+        if self._top and not path.startswith("/"):
             yield f"{self._top}/{path}"
 
     @cached_property

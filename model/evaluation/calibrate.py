@@ -12,7 +12,7 @@ from model.catalogue.listings import Catalogue
 from model.catalogue.splits import Part
 from model.checkpoint.folder import CALIBRATION, METRICS, write_part
 from model.errors import ConfigError
-from model.evaluation.heldout import HeldOut, check_attributes, collect
+from model.evaluation.heldout import HeldOut, check_attributes, collect, describe_unknown_labels
 from model.inference.predictions import LogitPredictor
 from model.inference.predictor import Predictor
 from model.situations import Situation
@@ -90,6 +90,7 @@ def fit_calibration(
     if per_label and together:
         raise ConfigError("labels are certified one by one or promises are kept together, not both")
     check_attributes(predictor.tasks, catalogue)
+    console.print(describe_unknown_labels(predictor.tasks, catalogue), soft_wrap=True, markup=False)
     targets = tuple(sorted(set(target_precisions)))
     level = delta / len(predictor.tasks) if together else delta
     situations = {}

@@ -23,7 +23,15 @@ from model.checkpoint.card import update_card
 from model.checkpoint.folder import METRICS, write_part
 from model.errors import ConfigError
 from model.evaluation import scores
-from model.evaluation.heldout import Answers, HeldOut, check_attributes, collect, joined, save_scores
+from model.evaluation.heldout import (
+    Answers,
+    HeldOut,
+    check_attributes,
+    collect,
+    describe_unknown_labels,
+    joined,
+    save_scores,
+)
 from model.inference.predictions import LogitPredictor
 from model.inference.predictor import Predictor
 from model.situations import Situation
@@ -88,6 +96,7 @@ def measure(
     their title. Raises `ConfigError` for a catalogue that does not name every attribute of the predictor.
     """
     check_attributes(predictor.tasks, catalogue)
+    console.print(describe_unknown_labels(predictor.tasks, catalogue), soft_wrap=True, markup=False)
     situations: dict[Situation, dict[str, Any]] = {}
     answers: dict[Situation, dict[str, Answers]] = {}
     for situation in Situation:

@@ -5,6 +5,7 @@ Shapes: n listings, T attributes, C_t labels of attribute t, B listings of a bat
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -162,14 +163,29 @@ def check_attributes(tasks: Sequence[Task], catalogue: Catalogue) -> None:
     """
     if missing := [task.name for task in tasks if task.name not in catalogue.config.attributes]:
         raise ConfigError(f"{catalogue.config.path} does not name {', '.join(missing)} among its attributes")
-    held_out = [listing for listing in catalogue.listings if listing.part is not Part.TRAIN]
     for task in tasks:
-        labels = sorted({label for listing in held_out if (label := listing.labels.get(task.name))})
+        labels = _held_out_labels(task, catalogue)
         if labels and all(task.encode(label) == OUT_OF_VOCABULARY for label in labels):
             raise ConfigError(
                 f"the model knows none of the labels that {catalogue.config.path} has for {task.name}: "
-                f"{_listed(labels)}; it knows {_listed(task.labels)}"
+                f"{_listed(sorted(labels))}; it knows {_listed(task.labels)}"
             )
+
+
+def describe_unknown_labels(tasks: Sequence[Task], catalogue: Catalogue) -> str:
+    """Return a line that says how many held-out listings have labels that the model does not know, and which."""
+    parts = []
+    for task in tasks:
+        labels = _held_out_labels(task, catalogue)
+        unknown = {label: n for label, n in labels.items() if task.encode(label) == OUT_OF_VOCABULARY}
+        if unknown:
+            parts.append(f"{task.name} {sum(unknown.values()):,} of {labels.total():,} ({_listed(sorted(unknown))})")
+    return f"listings with unknown labels: {'; '.join(parts) or 'none'}"
+
+
+def _held_out_labels(task: Task, catalogue: Catalogue) -> Counter[str]:
+    held_out = (listing for listing in catalogue.listings if listing.part is not Part.TRAIN)
+    return Counter(label for listing in held_out if (label := listing.labels.get(task.name)))
 
 
 def _listed(labels: Sequence[str]) -> str:

@@ -137,7 +137,8 @@ def _values(path: Path, open_file: Callable[[], IO[str]], list_start: int | None
         if list_start is not None:
             line += file.read(list_start + 1).count("\n")
         while True:
-            begin = _BETWEEN.match(buffer, at).end()  # type: ignore[union-attr] - it matches nothing at the least
+            between = _BETWEEN.match(buffer, at)
+            begin = between.end() if between else at
             line += buffer.count("\n", at, begin)
             at = begin
             if list_start is not None and buffer.startswith("]", at):

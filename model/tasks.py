@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,14 @@ OUT_OF_VOCABULARY = -1
 """The listing has a label that the model does not know: no loss, and an error in every measure."""
 
 
+def fold_label(text: str) -> str:
+    """Return what all spellings of a label share: case, white space and the form of characters don't count."""
+    if text.isascii():
+        return " ".join(text.casefold().split())
+    text = unicodedata.normalize("NFKC", text)
+    return " ".join("".join(each for each in text if unicodedata.category(each) != "Cf").casefold().split())
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """One attribute and its ordered labels; the position of a label is its class index.
@@ -25,6 +34,7 @@ class Task:
     name: str
     labels: tuple[str, ...]
     _index: Mapping[str, int] = field(init=False, repr=False, compare=False)
+    _folded: Mapping[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if len(self.labels) < 2:
@@ -33,10 +43,20 @@ class Task:
         if len(index) != len(self.labels):
             raise ConfigError(f"attribute {self.name!r} lists a label twice")
         object.__setattr__(self, "_index", index)
+        # Labels that differ in spelling alone are told apart by their exact spelling.
+        folded = Counter(map(fold_label, self.labels))
+        single = {fold: index[label] for label in self.labels if folded[fold := fold_label(label)] == 1}
+        object.__setattr__(self, "_folded", single)
 
     def encode(self, label: str | None) -> int:
-        """Return the class index of `label`, `UNLABELLED` for none, `OUT_OF_VOCABULARY` for an unknown one."""
-        return self._index.get(label, OUT_OF_VOCABULARY) if label else UNLABELLED
+        """Return the class index of `label`, `UNLABELLED` for none, `OUT_OF_VOCABULARY` for an unknown one.
+
+        Another spelling of a label (`fold_label`) is that label: another table may spell it so.
+        """
+        if not label:
+            return UNLABELLED
+        known = self._index.get(label)
+        return self._folded.get(fold_label(label), OUT_OF_VOCABULARY) if known is None else known
 
 
 def build_tasks(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
 import string
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from model.catalogue.tables import SUFFIXES
+from model.catalogue.cells import Wanted
+from model.catalogue.tables import SUFFIXES, suffix_of
 from model.errors import ConfigError
 
 
@@ -18,7 +20,12 @@ class CatalogueConfig:
     """The `[catalogue]` table of a TOML file; its paths are relative to that file.
 
     `image` is a template inside the folder or zip that may name any column (`images/{id}.jpg`). Rows that
-    share the values of all `group` columns (letter case and white space aside) land in one part.
+    share the values of all `group` columns (letter case and white space aside) land in one part. Without `images` the
+    template names URLs, or a column that holds the images themselves.
+
+    `delimiter` and `encoding` of a text table are recognised where they are None. `separator` maps a column with
+    several images to what stands between them. `placeholders` are texts that stand for a missing value, besides the
+    usual ones (`model.catalogue.words.PLACEHOLDERS`); none at all where it is empty.
     """
 
     path: Path
@@ -30,6 +37,10 @@ class CatalogueConfig:
     group: tuple[str, ...] = ()
     attributes: tuple[str, ...] = ()
     min_label_count: int = 20
+    delimiter: str | None = None
+    encoding: str | None = None
+    separator: Mapping[str, str] = field(default_factory=dict)
+    placeholders: tuple[str, ...] | None = None
 
     @classmethod
     def load(cls, path: Path) -> CatalogueConfig:
@@ -64,21 +75,35 @@ class CatalogueConfig:
             "image": _text(table, "image") if "image" in table else None,
             "images": path.parent / _text(table, "images") if "images" in table else None,
             "min_label_count": table.get("min_label_count", cls.min_label_count),
+            "delimiter": _text(table, "delimiter") if "delimiter" in table else None,
+            "encoding": _text(table, "encoding") if "encoding" in table else None,
+            "separator": _separators(table),
+            "placeholders": _texts(table, "placeholders") if "placeholders" in table else None,
         }
         return cls(path=path, **values)
 
     def __post_init__(self) -> None:
-        if self.table.suffix.lower() not in SUFFIXES:
-            raise ConfigError(f"'table' must end in {', '.join(SUFFIXES)}, not in {self.table.suffix!r}")
+        if suffix_of(self.table) not in SUFFIXES:
+            raise ConfigError(
+                f"'table' must end in {', '.join(SUFFIXES)}, or these with .gz; not in {self.table.suffix!r}"
+            )
         count = self.min_label_count
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise ConfigError(f"'min_label_count' must be a whole number of at least 1, not {count!r}")
-        if (self.images is None) != (self.image is None):
+        if self.images is not None and self.image is None:
             raise ConfigError("'images' (folder or zip) and 'image' (template inside it) belong together")
         if self.title is None and self.image is None:
             raise ConfigError("a catalogue needs 'title', or 'images' and 'image', or all three")
-        if self.image is not None:
-            template_columns(self.image)
+        template = template_columns(self.image) if self.image is not None else ()
+        if unknown := [column for column in self.separator if column not in template]:
+            raise ConfigError(f"'separator' names {unknown[0]!r}, which is no column of 'image'")
+        if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n'):
+            raise ConfigError(f"'delimiter' must be one character, such as ';' or '\\t', not {self.delimiter!r}")
+        if self.encoding is not None:
+            try:
+                codecs.lookup(self.encoding)
+            except LookupError:
+                raise ConfigError(f"'encoding' names none that Python knows: {self.encoding!r}") from None
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -86,6 +111,21 @@ class CatalogueConfig:
         template = template_columns(self.image) if self.image else ()
         title = (self.title,) if self.title else ()
         return tuple(dict.fromkeys((self.id, *title, *template, *self.group, *self.attributes)))
+
+    @property
+    def wanted(self) -> Wanted:
+        """What is read of the table."""
+        template = template_columns(self.image) if self.image else ()
+        single = template[0] if self.image and self.image == f"{{{template[0]}}}" else None
+        return Wanted(
+            columns=self.columns,
+            id=self.id,
+            title=self.title,
+            lists=frozenset(self.attributes),
+            image=single if single not in (self.id, self.title) else None,
+            delimiter=self.delimiter,
+            encoding=self.encoding,
+        )
 
     def without_labels(self) -> CatalogueConfig:
         """Return the same catalogue to be labelled: neither attribute nor group columns are needed."""
@@ -108,6 +148,13 @@ def _texts(table: Mapping[str, Any], key: str, *, single: bool = False) -> tuple
     if len(set(value)) != len(value):
         raise ConfigError(f"{key!r} names a column twice")
     return tuple(value)
+
+
+def _separators(table: Mapping[str, Any]) -> dict[str, str]:
+    value = table.get("separator", {})
+    if not isinstance(value, dict) or not all(isinstance(each, str) and each for each in value.values()):
+        raise ConfigError(f"'separator' must be a table of column names and separators, not {value!r}")
+    return value
 
 
 def template_columns(template: str) -> tuple[str, ...]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import struct
+import tempfile
+import weakref
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Protocol
@@ -153,3 +156,66 @@ def _read_bounded(file: IO[bytes], name: str, store: Path) -> bytes:
 
 def _too_large(name: str, store: Path) -> CatalogueError:
     return CatalogueError(f"image {name} of {store} has more than {MAX_IMAGE_BYTES} bytes")
+
+
+# --- images that are elsewhere -----------------------------------------------------------------------------
+
+
+def is_url(name: str) -> bool:
+    """Whether an image's name is an address on the web, with or without its scheme."""
+    return name[:8].lower().startswith(("http://", "https://", "//"))
+
+
+@dataclass(frozen=True)
+class FetchedImages:
+    """Images by URL, fetched each time they are read, and those of `local` by name."""
+
+    local: Images
+    fetch: Callable[[str], bytes]
+    """Returns the bytes behind a URL; raises `CatalogueError`. Called by several threads."""
+
+    def __contains__(self, name: str) -> bool:
+        return is_url(name) or name in self.local
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes of an image file; raises `CatalogueError` where that fails."""
+        return self.fetch(name) if is_url(name) else self.local.read(name)
+
+
+class CopiedImages:
+    """Images that a table holds inside, copied to a temporary file so that they can be read in any order.
+
+    The file is removed with the object that made it; copies of that object in other processes only read.
+    """
+
+    def __init__(self, others: Images) -> None:
+        """others: the images that are not inside the table."""
+        self._others, self._places = others, dict[str, tuple[int, int]]()
+        folder = tempfile.mkdtemp(prefix="cma-clip-images-")
+        self._path, self._end = Path(folder, "images"), 0
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+
+    def add(self, name: str, data: bytes) -> None:
+        """Copy an image. Raises `CatalogueError` where the disk is full."""
+        try:
+            with self._path.open("ab") as file:
+                file.write(data)
+        except OSError as error:
+            raise CatalogueError(f"cannot copy the table's images to {self._path}: {error.strerror}") from error
+        self._places[name] = self._end, len(data)
+        self._end += len(data)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._places or name in self._others
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes of an image file; raises `CatalogueError` where that fails."""
+        if name not in self._places:
+            return self._others.read(name)
+        start, size = self._places[name]
+        try:
+            with self._path.open("rb") as file:
+                file.seek(start)
+                return file.read(size)
+        except OSError as error:
+            raise CatalogueError(f"cannot read image {name}: {error.strerror}") from error

@@ -1,42 +1,39 @@
 """A catalogue on disk to listings: rows repaired and counted, images read in place, parts assigned.
 
 `Catalogue` holds all of it for training; `iter_listings` streams it for labelling. Nothing is dropped silently: every
-row ends as a listing or in the `ReadReport`.
+row ends as a listing or in the `ReadReport`, and so does every title, label or image that is not taken as it stands.
 """
 
 from __future__ import annotations
 
 import hashlib
-import string
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from model.catalogue.config import CatalogueConfig, template_columns
-from model.catalogue.image_store import Images, open_images
+from model.catalogue.image_names import FoundImages, ImageFinder
+from model.catalogue.image_store import CopiedImages, Images, is_url, open_images
 from model.catalogue.splits import Part, part_of
-from model.catalogue.tables import Row, read_rows
+from model.catalogue.tables import Row, Table, open_table
+from model.catalogue.words import Placeholders, as_list, joined_spellings, plain_label
 from model.errors import CatalogueError
 
 _LINES_SHOWN = 5
 
-
-def _fill(template: str, values: Mapping[str, str]) -> str:
-    # Not str.format: a column called "a.b" or "a[0]" would be looked up as an attribute or an index.
-    return "".join(
-        literal + (values[name] if name is not None else "")
-        for literal, name, _, _ in string.Formatter().parse(template)
-    )
+_LABELS_REMEMBERED = 100_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
     """One product: at least one of `title` and `image` is there.
 
-    `image` is a name inside the folder or zip, None where there is no such image. `labels` maps attributes
-    to the raw labels of the table; an attribute without a label is absent. Listings of one `group` are in one part.
+    `image` is a name inside the folder or zip, or a URL; None where there is no such image. Where it cannot be read,
+    `further_images` can be tried in turn. `embedded` is the image itself, where the row of a stream holds it.
+    `labels` maps attributes to the labels of the table; an attribute without a label is absent. Listings of one
+    `group` are in one part.
     """
 
     id: str
@@ -45,20 +42,52 @@ class Listing:
     labels: Mapping[str, str]
     group: str
     part: Part
+    further_images: tuple[str, ...] = ()
+    embedded: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BadRow:
-    """A row that is no usable listing: `id` as far as it could be read, and why."""
+    """A row that is no usable listing: `id` as far as it could be read, and why. Its `str()` says all of it.
+
+    `example` is what the reason is about in this row, such as the path of an image.
+    """
 
     id: str
     line: int
     reason: str
+    example: str | None = None
+
+    def __str__(self) -> str:
+        return f"line {self.line}: {self.reason}" + (f": {self.example}" if self.example else "")
+
+
+@dataclass
+class Seen:
+    """How often something was seen in a table, and where first; bounded, so that a report does not grow."""
+
+    count: int = 0
+    lines: list[int] = field(default_factory=list)
+    example: str | None = None
+
+    def add(self, line: int, example: str | None = None) -> None:
+        """Count one more."""
+        if not self.count:
+            self.example = example
+        self.count += 1
+        _remember(self.lines, line)
+
+    def __str__(self) -> str:
+        example = f", such as {self.example}" if self.example else ""
+        return f"{self.count:,}{example}{_shown(self.lines, self.count)}"
 
 
 @dataclass
 class ReadReport:
-    """What became of the rows of a table; the commands print its `str()`."""
+    """What became of the rows of a table; the commands print its `str()`.
+
+    `form` says how the table was read, and `notes` what was not taken as it stands, though its row was.
+    """
 
     table: str
     rows: int = 0
@@ -67,9 +96,13 @@ class ReadReport:
     repaired_lines: list[int] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
     left_out_lines: dict[str, list[int]] = field(default_factory=dict)
+    left_out_examples: dict[str, str] = field(default_factory=dict)
     without_image: int = 0
     without_title: int = 0
     unlabelled: Counter[str] = field(default_factory=Counter)
+    form: str | None = None
+    notes: dict[str, Seen] = field(default_factory=dict)
+    spellings: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def add_row(self, line: int, *, repaired: bool) -> None:
         """Count one row of the table."""
@@ -81,27 +114,41 @@ class ReadReport:
     def add_listing(self, listing: Listing, attributes: Iterable[str]) -> None:
         """Count a row that became a listing."""
         self.listings += 1
-        self.without_image += listing.image is None
+        self.without_image += listing.image is None and listing.embedded is None
         self.without_title += listing.title is None
         self.unlabelled.update(a for a in attributes if a not in listing.labels)
 
-    def leave_out(self, reason: str, line: int) -> None:
+    def leave_out(self, row: BadRow) -> None:
         """Count a row that is left out."""
-        self.left_out[reason] += 1
-        _remember(self.left_out_lines.setdefault(reason, []), line)
+        self.left_out[row.reason] += 1
+        _remember(self.left_out_lines.setdefault(row.reason, []), row.line)
+        if row.example:
+            self.left_out_examples.setdefault(row.reason, row.example)
+
+    def note(self, what: str, line: int, example: str | None = None) -> None:
+        """Count something of a row that is not taken as it stands."""
+        self.notes.setdefault(what, Seen()).add(line, example)
 
     def __str__(self) -> str:
-        lines = [
-            f"{self.table}: {self.rows:,} rows, {self.listings:,} listings",
+        lines = [f"{self.table}: {self.rows:,} rows, {self.listings:,} listings"]
+        if self.form:
+            lines.append(f"  read as {self.form}")
+        lines += [
             f"  repaired: {self.repaired:,}{_shown(self.repaired_lines, self.repaired)}",
             f"  left out: {self.left_out.total():,}",
         ]
         for reason, count in self.left_out.most_common():
-            lines.append(f"    {reason}: {count:,}{_shown(self.left_out_lines[reason], count)}")
+            example = f", such as {self.left_out_examples[reason]}" if reason in self.left_out_examples else ""
+            lines.append(f"    {reason}: {count:,}{example}{_shown(self.left_out_lines[reason], count)}")
         lines.append(f"  without image: {self.without_image:,}, without title: {self.without_title:,}")
         if self.unlabelled:
             unlabelled = ", ".join(f"{attribute} {n:,}" for attribute, n in self.unlabelled.items())
             lines.append(f"  without label: {unlabelled}")
+        lines += [f"  {what}: {seen}" for what, seen in self.notes.items()]
+        for attribute, joined in self.spellings.items():
+            shown = ", ".join(f"{spelling!r} is {label!r}" for spelling, label in list(joined.items())[:_LINES_SHOWN])
+            more = ", …" if len(joined) > _LINES_SHOWN else ""
+            lines.append(f"  spellings of {attribute} joined: {len(joined):,} ({shown}{more})")
         return "\n".join(lines)
 
 
@@ -136,20 +183,28 @@ class Catalogue:
         Raises `ConfigError` for a mistake in the TOML file, `CatalogueError` for an unusable table or images.
         """
         config = CatalogueConfig.load(Path(toml))
-        images = open_images(config.images)
+        images: Images = open_images(config.images)
         report = ReadReport(config.table.name)
+        reader = _Reader(config, images, report)
+        copied: CopiedImages | None = None
         listings: dict[str, Listing] = {}
-        for line, item in _read_items(config, images, report):
+        for line, item in reader.items():
             if isinstance(item, BadRow):
-                report.leave_out(item.reason, line)
+                report.leave_out(item)
             elif item.id in listings:
-                report.leave_out("duplicate id", line)
+                report.leave_out(BadRow(id=item.id, line=line, reason="duplicate id"))
             else:
-                listings[item.id] = item
                 report.add_listing(item, config.attributes)
+                if item.embedded is not None:
+                    copied = copied or CopiedImages(images)
+                    item = _copied(item, copied)  # noqa: PLW2901 - the same listing
+                listings[item.id] = item
+        reader.check_found()
         if not listings:
             raise CatalogueError(f"{config.table} holds no usable listing:\n{report}")
-        return cls(config, tuple(listings.values()), report, images)
+        report.spellings = joined_spellings(listing.labels for listing in listings.values())
+        joined = tuple(_respelt(listing, report.spellings) for listing in listings.values())
+        return cls(config, joined, report, copied or images)
 
     def part(self, part: Part) -> list[Listing]:
         """Return the listings of one part, in the table's order."""
@@ -168,64 +223,176 @@ class Catalogue:
         return self.images.read(name)
 
 
-def iter_listings(config: CatalogueConfig, images: Images, report: ReadReport) -> Iterator[Listing | BadRow]:
+def _copied(listing: Listing, images: CopiedImages) -> Listing:
+    """Return the listing with the image that its row holds among `images`."""
+    name = f"{listing.id}, in the table"
+    images.add(name, listing.embedded or b"")
+    return replace(listing, image=name, embedded=None)
+
+
+def _respelt(listing: Listing, spellings: Mapping[str, Mapping[str, str]]) -> Listing:
+    changed = {a: spellings[a][label] for a, label in listing.labels.items() if label in spellings.get(a, ())}
+    return replace(listing, labels={**listing.labels, **changed}) if changed else listing
+
+
+def iter_listings(
+    config: CatalogueConfig, images: Images, report: ReadReport, *, every_image: bool = False
+) -> Iterator[Listing | BadRow]:
     """Yield one item for each row, in order and in constant memory, counting them in `report`.
 
-    Rows that repeat an id are yielded as well: finding them takes memory for every id.
+    Rows that repeat an id are yielded as well: finding them takes memory for every id. With `every_image` a row
+    without the image that the template names is a `BadRow` even where the name is made of its id.
     """
-    for line, item in _read_items(config, images, report):
+    for _, item in _Reader(config, images, report, every_image=every_image).items():
         if isinstance(item, BadRow):
-            report.leave_out(item.reason, line)
+            report.leave_out(item)
         else:
             report.add_listing(item, config.attributes)
         yield item
 
 
-def _read_items(config: CatalogueConfig, images: Images, report: ReadReport) -> Iterator[tuple[int, Listing | BadRow]]:
-    for row in read_rows(config.table, config.columns, title=config.title):
-        report.add_row(row.line, repaired=row.repaired)
-        yield row.line, _listing_of(row, config, images)
+def has_images(config: CatalogueConfig, images: Images) -> bool:
+    """Return whether an image of the table is there, or none is named; reads the table until one is found.
+
+    Raises `CatalogueError` where a column names images and none of them is there.
+    """
+    reader = _Reader(config, images, ReadReport(config.table.name))
+    for _ in reader.items():
+        if reader.found:
+            return True
+    if reader.names_images:
+        reader.check_found()
+    return reader.missing is None
 
 
-def _listing_of(row: Row, config: CatalogueConfig, images: Images) -> Listing | BadRow:
-    values = row.values
-    name = values.get(config.id, "")
+class _Reader:
+    """Reads the rows of a catalogue one by one; `found` is how many of them have an image."""
 
-    def bad(reason: str) -> BadRow:
-        return BadRow(id=name, line=row.line, reason=reason)
+    def __init__(
+        self, config: CatalogueConfig, images: Images, report: ReadReport, *, every_image: bool = False
+    ) -> None:
+        self._config, self._report = config, report
+        self._placeholders = Placeholders(config.placeholders)
+        self._finder = None
+        self.names_images = every_image
+        if config.image is not None:
+            self._finder = ImageFinder(images, config.image, config.separator, self._placeholders)
+            # A name made of the id is no claim that there is an image: many tables have listings without one.
+            self.names_images = every_image or config.id not in template_columns(config.image)
+        self._known_labels: dict[str, tuple[str | None, str | None]] = {}
+        self.found = 0
+        self.missing: str | None = None
+        self._missing_count = 0
 
-    if row.error:
-        return bad(row.error)
-    if not name:
-        return bad("empty id")
-    title = values[config.title] or None if config.title else None
-    image = None
-    if config.image and all(values[column] for column in template_columns(config.image)):
-        image = _fill(config.image, values)
-        if not _stays_inside(image):
-            return bad("image path leaves the folder")
-        if image not in images:
-            image = None
-    if title is None and image is None:
-        return bad("neither title nor image")
-    group = _group(values, config)
-    return Listing(
-        id=name,
-        title=title,
-        image=image,
-        labels={a: sys.intern(values[a]) for a in config.attributes if values[a]},
-        group=group,
-        part=part_of(group),
-    )
+    def items(self) -> Iterator[tuple[int, Listing | BadRow]]:
+        """Yield the line and the item of each row."""
+        table: Table = open_table(self._config.table, self._config.wanted)
+        self._report.form = table.form
+        for row in table.rows:
+            self._report.add_row(row.line, repaired=row.repaired)
+            yield row.line, self._listing_of(row)
+
+    def check_found(self) -> None:
+        """Raise `CatalogueError` where images are named and none of them is there."""
+        if self.missing is None or self.found:
+            return
+        if is_url(self.missing):
+            raise CatalogueError(
+                f"none of the {self._missing_count:,} images is there: they are URLs, such as {self.missing}, which "
+                "only `cma-clip label` fetches; download them, and name their folder by 'images'"
+            )
+        place = self._config.images or "its cells, and 'images' names no folder"
+        raise CatalogueError(
+            f"none of the {self._missing_count:,} images that {self._config.table} names is in {place}; "
+            f"the first path tried is {self.missing}"
+        )
+
+    def _listing_of(self, row: Row) -> Listing | BadRow:
+        name = row.values.get(self._config.id, "")
+        if row.error or not name:
+            return BadRow(id=name, line=row.line, reason=row.error or "empty id")
+        images, title = self._images(row), self._title(row)
+        if reason := self._trouble(images):
+            return BadRow(id=name, line=row.line, reason=reason, example=images.missing)
+        if title is None and not images.names and row.embedded is None:
+            return BadRow(id=name, line=row.line, reason="neither title nor image")
+        group = self._group(row.values)
+        return Listing(
+            id=name,
+            title=title,
+            image=images.names[0] if images.names else None,
+            labels=self._labels(row),
+            group=group,
+            part=part_of(group),
+            further_images=images.names[1:],
+            embedded=row.embedded,
+        )
+
+    def _trouble(self, images: FoundImages) -> str | None:
+        """Return why a row cannot be used whose image is named and not there."""
+        if images.outside:
+            return "image path leaves the folder"
+        if images.missing is None or not self.names_images:
+            return None
+        return "the image is a URL, which is not fetched here" if is_url(images.missing) else "no such image"
+
+    def _images(self, row: Row) -> FoundImages:
+        if row.embedded is not None:
+            self.found += 1
+            return FoundImages()
+        if self._finder is None:
+            return FoundImages()
+        images = self._finder.find(row.values)
+        self.found += bool(images.names)
+        if images.missing is not None:
+            self.missing = self.missing or images.missing
+            self._missing_count += 1
+            if not self.names_images and not images.outside:
+                self._report.note("no such image", row.line, images.missing)
+        return images
+
+    def _title(self, row: Row) -> str | None:
+        config = self._config
+        title = row.values[config.title] if config.title else ""
+        if not title:
+            return None
+        if self._placeholders.is_title(title, "" if config.title == config.id else row.values[config.id]):
+            return title
+        self._report.note("titles that say nothing, taken as missing", row.line, repr(title[:40]))
+        return None
+
+    def _labels(self, row: Row) -> dict[str, str]:
+        labels = {}
+        for attribute in self._config.attributes:
+            cell = row.values[attribute]
+            if not cell:
+                continue
+            found = self._known_labels.get(cell)
+            if found is None:
+                found = _label(cell, self._placeholders)
+                if len(self._known_labels) < _LABELS_REMEMBERED:
+                    self._known_labels[cell] = found
+            label, trouble = found
+            if label:
+                labels[attribute] = label
+            elif trouble:
+                self._report.note(f"{trouble} of {attribute}, taken as missing", row.line, cell[:80])
+        return labels
+
+    def _group(self, values: Mapping[str, str]) -> str:
+        cells = [values[column] for column in self._config.group]
+        parts = ["" if cell in self._placeholders else " ".join(cell.casefold().split()) for cell in cells]
+        # As NULL in SQL: an absent value equals nothing, so such a row is a group of its own. The separator is
+        # white space to str.split, hence in no value.
+        return "\x1f".join(parts) if parts and all(parts) else values[self._config.id]
 
 
-def _group(values: Mapping[str, str], config: CatalogueConfig) -> str:
-    parts = [" ".join(values[column].casefold().split()) for column in config.group]
-    # As NULL in SQL: an absent value equals nothing, so such a row is a group of its own. The separator is
-    # white space to str.split, hence in no value.
-    return "\x1f".join(parts) if parts and all(parts) else values[config.id]
-
-
-def _stays_inside(name: str) -> bool:
-    path = PurePosixPath(name)
-    return not path.is_absolute() and ".." not in path.parts and "\0" not in name
+def _label(cell: str, placeholders: Placeholders) -> tuple[str | None, str | None]:
+    """Return the label that a cell holds, or why it holds none."""
+    several = as_list(cell) or [cell]
+    if len(several) > 1:
+        return None, "several labels"
+    label = plain_label(several[0])
+    if label in placeholders:
+        return None, "placeholders"
+    return sys.intern(label) or None, None

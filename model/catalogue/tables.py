@@ -1,228 +1,131 @@
-"""Tables to rows of text: CSV, JSON Lines and Parquet, streamed; rows that can be repaired are.
+"""Tables to rows of text, streamed: CSV of any separator, JSON, Parquet, product feeds in XML, and Excel workbooks.
 
-Real tables are dirty. A row that cannot be used is yielded as well, with its line number and what is wrong.
+A table's form is recognised by its content, then by its name, and told: `Table.form`. Real tables are dirty. A row
+that cannot be used is yielded as well, with its line number and what is wrong.
 """
 
 from __future__ import annotations
 
-import csv
-import json
-import math
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO
 
-from model.catalogue.cells import from_cell
-from model.errors import CatalogueError, ConfigError
+from model.catalogue.cells import Record, Row, Wanted, make_row
+from model.catalogue.csv_table import read_csv
+from model.catalogue.files import detect_encoding, open_bytes, open_text
+from model.catalogue.json_table import read_json
+from model.catalogue.parquet_table import count_parquet, import_pyarrow, read_parquet
+from model.catalogue.workbook import read_workbook
+from model.catalogue.xml_feed import read_xml
+from model.errors import CatalogueError
 
-SUFFIXES = (".csv", ".jsonl", ".ndjson", ".parquet", ".pq")
+__all__ = ["SUFFIXES", "Row", "Table", "Wanted", "estimate_rows", "import_pyarrow", "open_table", "suffix_of"]
 
-_MAX_RECORD_LINES = 100
-"""A CSV record may span this many lines; a quote that stays open longer is taken for a stray one."""
+_SUFFIXES = {
+    "CSV": (".csv", ".tsv", ".tab", ".txt"),
+    "JSON": (".jsonl", ".ndjson", ".json"),
+    "Parquet": (".parquet", ".pq"),
+    "XML": (".xml",),
+    "Excel": (".xlsx", ".xlsm"),
+}
 
-_COLUMN_SAMPLE = 1000
-"""JSON Lines has no header: its columns are the keys of this many first objects."""
+SUFFIXES = tuple(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)
+
+_SEPARATOR_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row as text: a stripped value (empty where missing) for each column wanted.
+@dataclass(frozen=True)
+class Table:
+    """An opened table: how it is read, in words, and its rows, which may be iterated over once."""
 
-    Where `error` is set the row is unusable, and `values` holds what could be read of it.
+    form: str
+    rows: Iterator[Row]
+
+
+def open_table(path: Path, wanted: Wanted) -> Table:
+    """Open a table; its rows are read in constant memory as they are iterated over.
+
+    Raises `CatalogueError` for a missing column, or a file that cannot be read as what it is; `ConfigError` where the
+    library that reads it is not installed. The rows raise the same.
     """
-
-    line: int
-    values: Mapping[str, str]
-    repaired: bool = False
-    error: str | None = None
+    with _errors(path):
+        form, records = _open(path, wanted)
+    return Table(form, _rows(path, records, wanted))
 
 
-def read_rows(table: Path, columns: Sequence[str], *, title: str | None) -> Iterator[Row]:
-    """Yield every row of the table in constant memory; only `columns` are kept.
-
-    A CSV row with more cells than the header is repaired where its last column is `title`: commas that nobody
-    quoted. Raises `ConfigError` for an unknown suffix, `CatalogueError` for a missing column or file.
-    """
-    suffix = table.suffix.lower()
-    try:
-        if suffix == ".csv":
-            yield from _csv_rows(table, columns, title)
-        elif suffix in (".jsonl", ".ndjson"):
-            yield from _json_rows(table, columns)
-        elif suffix in (".parquet", ".pq"):
-            yield from _parquet_rows(table, columns)
-        else:
-            raise ConfigError(f"{table} must end in {', '.join(SUFFIXES)}, not {suffix!r}")
-    except OSError as error:
-        raise CatalogueError(f"cannot read {table}: {error.strerror or error}") from error
+def _rows(path: Path, records: Iterator[Record], wanted: Wanted) -> Iterator[Row]:
+    with _errors(path):
+        for record in records:
+            yield make_row(record, wanted)
 
 
-def estimate_rows(table: Path) -> int:
+def _open(path: Path, wanted: Wanted) -> tuple[str, Iterator[Record]]:
+    with open_bytes(path) as file:
+        kind = _kind(path, file.read(4096))
+    if kind == "Parquet":
+        return kind, read_parquet(path, wanted)
+    if kind == "Excel":
+        sheet, records = read_workbook(path, wanted)
+        return f"an Excel workbook, sheet {sheet!r}", records
+    if kind == "XML":
+        return "an XML feed", read_xml(path, wanted)
+    encoding = wanted.encoding or detect_encoding(path)
+
+    def open_file() -> IO[str]:
+        return open_text(path, encoding)
+
+    if kind == "JSON":
+        form, records = read_json(path, open_file, wanted)
+        return f"{form} in {_encoding_name(encoding)}", records
+    delimiter, records = read_csv(path, open_file, wanted)
+    separator = _SEPARATOR_NAMES.get(delimiter, repr(delimiter))
+    return f"CSV with {separator}, in {_encoding_name(encoding)}", records
+
+
+def _kind(path: Path, head: bytes) -> str:
+    """Return the table's form, a key of `_SUFFIXES`."""
+    if head.startswith(b"PAR1"):
+        return "Parquet"
+    if head.startswith(b"PK\3\4"):
+        return "Excel"
+    if head.startswith(b"\xd0\xcf\x11\xe0"):
+        raise CatalogueError(f"{path} is an Excel workbook of the old kind (.xls); save it as .xlsx or CSV")
+    start = head.replace(b"\0", b"").lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n")
+    if start[:5].lower() == b"<html" or start[:14].lower() == b"<!doctype html":
+        raise CatalogueError(f"{path} is a web page, not a table")
+    if start.startswith(b"<"):
+        return "XML"
+    if start.startswith((b'{"', b"[{", b"[\n", b"[\r")):
+        return "JSON"
+    return next(kind for kind, suffixes in _SUFFIXES.items() if suffix_of(path) in suffixes)
+
+
+def suffix_of(path: Path) -> str:
+    """Return the suffix that tells the table's form, in lower case: that before `.gz`."""
+    suffix = path.suffix.lower()
+    return Path(path.stem).suffix.lower() if suffix == ".gz" else suffix
+
+
+def _encoding_name(encoding: str) -> str:
+    return {"utf-8-sig": "UTF-8", "cp1252": "Windows-1252"}.get(encoding, encoding.upper())
+
+
+def estimate_rows(path: Path) -> int:
     """Return how many rows the table has: exactly for Parquet, else its number of lines."""
+    with _errors(path), open_bytes(path) as file:
+        if suffix_of(path) in _SUFFIXES["Parquet"]:
+            return count_parquet(path)
+        return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+
+
+@contextmanager
+def _errors(path: Path) -> Iterator[None]:
     try:
-        if table.suffix.lower() in (".parquet", ".pq"):
-            with import_pyarrow().parquet.ParquetFile(table) as file:
-                return int(file.metadata.num_rows)
-        with table.open("rb") as file:
-            return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
-    except OSError as error:
-        raise CatalogueError(f"cannot read {table}: {error.strerror or error}") from error
-
-
-def import_pyarrow() -> Any:
-    """Return `pyarrow` with its `parquet`, which only Parquet needs; `ConfigError` where it isn't installed."""
-    try:
-        import pyarrow.parquet  # noqa: PLC0415
-    except ImportError as error:
-        raise ConfigError("Parquet needs pyarrow: pip install 'cma-clip[train]'") from error
-    return pyarrow
-
-
-def _check_columns(table: Path, wanted: Iterable[str], present: Iterable[str]) -> None:
-    present = list(present)
-    for column in wanted:
-        if column not in present:
-            raise CatalogueError(f"{table} has no column {column!r}; it has {', '.join(map(repr, present))}")
-
-
-def _make_row(line: int, record: Mapping[str, Any], columns: Sequence[str], *, repaired: bool = False) -> Row:
-    values = {}
-    error = None
-    for column in columns:
-        try:
-            values[column] = _to_text(record.get(column))
-        except ValueError as problem:
-            values[column] = ""
-            error = error or f"column {column!r} {problem}"
-    return Row(line, values, repaired, error)
-
-
-def _to_text(value: Any) -> str:
-    """Return a cell as stripped text, empty for a missing one; `ValueError` for a list and the like."""
-    match value:
-        case None:
-            return ""
-        case str():
-            text = value.strip()
-        case bool():
-            text = str(value).lower()
-        case int():
-            text = str(value)
-        case float():  # a column of ids or years with gaps comes as floats
-            if math.isnan(value):
-                return ""
-            text = str(int(value)) if value.is_integer() else str(value)
-        case _:
-            raise ValueError(f"holds a {type(value).__name__}")
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise ValueError("is not valid UTF-8") from None
-    return text
-
-
-def _text_lines(path: Path) -> Iterator[str]:
-    # Bytes that are not UTF-8 become lone surrogates, which _to_text refuses: only that row is left out.
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        yield from file
-
-
-def _csv_rows(table: Path, columns: Sequence[str], title: str | None) -> Iterator[Row]:
-    lines = _text_lines(table)
-    header = [from_cell(name.strip()) for name in _parse_csv([next(lines, "")])[0]]
-    if twice := [name for name, count in Counter(header).items() if count > 1]:
-        raise CatalogueError(f"{table} has two columns called {twice[0]!r}")
-    _check_columns(table, columns, header)
-    last = len(header) - 1
-    for line, cells, quote_repaired in _csv_records(lines, width=len(header)):
-        repaired = quote_repaired
-        if len(cells) > len(header) and header[last] == title:
-            cells[last:] = [",".join(cells[last:])]
-            repaired = True
-        record = dict(zip(header, map(from_cell, cells), strict=False))
-        row = _make_row(line, record, columns, repaired=repaired)
-        if len(cells) != len(header):
-            trouble = "too few fields" if len(cells) < len(header) else "too many fields"
-            row = replace(row, repaired=False, error=trouble)
-        yield row
-
-
-def _csv_records(lines: Iterator[str], *, width: int) -> Iterator[tuple[int, list[str], bool]]:
-    """Yield (first line's number, cells, repaired) of each record after the header line.
-
-    A quote that never closes would swallow the rest of the file: where the record that it makes has not
-    `width` cells or too many lines, the quote is taken literally.
-    """
-    pending: deque[str] = deque()
-    number = 1
-    while line := pending.popleft() if pending else next(lines, ""):
-        number += 1
-        if line.isspace():
-            continue
-        record = [line]
-        cells, is_open = _parse_csv(record)
-        while is_open and len(record) < _MAX_RECORD_LINES:
-            following = pending.popleft() if pending else next(lines, "")
-            if not following:
-                break
-            record.append(following)
-            cells, is_open = _parse_csv(record)
-        stray = is_open or (len(record) > 1 and len(cells) != width)
-        if stray:
-            pending.extendleft(reversed(record[1:]))
-            del record[1:]
-            cells = line.rstrip("\r\n").split(",")
-        yield number, cells, stray
-        number += len(record) - 1
-
-
-def _parse_csv(record: list[str]) -> tuple[list[str], bool]:
-    """Return the cells of the record and whether a quote is still open at its end."""
-    try:
-        # The empty line is a row of its own unless a quote is open. Over several lines only faultless quoting
-        # counts: two stray quotes, lines apart, would else make one row of all between them.
-        rows = list(csv.reader([*record, ""], strict=len(record) > 1))
-    except csv.Error:
-        return [], True
-    return (rows[0] if rows else []), len(rows) < 2
-
-
-def _json_rows(table: Path, columns: Sequence[str]) -> Iterator[Row]:
-    records = _json_records(_text_lines(table))
-    sample = list(islice(records, _COLUMN_SAMPLE))
-    _check_columns(table, columns, dict.fromkeys(key for _, record in sample if record for key in record))
-    for part in (sample, records):
-        for line, record in part:
-            if record is None:
-                yield Row(line, {}, error="not a JSON object")
-            else:
-                yield _make_row(line, record, columns)
-
-
-def _json_records(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any] | None]]:
-    for number, line in enumerate(lines, 1):
-        if line.isspace():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            record = None
-        yield number, record if isinstance(record, dict) else None
-
-
-def _parquet_rows(table: Path, columns: Sequence[str]) -> Iterator[Row]:
-    pyarrow = import_pyarrow()
-    try:
-        with pyarrow.parquet.ParquetFile(table) as file:
-            _check_columns(table, columns, file.schema_arrow.names)
-            number = 0
-            for batch in file.iter_batches(batch_size=4096, columns=list(columns)):
-                for record in batch.to_pylist():
-                    number += 1
-                    yield _make_row(number, record, columns)
-    except pyarrow.ArrowException as error:
-        raise CatalogueError(f"{table} is not a readable Parquet file: {error}") from error
+        yield
+    except UnicodeError as error:
+        raise CatalogueError(f"{path} is not valid text in its encoding: {error}; name it by 'encoding'") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise CatalogueError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error

@@ -14,7 +14,15 @@ from model.catalogue.splits import Part
 from model.checkpoint.folder import METRICS, write_calibration
 from model.errors import ConfigError
 from model.evaluation.fit_gate import SCOPE_LEVEL, fit_gate
-from model.evaluation.heldout import Answers, HeldOut, Temperatures, check_attributes, collect, judge
+from model.evaluation.heldout import (
+    Answers,
+    HeldOut,
+    Temperatures,
+    check_attributes,
+    collect,
+    describe_unknown_labels,
+    judge,
+)
 from model.inference.predictions import RawPredictor
 from model.inference.predictor import Predictor
 from model.situations import Situation
@@ -101,6 +109,7 @@ def fit_calibration(
     if per_label and together:
         raise ConfigError("labels are certified one by one or promises are kept together, not both")
     check_attributes(predictor.tasks, catalogue)
+    console.print(describe_unknown_labels(predictor.tasks, catalogue), soft_wrap=True, markup=False)
     validation = _collect(predictor, catalogue, Part.VALIDATION, console)
     temperatures = {
         situation: {

@@ -30,6 +30,7 @@ from model.evaluation.heldout import (
     Temperatures,
     check_attributes,
     collect,
+    describe_unknown_labels,
     joined,
     judge,
     save_scores,
@@ -100,6 +101,7 @@ def measure(
     their title. Raises `ConfigError` for a catalogue that does not name every attribute of the predictor.
     """
     check_attributes(predictor.tasks, catalogue)
+    console.print(describe_unknown_labels(predictor.tasks, catalogue), soft_wrap=True, markup=False)
     situations: dict[Situation, dict[str, Any]] = {}
     held_out = collect(predictor, catalogue, catalogue.part(Part.TEST), console=console, what=Part.TEST.value)
     answers = _answers(held_out, calibration, gate)

@@ -5,6 +5,7 @@ Shapes: n listings, T attributes, C_t labels of attribute t, B listings of a bat
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,13 +20,14 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from model.catalogue.listings import Catalogue, Listing
+from model.catalogue.splits import Part
 from model.errors import ConfigError, ModelError
 from model.evaluation.scores import labelled
 from model.inference.predictions import RawPredictor, SituationOutputs
 from model.inference.stream import Failure, prepare_listing, stream
 from model.progress import progress_bar
 from model.situations import Situation
-from model.tasks import Task
+from model.tasks import OUT_OF_VOCABULARY, Task
 from model.trust.calibration import softmax
 from model.trust.gate import Evidence, Gate, Judgement, open_gate
 
@@ -33,6 +35,8 @@ Ints = NDArray[np.int64]
 
 Temperatures = Mapping[Situation, Mapping[str, float]]
 """Of each attribute in each situation."""
+
+LABELS_SHOWN = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,9 +234,39 @@ def evidence_groups(listings: Sequence[Listing]) -> NDArray[np.int64]:
 
 
 def check_attributes(tasks: Sequence[Task], catalogue: Catalogue) -> None:
-    """Raise `ConfigError` where the catalogue does not name an attribute that is to be measured on it."""
+    """Raise `ConfigError` where the catalogue does not name an attribute that is to be measured on it.
+
+    Also where the model knows none of an attribute's labels: each of its answers would be wrong, whatever it is.
+    """
     if missing := [task.name for task in tasks if task.name not in catalogue.config.attributes]:
         raise ConfigError(f"{catalogue.config.path} does not name {', '.join(missing)} among its attributes")
+    for task in tasks:
+        labels = _held_out_labels(task, catalogue)
+        if labels and all(task.encode(label) == OUT_OF_VOCABULARY for label in labels):
+            raise ConfigError(
+                f"the model knows none of the labels that {catalogue.config.path} has for {task.name}: "
+                f"{_listed(sorted(labels))}; it knows {_listed(task.labels)}"
+            )
+
+
+def describe_unknown_labels(tasks: Sequence[Task], catalogue: Catalogue) -> str:
+    """Return a line that says how many held-out listings have labels that the model does not know, and which."""
+    parts = []
+    for task in tasks:
+        labels = _held_out_labels(task, catalogue)
+        unknown = {label: n for label, n in labels.items() if task.encode(label) == OUT_OF_VOCABULARY}
+        if unknown:
+            parts.append(f"{task.name} {sum(unknown.values()):,} of {labels.total():,} ({_listed(sorted(unknown))})")
+    return f"listings with unknown labels: {'; '.join(parts) or 'none'}"
+
+
+def _held_out_labels(task: Task, catalogue: Catalogue) -> Counter[str]:
+    held_out = (listing for listing in catalogue.listings if listing.part is not Part.TRAIN)
+    return Counter(label for listing in held_out if (label := listing.labels.get(task.name)))
+
+
+def _listed(labels: Sequence[str]) -> str:
+    return ", ".join(labels[:LABELS_SHOWN]) + (", …" if len(labels) > LABELS_SHOWN else "")
 
 
 def _takes_part(listing: Listing, situation: Situation) -> bool:

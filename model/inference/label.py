@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,14 +18,15 @@ from typing import Any
 from rich.console import Console
 
 from model.catalogue.config import CatalogueConfig
-from model.catalogue.image_store import Images, open_images
-from model.catalogue.listings import BadRow, Listing, ReadReport, iter_listings
+from model.catalogue.image_store import FetchedImages, Images, open_images
+from model.catalogue.listings import BadRow, Listing, ReadReport, has_images, iter_listings
 from model.catalogue.tables import estimate_rows
 from model.errors import CatalogueError, ConfigError, ModelError
 from model.inference.output import OutputRow, Shards, columns_of, output_format
 from model.inference.predictions import ListingPredictor, Prediction, check_target_precision
 from model.inference.predictor import Predictor
 from model.inference.stream import Failure, prepare_listing, stream
+from model.inputs.decode import decode_image
 from model.progress import progress_bar
 
 
@@ -47,6 +48,7 @@ def label(
     target_precision: float = 0.95,
     attributes: Sequence[str] | None = None,
     batch_size: int = 32,
+    fetch: Callable[[str], bytes] | None = None,
     device: str = "auto",
     dtype: str = "auto",
 ) -> Labelling:
@@ -64,6 +66,7 @@ def label(
         target_precision=target_precision,
         batch_size=batch_size,
         attributes=attributes,
+        fetch=fetch,
     )
 
 
@@ -75,14 +78,16 @@ def label_catalogue(
     target_precision: float,
     batch_size: int,
     attributes: Sequence[str] | None = None,
+    fetch: Callable[[str], bytes] | None = None,
     progress: bool = True,
 ) -> Labelling:
     """Label the catalogue that `toml` describes into `out`, CSV or Parquet by its suffix.
 
     Columns: `id`; for each of `attributes` (None: all of the checkpoint) the label, `_confidence`, `_accepted`,
     `_abstention` (why it is not accepted, else empty) and `_image_weight`; `familiarity` (empty without a scope gate);
-    `error`. A listing that fails, if only for its image, has an error and no labels. `progress` shows a bar on standard
-    error, where that is a terminal.
+    `error`. A listing that fails, if only for its image, has an error and no labels. `fetch` returns the bytes behind
+    an image's URL, or raises `ModelError`; several threads call it. Without it a URL is an error. `progress` shows a
+    bar on standard error, where that is a terminal.
 
     Raises `ConfigError` for an unknown attribute, a target precision that was not calibrated, an output that
     exists, that another run is writing, or that was begun with other settings; `CatalogueError` for an unusable
@@ -93,14 +98,18 @@ def label_catalogue(
     names = _check_attributes(predictor, attributes)
     check_target_precision(predictor.info, target_precision)
     config = CatalogueConfig.load(toml).without_labels()
-    images = open_images(config.images)
+    images: Images = open_images(config.images)
+    if fetch is not None:
+        images = FetchedImages(images, fetch)
     report = ReadReport(config.table.name)
+    # Where not one image is there the template is wrong, and the titles' answers would hide it.
+    every_image = not has_images(config, images)
     console = Console(stderr=True, force_terminal=None if progress else False)
     opening = Shards.open(out, output_format(out, names), _settings(predictor, config, names, target_precision))
     try:
         with opening as shards, progress_bar(console, unit="listings") as bar:
             resumed = shards.rows
-            listings = islice(iter_listings(config, images, report), resumed, None)
+            listings = islice(iter_listings(config, images, report, every_image=every_image), resumed, None)
             step = bar.add_task("labelling", total=max(estimate_rows(config.table), resumed), completed=resumed)
             for item, answer in _answers(predictor, listings, images, batch_size):
                 shards.add(_output_row(item, answer, names, target_precision))
@@ -143,6 +152,7 @@ def _settings(
         "attributes": list(names),
         "table": table,
         "columns": [config.id, config.title, config.image],
+        "reading": [config.delimiter, config.encoding, dict(config.separator), config.placeholders],
         "images": [images.name, images.stat().st_size if images.is_file() else None] if images else None,
     }
 
@@ -168,13 +178,27 @@ def _answers(
 def _prepare(predictor: ListingPredictor, images: Images, item: Listing | BadRow) -> Any:
     """Return the listing ready to be batched, or a `Failure`."""
     if isinstance(item, BadRow):
-        return Failure(f"line {item.line}: {item.reason}")
+        return Failure(str(item))
     try:
-        return prepare_listing(predictor, images, item.title, item.image)
+        return _prepare_first(predictor, images, item)
     except ModelError as error:
         return Failure(str(error))
     except Exception as error:  # one listing, however odd, must not stop a million others
         return Failure(f"{type(error).__name__}: {error}")
+
+
+def _prepare_first(predictor: ListingPredictor, images: Images, listing: Listing) -> Any:
+    """Prepare the listing with the first of its images that can be read; raises the first one's `ModelError`."""
+    if listing.embedded is not None:
+        decoded = decode_image(listing.embedded, predictor.info.image_size)
+        return predictor.prepare(listing.title, decoded.image, warnings=decoded.warnings)
+    failure: ModelError | None = None
+    for name in (listing.image, *listing.further_images):
+        try:
+            return prepare_listing(predictor, images, listing.title, name)
+        except ModelError as error:
+            failure = failure or error
+    raise failure or ModelError("no image")
 
 
 def _output_row(

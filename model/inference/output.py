@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from model.catalogue.cells import to_cell
+from model.catalogue.formulas import to_cell
 from model.catalogue.tables import import_pyarrow
 from model.checkpoint.folder import write_json
 from model.errors import ConfigError, ModelError

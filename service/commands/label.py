@@ -23,17 +23,23 @@ def label(
 ) -> None:
     """Label a whole catalogue; an interrupted run continues where it stopped."""
     from model.inference.label import label as run  # noqa: PLC0415
+    from service.commands.image_urls import url_fetcher  # noqa: PLC0415
 
     settings = load_settings(checkpoint=checkpoint, target_precision=target_precision)
-    done = run(
-        settings.checkpoint,
-        catalogue,
-        out,
-        target_precision=settings.target_precision,
-        batch_size=batch_size,
-        attributes=attribute,
-        device=settings.device,
-        dtype=settings.dtype,
-    )
+    with url_fetcher(settings) as fetch:
+        done = run(
+            settings.checkpoint,
+            catalogue,
+            out,
+            target_precision=settings.target_precision,
+            batch_size=batch_size,
+            attributes=attribute,
+            fetch=fetch,
+            device=settings.device,
+            dtype=settings.dtype,
+        )
     print(done.report, file=sys.stderr)
     print(f"{out}: {done.rows:,} rows, {done.failed:,} of them with an error", file=sys.stderr)
+    if done.rows and done.failed == done.rows:
+        print("cma-clip: no listing could be labelled; the column 'error' says why", file=sys.stderr)
+        raise typer.Exit(1)

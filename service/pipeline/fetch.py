@@ -32,7 +32,7 @@ import httpcore
 from service.errors import ImageFetchFailed, ImageUrlForbidden, InvalidRequest, PayloadTooLarge
 from service.pipeline.gate import Gate
 from service.pipeline.image_url import PORTS, ImageUrl
-from service.settings import Proxy
+from service.settings import Proxy, Settings
 
 Headers = Mapping[bytes | str, bytes | str]
 
@@ -266,3 +266,14 @@ class HostSlots:
             self._users[host] -= 1
             if not self._users[host]:  # hosts are named by callers, so the number of entries must stay bounded
                 del self._slots[host], self._users[host]
+
+
+def configured_fetcher(settings: Settings, gate: Gate | None = None) -> Fetcher:
+    """Return a fetcher under the rules of `settings`, or of `gate` where one is given."""
+    gate = gate or Gate(
+        allowed_hosts=settings.image_hosts,
+        ports=settings.image_ports,
+        private_networks=settings.image_networks,
+        allow_private=settings.allow_private_image_hosts,
+    )
+    return Fetcher(gate, FetchLimits(max_bytes=settings.max_image_bytes), proxy=settings.proxy)

@@ -13,7 +13,7 @@ from service.errors import NotReady
 from service.observability.metrics import Metrics
 from service.pipeline.admission import Admission
 from service.pipeline.call import Call
-from service.pipeline.fetch import Fetcher, FetchLimits
+from service.pipeline.fetch import configured_fetcher
 from service.pipeline.gate import Gate
 from service.pipeline.inference import Inference
 from service.pipeline.options import CheckedOptions, check_options
@@ -35,17 +35,7 @@ class Pipeline:
             expected_seconds=self._expected_seconds,
             estimate_age=self._estimate_age,
         )
-        self._fetcher = Fetcher(
-            gate
-            or Gate(
-                allowed_hosts=settings.image_hosts,
-                ports=settings.image_ports,
-                private_networks=settings.image_networks,
-                allow_private=settings.allow_private_image_hosts,
-            ),
-            FetchLimits(max_bytes=settings.max_image_bytes),
-            proxy=settings.proxy,
-        )
+        self._fetcher = configured_fetcher(settings, gate)
         self._preparer = Preparer(ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels))
         metrics.batches.in_flight.set_function(lambda: self.admission.listings)
         metrics.batches.queue_depth.set_function(lambda: self._inference.batcher.waiting if self._inference else 0)

@@ -21,6 +21,7 @@ from model.catalogue.config import CatalogueConfig
 from model.catalogue.image_store import open_images
 from model.catalogue.listings import BadRow, Catalogue, Listing, ReadReport, iter_listings
 from model.catalogue.splits import SHARES, Part, part_of
+from model.catalogue.words import Placeholders
 from model.errors import CatalogueError, ConfigError
 
 HEADER = "id,colour,kind,title"
@@ -171,7 +172,9 @@ def test_whatever_the_csv_writer_wrote_is_read(tmp_path: Path, rows: list[tuple[
         writer.writerows([f"id{n}", colour, "Shirt", title] for n, (colour, title) in enumerate(rows))
     items, report = stream(write_catalogue(tmp_path, path.read_bytes()))
     assert report.repaired == 0
-    assert [item.title if isinstance(item, Listing) else "" for item in items] == [title.strip() for _, title in rows]
+    says = Placeholders().is_title
+    expected = [title.strip() if says(title, f"id{n}") else "" for n, (_, title) in enumerate(rows)]
+    assert [item.title if isinstance(item, Listing) else "" for item in items] == expected
 
 
 # --- JSON Lines and Parquet --------------------------------------------------------------------------------
@@ -314,6 +317,7 @@ def test_rows_of_a_group_stay_together_whatever_case_and_spaces(
 ) -> None:
     space = st.sampled_from([" ", "  ", "\t", "\u00a0"])
     case = st.sampled_from([str.upper, str.lower, str.title])
+    words = ["word", *words]  # what is neither a placeholder nor without letters
     variants = [data.draw(space) + data.draw(case)(data.draw(space).join(words)) + data.draw(space) for _ in range(6)]
     table = HEADER + "".join(f"\n{n},Red,Set,{variant}" for n, variant in enumerate(variants))
     listings = Catalogue.open(write_catalogue(tmp_path, table, group="title")).listings
@@ -395,3 +399,126 @@ def test_broken_files(tmp_path: Path) -> None:
         Catalogue.open(write_catalogue(tmp_path, "id,id,colour,kind,title\n"))
     with pytest.raises(CatalogueError, match="no usable listing"):
         Catalogue.open(write_catalogue(tmp_path, f"{HEADER}\n"))
+
+
+# --- what people write for a missing value, and one label in several spellings -----------------------------
+
+
+def test_placeholders_are_neither_titles_nor_labels_nor_images(tmp_path: Path) -> None:
+    write_images(tmp_path, {"photos/1.jpg": b"x"})
+    table = "id,colour,kind,title,image\n1,nan,Shirt,N/A,1.jpg\n2,Red,None,2,1.jpg\n3,-,Shirt,A shirt,nan\n"
+    toml = write_catalogue(tmp_path, table, images="photos", image="{image}")
+    catalogue = Catalogue.open(toml)
+    assert [(x.title, x.image, dict(x.labels)) for x in catalogue.listings] == [
+        (None, "1.jpg", {"kind": "Shirt"}),
+        (None, "1.jpg", {"colour": "Red"}),
+        ("A shirt", None, {"kind": "Shirt"}),
+    ]
+    report = str(catalogue.report)
+    assert "titles that say nothing, taken as missing: 2, such as 'N/A' (line 2, 3)" in report
+    assert "placeholders of colour, taken as missing: 2, such as nan (line 2, 4)" in report
+
+
+def test_placeholders_can_be_added_and_switched_off(tmp_path: Path) -> None:
+    table = f"{HEADER}\n1,k. A.,None,A shirt\n2,Red,Shirt,A shirt\n"
+    more = Catalogue.open(write_catalogue(tmp_path, table, placeholders=["k.A.", "K. A."]))
+    assert dict(more.listings[0].labels) == {}
+    none = Catalogue.open(write_catalogue(tmp_path, table, placeholders=[]))
+    assert dict(none.listings[0].labels) == {"colour": "k. A.", "kind": "None"}
+
+
+def test_spellings_of_a_label_are_joined_and_told(tmp_path: Path) -> None:
+    spelt = ["Jet Black", "Jet  Black", "jet black", "JET\u00a0BLACK", "Red", "red", "Red "]
+    table = HEADER + "".join(f"\n{n},{each},True,Shirt {n}" for n, each in enumerate(spelt))
+    catalogue = Catalogue.open(write_catalogue(tmp_path, table))
+    assert [x.labels["colour"] for x in catalogue.listings] == ["Jet Black"] * 4 + ["Red"] * 3
+    assert {x.labels["kind"] for x in catalogue.listings} == {"true"}
+    assert "spellings of colour joined: 3 ('JET BLACK' is 'Jet Black', " in str(catalogue.report)
+
+
+def test_a_parquet_table_and_its_csv_give_the_same_labels(tmp_path: Path) -> None:
+    rows = {"id": [1, 2], "title": ["One", "Two"], "colour": [True, False], "kind": [2011.0, 7.5]}
+    pq.write_table(pa.table(rows), tmp_path / "table.parquet")
+    parquet = Catalogue.open(write_catalogue(tmp_path, (tmp_path / "table.parquet").read_bytes(), name="table.parquet"))
+    csv_table = "id,title,colour,kind\n1,One,True,2011.0\n2,Two,FALSE,7.50\n"
+    assert parquet.listings == Catalogue.open(write_catalogue(tmp_path, csv_table)).listings
+
+
+def test_a_list_of_labels_is_not_a_label(tmp_path: Path) -> None:
+    table = f"{HEADER}\n1,\"['Red', 'White']\",\"['Shirt']\",A shirt\n"
+    catalogue = Catalogue.open(write_catalogue(tmp_path, table))
+    assert dict(catalogue.listings[0].labels) == {"kind": "Shirt"}
+    assert "several labels of colour, taken as missing: 1, such as ['Red', 'White'] (line 2)" in str(catalogue.report)
+
+
+# --- images that are named and not there -------------------------------------------------------------------
+
+
+def test_an_image_that_a_column_names_and_that_is_not_there_leaves_its_row_out(tmp_path: Path) -> None:
+    write_images(tmp_path, {"photos/a.jpg": b"x"})
+    table = "id,colour,kind,title,file\n1,Red,S,T,a.jpg\n2,Red,S,T,b.jpg\n3,Red,S,T,https://example.com/c.jpg\n"
+    catalogue = Catalogue.open(write_catalogue(tmp_path, table, images="photos", image="{file}"))
+    assert [x.id for x in catalogue.listings] == ["1"]
+    assert "no such image: 1, such as b.jpg (line 3)" in str(catalogue.report)
+    assert "a URL, which is not fetched here: 1, such as https://example.com/c.jpg (line 4)" in str(catalogue.report)
+
+
+def test_an_image_named_by_the_id_alone_may_be_missing_and_is_told(tmp_path: Path) -> None:
+    write_images(tmp_path, {"photos/1.jpg": b"x"})
+    table = f"{HEADER}\n1,Red,S,T\n2,Red,S,T\n"
+    catalogue = Catalogue.open(write_catalogue(tmp_path, table, images="photos", image="{id}.jpg"))
+    assert [x.image for x in catalogue.listings] == ["1.jpg", None]
+    assert "no such image: 1, such as 2.jpg (line 3)" in str(catalogue.report)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("pics/{id}.png", r"none of the 2 images that .*csv names is in .*photos; the first path tried is pics/1\.p"),
+        ("{file}", r"none of the 2 images is there: they are URLs, such as https://example\.com/1\.jpg"),
+    ],
+)
+def test_where_no_image_is_found_nothing_is_trained(tmp_path: Path, template: str, message: str) -> None:
+    write_images(tmp_path, {"photos/1.jpg": b"x"})
+    table = "id,colour,kind,title,file\n" + "".join(f"{n},Red,S,T,https://example.com/{n}.jpg\n" for n in (1, 2))
+    with pytest.raises(CatalogueError, match=message):
+        Catalogue.open(write_catalogue(tmp_path, table, images="photos", image=template))
+
+
+def test_images_inside_a_parquet_table(tmp_path: Path) -> None:
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    cells = [{"bytes": b"\xff\xd8\xff one", "path": "a.jpg"}, {"bytes": b"\xff\xd8\xff two", "path": "a.jpg"}]
+    rows = {"id": [1, 2], "title": ["A", "B"], "colour": ["Red"] * 2, "kind": ["S"] * 2}
+    pq.write_table(pa.table({**rows, "image": pa.array(cells, kind)}), tmp_path / "table.parquet")
+    data = (tmp_path / "table.parquet").read_bytes()
+    catalogue = Catalogue.open(write_catalogue(tmp_path, data, name="table.parquet", image="{image}"))
+    assert [catalogue.image_bytes(str(x.image))[4:] for x in catalogue.listings] == [b"one", b"two"]
+    copy = pickle.loads(pickle.dumps(catalogue))  # noqa: S301 - our own bytes
+    assert copy.image_bytes(str(copy.listings[1].image))[4:] == b"two"
+    assert catalogue.report.without_image == 0
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"delimiter": ";;"}, "'delimiter' must be one character"),
+        ({"encoding": "utf-9"}, "'encoding' names none that Python knows: 'utf-9'"),
+        ({"placeholders": "nan"}, "'placeholders' must be a list"),
+    ],
+)
+def test_mistakes_in_how_a_table_is_read(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Catalogue.open(write_catalogue(tmp_path, GOOD, **keys))
+
+
+def test_a_separator_belongs_to_a_column_of_the_template(tmp_path: Path) -> None:
+    write_images(tmp_path, {"photos/b.jpg": b"x"})
+    toml = write_catalogue(
+        tmp_path, "id,title,colour,kind,file\n1,T,R,S,a.jpg#b.jpg\n", images="photos", image="{file}"
+    )
+    text = toml.read_text()
+    toml.write_text(text + '\nseparator = {file = "#"}\n')
+    assert [x.image for x in Catalogue.open(toml).listings] == ["b.jpg"]
+    toml.write_text(text + '\nseparator = {size = "#"}\n')
+    with pytest.raises(ConfigError, match="'separator' names 'size', which is no column of 'image'"):
+        Catalogue.open(toml)

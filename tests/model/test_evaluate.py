@@ -137,6 +137,32 @@ def test_impossible_promises_are_refused(squares: Catalogue, wrong: dict[str, ob
         fit_calibration(ColourReader(), squares, console=CONSOLE, **wrong)  # type: ignore[arg-type]
 
 
+def test_a_catalogue_whose_labels_the_model_does_not_know_is_refused_with_the_list(calibration: Calibration) -> None:
+    german = {"blue": "blau", "green": "grün", "red": "rot"}
+    listings = [
+        dataclasses.replace(each, labels={"colour": german[each.labels["colour"]]})
+        for part in (Part.VALIDATION, Part.CALIBRATION, Part.TEST)
+        for each in noisy_listings(part, 50)
+    ]
+    message = r"knows none of the labels .* for colour: blau, grün, rot; it knows blue, green, red"
+    with pytest.raises(ConfigError, match=message):
+        fit_calibration(ColourReader(), catalogue(*listings), console=CONSOLE)
+    with pytest.raises(ConfigError, match=message):
+        measure(ColourReader(), calibration, None, catalogue(*listings), console=CONSOLE)
+
+
+def test_other_spellings_are_known_and_unknown_labels_are_told(calibration: Calibration) -> None:
+    shouted = [
+        dataclasses.replace(each, labels={"colour": each.labels["colour"].upper()})
+        for each in noisy_listings(Part.TEST, 50)
+    ]
+    console = Console(file=io.StringIO(), width=200)
+    evaluation = measure(ColourReader(), calibration, None, catalogue(*shouted, UNKNOWN), console=console)
+    figures = evaluation.metrics["situations"]["title"]["attributes"]["colour"]
+    assert figures["accuracy"] > 0.8
+    assert "listings with unknown labels: colour 1 of 51 (mauve)" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
 def test_metrics_equal_a_count_by_hand(squares: Catalogue, evaluation: Evaluation) -> None:
     listings = squares.part(Part.TEST)
     right = sum(str(listing.title).split()[0] == listing.labels["colour"] for listing in listings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import errno
 import io
@@ -18,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageStat
 
-from model.catalogue.cells import to_cell
+from model.catalogue.formulas import to_cell
 from model.catalogue.listings import iter_listings
 from model.errors import CatalogueError, ConfigError, ModelError
 from model.inference import output
@@ -171,9 +172,8 @@ def write_catalogue(folder: Path, table: str, images: Mapping[str, bytes]) -> Pa
         (folder / "photos" / f"{name}.png").write_bytes(data)
     (folder / "table.csv").write_bytes(table.encode())
     toml = folder / "catalogue.toml"
-    toml.write_text(
-        '[catalogue]\ntable = "table.csv"\nimages = "photos"\nimage = "{id}.png"\nid = "id"\ntitle = "title"\n'
-    )
+    photos = 'images = "photos"\nimage = "{id}.png"\n' if images else ""
+    toml.write_text(f'[catalogue]\ntable = "table.csv"\n{photos}id = "id"\ntitle = "title"\n')
     return toml
 
 
@@ -297,9 +297,9 @@ def test_no_more_than_two_batches_are_read_ahead(tmp_path: Path, monkeypatch: py
     predictor, read = FakePredictor(), 0
     original = iter_listings
 
-    def counted(*arguments: Any) -> Iterator[Any]:
+    def counted(*arguments: Any, **options: Any) -> Iterator[Any]:
         nonlocal read
-        for item in original(*arguments):
+        for item in original(*arguments, **options):
             read += 1
             assert read - sum(predictor.batches) <= 2 * 5
             yield item
@@ -307,6 +307,68 @@ def test_no_more_than_two_batches_are_read_ahead(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("model.inference.label.iter_listings", counted)
     label(toml, tmp_path / "out.csv", predictor, batch_size=5)
     assert read == 100
+
+
+# --- images by name, by URL and inside the table -----------------------------------------------------------
+
+
+def write_named(folder: Path, cells: Sequence[str], images: Mapping[str, bytes]) -> Path:
+    table = "id,title,image\n" + "".join(f'{n},Plain,"{cell}"\n' for n, cell in enumerate(cells))
+    toml = write_catalogue(folder, table, images)
+    photos = "" if images else 'images = "photos"\nimage = "{image}"\n'
+    toml.write_text(toml.read_text().replace('"{id}.png"', '"{image}"') + photos)
+    return toml
+
+
+def test_an_image_that_is_named_and_not_there_is_an_error_with_its_path(tmp_path: Path) -> None:
+    toml = write_named(tmp_path, ["red.png", "a\\RED.PNG", "blue.png"], {"red": png("red")})
+    label(toml, tmp_path / "out.csv")
+    rows = read_csv(tmp_path / "out.csv")
+    assert [row["colour"] for row in rows] == ["Red", "", ""]
+    assert [row["error"] for row in rows][1:] == [
+        "line 3: no such image: a\\RED.PNG",
+        "line 4: no such image: blue.png",
+    ]
+
+
+def test_where_a_column_names_images_and_none_is_there_nothing_is_labelled(tmp_path: Path) -> None:
+    with pytest.raises(CatalogueError, match=r"none of the 1 images .*the first path tried is blue\.png"):
+        label(write_named(tmp_path, ["blue.png"], {}), tmp_path / "out.csv")
+
+
+def test_where_a_template_finds_no_image_every_row_says_so(tmp_path: Path) -> None:
+    toml = write_catalogue(tmp_path, "id,title\n1,A red shirt\n2,Plain\n", {"other": png("red")})
+    result = label(toml, tmp_path / "out.csv")
+    assert result.failed == 2
+    assert read_csv(tmp_path / "out.csv")[0]["error"] == "line 2: no such image: 1.png"
+
+
+def test_urls_are_fetched_and_one_that_fails_fails_alone(tmp_path: Path) -> None:
+    def fetch(url: str) -> bytes:
+        if "gone" in url:
+            raise CatalogueError(f"{url}: status 404")
+        return png("red")
+
+    toml = write_named(tmp_path, ["https://a.example/1.png", "https://a.example/gone.png"], {})
+    label(toml, tmp_path / "out.csv", fetch=fetch)
+    first, second = read_csv(tmp_path / "out.csv")
+    assert (first["colour"], first["colour_image_weight"], first["error"]) == ("Red", "0.25", "")
+    assert (second["colour"], second["error"]) == ("", "https://a.example/gone.png: status 404")
+
+
+def test_the_first_of_several_images_that_can_be_read_counts(tmp_path: Path) -> None:
+    toml = write_named(tmp_path, ["torn.png|red.png"], {"torn": b"torn", "red": png("red")})
+    label(toml, tmp_path / "out.csv")
+    assert read_csv(tmp_path / "out.csv")[0]["colour"] == "Red"
+
+
+def test_images_inside_the_table(tmp_path: Path) -> None:
+    url = "data:image/png;base64," + base64.b64encode(png("red")).decode()
+    toml = write_named(tmp_path, [url, "data:image/png;base64,AAAA"], {"other": png("blue")})
+    label(toml, tmp_path / "out.csv")
+    first, second = read_csv(tmp_path / "out.csv")
+    assert (first["colour"], first["error"]) == ("Red", "")
+    assert "cannot be decoded" in second["error"]
 
 
 # --- interruption ------------------------------------------------------------------------------------------

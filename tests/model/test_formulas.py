@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from examples import client
-from model.catalogue.cells import from_cell, to_cell
-from model.catalogue.tables import read_rows
+from model.catalogue.formulas import from_cell, to_cell
+from model.catalogue.tables import Wanted, open_table
 
 FORMULAS = ["=1+1", "+1+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "-abc-123", "=cmd|' /C calc'!A0", "'=1", "＝1"]
 
@@ -47,5 +47,6 @@ def test_the_example_client_has_the_same_cells(text: str) -> None:
 def test_tables_are_read_as_they_were_meant(tmp_path: Path) -> None:
     with (tmp_path / "table.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["'=id", "title"], *[[to_cell(text), "T"] for text in FORMULAS]])
-    rows = list(read_rows(tmp_path / "table.csv", ["=id", "title"], title="title"))
+    table = open_table(tmp_path / "table.csv", Wanted(columns=("=id", "title"), id="=id", title="title"))
+    rows = list(table.rows)
     assert [row.values["=id"] for row in rows] == [text.strip() for text in FORMULAS]

@@ -11,7 +11,7 @@ import pytest
 
 from model.errors import CatalogueError
 from service.commands.image_urls import url_fetcher
-from service.settings import load_settings
+from service.settings import Settings, load_settings
 
 
 class Images(http.server.BaseHTTPRequestHandler):
@@ -38,19 +38,24 @@ def host() -> Iterator[str]:
         thread.join()
 
 
+def settings_for(host: str, *, private: bool = True) -> Settings:
+    port = int(host.rpartition(":")[2])
+    return load_settings(allow_private_image_hosts=private, image_ports=(port,))
+
+
 def test_several_threads_fetch_at_once(host: str) -> None:
-    with url_fetcher(load_settings(allow_private_image_hosts=True)) as fetch, ThreadPoolExecutor(4) as threads:
+    with url_fetcher(settings_for(host)) as fetch, ThreadPoolExecutor(4) as threads:
         urls = [f"{host}/{n}.jpg" for n in range(20)]
         assert list(threads.map(fetch, urls)) == [f"/{n}.jpg".encode() for n in range(20)]
 
 
 def test_a_failure_names_the_url(host: str) -> None:
-    with url_fetcher(load_settings(allow_private_image_hosts=True)) as fetch:
+    with url_fetcher(settings_for(host)) as fetch:
         with pytest.raises(CatalogueError, match=r"http://127\.0\.0\.1:\d+/gone\.jpg: .*404"):
             fetch(f"{host}/gone.jpg")
         assert fetch(f"{host}/1.jpg") == b"/1.jpg"
 
 
 def test_the_rules_of_the_service_hold(host: str) -> None:
-    with url_fetcher(load_settings()) as fetch, pytest.raises(CatalogueError, match="not public"):
+    with url_fetcher(settings_for(host, private=False)) as fetch, pytest.raises(CatalogueError, match="not public"):
         fetch(f"{host}/1.jpg")

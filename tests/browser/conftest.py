@@ -76,6 +76,9 @@ class Site:
     stop: Callable[[], None]
 
 
+ANY_PORT = tuple(range(1, 65536))
+
+
 @contextmanager
 def serving(
     predictor: PointedPredictor | None = None, *, loaded: threading.Event | None = None, port: int = 0, **settings: Any

@@ -19,6 +19,7 @@ from model.config import PreprocessConfig
 from model.inputs.preprocess import ImageTransform
 from service.http.pages import STATIC
 from tests.browser.conftest import (
+    ANY_PORT,
     COLUMNS,
     ROWS,
     OpenPlayground,
@@ -214,7 +215,7 @@ def test_a_pasted_url_is_the_image_url(open_playground: OpenPlayground, site: Si
 
 def test_an_image_is_fetched_from_its_url(open_playground: OpenPlayground, tmp_path: Path) -> None:
     """The service fetches it; the page loads nothing from other sites, and shows the heat map alone."""
-    with serving(allow_private_image_hosts=True) as site:
+    with serving(allow_private_image_hosts=True, image_ports=ANY_PORT) as site:
         playground = open_playground(site)
         playground.expected = ("Canvas2D: Multiple readback",)  # caused by this test
         playground["#url"].fill(f"{site.url}/static/examples/red-dress.jpg")

@@ -15,7 +15,7 @@ from playwright.sync_api import expect
 
 from service import errors
 from service.http import problems
-from tests.browser.conftest import OpenPlayground, Playground, PointedPredictor, Site, image_file, serving
+from tests.browser.conftest import ANY_PORT, OpenPlayground, Playground, PointedPredictor, Site, image_file, serving
 
 REFUSED = ("Failed to load resource",)  # Chromium logs this for every response that is not 2xx
 
@@ -35,7 +35,8 @@ def strict() -> Iterator[Site]:
             raise ValueError("boom")
 
     predictor = PointedPredictor(trouble=trouble)
-    with serving(predictor, max_image_bytes=1000, allow_private_image_hosts=True, request_timeout_ms=600) as site:
+    rules = {"allow_private_image_hosts": True, "image_ports": ANY_PORT}
+    with serving(predictor, max_image_bytes=1000, request_timeout_ms=600, **rules) as site:
         yield site
 
 

@@ -302,9 +302,12 @@ async def test_those_waiting_for_something_else_than_the_device_are_answered_too
         writer.close()
 
     host = await asyncio.start_server(silent, "127.0.0.1", 0)
-    image = {"url": f"http://127.0.0.1:{host.sockets[0].getsockname()[1]}/shirt.jpg"}
+    port = host.sockets[0].getsockname()[1]
+    image = {"url": f"http://127.0.0.1:{port}/shirt.jpg"}
     head = "POST /v1/classify HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
-    with replica(0.0, drain_seconds=0.5, request_timeout_ms=100_000, allow_private_image_hosts=True) as server:
+    with replica(
+        0.0, drain_seconds=0.5, request_timeout_ms=100_000, allow_private_image_hosts=True, image_ports=port
+    ) as server:
         async with httpx.AsyncClient(timeout=20) as client, asyncio.timeout(20):
             body = {"image": image}
             fetching = asyncio.create_task(client.post(f"{server.url}/v1/classify", json=body))

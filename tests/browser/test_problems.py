@@ -35,8 +35,13 @@ def strict() -> Iterator[Site]:
             raise ValueError("boom")
 
     predictor = PointedPredictor(trouble=trouble)
-    rules = {"allow_private_image_hosts": True, "image_ports": ANY_PORT}
-    with serving(predictor, max_image_bytes=1000, request_timeout_ms=600, **rules) as site:
+    with serving(
+        predictor,
+        max_image_bytes=1000,
+        request_timeout_ms=600,
+        allow_private_image_hosts=True,
+        image_ports=ANY_PORT,
+    ) as site:
         yield site
 
 

@@ -39,16 +39,18 @@ class AdmittedRoute(APIRoute):
         async def admit_and_handle(request: Request) -> Response:
             lifecycle, pipeline = await get_lifecycle(request), await get_pipeline(request)
             settings = pipeline.settings
-            check_key(request.headers, settings.api_keys)
+            record = record_of(request)
+            record.key = check_key(request.headers, settings.api_keys)
             deadline = Deadline.of(request.headers.get(TIMEOUT_HEADER), cap_ms=settings.request_timeout_ms)
             lifecycle.check_ready()
             self._check_media_type(request)
             length = declared_length(request, settings.max_body_bytes)
-            with pipeline.admission.admit(deadline, nbytes=length) as ticket:
+            with pipeline.admission.admit(deadline, nbytes=length, quota=pipeline.quota(record.key)) as ticket:
                 async with deadline.enforced():
-                    reading = read_body(request, ticket, declared=length, limit=settings.max_body_bytes)
+                    reading = read_body(request, ticket, limit=settings.max_body_bytes)
                     body = await _unless(lifecycle.raise_when_given_up(), work=reading)
-                admitted = AdmittedRequest(request, body, Call(deadline, ticket, record_of(request)))
+                ticket.add_listings(1)
+                admitted = AdmittedRequest(request, body, Call(deadline, ticket, record))
                 stops = lifecycle.raise_when_given_up(), raise_when_gone(request.receive)
                 return await _unless(*stops, work=handle(admitted))
 

@@ -25,7 +25,7 @@ MAX_JSON_ELEMENTS = 100_000
 MAX_STRUCTURE_BYTES = 2**20
 """What is left of a body without its long strings."""
 
-MAX_ESCAPES = 500_000
+MAX_ESCAPES = 1_000_000
 """Backslashes. Some encoders write `/` as `\\/`: one in 64 characters of base64."""
 
 MAX_TEXT_BYTES = 64 * 1024

@@ -11,6 +11,7 @@ import string
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image
 
@@ -59,7 +60,10 @@ class Preparer:
         `ImageFetchFailed` where the image's host sent something that cannot be used.
         """
         await self._free.acquire()
-        job = self._pool.submit(self._prepare, predictor, listing, fetched, explain)
+        return await self._submit(ticket, predictor, listing, fetched, explain)
+
+    def _submit(self, ticket: Ticket, *work: Any) -> asyncio.Future[tuple[Prepared, float]]:
+        job = self._pool.submit(self._prepare, *work)
         ticket.hold()
         loop = asyncio.get_running_loop()
 
@@ -68,7 +72,7 @@ class Preparer:
                 loop.call_soon_threadsafe(self._ended, ticket)
 
         job.add_done_callback(ended)
-        return await asyncio.wrap_future(job)
+        return asyncio.wrap_future(job)
 
     def _ended(self, ticket: Ticket) -> None:
         ticket.let_go()

@@ -600,11 +600,11 @@ class SlowToPrepare(FakePredictor):
         self.may_prepare.set()  # for the listing that the service warms up with
         self.inside: set[int] = set()
 
-    def prepare(self, title: str | None, image: Image.Image | None, *, explain: bool = False) -> FakePrepared:
+    def prepare(self, title: str | None, image: Image.Image | None, **options: Any) -> FakePrepared:
         self.inside.add(threading.get_ident())
         assert self.may_prepare.wait(10)
         self.inside.discard(threading.get_ident())
-        return super().prepare(title, image, explain=explain)
+        return super().prepare(title, image, **options)
 
 
 async def test_listings_are_prepared_by_few_threads_off_the_event_loop() -> None:

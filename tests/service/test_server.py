@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import resource
+import time
 from collections import Counter
 
 import pytest
@@ -43,7 +44,7 @@ def test_refusals_are_all_counted_and_logged_once_a_second(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     now = [100.0]
-    monkeypatch.setattr(server.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     counted: Counter[str] = Counter()
     refusals = server.Refusals(lambda code: counted.update([code]))
     with caplog.at_level(logging.WARNING):

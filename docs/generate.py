@@ -40,8 +40,9 @@ ERRORS = """\
 ## Errors
 
 Each error is a [Problem](#problem), `application/problem+json` (RFC 9457), with a stable `code`; `detail` is a message
-for people. A 503, and a 504 that is sent on arrival, has the header `Retry-After`: the number of seconds after which to
-retry. An unknown path is a 404 `not_found`; a method that a path does not support is a 405 `method_not_allowed`.
+for people. A 429, a 503, and a 504 that is sent on arrival, has the header `Retry-After`: the number of seconds after
+which to retry. An unknown path is a 404 `not_found`; a method that a path does not support is a 405
+`method_not_allowed`.
 """
 
 

@@ -114,9 +114,9 @@ def serve(settings: Settings) -> None:
 
 
 def _in_use(settings: Settings) -> str:
-    """One line per setting; of the keys only their number."""
+    """One line per setting; of the keys only their names."""
     shown = {name: value for name, value in settings if name != "api_keys"}
-    shown["api_keys"] = f"{len(settings.api_keys)} configured" if settings.api_keys else "none: open to all"
+    shown["api_keys"] = tuple(key.name for key in settings.api_keys) or "none: open to all"
     return "\n".join(
         f"{PREFIX}{name.upper():<26} {', '.join(map(str, value)) or 'none' if isinstance(value, tuple) else value}"
         for name, value in ((name, shown[name]) for name in type(settings).model_fields)

@@ -5,6 +5,7 @@
     ├── Unauthorized             401  no API key, or a wrong one
     ├── NotFound                 404  no such path
     ├── MethodNotAllowed         405  the path exists, the method does not
+    ├── BodyTooSlow              408  a body that hardly arrives
     ├── PayloadTooLarge          413  body, image bytes, pixels or number of listings over the limit
     ├── UnsupportedMediaType     415  not an accepted image format or request type
     ├── InvalidRequest           422  the caller's mistake, named
@@ -12,6 +13,7 @@
     │   ├── UndecodableImage          an accepted format, but damaged
     │   └── ImageUrlForbidden         an address that must not be connected to from here
     ├── ImageFetchFailed         424  the image's host failed, timed out or sent something else
+    ├── RateLimited              429  more than one API key may send
     ├── ClientGone               499  the caller hung up: counted and logged, never sent
     ├── InferenceFailed          500  the model failed on this listing alone: a bug
     ├── Unavailable              503  another replica may answer; carries Retry-After
@@ -58,6 +60,10 @@ class MethodNotAllowed(ServiceError):
     status, code = 405, "method_not_allowed"
 
 
+class BodyTooSlow(ServiceError):
+    status, code = 408, "body_too_slow"
+
+
 class PayloadTooLarge(ServiceError):
     status, code = 413, "payload_too_large"
 
@@ -84,6 +90,10 @@ class ImageUrlForbidden(InvalidRequest):
 
 class ImageFetchFailed(ServiceError):
     status, code = 424, "image_fetch_failed"
+
+
+class RateLimited(ServiceError):
+    status, code = 429, "rate_limited"
 
 
 class ClientGone(ServiceError):

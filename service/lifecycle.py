@@ -15,6 +15,7 @@ from model.errors import ModelError
 from model.inference.predictions import ListingPredictor, check_target_precision
 from service.errors import Draining, NotReady
 from service.memory import trim_now_and_then
+from service.observability.loop_lag import observe_lag
 from service.pipeline.inference import Inference, warm_up
 from service.pipeline.pipeline import Pipeline
 from service.settings import Settings
@@ -37,12 +38,15 @@ class Lifecycle:
         self._inference: Inference | None = None
         self._given_up = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self.once_warm: Callable[[], None] = lambda: None
+        """Called in the loading thread before the service is ready."""
 
     # ── loading ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def start(self) -> None:
         """Begin to load and warm up, in a separate thread: the event loop answers health checks meanwhile."""
-        self._tasks = [asyncio.create_task(self._start()), asyncio.create_task(trim_now_and_then())]
+        jobs = self._start(), trim_now_and_then(), observe_lag(self._pipeline.metrics.event_loop_lag.observe)
+        self._tasks = [asyncio.create_task(job) for job in jobs]
 
     async def _start(self) -> None:
         try:
@@ -71,13 +75,20 @@ class Lifecycle:
             log.warning("the checkpoint is not calibrated: it answers, but accepts nothing")
         if not predictor.info.scope_gate:
             log.warning("the checkpoint has no scope gate: unfamiliar listings are not recognised")
-        return Inference(
+        inference = Inference(
             predictor,
             max_batch_size=settings.max_batch_size,
             max_wait=settings.max_wait_ms / 1000,
             batch_seconds=warm_up(predictor, settings.max_batch_size),
             on_batch=self._pipeline.metrics.batches.computed,
         )
+        self.once_warm()
+        return inference
+
+    @property
+    def loading(self) -> bool:
+        """Whether the model is not there yet: nothing has been accepted either."""
+        return self._inference is None and self.failure is None
 
     # ── health ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -109,7 +120,7 @@ class Lifecycle:
     @property
     def idle(self) -> bool:
         """Whether every admitted request has been answered."""
-        return not self._pipeline.admission.listings
+        return not self._pipeline.admission.requests
 
     def give_up(self) -> None:
         """Answer every request that still waits, for the device or for anything else, with 503: the drain is over."""

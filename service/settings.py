@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -9,8 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from model.errors import ConfigError
 
@@ -22,9 +24,27 @@ PROXY_URL = re.compile(
 """Scheme, user and password, percent-encoded, host and port."""
 
 
+SECRETS = ("api_keys", "image_proxy")
+"""Settings that may be given as a file, whose path is in the variable `CMA_CLIP_…_FILE`, and are never shown."""
+
+
 def _split(value: Any) -> Any:
-    """Split `a, b` into a list: in environment variables, lists are written like that."""
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    """Split `a, b` into a list: in environment variables, lists are written like that; in files, lines separate too."""
+    if not isinstance(value, str):
+        return value
+    return [part.strip() for part in value.replace("\n", ",").split(",") if part.strip()]
+
+
+def _name_keys(value: Any) -> Any:
+    """Take `name:key` apart; a key without a name is called by its place in the list."""
+    if not isinstance(value, list | tuple):
+        return value
+    return [_named(entry, place) if isinstance(entry, str) else entry for place, entry in enumerate(value, start=1)]
+
+
+def _named(entry: str, place: int) -> dict[str, str]:
+    name, colon, secret = entry.partition(":")
+    return {"name": name.strip(), "secret": secret.strip()} if colon else {"name": f"key-{place}", "secret": entry}
 
 
 def _host_pattern(value: Any) -> Any:
@@ -56,6 +76,37 @@ class Proxy:
     credentials: tuple[str, str] | None = None
 
 
+class ApiKey(BaseModel):
+    """A key that gives access, and the name that stands for it in logs and metrics."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    secret: SecretStr = Field(min_length=1)
+
+
+class SecretFiles(PydanticBaseSettingsSource):
+    """Reads a secret from the file that `CMA_CLIP_…_FILE` names, as container platforms hand secrets over."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Return the file's text, None if no file is named. Raises `ConfigError`."""
+        variable = f"{PREFIX}{field_name.upper()}"
+        path = os.environ.get(f"{variable}_FILE", "") if field_name in SECRETS else ""
+        if not path:
+            return None, field_name, False
+        if os.environ.get(variable):
+            raise ConfigError(f"{variable} and {variable}_FILE are both set")
+        try:
+            return Path(path).read_text(encoding="utf-8"), field_name, False
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise ConfigError(f"{variable}_FILE: cannot read {path}: {reason}") from None
+
+    def __call__(self) -> dict[str, Any]:
+        found = {name: self.get_field_value(field, name)[0] for name, field in self.settings_cls.model_fields.items()}
+        return {name: value for name, value in found.items() if value is not None}
+
+
 class Settings(BaseSettings):
     """The settings; each field `x` is the variable `CMA_CLIP_X`."""
 
@@ -77,9 +128,13 @@ class Settings(BaseSettings):
     max_image_pixels: Count = Field(default=50_000_000, description="one image, decoded")
     max_listings: Count = Field(default=64, description="listings in one batch request")
     target_precision: float = Field(default=0.95, gt=0, lt=1, description="for requests that name none")
-    api_keys: Annotated[tuple[SecretStr, ...], *CommaSeparated] = Field(
-        default=(), description="comma-separated; each gives access; none: open to all"
+    api_keys: Annotated[tuple[ApiKey, ...], NoDecode, BeforeValidator(_name_keys), BeforeValidator(_split)] = Field(
+        default=(), description="comma-separated, each `key` or `name:key`; each gives access; none: open to all"
     )
+    key_rate: float = Field(
+        default=0, ge=0, le=1e6, description="listings per second that each key may send, on average; 0: any number"
+    )
+    key_queue_share: float = Field(default=1, gt=0, le=1, description="share of the queue that one key may take")
     image_hosts: Annotated[tuple[HostPattern, ...], *CommaSeparated] = Field(
         default=(), description="comma-separated hosts images may come from (.example.com: and below); none: all"
     )
@@ -96,7 +151,25 @@ class Settings(BaseSettings):
         default=None, description="HTTP proxy that images are fetched through: http://user:password@host:port"
     )
     drain_seconds: float = Field(default=20, ge=0, le=86_400, description="longest time from SIGTERM to the end")
+    keep_alive_seconds: float = Field(
+        default=75,
+        ge=1,
+        le=86_400,
+        description="how long an idle connection is kept; longer than the balancer keeps it",
+    )
+    max_connections: Count = Field(default=1000, description="connections open at once")
     log_format: Literal["json", "text"] = Field(default="json", description="json or text")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, SecretFiles(settings_cls)
 
     @property
     def max_inflight_bytes(self) -> int:
@@ -131,9 +204,8 @@ def load_settings(**flags: Any) -> Settings:
 
 
 def _explain(error: ValidationError) -> str:
-    secret = ("api_keys", "image_proxy")
     return "; ".join(
         f"{PREFIX}{str(found['loc'][0]).upper()}: {found['msg']}"
-        + ("" if found["loc"][0] in secret else f" (it is {found['input']!r})")
+        + ("" if found["loc"][0] in SECRETS else f" (it is {found['input']!r})")
         for found in error.errors(include_url=False)
     )

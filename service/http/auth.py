@@ -7,11 +7,12 @@ from collections.abc import Iterable
 
 from fastapi import Request, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
-from pydantic import SecretStr
 from starlette.datastructures import Headers
 
 from service.errors import Unauthorized
 from service.http.dependencies import PipelineDep
+from service.http.middleware import record_of
+from service.settings import ApiKey
 
 KEY_SCHEMES = [Security(HTTPBearer(auto_error=False)), Security(APIKeyHeader(name="X-API-Key", auto_error=False))]
 """Declares the two ways of sending a key in the OpenAPI document; `check_key` is what checks it."""
@@ -19,20 +20,21 @@ KEY_SCHEMES = [Security(HTTPBearer(auto_error=False)), Security(APIKeyHeader(nam
 
 async def require_key(request: Request, pipeline: PipelineDep) -> None:
     """A dependency for routes without a body; those with one check the key before they read it."""
-    check_key(request.headers, pipeline.settings.api_keys)
+    record_of(request).key = check_key(request.headers, pipeline.settings.api_keys)
 
 
-def check_key(headers: Headers, keys: Iterable[SecretStr]) -> None:
-    """Check that one of `keys` was sent (`Authorization: Bearer` or `X-API-Key`); without keys, everyone may call.
+def check_key(headers: Headers, keys: Iterable[ApiKey]) -> str | None:
+    """Return the name of the key that was sent (`Authorization: Bearer` or `X-API-Key`).
 
-    Raises `Unauthorized`.
+    Without keys everyone may call, and it is None. Raises `Unauthorized`.
     """
-    accepted = [key.get_secret_value().encode() for key in keys]
+    accepted = {key.secret.get_secret_value().encode(): key.name for key in keys}
     if not accepted:
-        return
+        return None
     scheme, _, token = headers.get("Authorization", "").partition(" ")
     sent = headers.get("X-API-Key") or (token.strip() if scheme.lower() == "bearer" else "")
     # All keys are compared before any result is used, so that the time taken reveals nothing about them.
-    matches = [hmac.compare_digest(key, sent.encode("latin-1")) for key in accepted]
-    if not any(matches):
+    matches = [name for key, name in accepted.items() if hmac.compare_digest(key, sent.encode("latin-1"))]
+    if not matches:
         raise Unauthorized("an API key is needed, as Authorization: Bearer … or X-API-Key: …")
+    return matches[0]

@@ -1,43 +1,45 @@
-"""A request's body: read within limits, held in memory, and parsed with bounded depth."""
+"""A request's body: read within limits of size and time, held in memory, and parsed without keeping the event loop."""
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from typing import Any, NoReturn
 
-from pydantic_core import from_json
 from starlette.formparsers import MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive
 
-from service.errors import ClientGone, InvalidRequest, PayloadTooLarge
+from service.errors import BodyTooSlow, ClientGone, PayloadTooLarge
+from service.http.json_body import parse_json
+from service.http.pieces import Pieces
 from service.pipeline.admission import Ticket
 from service.pipeline.call import Call
 from service.schemas import check_members
 
-MAX_JSON_ELEMENTS = 1_000_000
-"""Commas in a body: `{},` takes 3 bytes to send and 70 to hold, so a limit on bytes alone is not enough."""
+BODY_SECONDS, LEAST_BODY_BYTES = 3.0, 12 * 1024
+"""A body ends, or brings at least that much, in every so many seconds."""
 
 
 class AdmittedRequest(Request):
     """A request that has been admitted as `call`, and whose body has been read."""
 
-    def __init__(self, request: Request, body: bytes, call: Call) -> None:
+    def __init__(self, request: Request, body: Pieces, call: Call) -> None:
         async def replay() -> Message:
-            return {"type": "http.request", "body": body, "more_body": False}
+            await asyncio.sleep(0)  # between the pieces, for the form parser has them without waiting
+            return {"type": "http.request", "body": body.take(), "more_body": len(body) > 0}
 
         super().__init__(request.scope, replay)
-        self._bytes = body
+        self._pieces = body
         self.call = call
 
+    async def body(self) -> bytes:
+        """Say whether there is a body: FastAPI needs no more before it asks for `json`, and would keep the bytes."""
+        return b"..." if self._pieces else b""
+
     async def json(self) -> Any:
-        """Parse with pydantic's parser, whose depth is bounded. Raises `PayloadTooLarge` or `InvalidRequest`."""
-        if self._bytes.count(b",") > MAX_JSON_ELEMENTS:
-            raise PayloadTooLarge(f"the body has more than {MAX_JSON_ELEMENTS} JSON elements")
-        try:
-            document = from_json(self._bytes)
-        except ValueError as error:
-            raise InvalidRequest(f"the body is not JSON: {error}") from None
+        """Parse the body and let go of its bytes. Raises `PayloadTooLarge` or `InvalidRequest`."""
+        document = await parse_json(self._pieces)
         check_members(document)
         return document
 
@@ -56,23 +58,31 @@ def declared_length(request: Request, limit: int) -> int:
     return length
 
 
-async def read_body(request: Request, ticket: Ticket, *, declared: int, limit: int) -> bytes:
-    """Read the body, counting the bytes that really arrive; room for its declared length has been taken already.
+async def read_body(request: Request, ticket: Ticket, *, limit: int) -> Pieces:
+    """Read the body, taking room for its bytes as they arrive.
 
-    Raises `PayloadTooLarge`, `Overloaded` (no room for bytes beyond the declared ones) or `ClientGone`.
+    Raises `PayloadTooLarge`, `Overloaded` (no room for more bytes), `BodyTooSlow` or `ClientGone`.
     """
-    body = bytearray()
+    body, loop = Pieces(), asyncio.get_running_loop()
+    enough = LEAST_BODY_BYTES
     try:
-        async for chunk in request.stream():
-            if len(body) + len(chunk) > limit:
-                raise PayloadTooLarge(f"the body has more than {limit} bytes")
-            body += chunk
-            if len(body) > declared:
-                ticket.add_bytes(len(body) - declared)
-                declared = len(body)
+        async with asyncio.timeout(BODY_SECONDS) as patience:
+            async for chunk in request.stream():
+                if len(body) + len(chunk) > limit:
+                    raise PayloadTooLarge(f"the body has more than {limit} bytes")
+                ticket.add_bytes(len(chunk))
+                body.append(chunk)
+                if len(body) >= enough:
+                    enough = len(body) + LEAST_BODY_BYTES
+                    patience.reschedule(loop.time() + BODY_SECONDS)
     except ClientDisconnect:
         raise ClientGone("the caller hung up") from None
-    return bytes(body)
+    except TimeoutError:
+        if not patience.expired():
+            raise
+        slow = f"the body brought fewer than {LEAST_BODY_BYTES} bytes in {BODY_SECONDS:g} s"
+        raise BodyTooSlow(slow) from None
+    return body
 
 
 async def raise_when_gone(receive: Receive) -> NoReturn:

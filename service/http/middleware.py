@@ -6,6 +6,7 @@ import logging
 import re
 import time
 import uuid
+from http import HTTPStatus
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
@@ -17,6 +18,9 @@ from service.observability.metrics import RequestMetrics
 from service.observability.request_log import RequestRecord
 
 REQUEST_ID_HEADER = "X-Request-ID"
+
+PROBES = {"/healthz", "/readyz", "/metrics"}
+"""Asked every few seconds by machines; only what they are refused is logged."""
 
 SANE_ID = re.compile(r"[A-Za-z0-9._~:/+=@-]{1,128}")
 
@@ -68,6 +72,10 @@ class Observed:
     def _finish(self, scope: Scope, route: str | None, record: RequestRecord, status: int) -> None:
         seconds = time.monotonic() - record.started
         self._metrics.answered(method=scope["method"], route=route, status=status, seconds=seconds)
+        if record.key is not None:
+            self._metrics.answered_key(record.key, status)
+        if route in PROBES and status == HTTPStatus.OK:
+            return
         fields = record.fields(method=scope["method"], route=route, status=status, seconds=seconds)
         log.info("request", extra={"fields": fields})
 

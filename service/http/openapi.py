@@ -12,10 +12,12 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Declare refusals in the OpenAPI document."""
     reasons = {
         401: "no API key, or a wrong one",
+        408: "the body hardly arrives",
         413: "body, image bytes, pixels or number of listings over the limit",
         415: "not an accepted image format or request type",
         422: "the caller's mistake, named",
         424: "the image's host failed, timed out or sent something else",
+        429: "more than one API key may send: again after Retry-After seconds",
         500: "a bug",
         503: "overloaded, draining or not ready: try another replica, or again after Retry-After seconds",
         504: "the deadline passed, or cannot be met",
@@ -29,7 +31,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def _headers(status: int) -> dict[str, Any]:
     seconds = {"description": "seconds after which another try makes sense", "schema": {"type": "integer"}}
-    return {"headers": {"Retry-After": seconds}} if status in {503, 504} else {}
+    return {"headers": {"Retry-After": seconds}} if status in {429, 503, 504} else {}
 
 
 TIMEOUT_PARAMETER = {
@@ -45,7 +47,7 @@ TIMEOUT_PARAMETER = {
 }
 
 CLASSIFY: dict[str, Any] = {
-    "responses": problems(401, 413, 415, 422, 424, 500, 503, 504),
+    "responses": problems(401, 408, 413, 415, 422, 424, 429, 500, 503, 504),
     "openapi_extra": TIMEOUT_PARAMETER,
     "response_model_exclude_unset": True,
     "tags": ["classify"],

@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from service.errors import InvalidRequest, MethodNotAllowed, NotFound, ServiceError, Unauthorized
+from service.errors import BodyTooSlow, InvalidRequest, MethodNotAllowed, NotFound, ServiceError, Unauthorized
 
 PROBLEM_TYPE = "application/problem+json"
 MAX_NAME = 64
@@ -65,4 +65,6 @@ def problem_response(error: ServiceError, request_id: str) -> JSONResponse:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, BodyTooSlow):
+        headers["Connection"] = "close"  # the rest of the body would come as slowly
     return JSONResponse(problem(error, request_id), status_code=error.status, headers=headers, media_type=PROBLEM_TYPE)

@@ -15,7 +15,7 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from python_multipart.multipart import parse_options_header
 
-from service.errors import UnsupportedMediaType
+from service.errors import ServiceError, UnsupportedMediaType
 from service.http.auth import check_key
 from service.http.body import AdmittedRequest, declared_length, raise_when_gone, read_body
 from service.http.dependencies import get_lifecycle, get_pipeline
@@ -39,18 +39,25 @@ class AdmittedRoute(APIRoute):
         async def admit_and_handle(request: Request) -> Response:
             lifecycle, pipeline = await get_lifecycle(request), await get_pipeline(request)
             settings = pipeline.settings
-            check_key(request.headers, settings.api_keys)
+            record = record_of(request)
+            record.key = check_key(request.headers, settings.api_keys)
             deadline = Deadline.of(request.headers.get(TIMEOUT_HEADER), cap_ms=settings.request_timeout_ms)
             lifecycle.check_ready()
             self._check_media_type(request)
             length = declared_length(request, settings.max_body_bytes)
-            with pipeline.admission.admit(deadline, nbytes=length) as ticket:
+            with pipeline.admission.admit(deadline, nbytes=length, quota=pipeline.quota(record.key)) as ticket:
                 async with deadline.enforced():
-                    reading = read_body(request, ticket, declared=length, limit=settings.max_body_bytes)
+                    reading = read_body(request, ticket, limit=settings.max_body_bytes)
                     body = await _unless(lifecycle.raise_when_given_up(), work=reading)
-                admitted = AdmittedRequest(request, body, Call(deadline, ticket, record_of(request)))
+                ticket.add_listings(1)
+                admitted = AdmittedRequest(request, body, Call(deadline, ticket, record))
                 stops = lifecycle.raise_when_given_up(), raise_when_gone(request.receive)
-                return await _unless(*stops, work=handle(admitted))
+                try:
+                    return await _unless(*stops, work=handle(admitted))
+                except ServiceError as error:
+                    # An answer, not a bug: nobody reads its traceback, whose frames hold the body and the listings.
+                    error.__context__ = None
+                    raise error.with_traceback(None) from None
 
         return admit_and_handle
 
@@ -90,3 +97,5 @@ async def _unless(*stops: Coroutine[Any, Any, NoReturn], work: Coroutine[Any, An
         for task in (working, *stopping):
             task.cancel()
         await asyncio.gather(working, *stopping, return_exceptions=True)
+        # A task holds its exception, whose traceback holds this frame: without this, a cycle with the body in it.
+        del working, stopping, task

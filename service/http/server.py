@@ -1,6 +1,7 @@
 """Runs the application under uvicorn, and stops it without losing what was accepted.
 
-SIGTERM   /readyz says 503 and new requests are refused, but the port stays open: the balancer needs a moment
+SIGTERM   while the model loads, nothing has been accepted, and the process ends at once. Later,
+          /readyz says 503 and new requests are refused, but the port stays open: the balancer needs a moment
           to notice, and until then gets an answer that it can retry elsewhere, not a refused connection;
           admitted requests are finished; then the process ends. All of it within CMA_CLIP_DRAIN_SECONDS.
 again     the process ends at once.
@@ -9,20 +10,29 @@ again     the process ends at once.
 from __future__ import annotations
 
 import logging
+import math
 import os
+import resource
 import signal
 import socket
+import sys
 import threading
 import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import uvicorn
 from fastapi import FastAPI
 
 from model.errors import ConfigError
-from service.http.protocol import Connection
+from service.errors import ServiceError
+from service.http.protocol import Connection, ConnectionLimits
 from service.lifecycle import Lifecycle
+from service.memory import freeze
+from service.pipeline.pipeline import Pipeline
 from service.settings import Settings
 
 BALANCER_SECONDS = 2.0
@@ -30,6 +40,9 @@ BALANCER_SECONDS = 2.0
 
 LAST_RESORT_SECONDS = 3.0
 """Time after the end of the drain for answers to be written and threads to end."""
+
+RESERVED_FILES = 128
+"""Open files that are not callers' connections: images being fetched, libraries, the log."""
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +59,8 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain; the second signal ends the process at once."""
-        if self._lifecycle.draining:
-            os._exit(128 + sig)
+        if self._lifecycle.draining or self._lifecycle.loading:
+            end_at_once(sig)
         self._lifecycle.drain()
         self._draining_since = time.monotonic()
         # Ctrl-C comes from a person, not from an orchestrator with a balancer.
@@ -77,26 +90,79 @@ def serve(app: FastAPI, settings: Settings) -> Exception | None:
     Raises `ConfigError` if the port cannot be opened.
     """
     lifecycle: Lifecycle = app.state.lifecycle
+    lifecycle.once_warm = freeze
+    raise_limit_of_files()
     config = configuration(app)
+    for sig in (signal.SIGINT, signal.SIGTERM):
+        # Before uvicorn handles signals, and after: threads that it does not know of may still be waited for then.
+        signal.signal(sig, end_at_once)
     with listen(settings.host, settings.port) as listener:
         log.info("listening", extra={"fields": {"host": settings.host, "port": listener.getsockname()[1]}})
         Server(config, lifecycle, drain_seconds=settings.drain_seconds).run(sockets=[listener])
     return lifecycle.failure
 
 
+def end_at_once(sig: int, frame: FrameType | None = None) -> NoReturn:
+    """End the process without waiting for anything: there is nothing to lose, or somebody insists."""
+    os.write(sys.stderr.fileno(), f"cma-clip: ended by {signal.Signals(sig).name}\n".encode())
+    os._exit(128 + sig)
+
+
 def configuration(app: FastAPI, **options: Any) -> uvicorn.Config:
-    """Return how uvicorn runs the application; `options` are uvicorn's own."""
+    """Return how uvicorn runs the application; `options` are uvicorn's own. Raises `ConfigError`."""
+    pipeline: Pipeline = app.state.pipeline
+    settings = pipeline.settings
+    limits = ConnectionLimits(
+        max_connections=connections_within_files(settings.max_connections),
+        keep_alive_seconds=settings.keep_alive_seconds,
+        on_refused=Refusals(pipeline.metrics.requests.rejected),
+    )
     return uvicorn.Config(
         app,
-        http=Connection,
+        http=partial(Connection, limits=limits),  # type: ignore[arg-type]
         ws="none",
         log_config=None,  # `service.observability.logs` has been configured already
         access_log=False,  # `service.http.middleware` writes a better line
         server_header=False,
-        timeout_keep_alive=75,  # longer than a balancer keeps idle connections, so that it closes them first
+        timeout_keep_alive=math.ceil(settings.keep_alive_seconds),
         timeout_graceful_shutdown=1,  # for requests that have not been answered by the end of the drain
         **options,
     )
+
+
+class Refusals:
+    """Counts what connections were refused before there was a route, and logs it: a line a second, however many."""
+
+    def __init__(self, count: Callable[[str], None]) -> None:
+        """count: told of each problem's code"""
+        self._count = count
+        self._unlogged: Counter[str] = Counter()
+        self._logged_at = -math.inf
+
+    def __call__(self, error: ServiceError) -> None:
+        self._count(error.code)
+        self._unlogged[error.code] += 1
+        if time.monotonic() - self._logged_at >= 1:
+            self._logged_at = time.monotonic()
+            log.warning("refused: %s", error.detail, extra={"fields": {"refused": dict(self._unlogged)}})
+            self._unlogged.clear()
+
+
+def raise_limit_of_files() -> None:
+    """Raise the soft limit of open files to the hard one: the usual 1,024 is for programs that call `select`."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def connections_within_files(wanted: int) -> int:
+    """Return how many connections there may be, given how many files. Raises `ConfigError` if there may be none."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files == resource.RLIM_INFINITY or wanted <= files - RESERVED_FILES:
+        return wanted
+    if files <= RESERVED_FILES:
+        raise ConfigError(f"the limit of open files (ulimit -n) is {files}; at least {RESERVED_FILES + 1} are needed")
+    log.warning("the limit of open files allows %d connections, not %d", files - RESERVED_FILES, wanted)
+    return files - RESERVED_FILES
 
 
 def listen(host: str, port: int) -> socket.socket:

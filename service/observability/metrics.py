@@ -43,6 +43,12 @@ class Metrics:
         self.requests = RequestMetrics(self.registry)
         self.batches = BatchMetrics(self.registry)
         self.predictions = PredictionMetrics(self.registry)
+        self.event_loop_lag = Histogram(
+            "cma_clip_event_loop_lag_seconds",
+            "How much later than due the event loop woke up; it is asked ten times a second.",
+            buckets=SECONDS,
+            registry=self.registry,
+        )
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """Return the exposition in the format that the scraper prefers, and its content type."""
@@ -70,6 +76,12 @@ class RequestMetrics:
             buckets=SECONDS,
             registry=registry,
         )
+        self._key_requests = Counter(
+            "cma_clip_key_requests_total",
+            "Requests by API key and answered status.",
+            ["key", "status"],
+            registry=registry,
+        )
         self._stage_duration = Histogram(
             "cma_clip_stage_duration_seconds",
             "Time of one listing in one stage; respond: of one request.",
@@ -92,6 +104,10 @@ class RequestMetrics:
         route = route or UNKNOWN
         self._requests.labels(method, route, str(status)).inc()
         self._duration.labels(method, route).observe(seconds)
+
+    def answered_key(self, key: str, status: int) -> None:
+        """Count a request of a configured API key, by the key's name."""
+        self._key_requests.labels(key, str(status)).inc()
 
     def stage(self, stage: str, seconds: float) -> None:
         self._stage_duration.labels(stage).observe(seconds)

@@ -13,6 +13,8 @@ class RequestRecord:
 
     id: str
     started: float = field(default_factory=time.monotonic)
+    key: str | None = None
+    """The name of the API key that it came with."""
     listings: int = 0
     code: str | None = None
     """The problem's code, if it was answered with one."""
@@ -30,6 +32,7 @@ class RequestRecord:
             "route": route,
             "status": status,
             "code": self.code,
+            "key": self.key,
             "listings": self.listings,
             "milliseconds": round(1000 * seconds, 3),
             "stages_ms": {name: round(1000 * spent, 3) for name, spent in self.stages.items()},

@@ -1,6 +1,8 @@
-"""Admission of requests: bounded by listings, by bytes, and by whether the deadline can be met.
+"""Admission of requests: bounded by listings, by bytes, by a key's quota, and by whether the deadline can be met.
 
-It is decided before a body is read, so that a refusal costs nothing, and in the same way on every route.
+It is decided before a body is read, so that a refusal costs nothing, and in the same way on every route. Room is taken
+for what is there: for bytes as they arrive, for listings once their body has arrived. So a caller who only announces
+takes nothing away from the others.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from service.errors import DeadlineExceeded, InvalidRequest, Overloaded
+from service.pipeline.quota import Quota
 
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 
@@ -55,16 +58,19 @@ class Deadline:
 
 
 class Ticket:
-    """The room that one request takes: listings and bytes, until it is answered."""
+    """The room that one request takes: listings until it is answered, bytes until nothing holds them any more."""
 
-    def __init__(self, admission: Admission) -> None:
-        self._admission = admission
+    def __init__(self, admission: Admission, quota: Quota | None) -> None:
+        self._admission, self._quota = admission, quota
         self.listings = 0
         self.nbytes = 0
+        self._holders = 1  # the request itself
 
     def add_listings(self, count: int) -> None:
-        """Take room for `count` more listings, all or none. Raises `Overloaded`."""
+        """Take room for `count` more listings, all or none. Raises `Overloaded` or `RateLimited`."""
         self._admission.check_room(listings=count)
+        if self._quota is not None:
+            self._quota.take(count)
         self._admission.listings += count
         self.listings += count
 
@@ -75,9 +81,22 @@ class Ticket:
         self.nbytes += count
 
     def release(self) -> None:
+        """Give the room back: the request has been answered."""
+        if self._quota is not None:
+            self._quota.give_back(self.listings)
         self._admission.listings -= self.listings
-        self._admission.nbytes -= self.nbytes
-        self.listings = self.nbytes = 0
+        self.listings = 0
+        self.let_go()
+
+    def hold(self) -> None:
+        """Keep the bytes counted until `let_go`, even if the request is answered first: a thread works on them."""
+        self._holders += 1
+
+    def let_go(self) -> None:
+        self._holders -= 1
+        if not self._holders:
+            self._admission.nbytes -= self.nbytes
+            self.nbytes = 0
 
 
 class Admission:
@@ -97,23 +116,24 @@ class Admission:
         """
         self._max_listings, self._max_bytes = max_listings, max_bytes
         self._expected_seconds, self._estimate_age = expected_seconds, estimate_age
+        self.requests = 0
         self.listings = 0
         self.nbytes = 0
 
     @contextmanager
-    def admit(self, deadline: Deadline, *, nbytes: int = 0) -> Iterator[Ticket]:
-        """Take room for one listing of `nbytes` bytes, released at the end.
+    def admit(self, deadline: Deadline, *, nbytes: int = 0, quota: Quota | None = None) -> Iterator[Ticket]:
+        """Let a request in, if there is room for one listing of `nbytes` bytes; what it takes is released at the end.
 
         Raises `Overloaded` or `DeadlineExceeded`.
         """
-        ticket = Ticket(self)
+        self.check_room(listings=1, nbytes=nbytes)  # first: another replica may have room, and then also time
+        self.check_deadline(deadline, listings=1)
+        ticket = Ticket(self, quota)
+        self.requests += 1
         try:
-            self.check_room(listings=1, nbytes=nbytes)  # first: another replica may have room, and then also time
-            self.check_deadline(deadline, listings=1)
-            ticket.add_listings(1)
-            ticket.add_bytes(nbytes)
             yield ticket
         finally:
+            self.requests -= 1
             ticket.release()
 
     def check_room(self, *, listings: int = 0, nbytes: int = 0) -> None:

@@ -18,6 +18,7 @@ from service.pipeline.gate import Gate
 from service.pipeline.inference import Inference
 from service.pipeline.options import CheckedOptions, check_options
 from service.pipeline.prepare import ImageLimits, Preparer
+from service.pipeline.quota import Quota
 from service.schemas import ListingInput, Options
 from service.settings import Settings
 
@@ -35,6 +36,9 @@ class Pipeline:
             expected_seconds=self._expected_seconds,
             estimate_age=self._estimate_age,
         )
+        places = max(1, int(settings.max_queue * settings.key_queue_share))
+        names = {key.name for key in settings.api_keys}
+        self._quotas = {name: Quota(rate=settings.key_rate, places=places) for name in names}
         self._fetcher = configured_fetcher(settings, gate)
         self._preparer = Preparer(ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels))
         metrics.batches.in_flight.set_function(lambda: self.admission.listings)
@@ -45,6 +49,10 @@ class Pipeline:
 
     def _estimate_age(self, listings: int) -> float:
         return self.inference.batcher.cost.age(min(listings, self.settings.max_batch_size))
+
+    def quota(self, key: str | None) -> Quota | None:
+        """What the API key of that name may take; None where no keys are configured."""
+        return None if key is None else self._quotas[key]
 
     def open(self, inference: Inference) -> None:
         """Compute with this model from now on."""
@@ -84,7 +92,9 @@ class Pipeline:
 
     async def prepare(self, listing: ListingInput, fetched: bytes | None, *, explain: bool, call: Call) -> Prepared:
         """Decode and tokenize; `fetched` is the image behind the listing's URL, if it names one."""
-        prepared, seconds = await self._preparer.prepare(self.predictor, listing, fetched, explain=explain)
+        prepared, seconds = await self._preparer.prepare(
+            self.predictor, listing, fetched, explain=explain, ticket=call.ticket
+        )
         self.record_stage("decode", seconds, call)
         return prepared
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import os
 import string
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from model.inference.predictions import ListingPredictor, Prepared
 from model.inputs.decode import Decoded
 from service.errors import ImageFetchFailed, InvalidRequest, PayloadTooLarge, UndecodableImage, UnsupportedMediaType
+from service.pipeline.admission import Ticket
 from service.pipeline.decode import decode
 from service.schemas import ListingInput
 
@@ -32,21 +35,47 @@ class Preparer:
     def __init__(self, limits: ImageLimits) -> None:
         self._limits = limits
         # Decoding releases the interpreter's lock: one thread per core.
-        self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="decode")
+        threads = min(8, os.cpu_count() or 1)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        # Who waits for a thread waits here, never in the pool's queue: that would keep what it was given until a thread
+        # came to it, though its caller had been answered long before.
+        self._free = asyncio.Semaphore(threads)
 
     async def prepare(
-        self, predictor: ListingPredictor, listing: ListingInput, fetched: bytes | None, *, explain: bool
+        self,
+        predictor: ListingPredictor,
+        listing: ListingInput,
+        fetched: bytes | None,
+        *,
+        explain: bool,
+        ticket: Ticket,
     ) -> tuple[Prepared, float]:
         """Return the listing, ready to be batched, and the seconds that it took in the pool.
 
         fetched: the image's bytes, where the listing names a URL
+        ticket: counts the listing's bytes for as long as a thread works on them, whoever still waits for it
 
         Raises `InvalidRequest` (not base64), `PayloadTooLarge`, `UnsupportedMediaType`, `UndecodableImage`, or
         `ImageFetchFailed` where the image's host sent something that cannot be used.
         """
-        return await asyncio.get_running_loop().run_in_executor(
-            self._pool, self._prepare, predictor, listing, fetched, explain
-        )
+        await self._free.acquire()
+        return await self._submit(ticket, predictor, listing, fetched, explain)
+
+    def _submit(self, ticket: Ticket, *work: Any) -> asyncio.Future[tuple[Prepared, float]]:
+        job = self._pool.submit(self._prepare, *work)
+        ticket.hold()
+        loop = asyncio.get_running_loop()
+
+        def ended(_: Future[tuple[Prepared, float]]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the service has stopped
+                loop.call_soon_threadsafe(self._ended, ticket)
+
+        job.add_done_callback(ended)
+        return asyncio.wrap_future(job)
+
+    def _ended(self, ticket: Ticket) -> None:
+        ticket.let_go()
+        self._free.release()
 
     def _prepare(
         self, predictor: ListingPredictor, listing: ListingInput, fetched: bytes | None, explain: bool

@@ -17,7 +17,7 @@ import typer.main
 from docs import figures, generate
 from model.trust.binomial import binomial_tail
 from service import cli
-from service.settings import PREFIX, Settings
+from service.settings import PREFIX, SECRETS, Settings
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -142,6 +142,7 @@ def test_files_and_settings_that_are_named_exist(page: Path) -> None:
     for name in re.findall(rf"`((?:{ROOMS})/[\w/.-]*)`", text):
         assert (ROOT / name).exists(), name
     settings = {f"{PREFIX}{field.upper()}" for field in Settings.model_fields}
+    settings |= {f"{PREFIX}{field.upper()}_FILE" for field in SECRETS}
     assert set(re.findall(rf"\b{PREFIX}[A-Z_]+", text)) <= settings
 
 

@@ -68,15 +68,13 @@ def nginx(directive: str) -> int:
 
 def test_the_balancer_agrees_with_the_service() -> None:
     settings = Settings.model_construct()  # the defaults, whatever is set here
-    server = (capacity.ROOT / "service/http/server.py").read_text(encoding="utf-8")
-    kept = int(re.findall(r"timeout_keep_alive=(\d+)", server)[0])
     # Bodies: the service's own refusal says more, so the balancer's limit is the same, not a smaller one.
     assert nginx("client_max_body_size") * 2**20 == settings.max_body_bytes
     # An answer: the service gives up first. A retry: never after a replica may have computed in vain.
     assert settings.request_timeout_ms / 1000 < nginx("proxy_read_timeout")
     assert nginx("proxy_next_upstream_timeout") <= settings.request_timeout_ms / 1000 < nginx("proxy_read_timeout")
     assert settings.drain_seconds < nginx("worker_shutdown_timeout")
-    assert nginx('echo "    keepalive_timeout') < kept
+    assert nginx('echo "    keepalive_timeout') < settings.keep_alive_seconds
 
 
 @pytest.mark.parametrize(

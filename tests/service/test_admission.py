@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from service.errors import DeadlineExceeded, Overloaded
+from service.http import body as body_module
 from service.pipeline.admission import Admission, Deadline
 from tests.service.conftest import Client, as_base64, encoded, in_process, on_port, until
 from tests.service.test_routes import check_problem
@@ -52,11 +53,15 @@ async def test_an_overload_is_reported_on_every_route_with_a_time_to_retry() -> 
 
 async def test_retry_after_is_the_time_in_which_what_is_inside_will_be_answered() -> None:
     async with in_process(max_queue=8, max_batch_size=2, request_timeout_ms=60_000) as client:
-        for _ in range(3):
-            client.batcher.cost.observe(2, 5.0)
-        inside = await fill(client, 8)
+        for size in (1, 2) * 3:
+            client.batcher.cost.observe(size, 5.0)
+        client.predictor.free.clear()
+        first = asyncio.create_task(client.classify(title="first"))
+        await until(lambda: client.predictor.batches)
+        inside = [first, *(asyncio.create_task(client.classify(title="inside")) for _ in range(7))]
+        await until(lambda: client.pipeline.admission.listings == 8)
         response = await client.classify(title="late")
-        assert 18 <= int(response.headers["retry-after"]) <= 20
+        assert 23 <= int(response.headers["retry-after"]) <= 25  # batches of 1, 2, 2, 2 and 1
         client.predictor.free.set()
         await asyncio.gather(*inside)
 
@@ -150,6 +155,49 @@ async def test_a_body_that_never_ends_meets_the_deadline() -> None:
         assert client.pipeline.admission.listings == 0
 
 
+async def test_a_body_that_hardly_arrives_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body_module, "BODY_SECONDS", 0.3)
+    head = b"Content-Type: application/json\r\nContent-Length: 100000\r\n\r\n"
+    async with on_port() as client:
+        for sent in (b"", b'{"title": ', b"x" * 50_000):
+            answer = await raw(client, head + sent)
+            assert answer.startswith(b"HTTP/1.1 408")
+            assert b"body_too_slow" in answer
+            assert client.pipeline.admission.nbytes == 0
+
+
+async def test_a_body_that_takes_long_but_arrives_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body_module, "BODY_SECONDS", 0.5)
+    monkeypatch.setattr(body_module, "LEAST_BODY_BYTES", 1000)
+
+    async def slowly() -> AsyncIterator[bytes]:
+        text = json.dumps({"title": "a" * 3000}).encode().ljust(8000)
+        for start in range(0, 8000, 1000):
+            yield text[start : start + 1000]
+            await asyncio.sleep(0.1)
+
+    async with on_port() as client:
+        response = await client.post("/v1/classify", content=slowly(), headers={"Content-Type": "application/json"})
+        assert response.status_code == 200
+
+
+async def test_those_who_only_announce_take_nothing_from_the_others() -> None:
+    async with on_port(max_queue=4) as client:
+        head = b"POST /v1/classify HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+        silent = []
+        for _ in range(20):
+            _, writer = await asyncio.open_connection("127.0.0.1", client.base_url.port)
+            writer.write(head + b"Content-Length: 33554432\r\n\r\n{")
+            silent.append(writer)
+        await until(lambda: client.pipeline.admission.requests == 20)
+        assert (client.pipeline.admission.listings, client.pipeline.admission.nbytes) == (0, 20)
+        assert (await client.classify(title="a")).status_code == 200
+        for writer in silent:
+            writer.transport.abort()
+        await until(lambda: client.pipeline.admission.requests == 0)
+        assert client.pipeline.admission.nbytes == 0
+
+
 async def test_bytes_in_flight_are_bounded_over_all_requests() -> None:
     async with in_process(max_body_bytes=4000) as client:  # 32,000 in flight
         client.predictor.free.clear()
@@ -224,8 +272,10 @@ def test_an_old_estimate_does_not_keep_an_idle_service_closed() -> None:
     with pytest.raises(DeadlineExceeded), admission(5.0).admit(soon):
         pass
     late = admission(5.0, age=2.0)
-    with late.admit(soon), pytest.raises(DeadlineExceeded), late.admit(soon):
-        pass  # one is enough to refresh the estimate
+    with late.admit(soon) as ticket:
+        ticket.add_listings(1)
+        with pytest.raises(DeadlineExceeded), late.admit(soon):
+            pass  # one is enough to refresh the estimate
     with late.admit(soon):
         pass
 
@@ -235,7 +285,7 @@ def test_an_overload_is_reported_before_the_deadline_is_checked() -> None:
     soon = Deadline.of("100", cap_ms=10_000)
     house = admission(0.001)
     with house.admit(Deadline.of(None, cap_ms=10_000)) as ticket:
-        ticket.add_listings(9)
+        ticket.add_listings(10)
         house._expected_seconds = lambda _: 5.0
         with pytest.raises(Overloaded), house.admit(soon):
             pass
@@ -244,13 +294,14 @@ def test_an_overload_is_reported_before_the_deadline_is_checked() -> None:
 def test_room_is_taken_all_or_none_and_given_back() -> None:
     house = admission(0.0)
     with house.admit(Deadline.of(None, cap_ms=1000), nbytes=0) as ticket:
-        ticket.add_listings(9)
+        assert (house.requests, house.listings, house.nbytes) == (1, 0, 0)
+        ticket.add_listings(10)
         ticket.add_bytes(1000)
         with pytest.raises(Overloaded):
             ticket.add_listings(1)
         with pytest.raises(Overloaded):
             ticket.add_bytes(1)
         assert (house.listings, house.nbytes) == (10, 1000)
-    assert (house.listings, house.nbytes) == (0, 0)
+    assert (house.requests, house.listings, house.nbytes) == (0, 0, 0)
     with pytest.raises(Overloaded), house.admit(Deadline.of(None, cap_ms=1000), nbytes=1001):
         pass

@@ -176,7 +176,7 @@ def serve(*flags: str) -> subprocess.Popen[str]:
     return subprocess.Popen(  # noqa: S603 - our own program
         [sys.executable, "-c", MAIN, "serve", *flags],
         cwd=ROOT,
-        env={"PATH": os.environ["PATH"], "CMA_CLIP_API_KEYS": "SECRET1,SECRET2"},
+        env={"PATH": os.environ["PATH"], "CMA_CLIP_API_KEYS": "SECRET1,shop:SECRET2"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -194,7 +194,7 @@ def test_serve_prints_what_it_uses_and_no_keys() -> None:
     text = "".join(lines) + process.communicate(timeout=30)[0]
     assert process.returncode == 0
     assert ["CMA_CLIP_MAX_BATCH_SIZE", "7"] in [line.split() for line in lines]
-    assert "2 configured" in text
+    assert ["CMA_CLIP_API_KEYS", "key-1,", "shop"] in [line.split() for line in lines]
     assert "SECRET" not in text
 
 

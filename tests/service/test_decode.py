@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import struct
 import time
 import zlib
@@ -19,6 +20,7 @@ from PIL import Image, ImageDraw, ImageOps
 from model.inputs.decode import decode_image
 from model.situations import ListingWarning
 from service.errors import PayloadTooLarge, UndecodableImage, UnsupportedMediaType
+from service.pipeline.admission import Admission, Deadline
 from service.pipeline.decode import ACCEPTED, configure_pillow, decode, sniff
 from service.pipeline.prepare import ImageLimits, Preparer
 from service.schemas import ListingInput
@@ -305,8 +307,12 @@ async def test_the_warning_comes_with_the_prepared_listing() -> None:
     data = write(scene(), "PNG", icc_profile=b"no profile")
     sent, alone = ListingInput.of(id=None, title="Shirt", image=data), ListingInput.of(id=None, title="Shirt")
     unreadable = (ListingWarning.PROFILE_UNREADABLE,)
+    room = Admission(
+        max_listings=10, max_bytes=1_000_000, expected_seconds=lambda _: 0.0, estimate_age=lambda _: math.inf
+    )
     for listing, fetched, expected in ((sent, None, unreadable), (alone, data, unreadable), (alone, None, ())):
-        prepared, _ = await preparer.prepare(FakePredictor(), listing, fetched, explain=False)
+        with room.admit(Deadline.of(None, cap_ms=10_000)) as ticket:
+            prepared, _ = await preparer.prepare(FakePredictor(), listing, fetched, explain=False, ticket=ticket)
         assert isinstance(prepared, FakePrepared)
         assert prepared.warnings == expected
     preparer.close()

@@ -112,11 +112,11 @@ def test_every_documented_status_of_the_contract_is_declared(client: httpx.Clien
     paths = client.get("/openapi.json").json()["paths"]
     for path in ("/v1/classify", "/v1/classify/batch", "/v1/classify/upload"):
         responses = paths[path]["post"]["responses"]
-        assert {"200", "401", "413", "415", "422", "424", "500", "503", "504"} == set(responses)
+        assert {"200", "401", "408", "413", "415", "422", "424", "429", "500", "503", "504"} == set(responses)
         for status, response in responses.items():
             expected = "application/json" if status == "200" else "application/problem+json"
             assert list(response["content"]) == [expected]
-        assert "Retry-After" in responses["503"]["headers"]
+        assert all("Retry-After" in responses[status]["headers"] for status in ("429", "503", "504"))
 
 
 # ── by hand ──────────────────────────────────────────────────────────────────────────────────────────────────────

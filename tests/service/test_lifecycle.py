@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import signal
 import socket
 import subprocess
@@ -61,6 +62,16 @@ async def test_while_the_model_loads_the_process_is_alive_and_not_ready() -> Non
         assert (await client.classify(title="a")).status_code == 200
         assert predictor.warmed_up == [8]
         assert client.batcher.cost.seconds(8) > 0  # predictions are possible from the first request on
+
+
+async def test_what_was_loaded_is_settled_before_requests_are_taken_in() -> None:
+    app = create_app(Settings(), lambda _: FakePredictor())
+    lifecycle: Lifecycle = app.state.lifecycle
+    ready: list[bool] = []
+    lifecycle.once_warm = lambda: ready.append(not lifecycle.loading)
+    async with app.router.lifespan_context(app):
+        await until(lambda: not lifecycle.loading)
+    assert ready == [False]
 
 
 def check_problem_retry(response: httpx.Response) -> str:
@@ -185,15 +196,16 @@ def test_a_drain_waits_for_the_balancer_and_for_those_inside() -> None:
     server._draining_since, server._balancer_seconds = time.monotonic(), 60.0
     assert not server._drained(), "it is still sent requests that want an answer"
     server._balancer_seconds = 0.0
-    pipeline.admission.listings = 1
+    pipeline.admission.requests = 1
     assert not server._drained()
-    pipeline.admission.listings = 0
+    pipeline.admission.requests = 0
     assert server._drained()
 
 
 # ── the real process ─────────────────────────────────────────────────────────────────────────────────────────────
 
 SERVE = textwrap.dedent("""
+    import gc
     import sys
     import time
     from service.app import create_app
@@ -212,6 +224,7 @@ SERVE = textwrap.dedent("""
 
 
     failure = server.serve(create_app(settings, load), settings)
+    print("frozen:", gc.get_freeze_count())
     sys.exit(3 if failure else 0)
 """)
 
@@ -329,16 +342,28 @@ async def test_those_waiting_for_something_else_than_the_device_are_answered_too
     await asyncio.sleep(0.05)
 
 
-def test_a_load_that_hangs_does_not_keep_the_process() -> None:
-    server = Replica(0.0, loading=60, drain_seconds=0.2)
+@pytest.mark.parametrize(
+    "signals", [(signal.SIGTERM,), (signal.SIGINT,), (signal.SIGINT, signal.SIGINT), (signal.SIGINT, signal.SIGTERM)]
+)
+def test_while_it_loads_a_signal_ends_the_process_at_once_and_with_one_line(
+    signals: tuple[signal.Signals, ...],
+) -> None:
+    """Nothing has been accepted, so nothing can be lost; the thread that loads is not waited for."""
+    server = Replica(0.0, loading=60)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         with contextlib.suppress(httpx.TransportError):
             if httpx.get(f"{server.url}/healthz").status_code == 200:
                 break
         time.sleep(0.05)
-    server.process.send_signal(signal.SIGTERM)
-    assert server.end()[0] == 1
+    began = time.monotonic()
+    for sig in signals:
+        server.process.send_signal(sig)
+    status, log = server.end()
+    assert time.monotonic() - began < 5
+    assert status in {128 + sig for sig in signals}
+    (after,) = log.partition("Application startup complete")[2].splitlines()[1:] or [""]
+    assert after == f"cma-clip: ended by {signal.Signals(status - 128).name}"
 
 
 async def test_a_second_sigterm_ends_the_process_at_once() -> None:
@@ -365,6 +390,9 @@ def test_an_idle_process_ends_soon_after_sigint() -> None:
         assert status == 0
         assert time.monotonic() - began < 5
         assert "Traceback" not in log
+        found = re.search(r"^frozen: (\d+)$", log, re.MULTILINE)
+        assert found
+        assert int(found[1]) > 10_000, "garbage collection passes over what was loaded"
 
 
 async def test_places_come_back_after_a_client_that_hung_up_in_the_middle_of_its_body() -> None:
@@ -372,9 +400,9 @@ async def test_places_come_back_after_a_client_that_hung_up_in_the_middle_of_its
         _, writer = await asyncio.open_connection("127.0.0.1", client.base_url.port)
         head = "POST /v1/classify HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
         writer.write(head.encode() + b'{"title": ')
-        await until(lambda: client.pipeline.admission.listings == 1)
+        await until(lambda: client.pipeline.admission.nbytes > 0)
         writer.close()
-        await until(lambda: client.pipeline.admission.listings == 0)
+        await until(lambda: client.pipeline.admission.requests == 0)
         assert client.pipeline.admission.nbytes == 0
         counted = {"method": "POST", "route": "/v1/classify", "status": "499"}
         assert await client.metric("cma_clip_http_requests_total", **counted) == 1

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
+import time
 
 import pytest
 
@@ -71,6 +73,11 @@ async def test_a_request_to_upgrade_is_not_worth_a_warning(capfd: pytest.Capture
         b"GET / HTTP/1.1\r\n\r\n",  # no Host
         b"GET /\xff HTTP/1.1\r\nHost: a\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"GET / HTTP/1.1\nHost: a\n\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nA: b\r\n folded\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nA: " + b"a" * 100_000 + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\n" + b"A: b\r\n" * 200 + b"\r\n",
     ],
 )
 async def test_what_is_no_request_is_refused_with_a_problem(sent: bytes) -> None:
@@ -81,6 +88,7 @@ async def test_what_is_no_request_is_refused_with_a_problem(sent: bytes) -> None
         assert b"application/problem+json" in head
         assert problem["code"] == "malformed_request"
         assert problem["request_id"].encode() in head
+        assert await client.metric("cma_clip_rejected_total", reason="malformed_request") == 1
 
 
 @pytest.mark.parametrize("more", [b"a: b\r\n" * 10_000, b"a" * 60_000])
@@ -126,3 +134,132 @@ async def test_connections_that_wait_for_an_answer_or_idle_between_requests_are_
             client.predictor.batches.clear()
         writer.close()
         await writer.wait_closed()
+
+
+# ── connections that end ────────────────────────────────────────────────────────────────────────────────────
+
+ENDLESS = b"GET /healthz HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n"
+GET = b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [ENDLESS, b"GET /none HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1000\r\n"],
+)
+async def test_a_connection_whose_request_is_answered_and_whose_body_never_ends_is_closed(
+    head: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "REST_SECONDS", 0.4)
+    async with on_port() as client:
+        reader, writer = await asyncio.open_connection("127.0.0.1", client.base_url.port)
+        writer.write(head)
+        await reader.readuntil(b"\r\n\r\n")
+
+        async def drip() -> None:
+            with contextlib.suppress(ConnectionError):
+                while True:
+                    writer.write(b"a")
+                    await writer.drain()
+                    await asyncio.sleep(0.05)
+
+        dripping = asyncio.create_task(drip())
+        with contextlib.suppress(ConnectionError):
+            await asyncio.wait_for(reader.read(), 10)
+        dripping.cancel()
+        writer.close()
+
+
+async def test_a_body_that_ends_after_the_answer_leaves_a_connection_of_use_and_not_for_ever() -> None:
+    async with on_port(keep_alive_seconds=1) as client:
+        reader, writer = await asyncio.open_connection("127.0.0.1", client.base_url.port)
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n")
+        await reader.readuntil(b"}")
+        writer.write(b"abc" + GET)
+        await reader.readuntil(b"}")
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n")
+        await reader.readuntil(b"}")
+        writer.write(b"abc")
+        began = time.monotonic()
+        assert await asyncio.wait_for(reader.read(), 10) == b""
+        assert time.monotonic() - began > 0.8
+        writer.close()
+
+
+async def test_idle_connections_are_kept_as_long_as_configured() -> None:
+    async with on_port(keep_alive_seconds=1) as client:
+        began = time.monotonic()
+        answer = await talk(client, GET, hang_up=False)
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert 0.9 < time.monotonic() - began < 8
+
+
+async def test_a_caller_who_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "SEND_SECONDS", 0.4)
+    async with on_port() as client:
+        _, writer = await asyncio.open_connection("127.0.0.1", client.base_url.port, limit=1000)
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+
+        async def ask() -> None:
+            while True:
+                writer.write(b"GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\n" * 100)
+                await writer.drain()
+                await asyncio.sleep(0.01)
+
+        with pytest.raises(ConnectionError):
+            await asyncio.wait_for(ask(), 15)
+        writer.transport.abort()
+
+
+async def test_what_follows_an_answer_and_is_no_body_ends_the_connection_without_a_traceback(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with on_port() as client:
+        reader, writer = await asyncio.open_connection("127.0.0.1", client.base_url.port)
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+        await reader.readuntil(b"}")
+        writer.write(b"what is this\r\n")
+        with contextlib.suppress(ConnectionError):
+            assert await asyncio.wait_for(reader.read(), 10) == b""
+        writer.close()
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+async def test_a_body_that_breaks_off_being_http_is_refused_once(caplog: pytest.LogCaptureFixture) -> None:
+    head = HEAD.replace(b"Content-Length: %d" % len(BODY), b"Transfer-Encoding: chunked") + b"\r\n"
+    async with on_port() as client:
+        answer = await talk(client, head, b"5\r\n{    \r\n", b"nonsense\r\n", hang_up=False)
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert answer.count(b"HTTP/1.1 400 ") == 1
+        assert client.pipeline.admission.nbytes == 0
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+async def test_a_new_connection_takes_the_place_of_one_that_waits_for_its_caller() -> None:
+    async with on_port(max_connections=3, ready=False) as client:
+        silent = [await asyncio.open_connection("127.0.0.1", client.base_url.port) for _ in range(10)]
+        answers = [await talk(client, GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")) for _ in range(5)]
+        assert all(answer.startswith(b"HTTP/1.1 200 ") for answer in answers)
+        for reader, _ in silent[:8]:
+            assert await asyncio.wait_for(reader.read(), 5) == b"", "the longest waiting ones went first"
+        for _, writer in silent:
+            writer.close()
+
+
+async def test_over_the_limit_of_connections_with_requests_in_progress_new_ones_are_refused_and_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with on_port(max_connections=3) as client:
+        client.predictor.free.clear()
+        inside = [asyncio.create_task(client.classify(title="a")) for _ in range(3)]
+        await until(lambda: client.pipeline.admission.listings == 3)
+        for _ in range(5):
+            head, _, body = (await talk(client, GET, hang_up=False)).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 503 ")
+            assert b"Retry-After: 1" in head
+            assert json.loads(body)["code"] == "overloaded"
+        client.predictor.free.set()
+        assert [(await call).status_code for call in inside] == [200] * 3
+        assert (await client.get("/healthz")).status_code == 200
+        assert await client.metric("cma_clip_rejected_total", reason="overloaded") == 5
+    logged = [record for record in caplog.records if record.getMessage().startswith("refused: 3 connections are open")]
+    assert 1 <= len(logged) < 5

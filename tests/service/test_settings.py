@@ -23,9 +23,10 @@ def test_the_defaults_are_as_agreed() -> None:
         "checkpoint": Path("weights/fashion"), "device": "auto", "dtype": "auto", "host": "127.0.0.1", "port": 8000,
         "max_batch_size": 32, "max_queue": 512, "max_wait_ms": 0, "request_timeout_ms": 10_000,
         "max_body_bytes": 32 * 2**20, "max_image_bytes": 10 * 2**20, "max_image_pixels": 50_000_000,
-        "max_listings": 64, "target_precision": 0.95, "api_keys": (), "image_hosts": (),
-        "allow_private_image_hosts": False, "image_networks": (), "image_ports": (80, 443), "image_proxy": None,
-        "drain_seconds": 20, "log_format": "json",
+        "max_listings": 64, "target_precision": 0.95, "api_keys": (), "key_rate": 0, "key_queue_share": 1,
+        "image_hosts": (), "allow_private_image_hosts": False, "image_networks": (), "image_ports": (80, 443),
+        "image_proxy": None, "drain_seconds": 20, "keep_alive_seconds": 75, "max_connections": 1000,
+        "log_format": "json",
     }  # fmt: skip
 
 
@@ -47,9 +48,46 @@ def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CMA_CLIP_API_KEYS", "one, zwei ,,three")
     monkeypatch.setenv("CMA_CLIP_IMAGE_HOSTS", "Images.Example.com, *.cdn.example.com, .other.test.")
     settings = load_settings()
-    assert [key.get_secret_value() for key in settings.api_keys] == ["one", "zwei", "three"]
+    assert [key.secret.get_secret_value() for key in settings.api_keys] == ["one", "zwei", "three"]
     assert settings.image_hosts == ("images.example.com", ".cdn.example.com", ".other.test")
     assert "zwei" not in repr(settings)
+
+
+def test_keys_have_names_and_one_name_may_have_two_keys_while_it_changes() -> None:
+    settings = load_settings(api_keys="plain, shop:old ,shop:new,feed.eu-1: a:b")
+    found = [(key.name, key.secret.get_secret_value()) for key in settings.api_keys]
+    assert found == [("key-1", "plain"), ("shop", "old"), ("shop", "new"), ("feed.eu-1", "a:b")]
+
+
+def test_keys_may_be_given_as_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("shop:one\nfeed:two, three\n\n")
+    monkeypatch.setenv("CMA_CLIP_API_KEYS_FILE", str(file))
+    assert [key.name for key in load_settings().api_keys] == ["shop", "feed", "key-3"]
+    assert [key.name for key in load_settings(api_keys="flag:x").api_keys] == ["flag"]
+    monkeypatch.setenv("CMA_CLIP_API_KEYS", "other:four")
+    with pytest.raises(ConfigError, match="both set"):
+        load_settings()
+
+
+@pytest.mark.parametrize("content", [None, b"\xff"])
+def test_a_file_of_keys_that_cannot_be_read_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None
+) -> None:
+    file = tmp_path / "keys"
+    if content is not None:
+        file.write_bytes(content)
+    monkeypatch.setenv("CMA_CLIP_API_KEYS_FILE", str(file))
+    with pytest.raises(ConfigError, match="CMA_CLIP_API_KEYS_FILE: cannot read"):
+        load_settings()
+
+
+@pytest.mark.parametrize("keys", ["sh op:SECRET", "shop:", ":SECRET", "a" * 65 + ":SECRET"])
+def test_a_mistake_in_the_keys_shows_none_of_them(keys: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_settings(api_keys=keys)
+    assert str(caught.value).startswith("CMA_CLIP_API_KEYS: ")
+    assert "SECRET" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -59,6 +97,7 @@ def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
         ("request_timeout_ms", "0"), ("target_precision", "95"), ("log_format", "xml"), ("drain_seconds", "soon"),
         ("drain_seconds", "inf"), ("allow_private_image_hosts", "maybe"), ("image_hosts", "http://example.com/"),
         ("image_networks", "10.0.0.1/8"), ("image_networks", "ten"), ("image_ports", "0"), ("image_ports", "http"),
+        ("keep_alive_seconds", "0"), ("max_connections", "0"), ("key_rate", "-1"), ("key_queue_share", "0"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_that_names_the_variable(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:

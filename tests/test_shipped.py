@@ -132,7 +132,8 @@ def recorded() -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     while training:
         found.insert(0, training)
-        training = (training.get("initial") or {}).get("training")
+        initial = training["initial"]
+        training = initial["training"] if isinstance(initial, dict) else None
     return found
 
 

@@ -37,7 +37,7 @@ def test_the_shipped_checkpoints_configuration_is_read_exactly() -> None:
     fields = {each.name: content[each.name] for each in dataclasses.fields(ModelConfig)}
     model = from_json(ModelConfig, fields)
     assert to_json(model) == fields
-    assert model.preprocess.image_size == (80, 64)
+    assert model.preprocess.image_size == (128, 96)
     assert model.preprocess.mean == tuple(content["preprocess"]["mean"])
 
 

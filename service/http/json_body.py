@@ -35,7 +35,7 @@ makes Python hold every character of the string in two or four bytes."""
 LONG = 512
 """Bytes; longer strings are taken out of the structure."""
 
-PART = 2**20
+PART = 2**18
 """Bytes of a long string that are parsed at once."""
 
 SLICE = 16 * 1024

@@ -42,7 +42,7 @@ def test_the_empty_page(visit: Playground) -> None:
 
 
 def test_with_an_answer_and_an_explanation(visit: Playground) -> None:
-    visit.page.get_by_role("button", name="Turtle Check").click()
+    visit.page.get_by_role("button", name="Navy shirt").click()
     visit.expect_answer()
     visit[".head >> nth=0"].click()
     expect(visit[".head >> nth=0"]).to_have_attribute("aria-pressed", "true")
@@ -105,7 +105,7 @@ def test_with_an_api_key_required(open_playground: OpenPlayground, scheme: str) 
 
 def test_a_tap_shows_the_explanation_below_the_answer(open_playground: OpenPlayground, site: Site) -> None:
     playground = open_playground(site, **SCREENS["phone"])
-    playground.page.get_by_role("button", name="Turtle Check").tap()
+    playground.page.get_by_role("button", name="Navy shirt").tap()
     playground.expect_answer()
     playground[".head >> nth=1"].tap()
     slot = playground[".prediction >> nth=1"].locator(".slot")
@@ -117,7 +117,7 @@ def test_a_tap_shows_the_explanation_below_the_answer(open_playground: OpenPlayg
 
 def test_buttons_are_large_enough_to_press(open_playground: OpenPlayground, site: Site) -> None:
     playground = open_playground(site, **SCREENS["phone"])
-    playground.page.get_by_role("button", name="Turtle Check").tap()
+    playground.page.get_by_role("button", name="Navy shirt").tap()
     playground.expect_answer()
     boxes = [button.bounding_box() for button in playground.page.get_by_role("button").all() if button.is_visible()]
     assert boxes

@@ -10,11 +10,15 @@ import { curl, pythonCode } from "./snippets.js";
 
 const TYPING_MS = 300;
 const EXAMPLES = [
-  ["navy-shirt.jpg", "Turtle Check Men Navy Blue Shirt"],
-  ["red-dress.jpg", "Femella Women Red Dress"],
-  ["black-shoe.jpg", "Men Black Sports Shoes"],
-  ["brown-watch.jpg", "Men Brown Leather Strap Watch"],
-];
+  ["navy-shirt.jpg", "Turtle Check Men Navy Blue Shirt", "Navy shirt"],
+  ["red-dress.jpg", "Femella Women Red Dress", "Red dress"],
+  ["black-shoe.jpg", "Men Black Sports Shoes", "Sports shoe"],
+  ["brown-watch.jpg", "Men Brown Leather Strap Watch", "Watch"],
+  ["brown-handbag.jpg", "Women Brown Leather Handbag", "Handbag"],
+  ["black-backpack.jpg", "Unisex Black Backpack", "Backpack"],
+  ["oak-table.jpg", "Oak Dining Table for Six", "Unfamiliar: a table"],
+  ["brown-watch.jpg", "Unisex Black Backpack", "Conflict: watch, backpack’s title"],
+]; // image, title, name
 
 const listing = { image: null, url: "", visible: true }; // the title is in its input field
 const answer = { attributes: null, request: null, reply: null, rows: new Map(), pinned: null, shown: null };
@@ -317,9 +321,10 @@ export const watchPrecision = (listener) => {
 
 const drawExamples = () => {
   $("examples").replaceChildren(
-    ...EXAMPLES.map(([file, title]) => {
+    ...EXAMPLES.map(([file, title, name]) => {
       const url = `static/examples/${file}`;
-      const button = element("button", { type: "button", title }, element("img", { src: url, alt: title, width: 72, height: 96 }));
+      const image = element("img", { src: url, alt: "", width: 72, height: 96 });
+      const button = element("button", { type: "button", title }, image, element("span", {}, name));
       button.addEventListener("click", async () => {
         const bytes = await (await fetch(url)).blob();
         setListing({ image: new File([bytes], file, { type: bytes.type }), title });

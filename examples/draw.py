@@ -114,14 +114,14 @@ def dress(cloth: str, dark: str) -> Image.Image:
     canvas = Canvas()
     _woman(canvas)
     narrower = 0.12 + ROWS / 260  # towards the waist
-    pleats = 0.5 * lit(1.8 * np.sin((COLUMNS - 120) / narrower / 3.2)) * np.clip((ROWS - 150) / 60, 0, 1)
-    skirt = both_sides([(94, 146), (82, 190), (62, 275), (76, 283), (98, 278), (112, 283)])
+    pleats = 1.3 * lit(2.2 * np.sin((COLUMNS - 120) / narrower / 3.2)) * np.clip((ROWS - 150) / 60, 0, 1)
+    skirt = both_sides([(94, 146), (82, 190), (70, 290), (80, 298), (98, 294), (112, 298)])
     canvas.body(polygon(smooth(skirt)), cloth, 8, pleats + _cloth(12, 0.8))
     neckline = polygon(smooth(both_sides([(103, 48), (104, 70), (119, 88)])))
     bodice = polygon(smooth(both_sides([(94, 56), (90, 78), (86, 96), (89, 122), (94, 150)]))) * (1 - neckline)
     canvas.body(bodice, cloth, 6, _cloth(13, 0.8))
     canvas.body(polygon([(92, 142), (148, 142), (150, 154), (91, 154)]), dark, 4, _cloth(14, 0.5), casts=0.5)
-    for dart in ([(102, 106), (105, 140)], [(66, 266), (77, 274), (98, 270)]):
+    for dart in ([(102, 106), (105, 140)], [(73, 283), (81, 290), (98, 287)]):
         for side in (dart, mirrored(dart)):
             canvas.seam(side, dark)
     return canvas.finish()
@@ -148,6 +148,8 @@ def _shoe_upper(canvas: Canvas, upper: str, accent: str) -> None:
     edge = smooth([(70, 208), (96, 200), (116, 186), (112, 196), (96, 208)])
     canvas.body(polygon(edge) * body, "#f2f2f2", 2, casts=0.3)
     canvas.seam([(64, 164), (94, 164), (120, 162)], "#000000", "#77777c")
+    canvas.body(line(smooth([(24, 168), (40, 172), (52, 190), (56, 206)], closed=False), 4), accent, 1.5)
+    canvas.body(line([(30, 140), (30, 152)], 3), accent, 1)
 
 
 def sports_shoe(upper: str, sole: str, accent: str) -> Image.Image:
@@ -168,7 +170,10 @@ def sports_shoe(upper: str, sole: str, accent: str) -> Image.Image:
     lower_edge = [(228, 206), (206, 221), (120, 223), (84, 224), (30, 226), (18, 216)]
     canvas.body(polygon(smooth([*upper_edge, *lower_edge])), sole, 5, casts=0.5)
     canvas.seam(smooth([(22, 214), (70, 216), (130, 216), (190, 213), (222, 204)], closed=False), "#9a9aa0")
-    canvas.paint(line([(30, 220), (70, 221)], 3), accent)
+    stripe = smooth([(24, 207), (70, 211), (130, 213), (200, 209), (222, 202)], closed=False)
+    canvas.paint(line(stripe, 3.4), accent)
+    for x in range(28, 120, 11):
+        canvas.body(line([(x, 211), (x + 4, 219)], 5), "#6d7178", 1.5)
     return canvas.finish(turned=9)
 
 

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 from torch import Tensor, nn
 
+from benchmarks import FASHION
 from benchmarks.bag_of_words import Labels, Score, TitleModel, console, encode, score
 from benchmarks.small_catalogue import draws_table, measure_draw
 from model.catalogue.listings import Catalogue, Listing
@@ -262,9 +263,6 @@ CataloguePath = Annotated[Path, typer.Option("--catalogue", help="The TOML file 
 
 
 Out = Annotated[Path | None, typer.Option("--out", help="Write the scores as JSON to this file.")]
-
-
-FASHION = Path(__file__).with_name("fashion.toml")
 
 
 def run(baseline: str, toml: Path, predict: Predict, out: Path | None) -> None:

@@ -29,9 +29,11 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import FASHION
 from model.catalogue.listings import Catalogue, Listing
 from model.catalogue.splits import Part
 from model.errors import ModelError
+from model.evaluation.fit_gate import features_of_pairs
 from model.inference.predictor import Predictor
 from model.inputs.decode import decode_image
 from model.inputs.outliers import Family, draw_outliers
@@ -44,18 +46,14 @@ from model.trust.scope import (
     KnownWords,
     distances,
     doubt,
-    features_of,
     fit_scope,
     fit_weights,
-    joined_features,
     quantised,
 )
 
 Floats = NDArray[np.float64]
 Score = Callable[[Features], Floats]
 """How untypical each of n listings is, `[n]`."""
-
-FASHION = Path(__file__).with_name("fashion.toml")
 
 FALSE_ALARMS = (0.01, 0.02)
 
@@ -97,27 +95,9 @@ Pair = tuple[str, Image.Image]
 
 def read(predictor: Predictor, words: KnownWords, pairs: Iterable[Pair], total: int, console: Console) -> Sample:
     """Run the network over titles and images, in every situation."""
-    found: dict[Situation, list[Features]] = {situation: [] for situation in Situation}
     with progress_bar(console) as progress:
-        bar = progress.add_task("listings", total=total)
-        for batch in _batched(pairs, 32):
-            outputs = predictor.outputs(predictor.collate([predictor.prepare(*pair) for pair in batch]))
-            for situation, each in outputs.items():
-                unseen = words.unseen(each.titles)
-                found[situation].append(features_of(situation, each.raw.embeddings, each.raw.logits, unseen))
-            progress.advance(bar, len(batch))
-    return Sample({situation: joined_features(parts) for situation, parts in found.items()}, {})
-
-
-def _batched(pairs: Iterable[Pair], size: int) -> Iterator[list[Pair]]:
-    batch = []
-    for pair in pairs:
-        batch.append(pair)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+        tracked = progress.track(pairs, total=total, description="listings")
+        return Sample(features_of_pairs(predictor, words, tracked), {})
 
 
 def complete(listings: Sequence[Listing], most: int) -> list[Listing]:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import FASHION
 from model.catalogue.listings import Catalogue, Listing
 from model.catalogue.splits import Part
 from model.errors import ModelError
@@ -113,9 +114,6 @@ def table(found: Mapping[str, Figures]) -> Table:
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f}"
-
-
-FASHION = Path(__file__).with_name("fashion.toml")
 
 
 def main(

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks import FASHION
 from benchmarks.bag_of_words import console
 from benchmarks.photo_formats import FORMATS, Format
 from model.catalogue.listings import Catalogue, Listing
@@ -141,9 +142,7 @@ def _percent(share: float | None) -> str:
 
 def main(
     checkpoint: Annotated[Path, typer.Option(help="Folder of the checkpoint.")] = Path("weights/fashion"),
-    catalogue: Annotated[Path, typer.Option(help="The TOML file that describes the catalogue.")] = Path(
-        "benchmarks/fashion.toml"
-    ),
+    catalogue: Annotated[Path, typer.Option(help="The TOML file that describes the catalogue.")] = FASHION,
     out: Annotated[Path | None, typer.Option(help="Write all figures as JSON to this file.")] = None,
     listings: Annotated[int, typer.Option(min=1, help="Test listings, drawn at random.")] = 500,
     attribute: Annotated[str, typer.Option(help="The attribute of the table.")] = "articleType",

@@ -15,6 +15,19 @@ class Situation(StrEnum):
     IMAGE = "image"
     TITLE = "title"
 
+    @property
+    def uses_image(self) -> bool:
+        return self is not Situation.TITLE
+
+    @property
+    def uses_title(self) -> bool:
+        return self is not Situation.IMAGE
+
+    @property
+    def within(self) -> tuple[Situation, ...]:
+        """The situations that a listing with these modalities can be answered in: all three, or this one alone."""
+        return tuple(Situation) if self is Situation.IMAGE_AND_TITLE else (self,)
+
 
 class ListingWarning(StrEnum):
     """What a caller should know about how a listing was read."""

@@ -195,10 +195,11 @@ class Catalogue:
                 report.leave_out(BadRow(id=item.id, line=line, reason="duplicate id"))
             else:
                 report.add_listing(item, config.attributes)
-                if item.embedded is not None:
+                if item.embedded is None:
+                    listings[item.id] = item
+                else:
                     copied = copied or CopiedImages(images)
-                    item = _copied(item, copied)  # noqa: PLW2901 - the same listing
-                listings[item.id] = item
+                    listings[item.id] = _copied(item, copied)
         reader.check_found()
         if not listings:
             raise CatalogueError(f"{config.table} holds no usable listing:\n{report}")

@@ -70,14 +70,12 @@ def _local(tag: str) -> str:
 
 
 def _cells(row: ElementTree.Element) -> dict[str, Any]:
-    cells: dict[str, Any] = {}
+    found: dict[str, list[str | None]] = {}
     prefixed = {_local(child.tag) for child in row if "base.google.com" in child.tag}
     for child in row:
         name = _local(child.tag)
         if len(child) or (name in prefixed and "base.google.com" not in child.tag):
             continue
         text = child.text if child.text and child.text.strip() else child.get("href")
-        if name in cells:
-            text = [*(cells[name] if isinstance(cells[name], list) else [cells[name]]), text]  # type: ignore[assignment]
-        cells[name] = text
-    return cells
+        found.setdefault(name, []).append(text)
+    return {name: texts if len(texts) > 1 else texts[0] for name, texts in found.items()}

@@ -13,15 +13,16 @@ from model.catalogue.listings import Catalogue
 from model.catalogue.splits import Part
 from model.checkpoint.folder import METRICS, write_calibration
 from model.errors import ConfigError
-from model.evaluation.fit_gate import SCOPE_LEVEL, fit_gate
+from model.evaluation.fit_gate import fit_gate
 from model.evaluation.heldout import (
     Answers,
     HeldOut,
     Temperatures,
+    all_answers,
     check_attributes,
     collect,
     describe_unknown_labels,
-    judge,
+    judgements,
 )
 from model.inference.predictions import RawPredictor
 from model.inference.predictor import Predictor
@@ -30,6 +31,7 @@ from model.tasks import Task
 from model.trust.calibration import AttributeCalibration, Calibration, GateRecord, fit_temperature
 from model.trust.certificates import METHOD, certify, certify_labels
 from model.trust.gate import Gate
+from model.trust.scope import SCOPE_LEVEL
 
 TARGET_PRECISIONS = (0.9, 0.95, 0.99)
 
@@ -108,6 +110,7 @@ def fit_calibration(
         raise ConfigError(f"the scope level must lie between 0 and 1, it is {scope_level:g}")
     if per_label and together:
         raise ConfigError("labels are certified one by one or promises are kept together, not both")
+    targets = tuple(sorted(set(target_precisions)))
     check_attributes(predictor.tasks, catalogue)
     console.print(describe_unknown_labels(predictor.tasks, catalogue), soft_wrap=True, markup=False)
     validation = _collect(predictor, catalogue, Part.VALIDATION, console)
@@ -122,12 +125,12 @@ def fit_calibration(
         version=predictor.info.version,
         method=f"{METHOD}; {TOGETHER}" if together else METHOD,
         confidence_level=1 - delta,
-        target_precisions=tuple(sorted(set(target_precisions))),
+        target_precisions=targets,
         situations=_certify(
             _collect(predictor, catalogue, Part.CALIBRATION, console),
             gate,
             temperatures,
-            sorted(set(target_precisions)),
+            targets,
             delta / len(predictor.tasks) if together else delta,
             per_label=per_label,
         ),
@@ -150,26 +153,22 @@ def _certify(
     *,
     per_label: bool,
 ) -> dict[Situation, dict[str, AttributeCalibration]]:
-    """Certify every attribute in every situation on what the gate lets pass of the calibration listings.
-
-    A listing whose title is ignored is answered as an image alone, and is evidence for that situation only.
-    """
-    situations = {}
-    for situation, listings in held_out.items():
-        judged = judge(gate, held_out, situation, temperatures)
-        passed = judged.passed & ~judged.title_ignored[:, None]
-        situations[situation] = {
+    """Certify every attribute in every situation on what the gate lets pass of the calibration listings."""
+    answers = all_answers(held_out, judgements(gate, held_out, temperatures), temperatures)
+    return {
+        situation: {
             task.name: _certify_attribute(
-                listings.answers(task, temperatures[situation][task.name], passed[:, t]),
+                answers[situation][task.name],
                 task,
                 temperatures[situation][task.name],
                 targets,
                 delta,
                 per_label=per_label,
             )
-            for t, task in enumerate(listings.tasks)
+            for task in listings.tasks
         }
-    return situations
+        for situation, listings in held_out.items()
+    }
 
 
 def _certify_attribute(

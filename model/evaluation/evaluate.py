@@ -28,11 +28,12 @@ from model.evaluation.heldout import (
     Answers,
     HeldOut,
     Temperatures,
+    all_answers,
     check_attributes,
     collect,
     describe_unknown_labels,
     joined,
-    judge,
+    judgements,
     save_scores,
 )
 from model.inference.predictions import RawPredictor
@@ -104,13 +105,15 @@ def measure(
     console.print(describe_unknown_labels(predictor.tasks, catalogue), soft_wrap=True, markup=False)
     situations: dict[Situation, dict[str, Any]] = {}
     held_out = collect(predictor, catalogue, catalogue.part(Part.TEST), console=console, what=Part.TEST.value)
-    answers = _answers(held_out, calibration, gate)
+    temperatures = _temperatures(calibration)
+    judged = judgements(gate, held_out, temperatures)
+    answers = all_answers(held_out, judged, temperatures)
     for situation, test in held_out.items():
         calibrated = calibration.situations[situation]
         situations[situation] = {
             "listings": len(test.listings),
             "unreadable_images": test.unreadable,
-            "gate": _gate_figures(judge(gate, held_out, situation, _temperatures(calibration)), test.group),
+            "gate": _gate_figures(judged[situation], test.group),
             "attributes": {
                 task.name: _measure(task, test, answers[situation][task.name], calibrated[task.name])
                 for task in predictor.tasks
@@ -137,25 +140,6 @@ def _temperatures(calibration: Calibration) -> Temperatures:
         situation: {name: attribute.temperature for name, attribute in attributes.items()}
         for situation, attributes in calibration.situations.items()
     }
-
-
-def _answers(
-    held_out: Mapping[Situation, HeldOut], calibration: Calibration, gate: Gate | None
-) -> dict[Situation, dict[str, Answers]]:
-    """Return every attribute's answers in every situation, with the gate's verdicts.
-
-    A listing whose title is ignored is answered as an image alone, and counts as not accepted beside its title.
-    """
-    temperatures = _temperatures(calibration)
-    answers = {}
-    for situation, listings in held_out.items():
-        judged = judge(gate, held_out, situation, temperatures)
-        passed = judged.passed & ~judged.title_ignored[:, None]
-        answers[situation] = {
-            task.name: listings.answers(task, temperatures[situation][task.name], passed[:, t])
-            for t, task in enumerate(listings.tasks)
-        }
-    return answers
 
 
 def _gate_figures(judged: Judgement, group: scores.Ints) -> dict[str, Any]:
@@ -186,9 +170,11 @@ def held_out_scores(
     """
     listings = catalogue.part(Part.CALIBRATION)
     held_out = collect(predictor, catalogue, listings, console=console, what=Part.CALIBRATION.value)
+    temperatures = _temperatures(evaluation.calibration)
+    answers = all_answers(held_out, judgements(evaluation.gate, held_out, temperatures), temperatures)
     return {
-        situation: {name: joined([own, evaluation.answers[situation][name]]) for name, own in answers.items()}
-        for situation, answers in _answers(held_out, evaluation.calibration, evaluation.gate).items()
+        situation: {name: joined([own, evaluation.answers[situation][name]]) for name, own in by_attribute.items()}
+        for situation, by_attribute in answers.items()
     }
 
 

@@ -7,7 +7,7 @@ nothing.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
 
 import numpy as np
@@ -27,9 +27,6 @@ from model.trust.conformal import one_per_group
 from model.trust.gate import Gate
 from model.trust.scope import Features, KnownWords, ScopeGates, features_of, fit_scope, joined_features
 
-SCOPE_LEVEL = 0.01
-"""The share of listings like the catalogue's that may be taken for unfamiliar ones."""
-
 CONFLICT_LEVEL = 0.01
 """The share of listings whose image and title may be taken to contradict each other, and once more for each attribute.
 """
@@ -42,6 +39,9 @@ OUTLIERS = 2_000
 
 PHOTOS = 50
 """Some kinds of made-up images are made from so many of the catalogue's own."""
+
+BATCH = 64
+"""Made-up listings that are computed together."""
 
 FEWEST = 20
 """A situation has a scope where so many groups of training listings, and of validation listings, have it."""
@@ -98,9 +98,17 @@ def _made_up(
     names = [listing.image for listing in training[Situation.IMAGE].listings[:PHOTOS] if listing.image]
     photos = [decode_image(catalogue.image_bytes(name), predictor.info.image_size).image for name in names]
     plain = [Image.new("RGB", (60, 80), "white")]
-    parts: dict[Situation, list[Features]] = {situation: [] for situation in Situation}
     drawn = draw_outliers(Family.FITTING, n, rng, photos or plain)
-    while batch := [predictor.prepare(each.title, each.image) for each in islice(drawn, 64)]:
+    return features_of_pairs(predictor, words, ((each.title, each.image) for each in drawn))
+
+
+def features_of_pairs(
+    predictor: RawPredictor, words: KnownWords, pairs: Iterable[tuple[str, Image.Image]]
+) -> dict[Situation, Features]:
+    """Return the features of titles and RGB images, one pair at least, in every situation."""
+    parts: dict[Situation, list[Features]] = {situation: [] for situation in Situation}
+    remaining = iter(pairs)
+    while batch := [predictor.prepare(*pair) for pair in islice(remaining, BATCH)]:
         for situation, outputs in predictor.outputs(predictor.collate(batch)).items():
             raw = outputs.raw
             parts[situation].append(features_of(situation, raw.embeddings, raw.logits, words.unseen(outputs.titles)))

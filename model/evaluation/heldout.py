@@ -29,7 +29,7 @@ from model.progress import progress_bar
 from model.situations import Situation
 from model.tasks import OUT_OF_VOCABULARY, Task
 from model.trust.calibration import softmax
-from model.trust.gate import Evidence, Gate, Judgement, open_gate
+from model.trust.gate import OPEN_GATE, Evidence, Gate, Judgement
 
 Ints = NDArray[np.int64]
 
@@ -98,14 +98,11 @@ class HeldOut:
 
     def evidence(self, temperatures: Mapping[str, float], rows: Ints) -> Evidence:
         """Return what the gate judges the listings at `rows` by; temperatures: of each attribute."""
-        return Evidence(
-            embeddings=self.embeddings[rows],
-            logits=tuple(logits[rows] for logits in self.logits),
-            titles=[self.titles[row] for row in rows.tolist()],
-            confidences=tuple(
-                softmax(np.ascontiguousarray(logits[rows]), temperatures[task.name])
-                for task, logits in zip(self.tasks, self.logits, strict=True)
-            ),
+        return Evidence.of(
+            self.embeddings[rows],
+            [logits[rows] for logits in self.logits],
+            [temperatures[task.name] for task in self.tasks],
+            [self.titles[row] for row in rows.tolist()],
         )
 
     def answers(self, task: Task, temperature: float, passed: NDArray[np.bool_]) -> Answers:
@@ -180,9 +177,7 @@ def _held_out(
         tasks=tasks,
         listings=tuple(listings[place] for place in places),
         places=places,
-        unreadable=sum(_takes_part(listing, situation) for listing in failed)
-        if situation is not Situation.TITLE
-        else 0,
+        unreadable=sum(situation.uses_image and _takes_part(listing, situation) for listing in failed),
         logits=tuple(
             np.concatenate([np.empty((0, len(task.labels)), np.float32), *(each.logits[t] for each in raw)])
             for t, task in enumerate(tasks)
@@ -199,20 +194,40 @@ def evidence(
     """Return what the gate needs of the listings of `situation`: their evidence in each one they can be answered in."""
     listings = held_out[situation]
     found = {}
-    for each in Situation if situation is Situation.IMAGE_AND_TITLE else (situation,):
+    for each in situation.within:
         rows = np.searchsorted(held_out[each].places, listings.places)
         found[each] = held_out[each].evidence(temperatures[each], rows)
     return found
 
 
-def judge(
-    gate: Gate | None, held_out: Mapping[Situation, HeldOut], situation: Situation, temperatures: Temperatures
-) -> Judgement:
-    """Put the listings of `situation` through the gate, as serving does."""
-    listings = held_out[situation]
-    if gate is None or not listings.listings:
-        return open_gate(len(listings.listings), len(listings.tasks))
-    return gate.judge(situation, evidence(held_out, situation, temperatures))
+def judgements(
+    gate: Gate | None, held_out: Mapping[Situation, HeldOut], temperatures: Temperatures
+) -> dict[Situation, Judgement]:
+    """Put the listings of every situation through the gate, as serving does."""
+    return {
+        situation: (gate if gate and listings.listings else OPEN_GATE).judge(
+            situation, evidence(held_out, situation, temperatures)
+        )
+        for situation, listings in held_out.items()
+    }
+
+
+def all_answers(
+    held_out: Mapping[Situation, HeldOut], judged: Mapping[Situation, Judgement], temperatures: Temperatures
+) -> dict[Situation, dict[str, Answers]]:
+    """Return every attribute's answers in every situation, with the gate's verdicts.
+
+    A listing whose title is ignored is answered as an image alone: beside its title it counts as not accepted, and it
+    is evidence for that situation only.
+    """
+    answers = {}
+    for situation, listings in held_out.items():
+        passed = judged[situation].passed & ~judged[situation].title_ignored[:, None]
+        answers[situation] = {
+            task.name: listings.answers(task, temperatures[situation][task.name], passed[:, t])
+            for t, task in enumerate(listings.tasks)
+        }
+    return answers
 
 
 def evidence_groups(listings: Sequence[Listing]) -> NDArray[np.int64]:
@@ -270,8 +285,8 @@ def _listed(labels: Sequence[str]) -> str:
 
 
 def _takes_part(listing: Listing, situation: Situation) -> bool:
-    return (situation is Situation.TITLE or listing.image is not None) and (
-        situation is Situation.IMAGE or listing.title is not None
+    return (listing.image is not None or not situation.uses_image) and (
+        listing.title is not None or not situation.uses_title
     )
 
 

@@ -27,8 +27,8 @@ from model.inference.predictions import (
 )
 from model.situations import Situation
 from model.tasks import Task
-from model.trust.calibration import Calibration, softmax
-from model.trust.gate import Evidence, Gate, Judgement, open_gate
+from model.trust.calibration import Calibration
+from model.trust.gate import OPEN_GATE, Evidence, Gate, Judgement
 
 _INDEX = {situation: index for index, situation in enumerate(Situation)}
 
@@ -119,7 +119,7 @@ class Calibrator:
         targets = calibration.target_precisions if calibration else ()
         self._targets = {target: place for place, target in enumerate(targets)}
         self._rules = tuple(_rules(task, calibration) for task in tasks)
-        self._gate = gate
+        self._gate = gate or OPEN_GATE
 
     def predictions(
         self,
@@ -138,36 +138,21 @@ class Calibrator:
             rows = [row for row, situation in enumerate(situations) if situation is given]
             if rows:
                 parts = {
-                    situation: _select(evidence[situation], outputs[situation], rows)
-                    for situation in (Situation if given is Situation.IMAGE_AND_TITLE else (given,))
+                    situation: _select(evidence[situation], outputs[situation], rows) for situation in given.within
                 }
                 found = self._answer(given, parts, [warnings[row] for row in rows])
                 answers.update(zip(rows, found, strict=True))
         return [answers[row] for row in range(len(situations))]
 
     def _evidence(self, situation: Situation, outputs: SituationOutputs) -> Evidence:
-        raw, index = outputs.raw, _INDEX[situation]
-        return Evidence(
-            embeddings=raw.embeddings,
-            logits=raw.logits,
-            # Rows that are contiguous in memory are summed in the same order whatever the size of the batch.
-            confidences=tuple(
-                softmax(np.ascontiguousarray(logits), rules.temperature[index])
-                for rules, logits in zip(self._rules, raw.logits, strict=True)
-            ),
-            titles=outputs.titles,
-        )
+        raw, temperatures = outputs.raw, [rules.temperature[_INDEX[situation]] for rules in self._rules]
+        return Evidence.of(raw.embeddings, raw.logits, temperatures, outputs.titles)
 
     def _answer(
         self, given: Situation, parts: Mapping[Situation, _Part], warnings: Sequence[tuple[ListingWarning, ...]]
     ) -> list[BatchRow]:
         """Answer n listings that have the modalities of `given`, from their outputs in each situation."""
-        n = len(warnings)
-        judged = (
-            open_gate(n, len(self._rules))
-            if self._gate is None
-            else self._gate.judge(given, {situation: part.evidence for situation, part in parts.items()})
-        )
+        judged = self._gate.judge(given, {situation: part.evidence for situation, part in parts.items()})
         attributes = {rules.task.name: _predict(rules, t, given, parts, judged) for t, rules in enumerate(self._rules)}
         ignored = judged.title_ignored.tolist()
         return [

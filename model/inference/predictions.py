@@ -196,13 +196,6 @@ class AttributePrediction:
         return self.abstention is None
 
 
-def verdict(confidence: float, threshold: float | None) -> Abstention | None:
-    """Judge a label by its threshold alone."""
-    if threshold is None:
-        return Abstention.NOT_CERTIFIED
-    return None if confidence >= threshold else Abstention.LOW_CONFIDENCE
-
-
 # --- protocols ---------------------------------------------------------------------------------------------
 
 

@@ -75,12 +75,6 @@ class ModelInput:
             return Situation.TITLE
         return Situation.IMAGE if self.title is None else Situation.IMAGE_AND_TITLE
 
-    def can_be_answered_in(self, situation: Situation) -> bool:
-        """Return whether the listing has the modalities of a situation."""
-        return (situation is Situation.TITLE or self.pixels is not None) and (
-            situation is Situation.IMAGE or self.title is not None
-        )
-
     @property
     def nbytes(self) -> int:
         """Memory held while the listing waits, in bytes."""
@@ -255,10 +249,10 @@ class Predictor:
                 text = self.network.backbone.encode_text(batch.tokens)
             found = {}
             for situation in Situation:
-                rows = [row for row, item in enumerate(batch.items) if item.can_be_answered_in(situation)]
+                rows = [row for row, item in enumerate(batch.items) if situation in item.situation.within]
                 if rows:
-                    of_image = None if situation is Situation.TITLE else image
-                    of_title = None if situation is Situation.IMAGE else text
+                    of_image = image if situation.uses_image else None
+                    of_title = text if situation.uses_title else None
                     titles = [batch.items[row].title if of_title else None for row in rows]
                     found[situation] = SituationOutputs(
                         rows=np.array(rows, dtype=np.intp),

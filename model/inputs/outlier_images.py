@@ -72,7 +72,7 @@ def _place(image: Image.Image, rng: random.Random) -> Box:
     return margin_x, margin_y, image.width - margin_x, image.height - margin_y
 
 
-# --- what is no image of anything --------------------------------------------------------------------------
+# --- images of nothing -------------------------------------------------------------------------------------
 
 
 def white_noise(rng: random.Random, _: Image.Image) -> Image.Image:

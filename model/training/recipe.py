@@ -30,11 +30,11 @@ from model.config import STRICT, FusionConfig, ModelConfig, from_json, to_json, 
 from model.errors import ConfigError, TrainingError
 from model.evaluation.calibrate import TARGET_PRECISIONS, calibrate, calibration_table
 from model.evaluation.evaluate import evaluate, evaluation_tables
-from model.evaluation.fit_gate import SCOPE_LEVEL
 from model.training import pretrain, train
 from model.training.config import PretrainConfig, TrainConfig
 from model.training.initialise import initial_model
 from model.training.trainer import STATE, finished_checkpoint
+from model.trust.scope import SCOPE_LEVEL
 
 RECORD = "stage.json"
 

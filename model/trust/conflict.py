@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,9 +85,4 @@ def fit_conflict(matched: Floats, mismatched: Floats, reference: Floats, level: 
     agreeing = np.sort(reference[~conflict.contradicts(reference).any(axis=1)], axis=0)
     # The k-th smallest of n exceeds a further one with a probability of at most k / (n + 1).
     smallest = math.floor(level * (len(agreeing) + 1))
-    return Conflict(
-        level=conflict.level,
-        weights=weights,
-        reference=whole,
-        limits=agreeing[smallest - 1] if smallest >= 1 else conflict.limits,
-    )
+    return replace(conflict, limits=agreeing[smallest - 1]) if smallest >= 1 else conflict

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.situations import Situation
+from model.trust.calibration import softmax
 from model.trust.conflict import Conflict, log_similarity
-from model.trust.scope import ScopeGates, features_of
+from model.trust.scope import KnownWords, ScopeGates, features_of
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -41,6 +42,26 @@ class Evidence:
     """Calibrated, per attribute `[n, C_t]`."""
     titles: Sequence[str | None]
     """n of them, None where the situation has none."""
+
+    @classmethod
+    def of(
+        cls,
+        embeddings: NDArray[np.float32],
+        logits: Sequence[NDArray[np.float32]],
+        temperatures: Sequence[float],
+        titles: Sequence[str | None],
+    ) -> Self:
+        """Return the evidence of what a network computed; temperatures: of each attribute."""
+        return cls(
+            embeddings=embeddings,
+            logits=tuple(logits),
+            # Rows that are contiguous in memory are summed in the same order whatever the size of the batch.
+            confidences=tuple(
+                softmax(np.ascontiguousarray(each), temperature)
+                for each, temperature in zip(logits, temperatures, strict=True)
+            ),
+            titles=titles,
+        )
 
     def __getitem__(self, rows: NDArray[np.integer[Any]]) -> Evidence:
         """Return the listings at `rows`."""
@@ -134,12 +155,5 @@ class Gate:
         return familiarity, familiarity >= scope.level
 
 
-def open_gate(n: int, attributes: int) -> Judgement:
-    """Return what is said of `n` listings where a checkpoint has no gate: all pass, and nothing is known."""
-    return Judgement(
-        title_ignored=np.zeros(n, np.bool_),
-        familiarity=np.full(n, np.nan),
-        in_scope=np.ones(n, np.bool_),
-        agreement=np.full(n, np.nan),
-        disagree=np.zeros((n, attributes), np.bool_),
-    )
+OPEN_GATE = Gate(scopes=ScopeGates(words=KnownWords.of([]), gates={}), conflict=None)
+"""That of a checkpoint without one: everything passes, and nothing is known of it."""

@@ -12,10 +12,11 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from model.inference.calibrator import Calibrator
-from model.inference.predictions import AttributePrediction, Candidate, RawOutputs, SituationOutputs, verdict
+from model.inference.predictions import AttributePrediction, Candidate, RawOutputs, SituationOutputs
 from model.situations import Situation
 from model.tasks import Task
 from model.trust.calibration import AttributeCalibration, Calibration, Certificate
+from tests.verdicts import verdict
 
 TASKS = (
     Task(name="colour", labels=tuple(f"colour {number}" for number in range(11))),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from model.situations import Situation
 from model.trust.conflict import Conflict
-from model.trust.gate import FAMILIAR_IMAGE, Evidence, Gate, Judgement, open_gate
+from model.trust.gate import FAMILIAR_IMAGE, OPEN_GATE, Evidence, Gate, Judgement
 from model.trust.scope import Features, KnownWords, ScopeGate, ScopeGates, fit_scope
 
 ATTRIBUTES = 2
@@ -128,7 +128,8 @@ def test_a_situation_without_a_scope_passes_and_says_that_it_knows_nothing() -> 
 
 
 def test_without_a_gate_everything_passes() -> None:
-    found = open_gate(3, ATTRIBUTES)
+    parts = {situation: evidence([0.001] * 3, OTHER) for situation in Situation}
+    found = OPEN_GATE.judge(Situation.IMAGE_AND_TITLE, parts)
     assert found.passed.all()
     assert np.isnan(found.familiarity).all()
     assert not found.title_ignored.any()

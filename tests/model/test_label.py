@@ -32,10 +32,10 @@ from model.inference.predictions import (
     ListingWarning,
     ModelInfo,
     Scope,
-    verdict,
 )
 from model.situations import Situation
 from model.tasks import Task
+from tests.verdicts import verdict
 
 TASKS = (Task(name="colour", labels=("Blue", "Red")), Task(name="size", labels=("L", "S")))
 THRESHOLDS = {0.9: 0.5, 0.95: 0.8, 0.99: None}

@@ -21,10 +21,10 @@ from model.inference.predictions import (
     ModelInfo,
     Scope,
     TokenWeight,
-    verdict,
 )
 from model.situations import Situation
 from model.tasks import Task
+from tests.verdicts import verdict
 
 TASKS = (
     Task(name="baseColour", labels=("Black", "Blue", "Navy Blue", "Red")),

@@ -99,8 +99,10 @@ def _url(text: str) -> str:
 
 
 URL_SCHEMA = {
-    "type": "string",
-    "anyOf": [{"maxLength": MAX_URL_LENGTH}, {"pattern": r"^\s*[Dd][Aa][Tt][Aa]:"}],
+    "anyOf": [
+        {"type": "string", "maxLength": MAX_URL_LENGTH},
+        {"type": "string", "pattern": r"^\s*[Dd][Aa][Tt][Aa]:", "description": "`data:` URL of any length"},
+    ]
 }
 """Of an image's URL: only a `data:` URL, which is the image, may be longer."""
 

@@ -41,8 +41,10 @@ class Placeholders:
         """Whether a title says something: it has a letter, and is neither a placeholder nor the listing's id."""
         if title.isspace() or not any(map(str.isalpha, title)):
             return False
-        folded = fold_label(title)
-        return folded not in self._titles and (not listing_id or folded != fold_label(listing_id))
+        # Long titles are not folded, which costs: they come from anyone.
+        if len(title) <= self._longest and fold_label(title) in self._titles:
+            return False
+        return not listing_id or title.casefold().split() != listing_id.casefold().split()
 
 
 def plain_label(text: str) -> str:

@@ -19,7 +19,7 @@ from service.app import load_predictor
 from service.commands import heat_map
 from service.errors import ServiceError
 from service.pipeline import decode as images
-from service.schemas import AttributeReply, ClassifyReply, Scope, TokenWeight
+from service.schemas import AttributeReply, ClassifyReply, Scope, TokenWeight, said_title
 from service.settings import Settings
 
 NARROW = 120
@@ -67,8 +67,9 @@ def predict_one(
 
     Raises `ModelError` where the input or the checkpoint cannot be used, or the heat map cannot be written.
     """
-    if image is None and not (title or "").strip():
-        raise ConfigError("give an image, a --title, or both")
+    said = said_title(title or "", None)
+    if image is None and said is None:
+        raise ConfigError("give an image, a --title that says something, or both")
     if heat_map_file is not None and image is None:
         raise ConfigError("--heat-map needs an image")
     images.configure_pillow()
@@ -77,8 +78,10 @@ def predict_one(
         check_target_precision(predictor.info, settings.target_precision)
     decoded = _open(image, settings, predictor.info.image_size) if image else None
     photo, warnings = (decoded.image, decoded.warnings) if decoded else (None, ())
+    if said is None and title and not title.isspace():
+        warnings = (ListingWarning.TITLE_IGNORED, *warnings)
     explain = explain or heat_map_file is not None
-    prepared = predictor.prepare(title, photo, explain=explain, warnings=warnings)
+    prepared = predictor.prepare(said, photo, explain=explain, warnings=warnings)
     (prediction,) = predictor.predict(predictor.collate([prepared]))
     predictions = {
         task.name: prediction.attribute(task.name, target_precision=settings.target_precision, top_k=top_k)

@@ -29,11 +29,9 @@ from model.inference.predictor import Predictor
 from model.situations import Situation
 from model.tasks import Task
 from model.trust.calibration import AttributeCalibration, Calibration, GateRecord, fit_temperature
-from model.trust.certificates import METHOD, certify, certify_labels
+from model.trust.certificates import METHOD, TARGET_PRECISIONS, certify, certify_labels
 from model.trust.gate import Gate
 from model.trust.scope import SCOPE_LEVEL
-
-TARGET_PRECISIONS = (0.9, 0.95, 0.99)
 
 TOGETHER = "all attributes at once (Bonferroni)"
 

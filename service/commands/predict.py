@@ -15,6 +15,7 @@ from model.errors import ConfigError
 from model.inference.predictions import Abstention, ListingWarning, check_target_precision
 from model.inputs.decode import Decoded
 from model.situations import Situation
+from model.tasks import Task
 from service.app import load_predictor
 from service.commands import heat_map
 from service.errors import ServiceError
@@ -60,10 +61,12 @@ def predict_one(
     image: Path | None,
     title: str | None,
     top_k: int,
+    attributes: Sequence[str] | None = None,
     explain: bool = False,
     heat_map_file: Path | None = None,
 ) -> ClassifyReply:
-    """Answer a listing as the service would; a heat map, where one is wanted, is written to its file.
+    """Answer a listing as the service would, on the attributes named (None: all); a heat map, where one is wanted, is
+    written to its file.
 
     Raises `ModelError` where the input or the checkpoint cannot be used, or the heat map cannot be written.
     """
@@ -75,20 +78,27 @@ def predict_one(
     predictor = load_predictor(settings)
     if predictor.info.target_precisions:  # a checkpoint that is not calibrated answers, and accepts nothing
         check_target_precision(predictor.info, settings.target_precision)
+    names = _chosen(attributes, predictor.tasks)
     decoded = _open(image, settings, predictor.info.image_size) if image else None
     photo, warnings = (decoded.image, decoded.warnings) if decoded else (None, ())
     explain = explain or heat_map_file is not None
     prepared = predictor.prepare(title, photo, explain=explain, warnings=warnings)
     (prediction,) = predictor.predict(predictor.collate([prepared]))
     predictions = {
-        task.name: prediction.attribute(task.name, target_precision=settings.target_precision, top_k=top_k)
-        for task in predictor.tasks
+        name: prediction.attribute(name, target_precision=settings.target_precision, top_k=top_k) for name in names
     }
     reply = ClassifyReply.of(image.name if image else None, predictor.info, prediction, predictions)
     if heat_map_file is not None and image is not None:
         large = _open(image, settings, heat_map.PANEL_SIZE).image
         _save(heat_map.draw(large, reply), heat_map_file)
     return reply
+
+
+def _chosen(attributes: Sequence[str] | None, tasks: Sequence[Task]) -> Sequence[str]:
+    known = [task.name for task in tasks]
+    if unknown := [name for name in attributes or () if name not in known]:
+        raise ConfigError(f"unknown attribute {unknown[0]!r}; the checkpoint predicts {', '.join(known)}")
+    return attributes or known
 
 
 def _open(path: Path, settings: Settings, target: tuple[int, int]) -> Decoded:

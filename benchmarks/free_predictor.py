@@ -56,7 +56,7 @@ class FreePredictor:
 
     def thresholds(self, _attribute: str) -> Mapping[Situation, Mapping[float, float | None]]:
         """Return thresholds that everything passes."""
-        return dict.fromkeys(Situation, {0.95: 0.5})
+        return {situation: {0.95: 0.5} for situation in Situation}
 
     def prepare(self, _title: str | None, _image: Image.Image | None, **_options: Any) -> FreePrediction:
         """Return the answer."""

@@ -2,8 +2,8 @@
 
     python -m benchmarks.tables [--rows 5000000] [--forms csv,parquet] [--out benchmarks/results/tables.json]
 
-A table is made up for each form (ids, titles of which a third are repeated, three attributes; with `zip`, a zip file of as
-many images), in a temporary folder. Each task runs in a process of its own, whose peak is what the system says of it:
+A table is made up for each form (ids, titles of which a third are repeated, three attributes; with `zip`, a zip file of
+as many images), in a temporary folder. Each task runs in a process of its own, and its peak is what the system says:
 `read`, what `cma-clip label` does before the model, and `check`, `cma-clip check`. Rows per second are of CPU time, so
 that what else runs on the machine does not count. `label` runs `cma-clip label` with a model that costs nothing.
 """

@@ -243,7 +243,7 @@ class _Facts:
     def _fingerprint(self, name: str) -> int | None:
         """Return a hash of an image's bytes, or of what a zip's directory says of them."""
         if isinstance(self._images, ZipImages):
-            member = self._images.members[name]
+            member = self._images.member(name)
             return hash64(member.crc.to_bytes(4) + member.size.to_bytes(8))
         if self._images_left <= 0 or is_url(name):
             return None

@@ -92,12 +92,8 @@ def test_rows_that_are_left_out_are_named_with_their_reasons(write: Write) -> No
 def test_attributes_that_cannot_be_certified(write: Write, count: int, best: float | None, needed: str) -> None:
     calibration = "".join(f"{name},Shirt {name},Red\n" for name in ids_of(Part.CALIBRATION, count))
     others = [name for part in (Part.TRAIN, Part.VALIDATION) for name in ids_of(part, 50)]
-    table = (
-        HEAD
-        + calibration
-        + "".join(f"{name},Shoe {name},{'Red' if n % 2 else 'Blue'}\n" for n, name in enumerate(others))
-    )
-    check = check_catalogue(write(table))
+    colours = "".join(f"{name},Shoe {name},{'Red' if n % 2 else 'Blue'}\n" for n, name in enumerate(others))
+    check = check_catalogue(write(HEAD + calibration + colours))
     assert check.attributes[0].evidence[Situation.TITLE].certifiable(check.needed) == best
     texts = said(check, Severity.NOTE if best else Severity.WARNING)
     assert any(f"has {count} labelled listings; needed" in text and needed in text for text in texts)

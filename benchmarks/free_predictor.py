@@ -31,7 +31,7 @@ class FreePrediction:
     scope = _SCOPE
     warnings: tuple[ListingWarning, ...] = ()
 
-    def attribute(self, _name: str, *, target_precision: float, top_k: int) -> AttributePrediction:
+    def attribute(self, name: str, *, target_precision: float, top_k: int) -> AttributePrediction:
         """Return the answer."""
         return _PREDICTION
 
@@ -54,11 +54,18 @@ class FreePredictor:
     )
     tasks = (Task(name="colour", labels=("Blue", "Red")),)
 
-    def thresholds(self, _attribute: str) -> Mapping[Situation, Mapping[float, float | None]]:
+    def thresholds(self, attribute: str) -> Mapping[Situation, Mapping[float, float | None]]:
         """Return thresholds that everything passes."""
         return {situation: {0.95: 0.5} for situation in Situation}
 
-    def prepare(self, _title: str | None, _image: Image.Image | None, **_options: Any) -> FreePrediction:
+    def prepare(
+        self,
+        title: str | None,
+        image: Image.Image | None,
+        *,
+        explain: bool = False,
+        warnings: Sequence[ListingWarning] = (),
+    ) -> FreePrediction:
         """Return the answer."""
         return FreePrediction()
 
@@ -70,6 +77,6 @@ class FreePredictor:
         """Return the answers."""
         return list(batch)
 
-    def warm_up(self, _max_batch_size: int) -> dict[str, float]:
+    def warm_up(self, max_batch_size: int) -> dict[str, float]:
         """Do nothing."""
         return {}

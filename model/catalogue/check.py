@@ -267,7 +267,9 @@ class _Facts:
             images_compared=len(self._pixels),
             needed={target: fewest_right(target) for target in TARGET_PRECISIONS},
         )
-        found = (*_about_rows(check), *_about_images(check), *self._about_parts(check), *_about_labels(check))
+        found = [*_about_rows(check), *_about_images(check)]
+        if report.listings:  # else what follows only repeats it
+            found += [*self._about_parts(check), *_about_labels(check)]
         order = list(Severity)
         return dataclasses.replace(check, findings=tuple(sorted(found, key=lambda each: order.index(each.severity))))
 
@@ -344,7 +346,7 @@ def _about_images(check: CatalogueCheck) -> Iterator[Finding]:
         text = f"not one of the {counted.named:,} images is in {where}; the first path tried is {counted.missing[0]}"
         advice = "compare this path with the files, and change 'images' or 'image'"
         if is_url(counted.missing[0]):
-            advice = "training reads images from disk: download them, and name their folder by 'images'"
+            advice = "`cma-clip label` fetches URLs; for training download them, and name their folder by 'images'"
         yield Finding(severity=Severity.ERROR, text=text, advice=advice)
     elif counted.warning:
         yield Finding(severity=Severity.WARNING, text=counted.warning, advice="compare this path with the files")

@@ -511,7 +511,7 @@ def test_mistakes_in_how_a_table_is_read(tmp_path: Path, keys: dict[str, Any], m
         Catalogue.open(write_catalogue(tmp_path, GOOD, **keys))
 
 
-def test_a_separator_belongs_to_a_column_of_the_template(tmp_path: Path) -> None:
+def test_a_separator_belongs_to_an_attribute_or_a_column_of_the_template(tmp_path: Path) -> None:
     write_images(tmp_path, {"photos/b.jpg": b"x"})
     toml = write_catalogue(
         tmp_path, "id,title,colour,kind,file\n1,T,R,S,a.jpg#b.jpg\n", images="photos", image="{file}"
@@ -520,5 +520,5 @@ def test_a_separator_belongs_to_a_column_of_the_template(tmp_path: Path) -> None
     toml.write_text(text + '\nseparator = {file = "#"}\n')
     assert [x.image for x in Catalogue.open(toml).listings] == ["b.jpg"]
     toml.write_text(text + '\nseparator = {size = "#"}\n')
-    with pytest.raises(ConfigError, match="'separator' names 'size', which is no column of 'image'"):
+    with pytest.raises(ConfigError, match="'separator' names 'size', which is neither an attribute nor a column"):
         Catalogue.open(toml)

@@ -170,7 +170,7 @@ def build_tasks(
     for row in labels:
         for attribute in attributes:
             if found := row.get(attribute):
-                counts[attribute].update([found] if isinstance(found, str) else dict.fromkeys(found))
+                counts[attribute].update([found] if isinstance(found, str) else set(found))
     tasks, rare = [], {}
     for attribute, count in counts.items():
         kept = sorted(label for label, n in count.items() if n >= min_label_count)

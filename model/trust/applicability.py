@@ -69,11 +69,12 @@ class Applicability:
     ) -> Bools:
         """Return which attributes are not applicable to n listings, `[n, T]`.
 
-        confidences: of the product types `[n, P]`. minimum: `minimum_confidence`. passed: where the gate lets the
+        confidences: of the product types `[n, P]`. minimum: `minimum_confidence` of all `[P]` or each `[n, P]`. passed: where the gate lets the
         product type be accepted, `[n]`.
         """
         best = confidences.argmax(axis=1)
-        accepted = passed & (confidences.max(axis=1, initial=0.0) >= minimum[best])
+        rows = np.arange(len(best))
+        accepted = passed & (confidences[rows, best] >= np.broadcast_to(minimum, confidences.shape)[rows, best])
         return np.asarray(self.mask(tasks)[best] & accepted[:, None])
 
     def to_json(self) -> dict[str, Any]:

@@ -28,7 +28,7 @@ product_type = "kind"
 def write_clothes(folder: Path, rows: int) -> Path:
     """Write a catalogue of `rows` listings, and return its TOML file.
 
-    Each material is named in the title, in any order. One shirt in twenty lacks the cell for its materials.
+    Each material is named in the title. One shirt in twenty lacks the cell for its materials.
     """
     rng = random.Random(5)
     with (folder / "clothes.csv").open("w", newline="") as file:
@@ -38,8 +38,7 @@ def write_clothes(folder: Path, rows: int) -> Path:
             kind = ("Shirt", "Watch")[row % 2]
             materials = rng.sample(MATERIALS, rng.choice((1, 2, 2, 3)))
             sleeve = rng.choice(SLEEVES) if kind == "Shirt" else ""
-            words = [kind, *materials, *([f"{sleeve} Sleeve"] if sleeve else [])]
-            rng.shuffle(words)
+            words = [kind, *sorted(materials), *([f"{sleeve} Sleeve"] if sleeve else [])]
             cell = "|".join(rng.sample(materials, len(materials))) if row % 40 else ""
             writer.writerow([f"c-{row}", f"{' '.join(words)} number {row}", kind, cell, sleeve])
     toml = folder / "clothes.toml"

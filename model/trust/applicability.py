@@ -69,8 +69,8 @@ class Applicability:
     ) -> Bools:
         """Return which attributes are not applicable to n listings, `[n, T]`.
 
-        confidences: of the product types `[n, P]`. minimum: `minimum_confidence` of all `[P]` or each `[n, P]`. passed: where the gate lets the
-        product type be accepted, `[n]`.
+        confidences: of the product types `[n, P]`. minimum: `minimum_confidence`, for all listings `[P]` or each
+        `[n, P]`. passed: where the gate lets the product type be accepted, `[n]`.
         """
         best = confidences.argmax(axis=1)
         rows = np.arange(len(best))

@@ -225,7 +225,7 @@ def test_what_is_no_object_is_refused() -> None:
 def test_the_confidences_of_a_multi_valued_attribute_are_independent() -> None:
     logits = np.array([[0.0, 2.0, -900.0, 900.0]], np.float32)
     found = confidences_of(logits, 2.0, multi_valued=True)
-    np.testing.assert_allclose(found, [[0.5, 1 / (1 + np.exp(-1.0)), 0.0, 1.0]])
+    np.testing.assert_allclose(found, [[0.5, 1 / (1 + np.exp(-1.0)), 0.0, 1.0]], atol=1e-12)
     assert confidences_of(logits, 2.0, multi_valued=False).sum() == pytest.approx(1)
 
 

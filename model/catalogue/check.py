@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from model.catalogue.applicability import BorneCounts
 from model.catalogue.config import CatalogueConfig
 from model.catalogue.hashes import HashSet, Shared, TaggedKeys, hash64
 from model.catalogue.image_store import Images, ZipImages, is_url, open_images
@@ -25,6 +26,7 @@ from model.catalogue.splits import Part
 from model.catalogue.words import join_spellings
 from model.errors import CatalogueError
 from model.situations import Situation
+from model.trust.applicability import Applicability
 from model.trust.certificates import TARGET_PRECISIONS, fewest_right
 
 IMAGES_READ = 100_000
@@ -77,8 +79,9 @@ class Finding:
 class Evidence:
     """The calibration listings that have a label, in one situation: `rows` of them, worth `independent` ones.
 
-    Listings of one group, or without groups of one title, repeat each other: n listings in groups of m_g are worth
-    n² / Σ m_g² independent ones where all answers are right (`model.trust.binomial.design_effects`).
+    Of a multi-valued attribute the rows are (listing, label) pairs. Rows of one group, or without groups of one title,
+    repeat each other: n rows in groups of m_g are worth n² / Σ m_g² independent ones where all answers are right
+    (`model.trust.binomial.design_effects`).
     """
 
     rows: int = 0
@@ -95,7 +98,8 @@ class AttributeFacts:
 
     labels: all of them with their counts in the whole table, the commonest first. rare: those with fewer than
     `min_label_count` training listings, with these counts; they are not learned. spellings: what was replaced by what.
-    too_many: there are more than `MAX_LABELS`, and the further ones are not counted.
+    multi_valued: a listing may have several of them. too_many: there are more than `MAX_LABELS`, and the further ones
+    are not counted.
     """
 
     name: str
@@ -104,6 +108,7 @@ class AttributeFacts:
     rare: Mapping[str, int]
     spellings: Mapping[str, str]
     evidence: Mapping[Situation, Evidence]
+    multi_valued: bool
     too_many: bool
 
     @property
@@ -116,7 +121,8 @@ class AttributeFacts:
 class CatalogueCheck:
     """What was found in a catalogue. `needed`: the right answers that a certificate takes, per target precision.
 
-    titles, images: what rows of different parts share. images_compared: how many images were compared.
+    titles, images: what rows of different parts share. images_compared: how many images were compared. applicability:
+    which product types never bear which attributes; None where the catalogue names no `product_type`.
     """
 
     config: CatalogueConfig
@@ -127,6 +133,7 @@ class CatalogueCheck:
     images: Shared
     images_compared: int
     needed: Mapping[float, int]
+    applicability: Applicability | None = None
     findings: tuple[Finding, ...] = ()
 
     @property
@@ -200,7 +207,6 @@ class _Labels:
     too_many: bool = False
 
     def add(self, label: str, part: Part) -> None:
-        self.labelled += 1
         if label not in self.all and len(self.all) >= MAX_LABELS:
             self.too_many = True
             return
@@ -218,6 +224,7 @@ class _Facts:
         self._parts = dict.fromkeys(_PARTS, 0)
         self._labelled_validation = 0
         self._titles, self._pixels = TaggedKeys(), TaggedKeys()
+        self._borne = BorneCounts(config.product_type, config.attributes) if config.product_type else None
 
     def add(self, listing: Listing, image: int | None) -> None:
         """Count a listing; `image` is the hash of its image where that is known."""
@@ -230,15 +237,24 @@ class _Facts:
             image = self._fingerprint(listing.image)
         if image is not None:
             self._pixels.add_named(image, part, listing.image or listing.id, listing.id)
-        for attribute, label in listing.labels.items():
-            self._labels[attribute].add(label, listing.part)
-        self._labelled_validation += bool(listing.labels) and listing.part is Part.VALIDATION
-        if listing.part is Part.CALIBRATION:
-            grouped = title is None or self._config.group
-            key = hash64(listing.group.encode()) if grouped else title or 0
-            has = bool(listing.image) * _HAS_IMAGE | bool(listing.title) * _HAS_TITLE
-            for attribute in listing.labels:
-                self._labels[attribute].evidence.add(key, has)
+        if self._borne is not None and listing.part is Part.TRAIN:
+            self._borne.add(listing)
+        self._add_labels(listing, title)
+
+    def _add_labels(self, listing: Listing, title: int | None) -> None:
+        """Count the labels of a listing; `title` is the hash of its title."""
+        labels = [*((name, (label,)) for name, label in listing.labels.items()), *listing.label_sets.items()]
+        self._labelled_validation += bool(labels) and listing.part is Part.VALIDATION
+        grouped = title is None or self._config.group
+        key = hash64(listing.group.encode()) if grouped else title or 0
+        has = bool(listing.image) * _HAS_IMAGE | bool(listing.title) * _HAS_TITLE
+        for attribute, several in labels:
+            counted = self._labels[attribute]
+            counted.labelled += 1
+            for label in several:
+                counted.add(label, listing.part)
+                if listing.part is Part.CALIBRATION:
+                    counted.evidence.add(key, has)
 
     def _fingerprint(self, name: str) -> int | None:
         """Return a hash of an image's bytes, or of what a zip's directory says of them."""
@@ -266,12 +282,19 @@ class _Facts:
             images=self._pixels.shared(),
             images_compared=len(self._pixels),
             needed={target: fewest_right(target) for target in TARGET_PRECISIONS},
+            applicability=self._applicability(attributes),
         )
         found = [*_about_rows(check), *_about_images(check)]
         if report.listings:  # else what follows only repeats it
             found += [*self._about_parts(check), *_about_labels(check)]
         order = list(Severity)
         return dataclasses.replace(check, findings=tuple(sorted(found, key=lambda each: order.index(each.severity))))
+
+    def _applicability(self, attributes: Sequence[AttributeFacts]) -> Applicability | None:
+        if self._borne is None:
+            return None
+        known = next((facts.learned for facts in attributes if facts.name == self._config.product_type), ())
+        return self._borne.learned(known)
 
     def _attribute(self, name: str, report: ReadReport) -> AttributeFacts:
         counted = self._labels[name]
@@ -285,6 +308,7 @@ class _Facts:
             rare={label: training[label] for label in sorted(labels) if training[label] < least},
             spellings=spellings,
             evidence={situation: _evidence(counted.evidence, tags) for situation, tags in _ASKS_FOR.items()},
+            multi_valued=name in self._config.separator,
             too_many=counted.too_many,
         )
 

@@ -32,8 +32,8 @@ class Listing:
 
     `image` is a name inside the folder or zip, or a URL; None where there is no such image. Where it cannot be read,
     `further_images` can be tried in turn. `embedded` is the image itself, where the row of a stream holds it.
-    `labels` maps attributes to the labels of the table; an attribute without a label is absent. Listings of one
-    `group` are in one part.
+    `labels` maps single-valued attributes to the labels of the table, `label_sets` multi-valued ones to the labels that
+    the listing has, each once; an attribute without a label is absent. Listings of one `group` are in one part.
     """
 
     id: str
@@ -44,6 +44,16 @@ class Listing:
     part: Part
     further_images: tuple[str, ...] = ()
     embedded: bytes | None = None
+    label_sets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def has_label(self, attribute: str) -> bool:
+        """Whether the table has a label for an attribute."""
+        return attribute in self.labels or attribute in self.label_sets
+
+    @property
+    def every_label(self) -> tuple[str, ...]:
+        """The labels of all attributes."""
+        return (*self.labels.values(), *(label for labels in self.label_sets.values() for label in labels))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +164,7 @@ class ReadReport:
         self.listings += 1
         self.without_image += listing.image is None and listing.embedded is None
         self.without_title += listing.title is None
-        self.unlabelled.update(a for a in attributes if a not in listing.labels)
+        self.unlabelled.update(a for a in attributes if not listing.has_label(a))
 
     def leave_out(self, row: BadRow) -> None:
         """Count a row that is left out."""
@@ -241,7 +251,7 @@ class Catalogue:
         reader.check_found()
         if not listings:
             raise CatalogueError(f"{config.table} holds no usable listing:\n{report}")
-        report.spellings = joined_spellings(listing.labels for listing in listings.values())
+        report.spellings = joined_spellings(_each_label(listings.values()))
         joined = tuple(_respelt(listing, report.spellings) for listing in listings.values())
         return cls(config, joined, report, copied or images)
 
@@ -255,6 +265,8 @@ class Catalogue:
         found = hashlib.sha256()
         for each in self.listings:
             found.update(repr((each.id, each.title, each.image, sorted(each.labels.items()), each.part)).encode())
+            if each.label_sets:
+                found.update(repr(sorted(each.label_sets.items())).encode())
         return found.hexdigest()
 
     def image_bytes(self, name: str) -> bytes:
@@ -269,9 +281,24 @@ def _copied(listing: Listing, images: CopiedImages) -> Listing:
     return replace(listing, image=name, embedded=None)
 
 
+def _each_label(listings: Iterable[Listing]) -> Iterator[Mapping[str, str]]:
+    """Yield labels by attribute, those of a label set one after the other."""
+    for listing in listings:
+        yield listing.labels
+        for attribute, labels in listing.label_sets.items():
+            yield from ({attribute: label} for label in labels)
+
+
 def _respelt(listing: Listing, spellings: Mapping[str, Mapping[str, str]]) -> Listing:
     changed = {a: spellings[a][label] for a, label in listing.labels.items() if label in spellings.get(a, ())}
-    return replace(listing, labels={**listing.labels, **changed}) if changed else listing
+    sets = {
+        a: tuple(dict.fromkeys(spellings[a].get(label, label) for label in labels))
+        for a, labels in listing.label_sets.items()
+        if a in spellings
+    }
+    if not changed and not sets:
+        return listing
+    return replace(listing, labels={**listing.labels, **changed}, label_sets={**listing.label_sets, **sets})
 
 
 def iter_listings(
@@ -317,7 +344,7 @@ class CatalogueReader:
             self._finder = ImageFinder(images, config.image, config.separator, self._placeholders)
             # A name made of the id is no claim that there is an image: many tables have listings without one.
             self._needs_images = not allow_missing_images and config.id not in template_columns(config.image)
-        self._known_labels: dict[str, tuple[str | None, str | None]] = {}
+        self._known_labels: dict[tuple[str | None, str], tuple[tuple[str, ...], str | None]] = {}
 
     def items(self) -> Iterator[tuple[int, Listing | BadRow]]:
         """Yield the line and the item of each row."""
@@ -348,6 +375,7 @@ class CatalogueReader:
         if row.error or not name:
             return BadRow(id=name, line=row.line, reason=row.error or "empty id")
         images, title = self._images(row), self._title(row)
+        labels, label_sets = self._labels(row)
         if reason := self._trouble(images):
             return BadRow(id=name, line=row.line, reason=reason, example=images.missing)
         if title is None and not images.names and row.embedded is None:
@@ -357,7 +385,8 @@ class CatalogueReader:
             id=name,
             title=title,
             image=images.names[0] if images.names else None,
-            labels=self._labels(row),
+            labels=labels,
+            label_sets=label_sets,
             group=group,
             part=part_of(group),
             further_images=images.names[1:],
@@ -395,23 +424,27 @@ class CatalogueReader:
         self._report.note("titles that say nothing, taken as missing", row.line, repr(title[:40]))
         return None
 
-    def _labels(self, row: Row) -> dict[str, str]:
-        labels = {}
+    def _labels(self, row: Row) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
+        """Return the labels of single-valued attributes, and the label sets of multi-valued ones."""
+        labels, label_sets = {}, {}
         for attribute in self._config.attributes:
             cell = row.values[attribute]
             if not cell:
                 continue
-            found = self._known_labels.get(cell)
+            separator = self._config.separator.get(attribute)
+            found = self._known_labels.get((separator, cell))
             if found is None:
-                found = _label(cell, self._placeholders)
+                found = _labels_of(cell, separator, self._placeholders)
                 if len(self._known_labels) < _LABELS_REMEMBERED:
-                    self._known_labels[cell] = found
-            label, trouble = found
-            if label:
-                labels[attribute] = label
+                    self._known_labels[separator, cell] = found
+            several, trouble = found
+            if several and separator is None:
+                labels[attribute] = several[0]
+            elif several:
+                label_sets[attribute] = several
             elif trouble:
                 self._report.note(f"{trouble} of {attribute}, taken as missing", row.line, cell[:80])
-        return labels
+        return labels, label_sets
 
     def _group(self, values: Mapping[str, str]) -> str:
         cells = [values[column] for column in self._config.group]
@@ -421,12 +454,16 @@ class CatalogueReader:
         return "\x1f".join(parts) if parts and all(parts) else values[self._config.id]
 
 
-def _label(cell: str, placeholders: Placeholders) -> tuple[str | None, str | None]:
-    """Return the label that a cell holds, or why it holds none."""
+def _labels_of(cell: str, separator: str | None, placeholders: Placeholders) -> tuple[tuple[str, ...], str | None]:
+    """Return the labels that a cell holds, each once, or why it holds none; without a separator it holds one at most.
+
+    The separator splits the texts of a list too: no label has it inside.
+    """
     several = as_list(cell) or [cell]
-    if len(several) > 1:
-        return None, "several labels"
-    label = plain_label(several[0])
-    if label in placeholders:
-        return None, "placeholders"
-    return sys.intern(label) or None, None
+    if separator is not None:
+        several = [part for each in several for part in each.split(separator) if part.strip()]
+    elif len(several) > 1:
+        return (), "several labels"
+    labels = dict.fromkeys(sys.intern(plain_label(each)) for each in several)
+    kept = tuple(label for label in labels if label and label not in placeholders)
+    return kept, "placeholders" if not kept and any(label in placeholders for label in labels) else None

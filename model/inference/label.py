@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,8 +22,14 @@ from model.catalogue.image_store import FetchedImages, Images, open_images
 from model.catalogue.listings import BadRow, Listing, ReadReport, check_images, iter_listings
 from model.catalogue.tables import estimate_rows
 from model.errors import CatalogueError, ConfigError, ModelError
-from model.inference.output import OutputRow, Shards, columns_of, output_format
-from model.inference.predictions import ListingPredictor, Prediction, check_target_precision
+from model.inference.output import OutputRow, Shards, columns_of, joined, output_format
+from model.inference.predictions import (
+    AttributePrediction,
+    LabelPrediction,
+    ListingPredictor,
+    Prediction,
+    check_target_precision,
+)
 from model.inference.predictor import Predictor
 from model.inference.stream import Failure, prepare_listing, stream
 from model.inputs.decode import decode_image
@@ -96,10 +102,12 @@ def label_catalogue(
 
     Columns: `id`; for each of `attributes` (None: all of the checkpoint) the label, `_confidence`, `_accepted`,
     `_abstention` (why it is not accepted, else empty) and `_image_weight`; `familiarity` (empty without a scope gate);
-    `error`. A listing that fails, if only for its image, has an error and no labels. `fetch` returns the bytes behind
-    an image's URL, or raises `ModelError`; several threads call it. Without it a URL is an error. A listing whose image
-    is not there is labelled by its title alone where only its id names the image, or with `allow_missing_images`.
-    `progress` shows a bar on standard error, where that is a terminal.
+    `error`. The cells of a multi-valued attribute hold all accepted labels, or the likeliest where none is, joined by
+    its separator; the three columns after it are joined in the same order. A listing that fails, if only for its image,
+    has an error and no labels. `fetch` returns the bytes behind an image's URL, or raises `ModelError`; several threads
+    call it. Without it a URL is an error. A listing whose image is not there is labelled by its title alone where only
+    its id names the image, or with `allow_missing_images`. `progress` shows a bar on standard error, where that is a
+    terminal.
 
     Raises `ConfigError` for an unknown attribute, a target precision that was not calibrated, an output that
     exists, that another run is writing, or that was begun with other settings; `CatalogueError` for an unusable
@@ -119,18 +127,19 @@ def label_catalogue(
         _check_images(config, images)
     total = estimate_rows(config.table)
     console = Console(stderr=True, force_terminal=None if progress else False)
+    separators = {task.name: task.separator for task in predictor.tasks if task.separator is not None}
+    output = output_format(out, names, separators)
     settings = _settings(predictor, config, names, target_precision)
     settings["missing images"] = allow_missing_images
-    opening = Shards.open(out, output_format(out, names), settings)
     try:
-        with opening as shards, progress_bar(console, unit="listings") as bar:
+        with Shards.open(out, output, settings) as shards, progress_bar(console, unit="listings") as bar:
             resumed = shards.rows
             items = iter_listings(config, images, report, allow_missing_images=allow_missing_images)
             listings = islice(items, resumed, None)
             step = bar.add_task("labelling", total=max(total, resumed), completed=resumed)
             try:
                 for item, answer in _answers(predictor, listings, images, batch_size):
-                    shards.add(_output_row(item, answer, names, target_precision))
+                    shards.add(_output_row(item, answer, names, separators, target_precision))
                     bar.advance(step)
                 shards.finish()
             except KeyboardInterrupt:
@@ -230,14 +239,26 @@ def _prepare_first(predictor: ListingPredictor, images: Images, listing: Listing
 
 
 def _output_row(
-    item: Listing | BadRow, answer: Prediction | Failure, names: Sequence[str], target_precision: float
+    item: Listing | BadRow,
+    answer: Prediction | Failure,
+    names: Sequence[str],
+    separators: Mapping[str, str],
+    target_precision: float,
 ) -> OutputRow:
     if isinstance(answer, Failure):
         return (item.id, *[None] * (len(columns_of(names)) - 2), " ".join(answer.reason.split()))
     cells: list[str | float | bool | None] = []
     for name in names:
         prediction = answer.attribute(name, target_precision=target_precision, top_k=1)
-        confidence, weight = prediction.confidence, prediction.modality_attention["image"]
-        cells += [prediction.label, round(confidence, 6), prediction.accepted, prediction.abstention, round(weight, 6)]
+        if name in separators:
+            columns = zip(*(_verdict(each) for each in prediction.labels), strict=True)
+            cells += [joined(column, separators[name]) for column in columns]
+        else:
+            cells += _verdict(prediction)
+        cells.append(round(prediction.modality_attention["image"], 6))
     familiarity = answer.scope.familiarity
     return (item.id, *cells, None if familiarity is None else round(familiarity, 6), "")
+
+
+def _verdict(found: AttributePrediction | LabelPrediction) -> tuple[str | float | bool | None, ...]:
+    return found.label, round(found.confidence, 6), found.accepted, found.abstention

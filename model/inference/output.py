@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,6 +40,17 @@ ATTRIBUTE_COLUMNS = ("", "_confidence", "_accepted", "_abstention", "_image_weig
 # --- rows --------------------------------------------------------------------------------------------------
 
 
+def joined(cells: Iterable[str | float | bool | None], separator: str) -> str:
+    """Return the cells of a multi-valued attribute's labels as one."""
+    return separator.join(_text(cell) for cell in cells)
+
+
+def _text(cell: str | float | bool | None) -> str:
+    if cell is None:
+        return ""
+    return str(cell).lower() if isinstance(cell, bool) else str(cell)
+
+
 def columns_of(names: Sequence[str]) -> tuple[str, ...]:
     """Return the output's columns for these attributes."""
     return ("id", *[f"{name}{suffix}" for name in names for suffix in ATTRIBUTE_COLUMNS], "familiarity", "error")
@@ -63,13 +74,16 @@ class OutputFormat(Protocol):
         ...
 
 
-def output_format(out: Path, names: Sequence[str]) -> OutputFormat:
-    """Choose by the suffix of `out`; raises `ConfigError` for one that is neither CSV nor Parquet."""
+def output_format(out: Path, names: Sequence[str], multi_valued: Collection[str] = ()) -> OutputFormat:
+    """Choose by the suffix of `out`; raises `ConfigError` for one that is neither CSV nor Parquet.
+
+    multi_valued: those of the attributes `names` whose cells are joined labels, confidences and so on: all texts.
+    """
     match out.suffix.lower():
         case ".csv":
             return CsvFormat(names)
         case ".parquet" | ".pq":
-            return ParquetFormat(names)
+            return ParquetFormat(names, multi_valued)
     raise ConfigError(f"the output must end in .csv or .parquet, not in {out.suffix!r}")
 
 
@@ -108,14 +122,19 @@ def _csv_cell(cell: str | float | bool | None) -> str | float | None:
 
 
 class ParquetFormat:
-    """Parquet: labels, abstentions and errors as strings, accepted as a boolean, everything else as doubles."""
+    """Parquet: labels, abstentions and errors as strings, accepted as a boolean, everything else as doubles.
+
+    What is joined of several labels is a string too.
+    """
 
     suffix = ".parquet"
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], multi_valued: Collection[str] = ()) -> None:
         self.pyarrow = pa = import_pyarrow()
-        attribute = [pa.string(), pa.float64(), pa.bool_(), pa.string(), pa.float64()]
-        types = [pa.string(), *attribute * len(names), pa.float64(), pa.string()]
+        single = [pa.string(), pa.float64(), pa.bool_(), pa.string(), pa.float64()]
+        several = [pa.string()] * 4 + [pa.float64()]
+        attributes = [each for name in names for each in (several if name in multi_valued else single)]
+        types = [pa.string(), *attributes, pa.float64(), pa.string()]
         self.schema = pa.schema(list(zip(columns_of(names), types, strict=True)))
 
     def write(self, path: Path, rows: Sequence[OutputRow]) -> None:

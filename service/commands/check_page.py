@@ -19,6 +19,7 @@ from rich.text import Text
 
 from model.catalogue.check import AttributeFacts, CatalogueCheck, Evidence, Finding, Severity
 from model.situations import Situation
+from model.trust.applicability import Applicability
 
 if TYPE_CHECKING:
     from model.training.advice import Advice
@@ -64,6 +65,8 @@ def sections(check: CatalogueCheck, advice: Advice | None, *, labels_shown: int 
     if check.attributes:
         yield _attributes(check)
         yield _labels(check, labels_shown)
+    if check.applicability is not None:
+        yield _applicability(check.applicability)
     if advice:
         yield _advice(check, advice)
 
@@ -115,7 +118,7 @@ def _attributes(check: CatalogueCheck) -> Section:
     needed = ", ".join(f"{count} for {target:g}" for target, count in check.needed.items())
     rows = [
         (
-            facts.name,
+            f"{facts.name} (several)" if facts.multi_valued else facts.name,
             f"{facts.labelled:,}",
             f"{len(facts.learned):,}",
             f"{len(facts.rare):,}",
@@ -127,7 +130,7 @@ def _attributes(check: CatalogueCheck) -> Section:
     columns = ("attribute", "labelled", "labels", "too rare", "joined", *SITUATIONS.values())
     remark = (
         "The last three columns: the highest precision that can be certified in each situation, and the labelled "
-        f"calibration listings; right answers needed, without an error: {needed}."
+        f"calibration listings (labels, where a listing may have several); right ones needed, without an error: {needed}."
     )
     return Section(
         heading="Attributes", columns=columns, rows=rows, numbers=frozenset(range(1, len(columns))), remark=remark
@@ -147,6 +150,22 @@ def _labels(check: CatalogueCheck, shown: int | None) -> Section:
 def _counts(facts: AttributeFacts, shown: int | None) -> str:
     counts = [f"{label} {count:,}" for label, count in facts.labels.items()]
     return ", ".join(counts[:shown]) + (f", … ({len(counts):,} in all)" if shown and len(counts) > shown else "")
+
+
+def _applicability(found: Applicability) -> Section:
+    rows = [
+        (attribute, ", ".join(f"{kind} ({each.labelled:,} of {each.listings:,})" for kind, each in types.items()))
+        for attribute, types in found.never.items()
+    ]
+    remark = (
+        "In brackets: how many of their training listings have a label." if rows else "None that the table tells of."
+    )
+    return Section(
+        heading="Not applicable",
+        columns=("attribute", f"to these labels of {found.product_type}"),
+        rows=rows,
+        remark=remark,
+    )
 
 
 def _advice(check: CatalogueCheck, advice: Advice) -> Section:
@@ -238,6 +257,7 @@ def as_json(check: CatalogueCheck, advice: Advice | None) -> dict[str, Any]:
         "images_compared": check.images_compared,
         "needed": {str(target): count for target, count in check.needed.items()},
         "attributes": {facts.name: _facts_json(facts, check.needed) for facts in check.attributes},
+        "not_applicable": asdict(check.applicability)["never"] if check.applicability else None,
         "recommendation": asdict(advice) if advice else None,
     }
 
@@ -248,6 +268,7 @@ def _facts_json(facts: AttributeFacts, needed: Mapping[float, int]) -> dict[str,
         "labels": facts.labels,
         "rare": facts.rare,
         "spellings": facts.spellings,
+        "multi_valued": facts.multi_valued,
         "too_many": facts.too_many,
         "certifiable": {
             situation.value: asdict(evidence) | {"target_precision": evidence.certifiable(needed)}

@@ -20,7 +20,15 @@ from service.app import load_predictor
 from service.commands import heat_map
 from service.errors import ServiceError
 from service.pipeline import decode as images
-from service.schemas import AttributeReply, ClassifyReply, Scope, TokenWeight
+from service.schemas import (
+    AttributeReply,
+    Candidate,
+    ClassifyReply,
+    LabelSetReply,
+    Scope,
+    TokenWeight,
+    Verdict,
+)
 from service.settings import Settings
 
 NARROW = 120
@@ -33,6 +41,7 @@ TINTS = ((0.75, "bold white on magenta"), (0.4, "bold magenta"), (0.15, "magenta
 
 REASONS = {
     Abstention.UNFAMILIAR_LISTING: "unfamiliar",
+    Abstention.NOT_APPLICABLE: "not applicable",
     Abstention.NOT_CERTIFIED: "not certified",
     Abstention.MODALITIES_DISAGREE: "contradictory",
     Abstention.LOW_CONFIDENCE: "low confidence",
@@ -133,14 +142,15 @@ def draw(reply: ClassifyReply, console: Console | None = None) -> None:
     if not narrow:
         table.add_column("otherwise")
     for name, attribute in reply.attributes.items():
-        label = Text.assemble((attribute.label, "bold" if attribute.accepted else ""))
-        shares = [(c.label, f"{c.confidence:.0%}") for c in attribute.candidates[1:]]
+        answered, further = _answered(attribute)
+        shares = [(each.label, f"{each.confidence:.0%}") for each in further]
         others = Text(", ".join(f"{label} {share}" for label, share in shares if share != "0%"), "dim")
+        labels = [Text(each.label, "bold" if each.accepted else "") for each in answered]
         table.add_row(
             Text(name),
-            Text("\n").join([label, others]) if narrow and others else label,
-            _confidence(attribute, bar),
-            _verdict(attribute),
+            Text("\n").join([*labels, others] if narrow and others else labels),
+            Text("\n").join(_confidence(each, bar) for each in answered),
+            Text("\n").join(map(_verdict, answered)),
             _balance(attribute.modality_attention.image, bar),
             *([] if narrow else [others]),
         )
@@ -161,7 +171,17 @@ def _table(title: str) -> Table:
     return Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, collapse_padding=True)
 
 
-def _verdict(attribute: AttributeReply) -> Text:
+def _answered(attribute: AttributeReply | LabelSetReply) -> tuple[Sequence[Verdict], Sequence[Verdict | Candidate]]:
+    """Return what a line of the table each is for, and what else could be: of a multi-valued attribute the accepted
+    labels, or the likeliest where none is.
+    """
+    if isinstance(attribute, AttributeReply):
+        return [attribute], attribute.candidates[1:]
+    accepted = [each for each in attribute.labels if each.accepted] or attribute.labels[:1]
+    return accepted, attribute.labels[len(accepted) :]
+
+
+def _verdict(attribute: Verdict) -> Text:
     reason = attribute.abstention
     return Text("accepted", "green") if reason is None else Text(REASONS[reason], "yellow")
 
@@ -175,7 +195,9 @@ def _remarks(reply: ClassifyReply) -> Iterator[Text]:
         unlike = "Unfamiliar: unlike the listings that the thresholds were certified on, so nothing is accepted."
         yield Text(unlike, "yellow")
     contradictory = [
-        name for name, attribute in reply.attributes.items() if attribute.abstention is Abstention.MODALITIES_DISAGREE
+        name
+        for name, attribute in reply.attributes.items()
+        if _answered(attribute)[0][0].abstention is Abstention.MODALITIES_DISAGREE
     ]
     if contradictory:
         names = ", ".join(contradictory)
@@ -191,7 +213,7 @@ def _scope(scope: Scope) -> Text:
     return Text("; ".join([f"Answered from {SITUATIONS[scope.situation]}", *known]), "dim")
 
 
-def _confidence(attribute: AttributeReply, length: int) -> Text:
+def _confidence(attribute: Verdict, length: int) -> Text:
     """A bar with a mark at the threshold, where there is one, and the figure."""
     filled = round(attribute.confidence * length)
     bar, colour = "█" * filled + "░" * (length - filled), "green" if attribute.accepted else "yellow"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import zipfile
 from collections.abc import Callable, Mapping
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -18,14 +20,8 @@ from model.situations import Situation
 Write = Callable[..., Path]
 
 
-def ids_of(part: Part, count: int, prefix: str = "") -> list[str]:
-    found: list[str] = []
-    number = 0
-    while len(found) < count:
-        number += 1
-        if part_of(f"{prefix}{number}") is part:
-            found.append(f"{prefix}{number}")
-    return found
+def ids_of(part: Part, count: int, start: int = 1) -> list[str]:
+    return list(islice((str(number) for number in itertools.count(start) if part_of(str(number)) is part), count))
 
 
 def rows(count: int, colours: tuple[str, ...] = ("Red", "Blue"), start: int = 0) -> str:
@@ -243,3 +239,35 @@ def test_the_rows_read_are_told(write: Write, monkeypatch: pytest.MonkeyPatch) -
     told: list[int] = []
     check_catalogue(write(HEAD + rows(250)), advance=told.append)
     assert told == [100, 100, 50]
+
+
+# --- several labels, and what does not apply ---------------------------------------------------------------
+
+
+def test_label_sets_are_counted_label_by_label(write: Write) -> None:
+    table = "id,title,material\n" + "".join(
+        f"{n},Shirt {n},{'Cotton|Wool' if n % 2 else 'cotton'}\n" for n in range(2000)
+    )
+    extra = 'separator = {material = "|"}\n'
+    toml = write(table, extra, labels='attributes = ["material"]\n')
+    for check in (check_catalogue(toml), check_listings(Catalogue.open(toml))):
+        (material,) = check.attributes
+        assert material.multi_valued
+        assert (material.labelled, material.labels) == (2000, {"Cotton": 2000, "Wool": 1000})
+        evidence = material.evidence[Situation.TITLE]
+        pairs = [2 if int(name) % 2 else 1 for name in ids_of(Part.CALIBRATION, check.parts[Part.CALIBRATION], start=0)]
+        assert evidence.rows == sum(pairs)
+        assert evidence.independent == pytest.approx(sum(pairs) ** 2 / sum(n * n for n in pairs))
+
+
+def test_what_product_types_never_bear(write: Write) -> None:
+    table = "id,title,type,sleeve\n" + "".join(
+        f"{n},Thing {n},{('Shirt,long', 'Watch,', 'Shirt,short', 'Watch,')[n % 4]}\n" for n in range(1000)
+    )
+    toml = write(table, 'product_type = "type"\n', labels='attributes = ["type", "sleeve"]\n')
+    for check in (check_catalogue(toml), check_listings(Catalogue.open(toml))):
+        assert check.applicability is not None
+        (kinds,) = check.applicability.never.values()
+        assert list(check.applicability.never) == ["sleeve"]
+        assert list(kinds) == ["Watch"]
+    assert check_catalogue(write(HEAD + rows(40))).applicability is None

@@ -130,7 +130,8 @@ def _attributes(check: CatalogueCheck) -> Section:
     columns = ("attribute", "labelled", "labels", "too rare", "joined", *SITUATIONS.values())
     remark = (
         "The last three columns: the highest precision that can be certified in each situation, and the labelled "
-        f"calibration listings (labels, where a listing may have several); right ones needed, without an error: {needed}."
+        "calibration listings (their labels, where a listing may have several). Needed, if all answers are right: "
+        f"{needed}."
     )
     return Section(
         heading="Attributes", columns=columns, rows=rows, numbers=frozenset(range(1, len(columns))), remark=remark
@@ -157,9 +158,7 @@ def _applicability(found: Applicability) -> Section:
         (attribute, ", ".join(f"{kind} ({each.labelled:,} of {each.listings:,})" for kind, each in types.items()))
         for attribute, types in found.never.items()
     ]
-    remark = (
-        "In brackets: how many of their training listings have a label." if rows else "None that the table tells of."
-    )
+    remark = "In brackets: how many of their training listings have a label." if rows else "Every attribute may apply."
     return Section(
         heading="Not applicable",
         columns=("attribute", f"to these labels of {found.product_type}"),

@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from pathlib import Path
 
 from model.catalogue.config import CatalogueConfig, template_columns
@@ -301,15 +302,25 @@ def _respelt(listing: Listing, spellings: Mapping[str, Mapping[str, str]]) -> Li
     return replace(listing, labels={**listing.labels, **changed}, label_sets={**listing.label_sets, **sets})
 
 
+class MissingImages(Enum):
+    """What becomes of a row whose image is named, and is not there."""
+
+    BY_NAME = "by name"
+    """It is left out, unless the name is made of the id: that is no claim, and many tables have listings without."""
+    ALLOWED = "allowed"
+    """It is a listing without an image."""
+    REFUSED = "refused"
+    """It is left out."""
+
+
 def iter_listings(
-    config: CatalogueConfig, images: Images, report: ReadReport, *, allow_missing_images: bool = False
+    config: CatalogueConfig, images: Images, report: ReadReport, *, missing: MissingImages = MissingImages.BY_NAME
 ) -> Iterator[Listing | BadRow]:
     """Yield one item for each row, in order and in constant memory, counting them in `report`.
 
-    Rows that repeat an id are yielded as well: finding them takes memory for every id. With `allow_missing_images` a
-    row whose image is named by a column, and is not there, is a listing without an image instead of a `BadRow`.
+    Rows that repeat an id are yielded as well: finding them takes memory for every id.
     """
-    for _, item in CatalogueReader(config, images, report, allow_missing_images=allow_missing_images).items():
+    for _, item in CatalogueReader(config, images, report, missing=missing).items():
         if isinstance(item, BadRow):
             report.leave_out(item)
         else:
@@ -317,14 +328,19 @@ def iter_listings(
         yield item
 
 
-def check_images(config: CatalogueConfig, images: Images) -> None:
-    """Raise `CatalogueError` where the table names images and none of them is there; reads it until one is found."""
+def has_images(config: CatalogueConfig, images: Images) -> bool:
+    """Return whether an image of the table is there, or none is named; reads the table until one is found.
+
+    Raises `CatalogueError` where a column names images and none of them is there.
+    """
     report = ReadReport(config.table.name)
     reader = CatalogueReader(config, images, report)
     for _ in reader.items():
         if report.images.found:
-            return
-    reader.check_found()
+            return True
+    if reader.needs_images:
+        reader.check_found()
+    return not report.images.named
 
 
 class CatalogueReader:
@@ -334,16 +350,21 @@ class CatalogueReader:
     """
 
     def __init__(
-        self, config: CatalogueConfig, images: Images, report: ReadReport, *, allow_missing_images: bool = False
+        self,
+        config: CatalogueConfig,
+        images: Images,
+        report: ReadReport,
+        *,
+        missing: MissingImages = MissingImages.BY_NAME,
     ) -> None:
         self._config, self._report = config, report
         self._placeholders = Placeholders(config.placeholders)
         self._finder = None
-        self._needs_images = False
+        self.needs_images = missing is MissingImages.REFUSED
         if config.image is not None:
             self._finder = ImageFinder(images, config.image, config.separator, self._placeholders)
-            # A name made of the id is no claim that there is an image: many tables have listings without one.
-            self._needs_images = not allow_missing_images and config.id not in template_columns(config.image)
+            if missing is MissingImages.BY_NAME:
+                self.needs_images = config.id not in template_columns(config.image)
         self._known_labels: dict[tuple[str | None, str], tuple[tuple[str, ...], str | None]] = {}
 
     def items(self) -> Iterator[tuple[int, Listing | BadRow]]:
@@ -397,7 +418,7 @@ class CatalogueReader:
         """Return why a row cannot be used whose image is named and not there."""
         if images.outside:
             return "image path leaves the folder"
-        if images.missing is None or not self._needs_images:
+        if images.missing is None or not self.needs_images:
             return None
         return "the image is a URL, which is not fetched here" if is_url(images.missing) else "no such image"
 
@@ -410,7 +431,7 @@ class CatalogueReader:
         images = self._finder.find(row.values)
         if images.names or images.missing is not None:
             self._report.images.add(images.missing)
-        if images.missing is not None and not self._needs_images and not images.outside:
+        if images.missing is not None and not self.needs_images and not images.outside:
             self._report.note("no such image", row.line, images.missing)
         return images
 

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from model.catalogue.config import CatalogueConfig
 from model.catalogue.image_store import FetchedImages, Images, open_images
-from model.catalogue.listings import BadRow, Listing, ReadReport, check_images, iter_listings
+from model.catalogue.listings import BadRow, Listing, MissingImages, ReadReport, has_images, iter_listings
 from model.catalogue.tables import estimate_rows
 from model.errors import CatalogueError, ConfigError, ModelError
 from model.inference.output import OutputRow, Shards, columns_of, joined, output_format
@@ -106,13 +106,14 @@ def label_catalogue(
     its separator; the three columns after it are joined in the same order. A listing that fails, if only for its image,
     has an error and no labels. `fetch` returns the bytes behind an image's URL, or raises `ModelError`; several threads
     call it. Without it a URL is an error. A listing whose image is not there is labelled by its title alone where only
-    its id names the image, or with `allow_missing_images`. `progress` shows a bar on standard error, where that is a
-    terminal.
+    its id names the image and others are there, or with `allow_missing_images`. `progress` shows a bar on standard
+    error, where that is a terminal.
 
     Raises `ConfigError` for an unknown attribute, a target precision that was not calibrated, an output that
     exists, that another run is writing, or that was begun with other settings; `CatalogueError` for an unusable
-    catalogue, and where not one image is there, unless they may be missing; `LabellingInterrupted` on Ctrl-C, with
-    every finished row kept; `ModelError` where the output cannot be written, because the disk is full for example.
+    catalogue, and where a column names images of which none is there, unless they may be missing;
+    `LabellingInterrupted` on Ctrl-C, with every finished row kept; `ModelError` where the output cannot be written,
+    because the disk is full for example.
     """
     if batch_size < 1:
         raise ConfigError(f"the batch size must be at least 1, not {batch_size}")
@@ -123,8 +124,7 @@ def label_catalogue(
     if fetch is not None:
         images = FetchedImages(images, fetch)
     report = ReadReport(config.table.name)
-    if not allow_missing_images:
-        _check_images(config, images)
+    missing = MissingImages.ALLOWED if allow_missing_images else _missing_images(config, images)
     total = estimate_rows(config.table)
     console = Console(stderr=True, force_terminal=None if progress else False)
     separators = {task.name: task.separator for task in predictor.tasks if task.separator is not None}
@@ -134,7 +134,7 @@ def label_catalogue(
     try:
         with Shards.open(out, output, settings) as shards, progress_bar(console, unit="listings") as bar:
             resumed = shards.rows
-            items = iter_listings(config, images, report, allow_missing_images=allow_missing_images)
+            items = iter_listings(config, images, report, missing=missing)
             listings = islice(items, resumed, None)
             step = bar.add_task("labelling", total=max(total, resumed), completed=resumed)
             try:
@@ -150,10 +150,12 @@ def label_catalogue(
     return Labelling(rows=shards.rows, failed=shards.failed, resumed=resumed, report=report)
 
 
-def _check_images(config: CatalogueConfig, images: Images) -> None:
-    """Raise `CatalogueError` where no image is there: the template is wrong, and the titles' answers would hide it."""
+def _missing_images(config: CatalogueConfig, images: Images) -> MissingImages:
+    """Return what becomes of rows whose image is not there: where not one image is, the template is wrong, and the
+    titles' answers would hide it.
+    """
     try:
-        check_images(config, images)
+        return MissingImages.BY_NAME if has_images(config, images) else MissingImages.REFUSED
     except CatalogueError as error:
         raise CatalogueError(f"{error}; allow missing images to label by the titles alone") from None
 

@@ -55,7 +55,10 @@ def label(
         print(f"cma-clip: warning: {warning}", file=sys.stderr)
     print(f"{out}: {done.rows:,} rows, {done.failed:,} of them with an error", file=sys.stderr)
     if done.rows and done.failed == done.rows:
-        print("cma-clip: no listing could be labelled; the column 'error' says why", file=sys.stderr)
+        images, why = done.report.images, "the column 'error' says why"
+        if images.named and not images.found:
+            why = f"not one image is there, such as {images.missing[0]}; --allow-missing-images labels by titles alone"
+        print(f"cma-clip: no listing could be labelled: {why}", file=sys.stderr)
         raise typer.Exit(1)
 
 

@@ -336,11 +336,12 @@ def test_where_a_column_names_images_and_none_is_there_nothing_is_labelled(tmp_p
         label(write_named(tmp_path, ["blue.png"], {}), tmp_path / "out.csv")
 
 
-def test_where_a_template_finds_no_image_nothing_is_labelled(tmp_path: Path) -> None:
+def test_where_a_template_finds_no_image_every_row_says_so(tmp_path: Path) -> None:
     toml = write_catalogue(tmp_path, "id,title\n1,A red shirt\n2,Plain\n", {"other": png("red")})
-    with pytest.raises(CatalogueError, match=r"none of the 2 images .* is 1\.png; allow missing images to label by"):
-        label(toml, tmp_path / "out.csv")
-    assert not list(tmp_path.glob("out*"))
+    result = label(toml, tmp_path / "out.csv")
+    assert (result.failed, result.report.images.found) == (2, 0)
+    assert read_csv(tmp_path / "out.csv")[0]["error"] == "line 2: no such image: 1.png"
+    assert label(toml, tmp_path / "titles.csv", allow_missing_images=True).failed == 0
 
 
 def test_missing_images_may_be_allowed(tmp_path: Path) -> None:

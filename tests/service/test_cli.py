@@ -132,6 +132,16 @@ def test_label_warns_of_missing_images(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (asked["allow_missing_images"], asked["attributes"]) == (True, ["season", "usage"])
 
 
+def test_label_where_not_one_image_is_there_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = ReadReport("table.csv")
+    report.images.add("0.jpg")
+    done = Labelling(rows=1, failed=1, resumed=0, report=report)
+    monkeypatch.setattr("model.inference.label.label", lambda *_, **__: done)
+    result = run("label", "shop.toml", "--out", "out.csv")
+    assert result.exit_code == 1
+    assert "no listing could be labelled: not one image is there, such as 0.jpg; --allow-missing" in result.stderr
+
+
 def test_predict_prints_a_table(tmp_path: Path) -> None:
     photo = tmp_path / "photo.png"
     photo.write_bytes(encoded())

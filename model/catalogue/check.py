@@ -245,16 +245,17 @@ class _Facts:
         """Count the labels of a listing; `title` is the hash of its title."""
         labels = [*((name, (label,)) for name, label in listing.labels.items()), *listing.label_sets.items()]
         self._labelled_validation += bool(labels) and listing.part is Part.VALIDATION
-        grouped = title is None or self._config.group
-        key = hash64(listing.group.encode()) if grouped else title or 0
-        has = bool(listing.image) * _HAS_IMAGE | bool(listing.title) * _HAS_TITLE
         for attribute, several in labels:
             counted = self._labels[attribute]
             counted.labelled += 1
             for label in several:
                 counted.add(label, listing.part)
-                if listing.part is Part.CALIBRATION:
-                    counted.evidence.add(key, has)
+        if listing.part is Part.CALIBRATION:
+            key = hash64(listing.group.encode()) if title is None or self._config.group else title
+            has = bool(listing.image) * _HAS_IMAGE | bool(listing.title) * _HAS_TITLE
+            for attribute, several in labels:
+                for _ in several:
+                    self._labels[attribute].evidence.add(key, has)
 
     def _fingerprint(self, name: str) -> int | None:
         """Return a hash of an image's bytes, or of what a zip's directory says of them."""

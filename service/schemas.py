@@ -298,19 +298,27 @@ class Explanation(Reply):
         )
 
 
-class AttributeReply(Reply):
-    label: str = Field(description="always the best candidate; `accepted` says whether it may be used")
+class Verdict(Reply):
+    """A label, and whether it may be used."""
+
+    label: str = Field(description="`accepted` says whether it may be used")
     confidence: float = Field(description="calibrated, between 0 and 1")
     accepted: bool = Field(description="whether the label may be used at the target precision")
     abstention: Abstention | None = Field(
         description="why the label is not accepted; null where it is. The first of these that holds: "
         "`unfamiliar_listing`: the listing is unlike those that the thresholds were certified on, so nothing of it is "
-        "accepted. `not_certified`: no threshold could be certified at this target precision. `modalities_disagree`: "
+        "accepted. `not_applicable`: listings of this product type never bear the attribute. `not_certified`: no "
+        "threshold could be certified at this target precision. `modalities_disagree`: "
         "image and title, each taken alone, contradict each other, over the whole listing or on this attribute. "
         "`low_confidence`: the confidence is below the threshold. Later versions may add reasons",
         examples=[None, "low_confidence"],
     )
     threshold: float | None = Field(description="null where none could be certified: then nothing is accepted")
+
+
+class AttributeReply(Verdict):
+    """A single-valued attribute: a listing has one label. The label is always the best candidate."""
+
     target_precision: float
     candidates: list[Candidate]
     modality_attention: ModalityAttention
@@ -319,19 +327,56 @@ class AttributeReply(Reply):
     @classmethod
     def of(cls, prediction: predictions.AttributePrediction) -> Self:
         """Return an attribute's reply; `explanation` is left unset, and so out of the reply, where there is none."""
-        fields: dict[str, Any] = {
-            "label": prediction.label,
-            "confidence": prediction.confidence,
-            "accepted": prediction.accepted,
-            "abstention": prediction.abstention,
-            "threshold": prediction.threshold,
-            "target_precision": prediction.target_precision,
-            "candidates": [Candidate(label=c.label, confidence=c.confidence) for c in prediction.candidates],
-            "modality_attention": ModalityAttention(**prediction.modality_attention),
-        }
-        if (found := prediction.explanation) is not None:
-            fields["explanation"] = Explanation.of(found)
-        return cls(**fields)
+        return cls(
+            **_verdict(prediction),
+            candidates=[Candidate(label=c.label, confidence=c.confidence) for c in prediction.candidates],
+            **_attribute(prediction),
+        )
+
+
+class LabelSetReply(Reply):
+    """A multi-valued attribute: a listing may have several labels."""
+
+    labels: list[Verdict] = Field(
+        min_length=1,
+        description="all accepted labels, then further ones, up to `top_k` in all; each best first. What is promised "
+        "is the precision of the accepted labels, not that none is missing",
+    )
+    target_precision: float
+    modality_attention: ModalityAttention
+    explanation: Explanation | SkipJsonSchema[None] = Field(
+        None, description="of the likeliest label; only where `explain` was asked for"
+    )
+
+    @property
+    def accepted(self) -> bool:
+        """Whether a label is accepted."""
+        return self.labels[0].accepted
+
+    @classmethod
+    def of(cls, prediction: predictions.AttributePrediction) -> Self:
+        """Return an attribute's reply; `explanation` as in `AttributeReply.of`."""
+        return cls(labels=[Verdict(**_verdict(each)) for each in prediction.labels], **_attribute(prediction))
+
+
+def attribute_reply(prediction: predictions.AttributePrediction) -> AttributeReply | LabelSetReply:
+    """Return the reply of a single-valued or a multi-valued attribute."""
+    return (LabelSetReply if prediction.labels else AttributeReply).of(prediction)
+
+
+def _verdict(found: predictions.AttributePrediction | predictions.LabelPrediction) -> dict[str, Any]:
+    return {name: getattr(found, name) for name in Verdict.model_fields}
+
+
+def _attribute(prediction: predictions.AttributePrediction) -> dict[str, Any]:
+    """Return the fields that every attribute has."""
+    fields: dict[str, Any] = {
+        "target_precision": prediction.target_precision,
+        "modality_attention": ModalityAttention(**prediction.modality_attention),
+    }
+    if (found := prediction.explanation) is not None:
+        fields["explanation"] = Explanation.of(found)
+    return fields
 
 
 class ModelName(Reply):
@@ -391,7 +436,7 @@ class ClassifyReply(Reply):
         "cannot be read; its colours were taken as sRGB. Later versions may add warnings",
         examples=[[], ["title_truncated"]],
     )
-    attributes: dict[str, AttributeReply]
+    attributes: dict[str, AttributeReply | LabelSetReply]
 
     @classmethod
     def of(
@@ -407,7 +452,7 @@ class ClassifyReply(Reply):
             model=ModelName.of(info),
             scope=Scope.of(prediction.scope),
             warnings=list(prediction.warnings),
-            attributes={name: AttributeReply.of(attribute) for name, attribute in attributes.items()},
+            attributes={name: attribute_reply(attribute) for name, attribute in attributes.items()},
         )
 
 
@@ -433,8 +478,29 @@ class BatchReply(Reply):
     results: list[ClassifyReply | FailedListing]
 
 
+class Borne(Reply):
+    """The listings of a product type that the model was trained on."""
+
+    listings: int
+    labelled: int = Field(description="how many of them have a label for the attribute all the same")
+
+
 class AttributeInfo(Reply):
     labels: list[str]
+    separator: str | None = Field(
+        description="what stands between the labels of a listing in a table, where the attribute is multi-valued; null "
+        "where a listing has one label",
+        examples=[None, "|"],
+    )
+    names: dict[str, dict[str, str]] = Field(
+        description="what people call labels: by label, a name for each language tag (RFC 5646), and maybe a "
+        "`description`; labels without a name are left out",
+        examples=[{"Navy Blue": {"de": "Marineblau", "description": "the colour of naval uniforms"}}],
+    )
+    not_applicable: dict[str, Borne] = Field(
+        description="the product types whose listings never bear the attribute, and how many of them were seen: where "
+        "such a product type is accepted, nothing of the attribute is"
+    )
     thresholds: dict[str, dict[str, float | None]] = Field(
         description="per situation (image_and_title, image, title) and target precision; null: none certified"
     )
@@ -442,6 +508,9 @@ class AttributeInfo(Reply):
 
 class AttributesReply(Reply):
     target_precisions: list[float]
+    product_type: str | None = Field(
+        description="the attribute that decides which others are not applicable; null where none does"
+    )
     attributes: dict[str, AttributeInfo]
 
 

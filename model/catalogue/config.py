@@ -13,6 +13,7 @@ from typing import Any
 from model.catalogue.cells import Wanted
 from model.catalogue.tables import SUFFIXES, suffix_of
 from model.errors import ConfigError
+from model.tasks import is_label_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,10 @@ class CatalogueConfig:
     template names URLs, or a column that holds the images themselves.
 
     `delimiter` and `encoding` of a text table are recognised where they are None. `separator` maps a column with
-    several images to what stands between them. `placeholders` are texts that stand for a missing value, besides the
+    several images, and each multi-valued attribute, to what stands between them. `product_type` is the attribute by
+    which it is learned which attributes a listing cannot have (`model.catalogue.applicability`). `label_names` are what
+    people call labels, by attribute, label, and language tag or `description`; in the file, the tables
+    `[labels.ATTRIBUTE]`. `placeholders` are texts that stand for a missing value, besides the
     usual ones (`model.catalogue.words.PLACEHOLDERS`); none at all where it is empty.
     """
 
@@ -41,6 +45,8 @@ class CatalogueConfig:
     encoding: str | None = None
     separator: Mapping[str, str] = field(default_factory=dict)
     placeholders: tuple[str, ...] | None = None
+    product_type: str | None = None
+    label_names: Mapping[str, Mapping[str, Mapping[str, str]]] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: Path) -> CatalogueConfig:
@@ -61,8 +67,8 @@ class CatalogueConfig:
         table = document.get("catalogue")
         if not isinstance(table, dict):
             raise ConfigError("the table [catalogue] is missing")
-        known = {f.name for f in fields(cls)} - {"path"}
-        if unknown := sorted({*document} - {"catalogue"}) + sorted({*table} - known):
+        known = {f.name for f in fields(cls)} - {"path", "label_names"}
+        if unknown := sorted({*document} - {"catalogue", "labels"}) + sorted({*table} - known):
             raise ConfigError(f"unknown key {unknown[0]!r}; [catalogue] may hold {', '.join(sorted(known))}")
         if missing := [key for key in ("table", "id") if key not in table]:
             raise ConfigError(f"{missing[0]!r} is missing from [catalogue]")
@@ -79,6 +85,8 @@ class CatalogueConfig:
             "encoding": _text(table, "encoding") if "encoding" in table else None,
             "separator": _separators(table),
             "placeholders": _texts(table, "placeholders") if "placeholders" in table else None,
+            "product_type": _text(table, "product_type") if "product_type" in table else None,
+            "label_names": _label_names(document.get("labels", {})),
         }
         return cls(path=path, **values)
 
@@ -95,8 +103,18 @@ class CatalogueConfig:
         if self.title is None and self.image is None:
             raise ConfigError("a catalogue needs 'title', or 'images' and 'image', or all three")
         template = template_columns(self.image) if self.image is not None else ()
-        if unknown := [column for column in self.separator if column not in template]:
-            raise ConfigError(f"'separator' names {unknown[0]!r}, which is no column of 'image'")
+        if unknown := [column for column in self.separator if column not in (*template, *self.attributes)]:
+            raise ConfigError(
+                f"'separator' names {unknown[0]!r}, which is neither an attribute nor a column of 'image'"
+            )
+        if self.product_type is not None and self.product_type not in self.attributes:
+            raise ConfigError(f"'product_type' names {self.product_type!r}, which is no attribute")
+        if self.product_type in self.separator:
+            raise ConfigError(
+                f"'product_type' names {self.product_type!r}, which may have several labels ('separator')"
+            )
+        if unknown := [attribute for attribute in self.label_names if attribute not in self.attributes]:
+            raise ConfigError(f"[labels] names {unknown[0]!r}, which is no attribute")
         if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n'):
             raise ConfigError(f"'delimiter' must be one character, such as ';' or '\\t', not {self.delimiter!r}")
         if self.encoding is not None:
@@ -129,7 +147,9 @@ class CatalogueConfig:
 
     def without_labels(self) -> CatalogueConfig:
         """Return the same catalogue to be labelled: neither attribute nor group columns are needed."""
-        return replace(self, attributes=(), group=())
+        template = template_columns(self.image) if self.image is not None else ()
+        separator = {column: each for column, each in self.separator.items() if column in template}
+        return replace(self, attributes=(), group=(), separator=separator, product_type=None, label_names={})
 
 
 def _text(table: Mapping[str, Any], key: str) -> str:
@@ -154,6 +174,19 @@ def _separators(table: Mapping[str, Any]) -> dict[str, str]:
     value = table.get("separator", {})
     if not isinstance(value, dict) or not all(isinstance(each, str) and each for each in value.values()):
         raise ConfigError(f"'separator' must be a table of column names and separators, not {value!r}")
+    return value
+
+
+def _label_names(value: object) -> dict[str, dict[str, dict[str, str]]]:
+    if not isinstance(value, dict) or not all(isinstance(each, dict) for each in value.values()):
+        raise ConfigError(f"[labels] must hold a table for each attribute, [labels.ATTRIBUTE], not {value!r}")
+    for attribute, names in value.items():
+        for label, each in names.items():
+            if not is_label_name(each):
+                raise ConfigError(
+                    f'[labels.{attribute}] must give {label!r} texts by language, such as {{de = "Marineblau"}}, '
+                    f"and maybe a description, not {each!r}"
+                )
     return value
 
 

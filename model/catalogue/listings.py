@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from pathlib import Path
 
 from model.catalogue.config import CatalogueConfig, template_columns
@@ -32,8 +33,8 @@ class Listing:
 
     `image` is a name inside the folder or zip, or a URL; None where there is no such image. Where it cannot be read,
     `further_images` can be tried in turn. `embedded` is the image itself, where the row of a stream holds it.
-    `labels` maps attributes to the labels of the table; an attribute without a label is absent. Listings of one
-    `group` are in one part.
+    `labels` maps single-valued attributes to the labels of the table, `label_sets` multi-valued ones to the labels that
+    the listing has, each once; an attribute without a label is absent. Listings of one `group` are in one part.
     """
 
     id: str
@@ -44,6 +45,16 @@ class Listing:
     part: Part
     further_images: tuple[str, ...] = ()
     embedded: bytes | None = None
+    label_sets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def has_label(self, attribute: str) -> bool:
+        """Whether the table has a label for an attribute."""
+        return attribute in self.labels or attribute in self.label_sets
+
+    @property
+    def every_label(self) -> tuple[str, ...]:
+        """The labels of all attributes."""
+        return (*self.labels.values(), *(label for labels in self.label_sets.values() for label in labels))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +93,43 @@ class Seen:
         return f"{self.count:,}{example}{_shown(self.lines, self.count)}"
 
 
+MISSING_SHARE = 0.05
+"""From this share of missing images on, something is probably wrong with the template or the folder."""
+
+
+@dataclass
+class ImageCount:
+    """How many rows name or hold an image, how many of these are there, and the first paths that are not; bounded."""
+
+    named: int = 0
+    found: int = 0
+    missing: list[str] = field(default_factory=list)
+
+    @property
+    def not_found(self) -> int:
+        """How many rows name an image that is not there."""
+        return self.named - self.found
+
+    @property
+    def warning(self) -> str | None:
+        """What to say where many are missing (`MISSING_SHARE`)."""
+        if not self.not_found or self.not_found < MISSING_SHARE * self.named:
+            return None
+        share = f"{self.not_found / self.named:.0%}"
+        return (
+            f"{self.not_found:,} of the {self.named:,} images that the table names ({share}) were not found, "
+            f"such as {self.missing[0]}"
+        )
+
+    def add(self, missing: str | None) -> None:
+        """Count a row that names an image: `missing` is the first path tried where it is not there."""
+        self.named += 1
+        if missing is None:
+            self.found += 1
+        elif len(self.missing) < _LINES_SHOWN:
+            self.missing.append(missing)
+
+
 @dataclass
 class ReadReport:
     """What became of the rows of a table; the commands print its `str()`.
@@ -97,6 +145,7 @@ class ReadReport:
     left_out: Counter[str] = field(default_factory=Counter)
     left_out_lines: dict[str, list[int]] = field(default_factory=dict)
     left_out_examples: dict[str, str] = field(default_factory=dict)
+    images: ImageCount = field(default_factory=ImageCount)
     without_image: int = 0
     without_title: int = 0
     unlabelled: Counter[str] = field(default_factory=Counter)
@@ -116,7 +165,7 @@ class ReadReport:
         self.listings += 1
         self.without_image += listing.image is None and listing.embedded is None
         self.without_title += listing.title is None
-        self.unlabelled.update(a for a in attributes if a not in listing.labels)
+        self.unlabelled.update(a for a in attributes if not listing.has_label(a))
 
     def leave_out(self, row: BadRow) -> None:
         """Count a row that is left out."""
@@ -185,7 +234,7 @@ class Catalogue:
         config = CatalogueConfig.load(Path(toml))
         images: Images = open_images(config.images)
         report = ReadReport(config.table.name)
-        reader = _Reader(config, images, report)
+        reader = CatalogueReader(config, images, report)
         copied: CopiedImages | None = None
         listings: dict[str, Listing] = {}
         for line, item in reader.items():
@@ -203,7 +252,7 @@ class Catalogue:
         reader.check_found()
         if not listings:
             raise CatalogueError(f"{config.table} holds no usable listing:\n{report}")
-        report.spellings = joined_spellings(listing.labels for listing in listings.values())
+        report.spellings = joined_spellings(_each_label(listings.values()))
         joined = tuple(_respelt(listing, report.spellings) for listing in listings.values())
         return cls(config, joined, report, copied or images)
 
@@ -217,6 +266,8 @@ class Catalogue:
         found = hashlib.sha256()
         for each in self.listings:
             found.update(repr((each.id, each.title, each.image, sorted(each.labels.items()), each.part)).encode())
+            if each.label_sets:
+                found.update(repr(sorted(each.label_sets.items())).encode())
         return found.hexdigest()
 
     def image_bytes(self, name: str) -> bytes:
@@ -231,20 +282,45 @@ def _copied(listing: Listing, images: CopiedImages) -> Listing:
     return replace(listing, image=name, embedded=None)
 
 
+def _each_label(listings: Iterable[Listing]) -> Iterator[Mapping[str, str]]:
+    """Yield labels by attribute, those of a label set one after the other."""
+    for listing in listings:
+        yield listing.labels
+        for attribute, labels in listing.label_sets.items():
+            yield from ({attribute: label} for label in labels)
+
+
 def _respelt(listing: Listing, spellings: Mapping[str, Mapping[str, str]]) -> Listing:
     changed = {a: spellings[a][label] for a, label in listing.labels.items() if label in spellings.get(a, ())}
-    return replace(listing, labels={**listing.labels, **changed}) if changed else listing
+    sets = {
+        a: tuple(dict.fromkeys(spellings[a].get(label, label) for label in labels))
+        for a, labels in listing.label_sets.items()
+        if a in spellings
+    }
+    if not changed and not sets:
+        return listing
+    return replace(listing, labels={**listing.labels, **changed}, label_sets={**listing.label_sets, **sets})
+
+
+class MissingImages(Enum):
+    """What becomes of a row whose image is named, and is not there."""
+
+    BY_NAME = "by name"
+    """It is left out, unless the name is made of the id: that is no claim, and many tables have listings without."""
+    ALLOWED = "allowed"
+    """It is a listing without an image."""
+    REFUSED = "refused"
+    """It is left out."""
 
 
 def iter_listings(
-    config: CatalogueConfig, images: Images, report: ReadReport, *, every_image: bool = False
+    config: CatalogueConfig, images: Images, report: ReadReport, *, missing: MissingImages = MissingImages.BY_NAME
 ) -> Iterator[Listing | BadRow]:
     """Yield one item for each row, in order and in constant memory, counting them in `report`.
 
-    Rows that repeat an id are yielded as well: finding them takes memory for every id. With `every_image` a row
-    without the image that the template names is a `BadRow` even where the name is made of its id.
+    Rows that repeat an id are yielded as well: finding them takes memory for every id.
     """
-    for _, item in _Reader(config, images, report, every_image=every_image).items():
+    for _, item in CatalogueReader(config, images, report, missing=missing).items():
         if isinstance(item, BadRow):
             report.leave_out(item)
         else:
@@ -257,33 +333,39 @@ def has_images(config: CatalogueConfig, images: Images) -> bool:
 
     Raises `CatalogueError` where a column names images and none of them is there.
     """
-    reader = _Reader(config, images, ReadReport(config.table.name))
+    report = ReadReport(config.table.name)
+    reader = CatalogueReader(config, images, report)
     for _ in reader.items():
-        if reader.found:
+        if report.images.found:
             return True
-    if reader.names_images:
+    if reader.needs_images:
         reader.check_found()
-    return reader.missing is None
+    return not report.images.named
 
 
-class _Reader:
-    """Reads the rows of a catalogue one by one; `found` is how many of them have an image."""
+class CatalogueReader:
+    """Reads the rows of a catalogue one by one, in constant memory, and counts in the report what it finds in them.
+
+    Whether a row is left out, or becomes a listing, is for its caller to count (`ReadReport.leave_out`, `add_listing`).
+    """
 
     def __init__(
-        self, config: CatalogueConfig, images: Images, report: ReadReport, *, every_image: bool = False
+        self,
+        config: CatalogueConfig,
+        images: Images,
+        report: ReadReport,
+        *,
+        missing: MissingImages = MissingImages.BY_NAME,
     ) -> None:
         self._config, self._report = config, report
         self._placeholders = Placeholders(config.placeholders)
         self._finder = None
-        self.names_images = every_image
+        self.needs_images = missing is MissingImages.REFUSED
         if config.image is not None:
             self._finder = ImageFinder(images, config.image, config.separator, self._placeholders)
-            # A name made of the id is no claim that there is an image: many tables have listings without one.
-            self.names_images = every_image or config.id not in template_columns(config.image)
-        self._known_labels: dict[str, tuple[str | None, str | None]] = {}
-        self.found = 0
-        self.missing: str | None = None
-        self._missing_count = 0
+            if missing is MissingImages.BY_NAME:
+                self.needs_images = config.id not in template_columns(config.image)
+        self._known_labels: dict[tuple[str | None, str], tuple[tuple[str, ...], str | None]] = {}
 
     def items(self) -> Iterator[tuple[int, Listing | BadRow]]:
         """Yield the line and the item of each row."""
@@ -295,17 +377,18 @@ class _Reader:
 
     def check_found(self) -> None:
         """Raise `CatalogueError` where images are named and none of them is there."""
-        if self.missing is None or self.found:
+        images = self._report.images
+        if images.found or not images.missing:
             return
-        if is_url(self.missing):
+        if is_url(images.missing[0]):
             raise CatalogueError(
-                f"none of the {self._missing_count:,} images is there: they are URLs, such as {self.missing}, which "
+                f"none of the {images.named:,} images is there: they are URLs, such as {images.missing[0]}, which "
                 "only `cma-clip label` fetches; download them, and name their folder by 'images'"
             )
         place = self._config.images or "its cells, and 'images' names no folder"
         raise CatalogueError(
-            f"none of the {self._missing_count:,} images that {self._config.table} names is in {place}; "
-            f"the first path tried is {self.missing}"
+            f"none of the {images.named:,} images that {self._config.table} names is in {place}; "
+            f"the first path tried is {images.missing[0]}"
         )
 
     def _listing_of(self, row: Row) -> Listing | BadRow:
@@ -313,6 +396,7 @@ class _Reader:
         if row.error or not name:
             return BadRow(id=name, line=row.line, reason=row.error or "empty id")
         images, title = self._images(row), self._title(row)
+        labels, label_sets = self._labels(row)
         if reason := self._trouble(images):
             return BadRow(id=name, line=row.line, reason=reason, example=images.missing)
         if title is None and not images.names and row.embedded is None:
@@ -322,7 +406,8 @@ class _Reader:
             id=name,
             title=title,
             image=images.names[0] if images.names else None,
-            labels=self._labels(row),
+            labels=labels,
+            label_sets=label_sets,
             group=group,
             part=part_of(group),
             further_images=images.names[1:],
@@ -333,23 +418,21 @@ class _Reader:
         """Return why a row cannot be used whose image is named and not there."""
         if images.outside:
             return "image path leaves the folder"
-        if images.missing is None or not self.names_images:
+        if images.missing is None or not self.needs_images:
             return None
         return "the image is a URL, which is not fetched here" if is_url(images.missing) else "no such image"
 
     def _images(self, row: Row) -> FoundImages:
         if row.embedded is not None:
-            self.found += 1
+            self._report.images.add(None)
             return FoundImages()
         if self._finder is None:
             return FoundImages()
         images = self._finder.find(row.values)
-        self.found += bool(images.names)
-        if images.missing is not None:
-            self.missing = self.missing or images.missing
-            self._missing_count += 1
-            if not self.names_images and not images.outside:
-                self._report.note("no such image", row.line, images.missing)
+        if images.names or images.missing is not None:
+            self._report.images.add(images.missing)
+        if images.missing is not None and not self.needs_images and not images.outside:
+            self._report.note("no such image", row.line, images.missing)
         return images
 
     def _title(self, row: Row) -> str | None:
@@ -362,23 +445,27 @@ class _Reader:
         self._report.note("titles that say nothing, taken as missing", row.line, repr(title[:40]))
         return None
 
-    def _labels(self, row: Row) -> dict[str, str]:
-        labels = {}
+    def _labels(self, row: Row) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
+        """Return the labels of single-valued attributes, and the label sets of multi-valued ones."""
+        labels, label_sets = {}, {}
         for attribute in self._config.attributes:
             cell = row.values[attribute]
             if not cell:
                 continue
-            found = self._known_labels.get(cell)
+            separator = self._config.separator.get(attribute)
+            found = self._known_labels.get((separator, cell))
             if found is None:
-                found = _label(cell, self._placeholders)
+                found = _labels_of(cell, separator, self._placeholders)
                 if len(self._known_labels) < _LABELS_REMEMBERED:
-                    self._known_labels[cell] = found
-            label, trouble = found
-            if label:
-                labels[attribute] = label
+                    self._known_labels[separator, cell] = found
+            several, trouble = found
+            if several and separator is None:
+                labels[attribute] = several[0]
+            elif several:
+                label_sets[attribute] = several
             elif trouble:
                 self._report.note(f"{trouble} of {attribute}, taken as missing", row.line, cell[:80])
-        return labels
+        return labels, label_sets
 
     def _group(self, values: Mapping[str, str]) -> str:
         cells = [values[column] for column in self._config.group]
@@ -388,12 +475,16 @@ class _Reader:
         return "\x1f".join(parts) if parts and all(parts) else values[self._config.id]
 
 
-def _label(cell: str, placeholders: Placeholders) -> tuple[str | None, str | None]:
-    """Return the label that a cell holds, or why it holds none."""
+def _labels_of(cell: str, separator: str | None, placeholders: Placeholders) -> tuple[tuple[str, ...], str | None]:
+    """Return the labels that a cell holds, each once, or why it holds none; without a separator it holds one at most.
+
+    The separator splits the texts of a list too: no label has it inside.
+    """
     several = as_list(cell) or [cell]
-    if len(several) > 1:
-        return None, "several labels"
-    label = plain_label(several[0])
-    if label in placeholders:
-        return None, "placeholders"
-    return sys.intern(label) or None, None
+    if separator is not None:
+        several = [part for each in several for part in each.split(separator) if part.strip()]
+    elif len(several) > 1:
+        return (), "several labels"
+    labels = dict.fromkeys(sys.intern(plain_label(each)) for each in several)
+    kept = tuple(label for label in labels if label and label not in placeholders)
+    return kept, "placeholders" if not kept and any(label in placeholders for label in labels) else None

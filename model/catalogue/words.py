@@ -80,10 +80,11 @@ def joined_spellings(labels: Iterable[Mapping[str, str]]) -> dict[str, dict[str,
     for row in labels:
         for attribute, label in row.items():
             counts.setdefault(attribute, Counter())[label] += 1
-    return {attribute: joined for attribute, found in counts.items() if (joined := _joined(found))}
+    return {attribute: joined for attribute, found in counts.items() if (joined := join_spellings(found))}
 
 
-def _joined(counts: Counter[str]) -> dict[str, str]:
+def join_spellings(counts: Counter[str]) -> dict[str, str]:
+    """Return the label that each other spelling is replaced by (see `joined_spellings`), from counts of labels."""
     chosen: dict[str, str] = {}
     by_frequency = sorted(counts, key=lambda label: (-counts[label], label))
     for label in by_frequency:

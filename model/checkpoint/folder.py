@@ -1,6 +1,7 @@
 """The checkpoint folder: everything needed to serve, written atomically and checked when read. Never pickle.
 
-    config.json         name, version, backbone, preprocessing, fusion sizes, attributes with ordered labels
+    config.json         name, version, backbone, preprocessing, fusion sizes, attributes with ordered labels, and which
+                        product types never bear an attribute
     model.safetensors   weights: matrices in half precision, vectors and statistics in float32
     calibration.json    temperatures and certified thresholds (absent until calibrated)
     scope.safetensors   what familiarity and agreement are measured against (absent until calibrated)
@@ -34,6 +35,7 @@ from model.errors import CheckpointError, ConfigError
 from model.files import replace_durably
 from model.situations import Situation
 from model.tasks import Task
+from model.trust.applicability import Applicability
 from model.trust.calibration import Calibration, GateRecord
 from model.trust.gate import Gate
 
@@ -60,6 +62,8 @@ class Checkpoint:
     calibration: Calibration | None
     gate: Gate | None
     """None until calibrated, and where the checkpoint was calibrated without one."""
+    applicability: Applicability | None = None
+    """None where the catalogue named no product type."""
     metrics: Mapping[str, Any] | None
 
     @property
@@ -79,6 +83,7 @@ def save_checkpoint(
     config: ModelConfig,
     tasks: Sequence[Task],
     training: Mapping[str, Any],
+    applicability: Applicability | None = None,
 ) -> str:
     """Write a new checkpoint, replacing `folder` in one step, and return its version.
 
@@ -98,7 +103,8 @@ def save_checkpoint(
             "name": name,
             "version": version,
             **to_json(config),
-            "attributes": [{"name": task.name, "labels": list(task.labels)} for task in tasks],
+            "attributes": [task.to_json() for task in tasks],
+            **({} if applicability is None else {"applicability": applicability.to_json()}),
             "training": dict(training),
         }
         write_json(temporary / CONFIG, content)
@@ -127,9 +133,11 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     try:
         name, training = str(content.pop("name")), dict(content.pop("training", {}))
         content.pop("version")
-        tasks = tuple(_task(attribute) for attribute in content.pop("attributes"))
+        tasks = tuple(map(Task.from_json, content.pop("attributes")))
         if len({task.name for task in tasks}) < len(tasks):
             raise ConfigError("an attribute is listed twice")
+        learned = content.pop("applicability", None)
+        applicability = None if learned is None else Applicability.from_json(learned, tasks)
         config = from_json(ModelConfig, content)
     except (KeyError, TypeError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error
@@ -142,16 +150,11 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         training=training,
         calibration=Calibration.from_json(calibration) if calibration is not None else None,
         gate=None,
+        applicability=applicability,
         metrics=metrics,
     )
     _check_calibration(checkpoint)
     return dataclasses.replace(checkpoint, gate=_load_gate(checkpoint))
-
-
-def _task(attribute: Mapping[str, Any]) -> Task:
-    if not isinstance(attribute["labels"], list):
-        raise ConfigError(f"the labels of {attribute['name']!r} are not a list")
-    return Task(name=attribute["name"], labels=tuple(map(str, attribute["labels"])))
 
 
 def load_weights(network: nn.Module, checkpoint: Checkpoint) -> None:

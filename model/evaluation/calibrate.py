@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -17,23 +20,24 @@ from model.evaluation.fit_gate import fit_gate
 from model.evaluation.heldout import (
     Answers,
     HeldOut,
+    PairAnswers,
     Temperatures,
     all_answers,
     check_attributes,
     collect,
     describe_unknown_labels,
     judgements,
+    not_applicable,
 )
 from model.inference.predictions import RawPredictor
 from model.inference.predictor import Predictor
 from model.situations import Situation
 from model.tasks import Task
-from model.trust.calibration import AttributeCalibration, Calibration, GateRecord, fit_temperature
-from model.trust.certificates import METHOD, certify, certify_labels
+from model.trust.applicability import Applicability
+from model.trust.calibration import AttributeCalibration, Calibration, Certificate, GateRecord, fit_temperature
+from model.trust.certificates import GRID, METHOD, TARGET_PRECISIONS, certify, certify_labels
 from model.trust.gate import Gate
 from model.trust.scope import SCOPE_LEVEL
-
-TARGET_PRECISIONS = (0.9, 0.95, 0.99)
 
 TOGETHER = "all attributes at once (Bonferroni)"
 
@@ -70,6 +74,7 @@ def calibrate(
         per_label=per_label,
         together=together,
         scope_level=scope_level,
+        applicability=predictor.checkpoint.applicability,
     )
     calibration = write_calibration(predictor.checkpoint, calibration, gate)
     metrics = predictor.checkpoint.folder / METRICS
@@ -91,12 +96,13 @@ def fit_calibration(
     per_label: bool = False,
     together: bool = False,
     scope_level: float = SCOPE_LEVEL,
+    applicability: Applicability | None = None,
 ) -> tuple[Calibration, Gate]:
     """Fit the gate, and calibrate every attribute in every situation on its own; with `per_label`, also each label.
 
     `scope_level`: the share of listings like the catalogue's that may be taken for unfamiliar ones. Each promise holds
     with probability 1 - `delta`. With `together`, at each target all attributes of a situation keep theirs at once,
-    with that probability: they share `delta` evenly (Bonferroni).
+    with that probability: they share `delta` evenly (Bonferroni). `applicability`: that of the checkpoint.
 
     The parts are kept apart: were temperatures or the gate fitted on the calibration listings, what is certified there
     would depend on itself, and the certificate (`model.trust.certificates.certify`) would not hold.
@@ -133,6 +139,7 @@ def fit_calibration(
             targets,
             delta / len(predictor.tasks) if together else delta,
             per_label=per_label,
+            applicability=applicability,
         ),
     )
     return calibration, gate
@@ -152,9 +159,24 @@ def _certify(
     delta: float,
     *,
     per_label: bool,
+    applicability: Applicability | None,
 ) -> dict[Situation, dict[str, AttributeCalibration]]:
-    """Certify every attribute in every situation on what the gate lets pass of the calibration listings."""
-    answers = all_answers(held_out, judgements(gate, held_out, temperatures), temperatures)
+    """Certify every attribute in every situation on what the gate lets pass of the calibration listings.
+
+    Where an attribute is not applicable, serving accepts nothing. The confidence from which the product type decides
+    that is itself learned from the calibration listings, so no certificate may depend on it: of the listings that some
+    such confidence would take out, right answers are taken out and wrong ones are kept. Whatever it is, what passes has
+    as many right answers at least, and as many wrong ones at most.
+    """
+    judged = judgements(gate, held_out, temperatures)
+    nothing, possible = (not_applicable(each, None, held_out, judged, temperatures) for each in (None, applicability))
+    answers = all_answers(held_out, judged, temperatures, nothing)
+    if applicability is not None:
+        fewest = all_answers(held_out, judged, temperatures, possible)
+        answers = {
+            situation: {name: _worst(own, fewest[situation][name]) for name, own in by_attribute.items()}
+            for situation, by_attribute in answers.items()
+        }
     return {
         situation: {
             task.name: _certify_attribute(
@@ -176,17 +198,33 @@ def _certify_attribute(
 ) -> AttributeCalibration:
     """Certify one attribute on the calibration listings that the gate lets pass."""
     passed = answers.passed
+    if task.multi_valued:  # no label is accepted that is likelier wrong than right
+        passed = passed & (answers.confidence >= GRID[-1])
     confidence, correct, group = answers.confidence[passed], answers.correct[passed], answers.group[passed]
-    predicted, n = answers.predicted[passed], len(passed)
-    own = certify_labels(confidence, correct, predicted, targets, delta, group=group) if per_label else {}
+    options: dict[str, Any] = {"group": group, "in_step": task.multi_valued}
+    predicted = answers.predicted[passed]
+    own = certify_labels(confidence, correct, predicted, targets, delta, **options) if per_label else {}
     return AttributeCalibration(
         temperature=temperature,
         thresholds={
-            target: found and dataclasses.replace(found, coverage=found.support / n)
-            for target, found in certify(confidence, correct, targets, delta, group=group).items()
+            target: found and dataclasses.replace(found, coverage=_coverage(answers, passed, found))
+            for target, found in certify(confidence, correct, targets, delta, **options).items()
         },
         labels={task.labels[label]: certificates for label, certificates in own.items()},
     )
+
+
+def _coverage(answers: Answers, passed: NDArray[np.bool_], certificate: Certificate) -> float:
+    """Return the share of the labelled listings of which a label is accepted."""
+    if not isinstance(answers, PairAnswers):
+        return certificate.support / len(passed)
+    accepted = answers.listing[passed & (answers.confidence >= certificate.threshold)]
+    return len(np.unique(accepted)) / len(np.unique(answers.listing))
+
+
+def _worst(most: Answers, fewest: Answers) -> Answers:
+    """Return the answers of which the fewest right ones pass and the most wrong ones."""
+    return dataclasses.replace(most, passed=np.where(most.correct, fewest.passed, most.passed))
 
 
 def calibration_table(calibration: Calibration) -> Table:

@@ -27,6 +27,7 @@ from model.evaluation import scores
 from model.evaluation.heldout import (
     Answers,
     HeldOut,
+    PairAnswers,
     Temperatures,
     all_answers,
     check_attributes,
@@ -34,12 +35,15 @@ from model.evaluation.heldout import (
     describe_unknown_labels,
     joined,
     judgements,
+    not_applicable,
     save_scores,
 )
+from model.inference.calibrator import LIKELY
 from model.inference.predictions import RawPredictor
 from model.inference.predictor import Predictor
 from model.situations import Situation
 from model.tasks import OUT_OF_VOCABULARY, Task
+from model.trust.applicability import Applicability
 from model.trust.binomial import clopper_pearson, design_effects
 from model.trust.calibration import AttributeCalibration, Calibration
 from model.trust.gate import Gate, Judgement
@@ -60,6 +64,7 @@ class Evaluation:
     answers: Mapping[Situation, Mapping[str, Answers]]
     calibration: Calibration
     gate: Gate | None
+    applicability: Applicability | None
 
 
 def evaluate(
@@ -85,7 +90,8 @@ def evaluate(
     calibration = predictor.checkpoint.calibration
     if calibration is None:
         raise ConfigError(f"{checkpoint} is not calibrated yet; run `cma-clip calibrate` on it first")
-    evaluation = measure(predictor, calibration, predictor.checkpoint.gate, catalogue, console=console)
+    trained, gate = predictor.checkpoint, predictor.checkpoint.gate
+    evaluation = measure(predictor, calibration, gate, catalogue, applicability=trained.applicability, console=console)
     write_part(predictor.checkpoint, METRICS, evaluation.metrics)
     update_card(predictor.checkpoint, model_card_tables(evaluation.metrics))
     if scores_file:
@@ -94,7 +100,13 @@ def evaluate(
 
 
 def measure(
-    predictor: RawPredictor, calibration: Calibration, gate: Gate | None, catalogue: Catalogue, *, console: Console
+    predictor: RawPredictor,
+    calibration: Calibration,
+    gate: Gate | None,
+    catalogue: Catalogue,
+    *,
+    console: Console,
+    applicability: Applicability | None = None,
 ) -> Evaluation:
     """Measure every attribute in every situation, and the gate, on the test part.
 
@@ -107,7 +119,8 @@ def measure(
     held_out = collect(predictor, catalogue, catalogue.part(Part.TEST), console=console, what=Part.TEST.value)
     temperatures = _temperatures(calibration)
     judged = judgements(gate, held_out, temperatures)
-    answers = all_answers(held_out, judged, temperatures)
+    excluded = not_applicable(applicability, calibration, held_out, judged, temperatures)
+    answers = all_answers(held_out, judged, temperatures, excluded)
     for situation, test in held_out.items():
         calibrated = calibration.situations[situation]
         situations[situation] = {
@@ -116,6 +129,7 @@ def measure(
             "gate": _gate_figures(judged[situation], test.group),
             "attributes": {
                 task.name: _measure(task, test, answers[situation][task.name], calibrated[task.name])
+                | ({} if applicability is None else _exclusion(task, test, excluded[situation]))
                 for task in predictor.tasks
             },
         }
@@ -132,7 +146,7 @@ def measure(
         "confidence_level": calibration.confidence_level,
         "situations": situations,
     }
-    return Evaluation(metrics=metrics, answers=answers, calibration=calibration, gate=gate)
+    return Evaluation(metrics=metrics, answers=answers, calibration=calibration, gate=gate, applicability=applicability)
 
 
 def _temperatures(calibration: Calibration) -> Temperatures:
@@ -171,7 +185,9 @@ def held_out_scores(
     listings = catalogue.part(Part.CALIBRATION)
     held_out = collect(predictor, catalogue, listings, console=console, what=Part.CALIBRATION.value)
     temperatures = _temperatures(evaluation.calibration)
-    answers = all_answers(held_out, judgements(evaluation.gate, held_out, temperatures), temperatures)
+    judged = judgements(evaluation.gate, held_out, temperatures)
+    excluded = not_applicable(evaluation.applicability, evaluation.calibration, held_out, judged, temperatures)
+    answers = all_answers(held_out, judged, temperatures, excluded)
     return {
         situation: {name: joined([own, evaluation.answers[situation][name]]) for name, own in by_attribute.items()}
         for situation, by_attribute in answers.items()
@@ -179,10 +195,11 @@ def held_out_scores(
 
 
 def _measure(task: Task, test: HeldOut, answers: Answers, calibrated: AttributeCalibration) -> dict[str, Any]:
+    if isinstance(answers, PairAnswers):
+        return _measure_sets(task, test, answers, calibrated)
     confidence, correct, group = answers.confidence, answers.correct, answers.group
     predicted, labels, n = answers.predicted, answers.labels, len(answers.labels)
     uncalibrated = test.answers(task, 1.0, np.ones(len(test.listings), np.bool_))
-    weights = test.attention[:, test.tasks.index(task)]
     everything = scores.operating_point(confidence, correct, 0.0)
     return {
         "support": n,
@@ -200,17 +217,84 @@ def _measure(task: Task, test: HeldOut, answers: Answers, calibrated: AttributeC
             "before": _figure(scores.expected_calibration_error(uncalibrated.confidence, correct)),
             "after": _figure(scores.expected_calibration_error(confidence, correct)),
         },
-        "modality_attention": {
-            modality: _figure(weights[:, column].mean()) if len(weights) else None
-            for column, modality in enumerate(("image", "text"))
-        },
+        "modality_attention": _attention(task, test),
         "answered": _answered(task, test),
+    }
+
+
+def _measure_sets(task: Task, test: HeldOut, answers: PairAnswers, calibrated: AttributeCalibration) -> dict[str, Any]:
+    """Measure a multi-valued attribute over its (listing, label) pairs; an answer is a label that is likelier than not.
+
+    A recall is the share of all true labels, those outside the vocabulary too, that are accepted.
+    """
+    likely, correct, predicted = answers.confidence >= LIKELY, answers.correct, answers.predicted
+    unknown = int(answers.unknown.sum())
+    uncalibrated = test.answers(task, 1.0, np.ones(len(test.listings), np.bool_))
+
+    def f1(rows: scores.Ints) -> tuple[float, float]:
+        return scores.set_f1(likely[rows], correct[rows], predicted[rows], int(answers.unknown[rows].sum()))
+
+    micro, macro = scores.set_f1(likely, correct, predicted, unknown)
+    return {
+        "support": int((np.diff(answers.listing, prepend=-1) > 0).sum()),
+        "labels": int(correct.sum()) + unknown,
+        "out_of_vocabulary": unknown,
+        "micro_f1": _figure(micro),
+        "micro_f1_interval": _interval(lambda rows: f1(rows)[0], answers.group),
+        "macro_f1": _figure(macro),
+        "macro_f1_interval": _interval(lambda rows: f1(rows)[1], answers.group),
+        "recall_at_precision": {str(target): _set_recall(answers, target) for target in calibrated.thresholds},
+        "accepted": {
+            str(target): _accepted(task, answers, calibrated, target) if len(correct) else None
+            for target in calibrated.thresholds
+        },
+        "calibration_error": {
+            # Of the answers: nearly all other pairs have a confidence near 0 and are rightly without their label.
+            "before": _figure(scores.expected_calibration_error(uncalibrated.confidence[likely], correct[likely])),
+            "after": _figure(scores.expected_calibration_error(answers.confidence[likely], correct[likely])),
+        },
+        "modality_attention": _attention(task, test),
+        "answered": _answered(task, test),
+    }
+
+
+def _set_recall(answers: PairAnswers, target: float) -> dict[str, Any]:
+    def recall(rows: scores.Ints) -> float:
+        confidence, correct = answers.confidence[rows], answers.correct[rows]
+        true = int(correct.sum() + answers.unknown[rows].sum())
+        point = scores.oracle_point(confidence, correct, target) if len(rows) else None
+        return math.nan if not true else 0.0 if point is None else point.right / true
+
+    return {
+        "recall": _figure(recall(np.arange(len(answers.correct)))),
+        "interval": _interval(recall, answers.group),
+    }
+
+
+def _exclusion(task: Task, test: HeldOut, excluded: NDArray[np.bool_]) -> dict[str, Any]:
+    """Return to how many test listings the attribute is judged not to apply, and how many of them are labelled."""
+    rows = excluded[:, test.tasks.index(task)]
+    labelled = sum(test.listings[row].has_label(task.name) for row in np.flatnonzero(rows).tolist())
+    return {"not_applicable": {"listings": int(rows.sum()), "labelled": labelled}}
+
+
+def _attention(task: Task, test: HeldOut) -> dict[str, float | None]:
+    """Return the mean weight of each modality."""
+    weights = test.attention[:, test.tasks.index(task)]
+    return {
+        modality: _figure(weights[:, column].mean()) if len(weights) else None
+        for column, modality in enumerate(("image", "text"))
     }
 
 
 def _answered(task: Task, test: HeldOut) -> dict[str, float]:
     """Return the share of each label among the answers: monitoring compares those of a running service with them."""
-    counts = np.bincount(test.logits_of(task).argmax(axis=1), minlength=len(task.labels))
+    logits = test.logits_of(task)
+    if task.multi_valued:  # a confidence of a half is a logit of 0, at any temperature
+        best = np.arange(len(task.labels)) == logits.argmax(axis=1)[:, None]
+        counts = ((logits >= 0) | best).sum(axis=0)
+    else:
+        counts = np.bincount(logits.argmax(axis=1), minlength=len(task.labels))
     return {label: float(count / max(1, counts.sum())) for label, count in zip(task.labels, counts, strict=True)}
 
 
@@ -233,13 +317,19 @@ def _accepted(task: Task, answers: Answers, calibrated: AttributeCalibration, ta
     accepted = (answers.passed & (answers.confidence >= minimum[answers.predicted])).astype(np.float64)
     point = scores.operating_point(accepted, answers.correct, 1.0)
     certificate = calibrated.thresholds[target]
-    return {
+    measured: dict[str, Any] = {
         "threshold": None if certificate is None else certificate.threshold,
         "coverage": point.coverage,
         "precision": point.precision,
         "precision_interval": _precision_interval(accepted, answers, point),
         "accepted": point.accepted,
     }
+    if isinstance(answers, PairAnswers):
+        true = int(answers.correct.sum() + answers.unknown.sum())
+        covered = len(np.unique(answers.listing[accepted > 0]))
+        measured["coverage"] = covered / len(np.unique(answers.listing))
+        measured["recall"] = point.right / true if true else None
+    return measured
 
 
 def _precision_interval(
@@ -273,6 +363,11 @@ LEGEND = (
     "before > after the temperature. Rows whose label the model does not know (unknown) count as errors."
 )
 
+SETS_LEGEND = (
+    "Attributes with a micro F1 are multi-valued: their figures are over pairs of a listing and a label, recall is the "
+    "share of all labels that is found, and coverage is the share of listings of which a label is accepted."
+)
+
 
 def evaluation_tables(metrics: Mapping[str, Any]) -> list[Table]:
     """Return one table per situation, for the terminal."""
@@ -282,7 +377,7 @@ def evaluation_tables(metrics: Mapping[str, Any]) -> list[Table]:
         for heading in _headings(metrics):
             table.add_column(heading, justify="left" if heading == "attribute" else "right")
         for attribute, figures in measured["attributes"].items():
-            table.add_row(*_row(attribute, figures))
+            table.add_row(*_row(attribute, figures, sets=_any_sets(metrics)))
         table.caption = _gate_line(measured["gate"])
         tables.append(table)
     return tables
@@ -292,33 +387,44 @@ def model_card_tables(metrics: Mapping[str, Any]) -> str:
     """Return the same tables as Markdown, from the content of metrics.json, for the model card."""
     data = metrics["data"]
     counts = ", ".join(f"{part} {n:,}" for part, n in data["listings"].items())
-    lines = [f"Measured on {metrics['date']} on the test part of `{data['name']}` ({counts}).", "", LEGEND]
+    legend = f"{LEGEND} {SETS_LEGEND}" if _any_sets(metrics) else LEGEND
+    lines = [f"Measured on {metrics['date']} on the test part of `{data['name']}` ({counts}).", "", legend]
     headings = _headings(metrics)
     for situation, measured in metrics["situations"].items():
         lines += ["", f"### {HEADINGS[situation]}: {measured['listings']:,} listings", ""]
         lines += [_markdown(headings), _markdown(["---", *["---:"] * (len(headings) - 1)])]
-        lines += [_markdown(_row(attribute, figures)) for attribute, figures in measured["attributes"].items()]
+        rows = [
+            _row(attribute, figures, sets=_any_sets(metrics)) for attribute, figures in measured["attributes"].items()
+        ]
+        lines += map(_markdown, rows)
         lines += ["", _gate_line(measured["gate"])]
     return "\n".join(lines) + "\n"
+
+
+def _any_sets(metrics: Mapping[str, Any]) -> bool:
+    """Whether an attribute is multi-valued."""
+    first = next(iter(metrics["situations"].values()))
+    return any("micro_f1" in figures for figures in first["attributes"].values())
 
 
 def _headings(metrics: Mapping[str, Any]) -> list[str]:
     targets = [f"{100 * target:g}" for target in metrics["target_precisions"]]
     return [
-        *("attribute", "rows", "unknown", "accuracy", "macro F1"),
+        *("attribute", "rows", "unknown", "accuracy", *(["micro F1"] if _any_sets(metrics) else []), "macro F1"),
         *(f"R@{target}" for target in targets),
         *(f"accepted at {target}" for target in targets),
         *("ECE", "image weight"),
     ]
 
 
-def _row(attribute: str, figures: Mapping[str, Any]) -> list[str]:
+def _row(attribute: str, figures: Mapping[str, Any], *, sets: bool) -> list[str]:
     error = figures["calibration_error"]
     return [
         attribute,
         f"{figures['support']:,}",
         f"{figures['out_of_vocabulary']:,}",
-        _percent(figures["accuracy"]),
+        _percent(figures.get("accuracy")),
+        *([_percent(figures.get("micro_f1"))] if sets else []),
         _percent(figures["macro_f1"]),
         *(_percent(measured["recall"]) for measured in figures["recall_at_precision"].values()),
         *(

@@ -22,6 +22,7 @@ from model.inference.predictions import RawPredictor
 from model.inputs.decode import decode_image
 from model.inputs.outliers import Family, draw_outliers
 from model.situations import Situation
+from model.tasks import multi_valued_places
 from model.trust.conflict import Conflict, fit_conflict, log_similarity
 from model.trust.conformal import one_per_group
 from model.trust.gate import Gate
@@ -86,7 +87,8 @@ def _references(held_out: HeldOut) -> NDArray[np.intp]:
 
 
 def _features(held_out: HeldOut, situation: Situation, words: KnownWords) -> Features:
-    return features_of(situation, held_out.embeddings, held_out.logits, words.unseen(held_out.titles))
+    unseen, multi_valued = words.unseen(held_out.titles), multi_valued_places(held_out.tasks)
+    return features_of(situation, held_out.embeddings, held_out.logits, unseen, multi_valued)
 
 
 def _made_up(
@@ -107,11 +109,11 @@ def features_of_pairs(
 ) -> dict[Situation, Features]:
     """Return the features of titles and RGB images, one pair at least, in every situation."""
     parts: dict[Situation, list[Features]] = {situation: [] for situation in Situation}
-    remaining = iter(pairs)
+    remaining, multi_valued = iter(pairs), multi_valued_places(predictor.tasks)
     while batch := [predictor.prepare(*pair) for pair in islice(remaining, BATCH)]:
         for situation, outputs in predictor.outputs(predictor.collate(batch)).items():
-            raw = outputs.raw
-            parts[situation].append(features_of(situation, raw.embeddings, raw.logits, words.unseen(outputs.titles)))
+            raw, unseen = outputs.raw, words.unseen(outputs.titles)
+            parts[situation].append(features_of(situation, raw.embeddings, raw.logits, unseen, multi_valued))
     return {situation: joined_features(each) for situation, each in parts.items()}
 
 
@@ -137,7 +139,8 @@ def _similarity(
     """Return the log similarities `[n, T]` of listings' images and titles, or of their images and `titles` `[n]`."""
     of_listings = evidence(held_out, Situation.IMAGE_AND_TITLE, temperatures)
     image, title = (of_listings[each].confidences for each in (Situation.IMAGE, Situation.TITLE))
-    return log_similarity(image, title if titles is None else [confidences[titles] for confidences in title])
+    of_titles = title if titles is None else [confidences[titles] for confidences in title]
+    return log_similarity(image, of_titles, of_listings[Situation.IMAGE].multi_valued)
 
 
 def _other_titles(group: Ints) -> Ints:

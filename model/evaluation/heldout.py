@@ -5,6 +5,7 @@ Shapes: n listings, T attributes, C_t labels of attribute t, B listings of a bat
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,8 +28,9 @@ from model.inference.predictions import RawPredictor, SituationOutputs
 from model.inference.stream import Failure, prepare_listing, stream
 from model.progress import progress_bar
 from model.situations import Situation
-from model.tasks import OUT_OF_VOCABULARY, Task
-from model.trust.calibration import softmax
+from model.tasks import OUT_OF_VOCABULARY, Task, encode_row, multi_valued_places
+from model.trust.applicability import Applicability
+from model.trust.calibration import Calibration, confidences_of, softmax
 from model.trust.gate import OPEN_GATE, Evidence, Gate, Judgement
 
 Ints = NDArray[np.int64]
@@ -60,12 +62,26 @@ class Answers:
     @property
     def where_passed(self) -> Answers:
         """The answers on the listings that the gate lets pass: what certificates speak of."""
-        return Answers(**{name: values[self.passed] for name, values in vars(self).items()})
+        return dataclasses.replace(self, **{name: values[self.passed] for name, values in vars(self).items()})
 
     @property
     def correct(self) -> NDArray[np.bool_]:
         """Whether the predicted label is the true one, [n]."""
         return np.asarray(self.predicted == self.labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairAnswers(Answers):
+    """The calibrated answers to a multi-valued attribute: each of the n rows is a (listing, label) pair.
+
+    Every labelled listing has a row for each label of the vocabulary, one after the other. `predicted` is the row's
+    label, and so is `labels` where the listing has it: else `labels` is OUT_OF_VOCABULARY.
+    """
+
+    listing: NDArray[np.int64]
+    """The row's listing, [n]: numbered from 0."""
+    unknown: NDArray[np.int64]
+    """How many labels outside the vocabulary the listing has, at its first row, else 0 [n]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +105,13 @@ class HeldOut:
     """n of them, None where the situation has none."""
 
     def labels(self, task: Task) -> NDArray[np.int64]:
-        """Return the true class indices [n], as `Task.encode` gives them."""
-        return np.array([task.encode(listing.labels.get(task.name)) for listing in self.listings], dtype=np.int64)
+        """Return the true labels: class indices [n], or the columns of a multi-valued attribute [n, C], as
+        `model.tasks.encode_row` gives them.
+        """
+        rows = [encode_row([task], listing.labels, listing.label_sets) for listing in self.listings]
+        if task.multi_valued:
+            return np.array(rows, dtype=np.int64).reshape(len(rows), len(task.labels))
+        return np.array(rows, dtype=np.int64).reshape(len(rows))
 
     def logits_of(self, task: Task) -> NDArray[np.float32]:
         """Return the logits [n, C_t] of one attribute."""
@@ -103,11 +124,17 @@ class HeldOut:
             [logits[rows] for logits in self.logits],
             [temperatures[task.name] for task in self.tasks],
             [self.titles[row] for row in rows.tolist()],
+            multi_valued_places(self.tasks),
         )
 
     def answers(self, task: Task, temperature: float, passed: NDArray[np.bool_]) -> Answers:
-        """Return the answers on the listings that have a label for this attribute; passed: the gate's verdicts [n]."""
+        """Return the answers on the listings that have a label for this attribute; passed: the gate's verdicts [n].
+
+        `PairAnswers` for a multi-valued attribute.
+        """
         labels = self.labels(task)
+        if task.multi_valued:
+            return self._pair_answers(task, temperature, passed, labels)
         counted = labelled(labels)
         probabilities = softmax(self.logits_of(task)[counted], temperature)
         return Answers(
@@ -116,6 +143,24 @@ class HeldOut:
             labels=labels[counted],
             group=self.group[counted],
             passed=passed[counted],
+        )
+
+    def _pair_answers(
+        self, task: Task, temperature: float, passed: NDArray[np.bool_], labels: NDArray[np.int64]
+    ) -> PairAnswers:
+        counted = np.flatnonzero(labelled(labels[:, 0]))
+        n, size = len(counted), len(task.labels)
+        unknown = np.zeros((n, size), np.int64)
+        unknown[:, 0] = [task.encode_set(self.listings[row].label_sets[task.name])[1] for row in counted.tolist()]
+        label = np.tile(np.arange(size), n)
+        return PairAnswers(
+            confidence=confidences_of(self.logits_of(task)[counted], temperature, multi_valued=True).ravel(),
+            predicted=label,
+            labels=np.where(labels[counted].ravel() == 1, label, OUT_OF_VOCABULARY),
+            group=np.repeat(self.group[counted], size),
+            passed=np.repeat(passed[counted], size),
+            listing=np.repeat(np.arange(n), size),
+            unknown=unknown.ravel(),
         )
 
     @cached_property
@@ -212,17 +257,48 @@ def judgements(
     }
 
 
+def not_applicable(
+    applicability: Applicability | None,
+    calibration: Calibration | None,
+    held_out: Mapping[Situation, HeldOut],
+    judged: Mapping[Situation, Judgement],
+    temperatures: Temperatures,
+) -> dict[Situation, NDArray[np.bool_]]:
+    """Return which attributes are not applicable to the listings of every situation, `[n, T]`, as serving judges it.
+
+    Without a `calibration`: which ones could be, whatever the confidence from which the product type is accepted.
+    """
+    if applicability is None:
+        return {situation: np.zeros_like(each.disagree) for situation, each in judged.items()}
+    excluded = {}
+    for situation, listings in held_out.items():
+        task = applicability.task(listings.tasks)
+        t = listings.tasks.index(task)
+        confidences = confidences_of(listings.logits[t], temperatures[situation][task.name], multi_valued=False)
+        minimum = np.zeros(len(task.labels))
+        if calibration is not None:
+            of_type = calibration.situations[situation][task.name]
+            minimum = applicability.minimum_confidence(listings.tasks, of_type)
+        excluded[situation] = applicability.excludes(
+            listings.tasks, confidences, minimum, judged[situation].passed[:, t]
+        )
+    return excluded
+
+
 def all_answers(
-    held_out: Mapping[Situation, HeldOut], judged: Mapping[Situation, Judgement], temperatures: Temperatures
+    held_out: Mapping[Situation, HeldOut],
+    judged: Mapping[Situation, Judgement],
+    temperatures: Temperatures,
+    excluded: Mapping[Situation, NDArray[np.bool_]],
 ) -> dict[Situation, dict[str, Answers]]:
-    """Return every attribute's answers in every situation, with the gate's verdicts.
+    """Return every attribute's answers in every situation, with the verdicts of the gate and of `not_applicable`.
 
     A listing whose title is ignored is answered as an image alone: beside its title it counts as not accepted, and it
     is evidence for that situation only.
     """
     answers = {}
     for situation, listings in held_out.items():
-        passed = judged[situation].passed & ~judged[situation].title_ignored[:, None]
+        passed = judged[situation].passed & ~judged[situation].title_ignored[:, None] & ~excluded[situation]
         answers[situation] = {
             task.name: listings.answers(task, temperatures[situation][task.name], passed[:, t])
             for t, task in enumerate(listings.tasks)
@@ -277,6 +353,8 @@ def describe_unknown_labels(tasks: Sequence[Task], catalogue: Catalogue) -> str:
 
 def _held_out_labels(task: Task, catalogue: Catalogue) -> Counter[str]:
     held_out = (listing for listing in catalogue.listings if listing.part is not Part.TRAIN)
+    if task.multi_valued:
+        return Counter(label for listing in held_out for label in listing.label_sets.get(task.name, ()))
     return Counter(label for listing in held_out if (label := listing.labels.get(task.name)))
 
 
@@ -292,14 +370,12 @@ def _takes_part(listing: Listing, situation: Situation) -> bool:
 
 def joined(parts: Sequence[Answers]) -> Answers:
     """Return the answers on several parts, which share no title, as one."""
-    first_group = np.cumsum([0, *(part.group.max(initial=-1) + 1 for part in parts)])
-    return Answers(
-        confidence=np.concatenate([part.confidence for part in parts]),
-        predicted=np.concatenate([part.predicted for part in parts]),
-        labels=np.concatenate([part.labels for part in parts]),
-        group=np.concatenate([part.group + first for part, first in zip(parts, first_group, strict=False)]),
-        passed=np.concatenate([part.passed for part in parts]),
-    )
+    columns = {name: np.concatenate([vars(part)[name] for part in parts]) for name in vars(parts[0])}
+    for name in {"group", "listing"} & columns.keys():  # which are numbered in each part from 0
+        first = np.cumsum([0, *(vars(part)[name].max(initial=-1) + 1 for part in parts)])
+        numbers = [vars(part)[name] + start for part, start in zip(parts, first, strict=False)]
+        columns[name] = np.concatenate(numbers)
+    return type(parts[0])(**columns)
 
 
 # --- held-out scores on disk -------------------------------------------------------------------------------
@@ -330,7 +406,8 @@ def load_scores(path: Path) -> dict[Situation, dict[str, Answers]]:
                 columns.setdefault((Situation(situation), attribute), {})[column] = file[key]
         answers: dict[Situation, dict[str, Answers]] = {}
         for (situation, attribute), values in columns.items():
-            answers.setdefault(situation, {})[attribute] = Answers(**values)
+            kind = PairAnswers if "listing" in values else Answers
+            answers.setdefault(situation, {})[attribute] = kind(**values)
     except (OSError, EOFError, BadZipFile, ValueError, TypeError) as error:
         raise ModelError(f"{path} holds no held-out scores: {error}") from error
     return answers

@@ -51,6 +51,26 @@ def macro_f1(predicted: Ints, labels: Ints) -> float:
     return float(f1.mean())
 
 
+def set_f1(predicted: Bools, true: Bools, label: Ints, unknown: int) -> tuple[float, float]:
+    """Return micro and macro F1 of a multi-valued attribute; NaN when no label occurs in the truth.
+
+    The rows are (listing, label) pairs: whether the label is answered, whether it is true, and which it is, `[n]` each.
+    unknown: true labels outside the vocabulary, which are missed: they count in micro F1. Macro F1 is the mean over the
+    labels of the vocabulary that occur in the truth.
+    """
+    size = int(label.max(initial=-1)) + 1
+    right, answers, occurrences = (
+        np.bincount(label[rows], minlength=size) for rows in (predicted & true, predicted, true)
+    )
+    occurring = occurrences > 0
+    if not occurrences.sum() + unknown:
+        return float("nan"), float("nan")
+    micro = float(2 * right.sum() / (answers.sum() + occurrences.sum() + unknown))
+    if not occurring.any():
+        return micro, float("nan")
+    return micro, float((2 * right[occurring] / (answers[occurring] + occurrences[occurring])).mean())
+
+
 @dataclass(frozen=True, slots=True)
 class OperatingPoint:
     """The result of accepting, of `n` rows, those whose confidence is at least `threshold`."""

@@ -21,16 +21,21 @@ from model.inference.predictions import (
     AttributePrediction,
     Candidate,
     Explanation,
+    LabelPrediction,
     ListingWarning,
     Scope,
     SituationOutputs,
 )
 from model.situations import Situation
-from model.tasks import Task
+from model.tasks import Task, multi_valued_places
+from model.trust.applicability import Applicability
 from model.trust.calibration import Calibration
 from model.trust.gate import OPEN_GATE, Evidence, Gate, Judgement
 
 _INDEX = {situation: index for index, situation in enumerate(Situation)}
+
+LIKELY = 0.5
+"""From this confidence on, a label of a multi-valued attribute is likelier than not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +48,11 @@ class AttributeBatch:
     confidences: NDArray[np.float64]
     """Of the candidates, `[n, C_t]`."""
     minimum: NDArray[np.float64]
-    """The confidence at which the best candidate is accepted, `[n, K]`; infinity for never."""
+    """The confidence at which candidates are accepted, infinity for never: that of the best one, `[n, K, 1]`; of all,
+    `[n, K, C_t]`, where the attribute is multi-valued."""
+    multi_valued: bool
+    not_applicable: NDArray[np.bool_]
+    """Whether listings of this product type never bear it, `[n]`."""
     disagree: NDArray[np.bool_]
     """Whether image and title contradict each other on it, `[n]`."""
     attention: NDArray[np.float32]
@@ -69,28 +78,61 @@ class BatchRow:
     def attribute(self, name: str, *, target_precision: float, top_k: int) -> AttributePrediction:
         """Return the prediction of one attribute; at a target that was not calibrated, nothing is accepted."""
         batch, row, target = self.attributes[name], self.row, self.targets.get(target_precision)
-        shown = max(1, top_k)
-        order, confidences = batch.order[row, :shown].tolist(), batch.confidences[row, :shown].tolist()
-        minimum = math.inf if target is None else float(batch.minimum[row, target])
+        labels = [self._label(batch, place, target) for place in self._shown(batch, target, max(1, top_k))]
         image, text = batch.attention[row].tolist()
+        order, confidences = batch.order[row, :top_k].tolist(), batch.confidences[row, :top_k].tolist()
         return AttributePrediction(
-            label=batch.labels[order[0]],
-            confidence=confidences[0],
-            abstention=self._abstention(batch, confidences[0], minimum),
-            threshold=None if math.isinf(minimum) else minimum,
+            label=labels[0].label,
+            confidence=labels[0].confidence,
+            abstention=labels[0].abstention,
+            threshold=labels[0].threshold,
             target_precision=target_precision,
             candidates=tuple(
-                Candidate(batch.labels[index], confidence)
-                for index, confidence in zip(order[:top_k], confidences[:top_k], strict=True)
+                Candidate(batch.labels[index], confidence) for index, confidence in zip(order, confidences, strict=True)
             ),
             modality_attention={"image": image, "text": text},
             explanation=self.explanations[name] if self.explanations else None,
+            labels=tuple(labels) if batch.multi_valued else (),
+            likely=self._likely(batch) if batch.multi_valued else (),
         )
+
+    def _shown(self, batch: AttributeBatch, target: int | None, shown: int) -> list[int]:
+        """Return the places among the candidates of the labels that are answered: the best one; of a multi-valued
+        attribute all that are accepted, then further ones up to `shown` in all.
+        """
+        if not batch.multi_valued:
+            return [0]
+        accepted: list[int] = []
+        if target is not None and self._blocked(batch) is None and not batch.disagree[self.row]:
+            accepted = np.flatnonzero(batch.confidences[self.row] >= batch.minimum[self.row, target]).tolist()
+        further = np.setdiff1d(np.arange(len(batch.labels)), accepted)[: max(0, shown - len(accepted))]
+        return [*accepted, *further.tolist()]
+
+    def _label(self, batch: AttributeBatch, place: int, target: int | None) -> LabelPrediction:
+        confidence = float(batch.confidences[self.row, place])
+        minimum = math.inf if target is None else float(batch.minimum[self.row, target, place])
+        return LabelPrediction(
+            label=batch.labels[int(batch.order[self.row, place])],
+            confidence=confidence,
+            abstention=self._abstention(batch, confidence, minimum),
+            threshold=None if math.isinf(minimum) else minimum,
+        )
+
+    def _likely(self, batch: AttributeBatch) -> tuple[str, ...]:
+        """Return the labels that are likelier than not, or the likeliest."""
+        count = max(1, int((batch.confidences[self.row] >= LIKELY).sum()))
+        return tuple(batch.labels[index] for index in batch.order[self.row, :count].tolist())
+
+    def _blocked(self, batch: AttributeBatch) -> Abstention | None:
+        """Return why none of the attribute's labels is accepted whatever its confidence and threshold, if so."""
+        if self.scope.in_scope is False:
+            return Abstention.UNFAMILIAR_LISTING
+        return Abstention.NOT_APPLICABLE if batch.not_applicable[self.row] else None
 
     def _abstention(self, batch: AttributeBatch, confidence: float, minimum: float) -> Abstention | None:
         """Return the first reason that holds, in the order of `Abstention`."""
-        if self.scope.in_scope is False:
-            return Abstention.UNFAMILIAR_LISTING
+        if (blocked := self._blocked(batch)) is not None:
+            return blocked
         if math.isinf(minimum):
             return Abstention.NOT_CERTIFIED
         if batch.disagree[self.row]:
@@ -115,8 +157,17 @@ class Calibrator:
     Without a calibration the temperature is 1, and nothing is accepted. Without a gate every listing passes it.
     """
 
-    def __init__(self, tasks: Sequence[Task], calibration: Calibration | None, gate: Gate | None) -> None:
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        calibration: Calibration | None,
+        gate: Gate | None,
+        applicability: Applicability | None = None,
+    ) -> None:
         targets = calibration.target_precisions if calibration else ()
+        self._tasks, self._multi_valued = tuple(tasks), multi_valued_places(tasks)
+        self._applicability = applicability if calibration else None
+        self._product_types = _product_types(tasks, calibration, applicability)
         self._targets = {target: place for place, target in enumerate(targets)}
         self._rules = tuple(_rules(task, calibration) for task in tasks)
         self._gate = gate or OPEN_GATE
@@ -146,14 +197,18 @@ class Calibrator:
 
     def _evidence(self, situation: Situation, outputs: SituationOutputs) -> Evidence:
         raw, temperatures = outputs.raw, [rules.temperature[_INDEX[situation]] for rules in self._rules]
-        return Evidence.of(raw.embeddings, raw.logits, temperatures, outputs.titles)
+        return Evidence.of(raw.embeddings, raw.logits, temperatures, outputs.titles, self._multi_valued)
 
     def _answer(
         self, given: Situation, parts: Mapping[Situation, _Part], warnings: Sequence[tuple[ListingWarning, ...]]
     ) -> list[BatchRow]:
         """Answer n listings that have the modalities of `given`, from their outputs in each situation."""
         judged = self._gate.judge(given, {situation: part.evidence for situation, part in parts.items()})
-        attributes = {rules.task.name: _predict(rules, t, given, parts, judged) for t, rules in enumerate(self._rules)}
+        excluded = self._excluded(given, parts, judged)
+        attributes = {
+            rules.task.name: _predict(rules, t, given, parts, judged, not_applicable=excluded[:, t])
+            for t, rules in enumerate(self._rules)
+        }
         ignored = judged.title_ignored.tolist()
         return [
             BatchRow(
@@ -165,6 +220,16 @@ class Calibrator:
             )
             for row, warned in enumerate(warnings)
         ]
+
+    def _excluded(self, given: Situation, parts: Mapping[Situation, _Part], judged: Judgement) -> NDArray[np.bool_]:
+        """Return which attributes are not applicable to n listings, `[n, T]`."""
+        if self._applicability is None:
+            return np.zeros_like(judged.disagree)
+        t = self._tasks.index(self._applicability.task(self._tasks))
+        confidences, _, situation = _read(t, given, parts, judged)
+        return self._applicability.excludes(
+            self._tasks, confidences, self._product_types[situation], judged.passed[:, t]
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,10 +275,25 @@ def _rules(task: Task, calibration: Calibration | None) -> _Rules:
     )
 
 
-def _predict(
-    rules: _Rules, t: int, given: Situation, parts: Mapping[Situation, _Part], judged: Judgement
-) -> AttributeBatch:
-    """Predict attribute `t` of n listings that have the modalities of `given`."""
+def _product_types(
+    tasks: Sequence[Task], calibration: Calibration | None, applicability: Applicability | None
+) -> NDArray[np.float64]:
+    """Return the confidence from which each product type is accepted when applicability is judged, `[S, P]`."""
+    if calibration is None or applicability is None:
+        return np.empty((len(_INDEX), 0))
+    name = applicability.product_type
+    return np.stack(
+        [applicability.minimum_confidence(tasks, calibration.situations[situation][name]) for situation in Situation]
+    )
+
+
+def _read(
+    t: int, given: Situation, parts: Mapping[Situation, _Part], judged: Judgement
+) -> tuple[NDArray[np.float64], NDArray[np.float32], NDArray[np.intp]]:
+    """Return attribute `t`'s confidences `[n, C_t]` and attention `[n, 2]`, and the situation that each is from `[n]`.
+
+    The listings have the modalities of `given`; where a title is ignored, they are read by the image alone.
+    """
     confidences, attention = parts[given].evidence.confidences[t], parts[given].attention[:, t]
     situation = np.full(len(confidences), _INDEX[given])
     if judged.title_ignored.any():
@@ -221,13 +301,30 @@ def _predict(
         confidences = np.where(ignored, image.evidence.confidences[t], confidences)
         attention = np.where(ignored, image.attention[:, t], attention)
         situation[judged.title_ignored] = _INDEX[Situation.IMAGE]
+    return confidences, attention, situation
+
+
+def _predict(
+    rules: _Rules,
+    t: int,
+    given: Situation,
+    parts: Mapping[Situation, _Part],
+    judged: Judgement,
+    *,
+    not_applicable: NDArray[np.bool_],
+) -> AttributeBatch:
+    """Predict attribute `t` of n listings that have the modalities of `given`."""
+    confidences, attention, situation = _read(t, given, parts, judged)
     # Stable, so that equal confidences are listed in the order of the labels.
     order = np.argsort(-confidences, axis=1, kind="stable")
+    judged_labels = order if rules.task.multi_valued else order[:, :1]
     return AttributeBatch(
         labels=rules.task.labels,
         order=order,
         confidences=np.take_along_axis(confidences, order, axis=1),
-        minimum=rules.minimum[situation, :, order[:, 0]],
+        minimum=np.take_along_axis(rules.minimum[situation], judged_labels[:, None, :], axis=2),
+        multi_valued=rules.task.multi_valued,
+        not_applicable=not_applicable,
         disagree=judged.disagree[:, t],
         attention=attention,
     )

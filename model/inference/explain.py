@@ -123,12 +123,15 @@ class ImageVariants:
         return ImageExplanation(rows=rows, columns=columns, weights=weights.tolist(), frame=frame)
 
 
-def log_odds(logits: NDArray[np.float32], label: int) -> NDArray[np.float64]:
+def log_odds(logits: NDArray[np.float32], label: int, *, multi_valued: bool = False) -> NDArray[np.float64]:
     """Return the log-odds of `label`, `[R]`, from logits `[R, C]`: unlike confidence they never saturate.
 
-    Where there is a single label, its logit is returned: it has no odds.
+    Those of a multi-valued attribute's label are its logit. Where there is a single label, its logit is returned too:
+    it has no odds.
     """
     scores = logits.astype(np.float64)
+    if multi_valued:
+        return np.asarray(scores[:, label])
     others = np.delete(scores, label, axis=1)
     if not others.shape[1]:
         return np.asarray(scores[:, label])

@@ -21,6 +21,7 @@ from model.errors import UncalibratedTargetError
 from model.situations import ListingWarning as ListingWarning  # noqa: PLC0414 - part of an answer, so named here too
 from model.situations import Situation
 from model.tasks import Task
+from model.trust.applicability import Applicability
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -47,6 +48,8 @@ class ModelInfo:
     """What computes the forward pass."""
     scope_gate: bool = False
     """Whether the checkpoint can tell unfamiliar listings: without it every listing counts as in scope."""
+    applicability: Applicability | None = None
+    """Which product types never bear which attributes; None where that was not learned."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
     """The checkpoint's metrics.json, as measured on its test part."""
 
@@ -94,6 +97,8 @@ class Abstention(StrEnum):
 
     UNFAMILIAR_LISTING = "unfamiliar_listing"
     """The listing is unlike those that the thresholds were certified on: nothing of it is accepted."""
+    NOT_APPLICABLE = "not_applicable"
+    """Listings of this product type never bear the attribute."""
     NOT_CERTIFIED = "not_certified"
     """No threshold could be certified at this target precision, or the target was not calibrated."""
     MODALITIES_DISAGREE = "modalities_disagree"
@@ -173,8 +178,29 @@ class Explanation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LabelPrediction:
+    """One label of a multi-valued attribute: whether the listing has it."""
+
+    label: str
+    confidence: float
+    abstention: Abstention | None
+    """Why the label is not accepted; None where it is."""
+    threshold: float | None
+    """None where no threshold could be certified at this target precision."""
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the label may be used at the target precision."""
+        return self.abstention is None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AttributePrediction:
-    """One attribute of one listing, predicted."""
+    """One attribute of one listing, predicted.
+
+    `label`, `confidence`, `abstention` and `threshold` of a multi-valued attribute are those of the first of `labels`:
+    it is accepted where any label is.
+    """
 
     label: str
     """The best candidate, whether accepted or not."""
@@ -189,6 +215,12 @@ class AttributePrediction:
     modality_attention: Mapping[str, float]
     """`{"image": …, "text": …}`, summing to 1; an absent modality has 0."""
     explanation: Explanation | None
+    labels: tuple[LabelPrediction, ...] = ()
+    """Of a multi-valued attribute: all accepted labels, then further ones, up to `top_k` in all and one at least; each
+    best first. Empty for a single-valued one."""
+    likely: tuple[str, ...] = ()
+    """Of a multi-valued attribute: the labels that are likelier than not, or the likeliest where none is, whatever the
+    target precision and `top_k`."""
 
     @property
     def accepted(self) -> bool:

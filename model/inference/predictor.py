@@ -102,7 +102,9 @@ class Predictor:
         self.network = network.to(device).to(memory_format=torch.channels_last).eval()
         self.transform = ImageTransform(checkpoint.config.preprocess)
         self.tokenize = TitleTokenizer(checkpoint.config.preprocess)
-        self._calibrator = Calibrator(checkpoint.tasks, checkpoint.calibration, checkpoint.gate)
+        self._calibrator = Calibrator(
+            checkpoint.tasks, checkpoint.calibration, checkpoint.gate, checkpoint.applicability
+        )
         self.info = ModelInfo(
             name=checkpoint.name,
             version=checkpoint.version,
@@ -114,6 +116,7 @@ class Predictor:
             target_precisions=checkpoint.calibration.target_precisions if checkpoint.calibration else (),
             calibration=checkpoint.calibration_digest,
             scope_gate=checkpoint.gate is not None,
+            applicability=checkpoint.applicability,
             metrics=checkpoint.metrics or {},
         )
 
@@ -295,7 +298,7 @@ class Predictor:
         logits, images = self._variant_logits(of_image, of_title), of_image.count if of_image else 0
         explanations = {}
         for task, variants in zip(self.tasks, logits, strict=True):
-            odds = log_odds(variants, answer.best(task.name))
+            odds = log_odds(variants, answer.best(task.name), multi_valued=task.multi_valued)
             explanations[task.name] = Explanation(
                 image=of_image.explain(odds[:images], item.frame) if of_image and item.frame else None,
                 text=of_title.explain(odds[images:]) if of_title else None,

@@ -26,12 +26,14 @@ from model.inputs.augment import AugmentConfig, random_box, vary_photo, vary_pix
 from model.inputs.decode import decode_image
 from model.inputs.preprocess import ImageTransform
 from model.inputs.tokenizer import TitleTokenizer, pad_tokens
-from model.tasks import UNLABELLED, Task
+from model.tasks import UNLABELLED, Task, encode_row
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One listing: pixels uint8 `[3, H, W]`, zeros where it has no image; tokens `[l]` or None; labels `[T]` int64."""
+    """One listing: pixels uint8 `[3, H, W]`, zeros where it has no image; tokens `[l]` or None; labels `[columns]`
+    int64, as `model.tasks.encode_row` has them.
+    """
 
     pixels: NDArray[Any]
     tokens: NDArray[np.int64] | None
@@ -41,7 +43,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class TrainingBatch:
-    """pixels `[B, 3, H, W]` uint8, tokens `[B, L]` int64, labels `[B, T]` int64; has_*: `[B]` bool."""
+    """pixels `[B, 3, H, W]` uint8, tokens `[B, L]` int64, labels `[B, columns]` int64; has_*: `[B]` bool."""
 
     pixels: Tensor
     tokens: Tensor
@@ -92,10 +94,10 @@ class ListingDataset(Dataset[Example]):
 
     def __getitem__(self, index: int) -> Example:
         listing = self.listings[index]
-        labels = [task.encode(listing.labels.get(task.name)) for task in self.tasks]
+        labels = encode_row(self.tasks, listing.labels, listing.label_sets)
         pixels = tokens = None
         if listing.title:
-            tokens = self._tokens(listing.title, listing.labels.values(), self._generator("title", index))
+            tokens = self._tokens(listing.title, listing.every_label, self._generator("title", index))
         if listing.image:
             try:
                 pixels = self.load_image(listing.image, self._generator("image", index))

@@ -14,7 +14,7 @@ from model.config import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Fusio
 from model.errors import ConfigError
 from model.network.cma_clip import CMAClip, build_cma_clip
 from model.network.towers import Backbone, backbone_config, pretrained_backbone
-from model.tasks import Task
+from model.tasks import Task, label_columns
 
 DEFAULT_BACKBONE = "cma-small"
 
@@ -140,13 +140,21 @@ def take_imagenet(backbone: Backbone) -> None:
 
 
 @torch.no_grad()
-def start_from_frequencies(network: CMAClip, labels: Tensor) -> None:
-    """Set the bias of each head to the log frequencies of its labels among `labels`, `[n, T]` int64 (negative: none).
+def start_from_frequencies(network: CMAClip, tasks: Sequence[Task], labels: Tensor, *, every_head: bool = True) -> None:
+    """Set the bias of each head to what gives its labels their frequencies among `labels`, `[n, columns]` int64 (as
+    `model.tasks.encode_row` has them; negative: none).
 
     So no step is spent on learning them, and no gradient drives the layers below towards what is the same for every
-    listing.
+    listing. Without `every_head` only multi-valued attributes start so: else each of their labels would start at a
+    half, and unlearning that would be all of the first gradients.
     """
-    for head, column in zip(network.heads, labels.T, strict=True):
+    for task, head, place in zip(tasks, network.heads, label_columns(tasks), strict=True):
         bias = head[-1].bias  # type: ignore[index]
-        counts = torch.bincount(column[column >= 0], minlength=len(bias)) + 0.5
-        bias.copy_((counts / counts.sum()).log())
+        if task.multi_valued:
+            known = labels[:, place][labels[:, place.start] >= 0]
+            share = (known.sum(dim=0) + 0.5) / (len(known) + 1)
+            bias.copy_(share.logit())
+        elif every_head:
+            column = labels[:, place.start]
+            counts = torch.bincount(column[column >= 0], minlength=len(bias)) + 0.5
+            bias.copy_((counts / counts.sum()).log())

@@ -21,6 +21,8 @@ class TrainingLoss:
 
     config: TrainConfig
     transform: ImageTransform
+    multi_valued: frozenset[int] = frozenset()
+    """The places of the multi-valued attributes."""
 
     def __call__(self, network: CMAClip, batch: TrainingBatch, progress: float) -> dict[str, Tensor]:
         """Return the loss of each situation that has a weight, and their weighted sum `total`: scalars, in nats summed
@@ -74,7 +76,9 @@ class TrainingLoss:
         return config.mismatched_titles * by_image + config.mismatched_images * by_title
 
     def _loss(self, output: Output, labels: Tensor) -> Tensor:
-        return multi_task_loss(output.logits, labels, label_smoothing=self.config.label_smoothing)
+        return multi_task_loss(
+            output.logits, labels, multi_valued=self.multi_valued, label_smoothing=self.config.label_smoothing
+        )
 
 
 def drop_modalities(has_image: Tensor, has_title: Tensor, chance: float) -> tuple[Tensor, Tensor]:

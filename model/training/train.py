@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from model.catalogue.applicability import describe_applicability, learn_applicability
 from model.catalogue.listings import Catalogue, Listing
 from model.catalogue.splits import Part
 from model.checkpoint.folder import provenance, save_checkpoint
@@ -18,7 +19,7 @@ from model.errors import ConfigError
 from model.inputs.augment import AugmentConfig
 from model.inputs.dataset import ListingDataset, TrainingBatches
 from model.network.cma_clip import CMAClip
-from model.tasks import Task, build_tasks
+from model.tasks import Task, build_tasks, encode_row, multi_valued_places
 from model.training.config import (
     FEW_LISTINGS,
     FEW_LISTINGS_FUSION,
@@ -33,6 +34,7 @@ from model.training.initialise import IMAGENET, initial_model, initial_network, 
 from model.training.objective import TrainingLoss
 from model.training.trainer import Trainer, finished_checkpoint
 from model.training.validation import Validation
+from model.trust.applicability import Applicability
 
 NAME = "cma-clip"
 """What a checkpoint is called where nothing else is said."""
@@ -73,11 +75,7 @@ def train(
 
 def default_config(catalogue: Catalogue, initial: str | None) -> TrainConfig:
     """Return the preset for a start from `initial`, with a schedule for the number of training listings."""
-    listings = len(catalogue.part(Part.TRAIN))
-    if initial == IMAGENET and listings < FEW_LISTINGS:
-        return few_listings_training(listings)
-    pretrained_clip = initial not in (None, IMAGENET) and not Path(initial).is_dir()
-    return clip_training(listings) if pretrained_clip else small_training(listings)
+    return config_for(len(catalogue.part(Part.TRAIN)), initial)
 
 
 def default_model(catalogue: Catalogue, backbone: str | None, initial: str | None) -> ModelConfig:
@@ -86,13 +84,31 @@ def default_model(catalogue: Catalogue, backbone: str | None, initial: str | Non
     A start from ImageNet with few training listings has the fusion of `few_listings_training`. Raises as
     `initial_model` does.
     """
-    few = initial == IMAGENET and len(catalogue.part(Part.TRAIN)) < FEW_LISTINGS
-    return initial_model(backbone, initial, fusion=FEW_LISTINGS_FUSION if few else None)
+    return model_for(len(catalogue.part(Part.TRAIN)), backbone, initial)
 
 
 def default_initial(catalogue: Catalogue) -> str | None:
     """Return what a training starts from where nothing is said: ImageNet weights for few listings, else random ones."""
-    return IMAGENET if len(catalogue.part(Part.TRAIN)) < FEW_LISTINGS else None
+    return initial_for(len(catalogue.part(Part.TRAIN)))
+
+
+def config_for(listings: int, initial: str | None) -> TrainConfig:
+    """Return what `default_config` does for a catalogue with so many training listings."""
+    if initial == IMAGENET and listings < FEW_LISTINGS:
+        return few_listings_training(listings)
+    pretrained_clip = initial not in (None, IMAGENET) and not Path(initial).is_dir()
+    return clip_training(listings) if pretrained_clip else small_training(listings)
+
+
+def model_for(listings: int, backbone: str | None, initial: str | None) -> ModelConfig:
+    """Return what `default_model` does for a catalogue with so many training listings."""
+    few = initial == IMAGENET and listings < FEW_LISTINGS
+    return initial_model(backbone, initial, fusion=FEW_LISTINGS_FUSION if few else None)
+
+
+def initial_for(listings: int) -> str | None:
+    """Return what `default_initial` does for a catalogue with so many training listings."""
+    return IMAGENET if listings < FEW_LISTINGS else None
 
 
 class FineTuning:
@@ -120,6 +136,7 @@ class FineTuning:
         if not any(_is_trained(listing, config.weights) for listing in self.listings):
             raise ConfigError("no listing of the train part belongs to a situation whose weight is not 0")
         self.tasks = _tasks(catalogue, self.listings, console)
+        self.applicability = _applicability(catalogue, self.listings, self.tasks, console)
         self.record = {
             "catalogue": catalogue.config.table.name,
             "listings": len(self.listings),
@@ -147,7 +164,7 @@ class FineTuning:
         held_out = self.dataset(self.catalogue.part(Part.VALIDATION))
         Trainer(
             network=network,
-            loss=TrainingLoss(config, examples.transform),
+            loss=TrainingLoss(config, examples.transform, multi_valued_places(self.tasks)),
             batches=TrainingBatches(
                 examples, batch_size=optimiser.batch_size, workers=optimiser.workers, seed=optimiser.seed
             ),
@@ -165,9 +182,9 @@ class FineTuning:
     def _initial_network(self) -> CMAClip:
         torch.manual_seed(self.config.optimiser.seed)
         network = self.build_network()
-        if self.config.label_prior:
-            labels = [[task.encode(listing.labels.get(task.name)) for task in self.tasks] for listing in self.listings]
-            start_from_frequencies(network, torch.tensor(labels))
+        if self.config.label_prior or multi_valued_places(self.tasks):
+            labels = [encode_row(self.tasks, listing.labels, listing.label_sets) for listing in self.listings]
+            start_from_frequencies(network, self.tasks, torch.tensor(labels), every_head=self.config.label_prior)
         if self.config.keep_heads:
             keep_heads(network, self.tasks, self.initial)
         if self.config.lock_image:
@@ -182,6 +199,7 @@ class FineTuning:
             config=self.model,
             tasks=self.tasks,
             training=self.record | {"validation": dict(scores)},
+            applicability=self.applicability,
         )
 
     def _fingerprint(self) -> dict[str, Any]:
@@ -189,6 +207,8 @@ class FineTuning:
             "name": self.name,
             "model": to_json(self.model),
             "tasks": [[task.name, *task.labels] for task in self.tasks],
+            **({"separators": separators} if (separators := _separators(self.tasks)) else {}),
+            **({} if self.applicability is None else {"applicability": self.applicability.to_json()}),
             "digest": self.catalogue.digest,
             **self.record,
         }
@@ -204,10 +224,36 @@ def _tasks(catalogue: Catalogue, listings: Sequence[Listing], console: Console) 
     config = catalogue.config
     if not config.attributes:
         raise ConfigError("the catalogue names no attributes to train on")
-    labels = (listing.labels for listing in listings)
-    tasks, rare = build_tasks(labels, config.attributes, min_label_count=config.min_label_count)
+    tasks, rare = build_tasks(
+        ({**listing.labels, **listing.label_sets} for listing in listings),
+        config.attributes,
+        min_label_count=config.min_label_count,
+        separators=config.separator,
+        names=config.label_names,
+    )
     _report_tasks(tasks, rare, console)
     return tasks
+
+
+def _separators(tasks: Sequence[Task]) -> dict[str, str]:
+    return {task.name: task.separator for task in tasks if task.separator is not None}
+
+
+def _applicability(
+    catalogue: Catalogue, listings: Sequence[Listing], tasks: Sequence[Task], console: Console
+) -> Applicability | None:
+    """Learn from the train part which product types never bear an attribute, and say so."""
+    config = catalogue.config
+    if config.product_type is None:
+        return None
+    found = learn_applicability(
+        listings,
+        config.product_type,
+        config.attributes,
+        known=next(task.labels for task in tasks if task.name == config.product_type),
+    )
+    console.print(describe_applicability(found), soft_wrap=True, markup=False)
+    return found
 
 
 def _is_trained(listing: Listing, weights: SituationWeights) -> bool:
@@ -221,5 +267,6 @@ def _report_tasks(tasks: Sequence[Task], rare: Mapping[str, Mapping[str, int]], 
         names = ", ".join(f"{label} ({count})" for label, count in left_out.items())
         console.print(
             f"{task.name}: {len(task.labels)} labels"
+            + (", any number of them for each listing" if task.multi_valued else "")
             + (f"; {len(left_out)} rare ones left out: {names}" if left_out else "")
         )

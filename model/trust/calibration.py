@@ -1,4 +1,4 @@
-"""Temperature scaling, and what calibration.json holds; no I/O.
+"""From logits to confidences, temperature scaling, and what calibration.json holds; no I/O.
 
 Imports numpy alone: serving takes its thresholds from here; `model.trust.certificates` certifies them.
 """
@@ -42,22 +42,46 @@ def softmax(logits: NDArray[np.floating[Any]], temperature: float | NDArray[np.f
     return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True))
 
 
+def sigmoid(logits: NDArray[np.floating[Any]], temperature: float | NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the logistic function of `logits / temperature`, in double precision; temperature as in `softmax`."""
+    scaled = logits.astype(np.float64) / temperature
+    small = np.exp(-np.abs(scaled))  # never overflows
+    return np.asarray(np.where(scaled >= 0, 1.0, small) / (1 + small))
+
+
+def confidences_of(
+    logits: NDArray[np.floating[Any]], temperature: float | NDArray[np.float64], *, multi_valued: bool
+) -> NDArray[np.float64]:
+    """Return the confidence of each label, from logits `[n, C]`: the one place where they are computed.
+
+    Of a single-valued attribute they are the chances of being the listing's label, and sum to 1; of a multi-valued one
+    each is the chance of being among its labels.
+    """
+    return sigmoid(logits, temperature) if multi_valued else softmax(logits, temperature)
+
+
 def fit_temperature(logits: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]]) -> float:
     """Return the temperature that minimises the negative log-likelihood (Guo et al., arXiv:1706.04599).
 
-    `logits` is [n, C], `labels` [n]; rows without a label that the model knows (negative) are left out, and
-    with no row left the temperature is 1. The likelihood is log-concave in 1/T, so its slope changes sign
-    once: bisection on log T cannot miss it, and ends at a limit of [1/20, 20] when it lies beyond.
+    `logits` is [n, C]. `labels` is [n] for a single-valued attribute: rows without a label that the model knows
+    (negative) are left out. For a multi-valued one it is [n, C], 1 for each label that the listing has, else 0, and
+    negative throughout for a row that is left out. With no row left the temperature is 1. The likelihood is log-concave
+    in 1/T, so its slope changes sign once: bisection on log T cannot miss it, and ends at a limit of [1/20, 20] when it
+    lies beyond.
     """
-    known = labels >= 0
+    multi_valued = labels.ndim == 2
+    known = (labels[:, 0] if multi_valued else labels) >= 0
     if not known.any():
         return 1.0
     scores = logits[known].astype(np.float64)
-    mean_target_score = scores[np.arange(len(scores)), labels[known]].mean()
+    if multi_valued:
+        mean_target_score = (scores * labels[known]).sum(axis=1).mean()
+    else:
+        mean_target_score = scores[np.arange(len(scores)), labels[known]].mean()
     low, high = -_LOG_TEMPERATURE, _LOG_TEMPERATURE
     for _ in range(40):
         middle = (low + high) / 2
-        probabilities = softmax(scores, math.exp(middle))
+        probabilities = confidences_of(scores, math.exp(middle), multi_valued=multi_valued)
         too_sharp = (probabilities * scores).sum(axis=1).mean() > mean_target_score
         low, high = (middle, high) if too_sharp else (low, middle)
     return math.exp((low + high) / 2)
@@ -73,9 +97,11 @@ class Certificate:
     threshold: float
     """Accept a label whose confidence is at least this."""
     coverage: float
-    """The share of labelled calibration listings that it accepts; for a label's own, of those answered with it."""
+    """The share of labelled calibration listings that it accepts; for a label's own, of those answered with it. Of a
+    multi-valued attribute, the share of listings of which it accepts a label; for a label's own, of those likelier to
+    have it than not."""
     support: int
-    """The number of calibration listings that it accepts."""
+    """The number of calibration listings that it accepts; of (listing, label) pairs, for a multi-valued attribute."""
     bound: float
     """Clopper-Pearson lower bound of the precision at this one threshold, at the level that `certify` was given: the
     confidence level, or more where several promises share it."""

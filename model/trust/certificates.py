@@ -21,6 +21,9 @@ METHOD = (
     "fallback procedure over a fixed grid of confidences"
 )
 
+TARGET_PRECISIONS = (0.9, 0.95, 0.99)
+"""What is certified unless something else is asked for."""
+
 _GRID_TOP, _GRID_BOTTOM, _GRID_STEP = 6.9, 0.0, 0.05
 
 _GRID_LOGITS = np.arange(round((_GRID_TOP - _GRID_BOTTOM) / _GRID_STEP) + 1) * -_GRID_STEP + _GRID_TOP
@@ -53,6 +56,7 @@ def certify(
     delta: float = 0.05,
     *,
     group: NDArray[np.integer[Any]] | None = None,
+    in_step: bool = False,
 ) -> dict[float, Certificate | None]:
     """Return, per target precision, the smallest threshold that can be certified, or None.
 
@@ -83,13 +87,20 @@ def certify(
     may be picked, and the smallest covers most. (To pick the smallest threshold whose own p-value passes,
     without the stop at a failure, would break the promise.)
 
+    **Multi-valued attributes** are certified on (listing, label) pairs, with `in_step`: the promise is the precision of
+    the labels that are accepted, all listings' together. The pairs of a listing are right or wrong together, and their
+    number differs from listing to listing. A design effect that is estimated from the errors is then too small by
+    chance where there are few of them: none may have hit a group of many pairs. So it is at least Σ m² / Σ m, with m
+    the number of accepted pairs in a group: what it is where all pairs of a group are right or wrong together, in step.
+    That does not depend on which pairs are right; the estimated one counts where errors are in the larger groups.
+
     **Thresholds grow with the target**: all targets have the same starts and shares, and p-values grow with
     the target, so what is certified for one target is certified for every lower one.
     """
     group = np.arange(len(confidence)) if group is None else group
     if not confidence.shape == correct.shape == group.shape or np.isnan(confidence).any():
         raise ValueError("confidence, correct and group must be of one length, and no confidence may be NaN")
-    right, accepted = effective_counts(confidence, correct, group)
+    right, accepted = effective_counts(confidence, correct, group, in_step=in_step)
     alpha = significance_level(delta)
     certificates: dict[float, Certificate | None] = {}
     for target in targets:
@@ -115,8 +126,11 @@ def certify_labels(
     delta: float = 0.05,
     *,
     group: NDArray[np.integer[Any]],
+    in_step: bool = False,
 ) -> dict[int, dict[float, Certificate | None]]:
     """Return, per predicted label (class index) and target precision, the certificate of its answers alone.
+
+    The rows of a multi-valued attribute are (listing, label) pairs; `predicted` is then the pair's label.
 
     **The promise** is that of `certify`, for each label by itself: of the listings that are accepted as this label,
     the share that bears it is at least the target. Each of these promises holds with probability 1 - `delta`; not
@@ -130,10 +144,11 @@ def certify_labels(
     certificates: dict[int, dict[float, Certificate | None]] = {}
     for label in np.unique(predicted).tolist():
         rows = predicted == label
-        possible = certify(confidence[rows], np.ones(rows.sum(), np.bool_), targets, delta, group=group[rows])
+        options: dict[str, Any] = {"group": group[rows], "in_step": in_step}
+        possible = certify(confidence[rows], np.ones(rows.sum(), np.bool_), targets, delta, **options)
         testable = [target for target, best in possible.items() if best is not None]
         if testable:
-            certificates[label] = certify(confidence[rows], correct[rows], testable, delta, group=group[rows])
+            certificates[label] = certify(confidence[rows], correct[rows], testable, delta, **options)
     return certificates
 
 
@@ -142,17 +157,33 @@ def significance_level(delta: float) -> float:
     return 1 - NormalDist().cdf(math.sqrt(2) * NormalDist().inv_cdf(1 - delta))
 
 
+def fewest_right(target: float, delta: float = 0.05) -> int:
+    """Return how many answers, independent and all of them right, a certificate at the target needs at least.
+
+    It takes as many where the model is as sure of them as the start in the grid with the largest share asks for.
+    """
+    budget = max(START_SHARES.values()) * significance_level(delta)
+    return math.ceil(math.log(budget) / math.log(target))
+
+
 def effective_counts(
-    confidence: NDArray[np.floating[Any]], correct: NDArray[np.bool_], group: NDArray[np.integer[Any]]
+    confidence: NDArray[np.floating[Any]],
+    correct: NDArray[np.bool_],
+    group: NDArray[np.integer[Any]],
+    *,
+    in_step: bool = False,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return how many correct answers each threshold of `GRID` accepts, and how many answers in all.
 
-    In independent listings: both are divided by the design effect of the groups.
+    In independent listings: both are divided by the design effect of the groups. With `in_step` it is at least that of
+    groups whose answers are all right or all wrong.
     """
     order = np.argsort(-confidence)
     right_of_first = np.concatenate([[0], np.cumsum(correct[order])])
     accepted = np.searchsorted(-confidence[order], -np.asarray(GRID), side="right")
     effect = design_effects(confidence, correct, group, GRID)
+    if in_step:
+        effect = np.maximum(effect, design_effects(confidence, np.ones(len(correct), np.bool_), group, GRID))
     return right_of_first[accepted] / effect, accepted / effect
 
 

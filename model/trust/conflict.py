@@ -1,7 +1,9 @@
 """Conflict: whether a listing's image and title, each taken alone, contradict each other.
 
 The confidences p and q that the two give to the labels of an attribute are compared by the cosine of the angle between
-them, Σ_c p_c q_c / (‖p‖ ‖q‖): 1 where they are the same, 0 where they have no label in common. Its logarithm, weighted
+them, Σ_c p_c q_c / (‖p‖ ‖q‖): 1 where they are the same, 0 where they have no label in common. The answers to a
+multi-valued attribute are label sets: what is compared are both modalities' chances of each set. As labels are
+independent there, that cosine is the product of those of every single label, yes or no. Its logarithm, weighted
 and summed over the attributes, is low where image and title belong to different products: nothing of such a listing may
 be accepted. Where it is low for one attribute alone, that attribute may not be.
 
@@ -11,7 +13,7 @@ Maths on numpy; no torch, no files. Shapes: n listings, T attributes, C_t labels
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,16 +28,26 @@ LEAST = 1e-12
 """Cosines are not taken to be lower: beyond it lies rounding."""
 
 
-def log_similarity(image: Sequence[Floats], title: Sequence[Floats]) -> Floats:
+def log_similarity(image: Sequence[Floats], title: Sequence[Floats], multi_valued: Collection[int] = ()) -> Floats:
     """Return the logarithm of the cosine between both modalities' confidences, per attribute: `[n, T]`, at most 0.
 
-    image, title: confidences per attribute `[n, C_t]`, calibrated, each from one modality alone.
+    image, title: confidences per attribute `[n, C_t]`, calibrated, each from one modality alone. multi_valued: the
+    places of the attributes whose labels are independent.
     """
     cosines = [
-        (p * q).sum(axis=1) / np.sqrt((p * p).sum(axis=1) * (q * q).sum(axis=1))
-        for p, q in zip(image, title, strict=True)
+        _set_cosine(p, q)
+        if t in multi_valued
+        else (p * q).sum(axis=1) / np.sqrt((p * p).sum(axis=1) * (q * q).sum(axis=1))
+        for t, (p, q) in enumerate(zip(image, title, strict=True))
     ]
     return np.asarray(np.log(np.clip(np.stack(cosines, axis=1), LEAST, 1.0)), dtype=np.float64)
+
+
+def _set_cosine(p: Floats, q: Floats) -> Floats:
+    """Return the cosine `[n]` between two distributions over label sets, from the chances of each label `[n, C]`."""
+    both = p * q + (1 - p) * (1 - q)
+    squares = (p * p + (1 - p) * (1 - p)) * (q * q + (1 - q) * (1 - q))
+    return np.asarray((both / np.sqrt(squares)).prod(axis=1))
 
 
 @dataclass(frozen=True, kw_only=True)

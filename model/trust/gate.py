@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.situations import Situation
-from model.trust.calibration import softmax
+from model.trust.calibration import confidences_of
 from model.trust.conflict import Conflict, log_similarity
 from model.trust.scope import KnownWords, ScopeGates, features_of
 
@@ -42,6 +42,8 @@ class Evidence:
     """Calibrated, per attribute `[n, C_t]`."""
     titles: Sequence[str | None]
     """n of them, None where the situation has none."""
+    multi_valued: frozenset[int] = frozenset()
+    """The places of the multi-valued attributes."""
 
     @classmethod
     def of(
@@ -50,6 +52,7 @@ class Evidence:
         logits: Sequence[NDArray[np.float32]],
         temperatures: Sequence[float],
         titles: Sequence[str | None],
+        multi_valued: frozenset[int] = frozenset(),
     ) -> Self:
         """Return the evidence of what a network computed; temperatures: of each attribute."""
         return cls(
@@ -57,10 +60,11 @@ class Evidence:
             logits=tuple(logits),
             # Rows that are contiguous in memory are summed in the same order whatever the size of the batch.
             confidences=tuple(
-                softmax(np.ascontiguousarray(each), temperature)
-                for each, temperature in zip(logits, temperatures, strict=True)
+                confidences_of(np.ascontiguousarray(each), temperature, multi_valued=t in multi_valued)
+                for t, (each, temperature) in enumerate(zip(logits, temperatures, strict=True))
             ),
             titles=titles,
+            multi_valued=multi_valued,
         )
 
     def __getitem__(self, rows: NDArray[np.integer[Any]]) -> Evidence:
@@ -70,6 +74,7 @@ class Evidence:
             logits=tuple(each[rows] for each in self.logits),
             confidences=tuple(each[rows] for each in self.confidences),
             titles=[self.titles[row] for row in rows.tolist()],
+            multi_valued=self.multi_valued,
         )
 
 
@@ -118,7 +123,8 @@ class Gate:
             familiarity = np.where(ignored, image, familiarity)
             in_scope = in_scope | ignored
             if self.conflict is not None:
-                similar = log_similarity(evidence[Situation.IMAGE].confidences, evidence[Situation.TITLE].confidences)
+                by_image, by_title = evidence[Situation.IMAGE], evidence[Situation.TITLE]
+                similar = log_similarity(by_image.confidences, by_title.confidences, by_image.multi_valued)
                 agreement = np.where(ignored, np.nan, self.conflict.agreement(similar))
                 disagree = self.conflict.contradicts(similar) & ~ignored[:, None]
         return Judgement(
@@ -151,7 +157,7 @@ class Gate:
         if scope is None:
             return np.full(n, np.nan), np.ones(n, np.bool_)
         unseen = self.scopes.words.unseen(own.titles)
-        familiarity = scope.p_values(features_of(situation, own.embeddings, own.logits, unseen))
+        familiarity = scope.p_values(features_of(situation, own.embeddings, own.logits, unseen, own.multi_valued))
         return familiarity, familiarity >= scope.level
 
 

@@ -33,7 +33,7 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -124,6 +124,8 @@ class Features:
     """Per attribute `[n, C_t]`, before calibration."""
     unseen: NDArray[np.float64]
     """The share of the title's words that are unknown, `[n]`; 0 without a title."""
+    multi_valued: frozenset[int] = frozenset()
+    """The places of the attributes whose labels are independent."""
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -134,6 +136,7 @@ class Features:
             embeddings=self.embeddings[rows],
             logits=tuple(logits[rows] for logits in self.logits),
             unseen=self.unseen[rows],
+            multi_valued=self.multi_valued,
         )
 
 
@@ -142,9 +145,15 @@ def features_of(
     embeddings: NDArray[np.float32],
     logits: Sequence[NDArray[np.float32]],
     unseen: NDArray[np.float64],
+    multi_valued: frozenset[int] = frozenset(),
 ) -> Features:
     """Return the features of listings that share a situation, from the embeddings of all modalities, `[n, 2, D]`."""
-    return Features(embeddings=embeddings[:, _MODALITIES[situation]], logits=tuple(logits), unseen=unseen)
+    return Features(
+        embeddings=embeddings[:, _MODALITIES[situation]],
+        logits=tuple(logits),
+        unseen=unseen,
+        multi_valued=multi_valued,
+    )
 
 
 def joined_features(parts: Sequence[Features]) -> Features:
@@ -153,6 +162,7 @@ def joined_features(parts: Sequence[Features]) -> Features:
         embeddings=np.concatenate([each.embeddings for each in parts]),
         logits=tuple(np.concatenate(columns) for columns in zip(*(each.logits for each in parts), strict=True)),
         unseen=np.concatenate([each.unseen for each in parts]),
+        multi_valued=parts[0].multi_valued,
     )
 
 
@@ -172,12 +182,18 @@ def distances(rows: NDArray[np.int16], references: NDArray[np.float32], neighbou
     return np.asarray(1.0 - nearest.astype(np.int64).sum(axis=1) / (k * LENGTH * LENGTH))
 
 
-def doubt(logits: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
-    """Return 1 - the mean over attributes of the highest probability, `[n]`, at temperature 1."""
+def doubt(logits: Sequence[NDArray[np.float32]], multi_valued: Collection[int] = ()) -> NDArray[np.float64]:
+    """Return 1 - the mean over attributes of the highest probability, `[n]`, at temperature 1.
+
+    That of a multi-valued attribute is the probability of its likeliest label set.
+    """
     total = np.zeros(len(logits[0]))
-    for each in logits:  # one after the other: the order of a sum over attributes doesn't depend on n
+    for t, each in enumerate(logits):  # one after the other: the order of a sum over attributes doesn't depend on n
         scores = np.ascontiguousarray(each, dtype=np.float64)
-        total += 1 / np.exp(scores - scores.max(axis=1, keepdims=True)).sum(axis=1)
+        if t in multi_valued:
+            total += (1 / (1 + np.exp(-np.abs(scores)))).prod(axis=1)
+        else:
+            total += 1 / np.exp(scores - scores.max(axis=1, keepdims=True)).sum(axis=1)
     return 1 - total / len(logits)
 
 
@@ -228,7 +244,7 @@ def measures(
     return (
         np.log(np.maximum(distances(rows, references, NEIGHBOURS), NEAREST)),
         (rows * direction).sum(axis=1),
-        doubt(features.logits),
+        doubt(features.logits, features.multi_valued),
         np.maximum(features.unseen - 0.5, 0.0),
     )
 

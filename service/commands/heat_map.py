@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from service.schemas import AttributeReply, ClassifyReply, Frame, ImageExplanation
+from service.schemas import AttributeReply, ClassifyReply, Frame, ImageExplanation, LabelSetReply, Verdict
 
 PANEL_SIZE = (320, 320)
 """Height and width that a panel's image is fitted into, in pixels."""
@@ -58,7 +58,9 @@ def _scaled(width: float, height: float, scale: float) -> tuple[int, int]:
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def _panel(seen: Image.Image, grid: ImageExplanation, name: str, attribute: AttributeReply) -> Image.Image:
+def _panel(
+    seen: Image.Image, grid: ImageExplanation, name: str, attribute: AttributeReply | LabelSetReply
+) -> Image.Image:
     weights = np.asarray(grid.weights)
     opacity = Image.fromarray(np.uint8(255 * STRONGEST * weights / max(weights.max(), 1e-12)))
     # The image in grey leaves colour to the heat alone.
@@ -69,7 +71,9 @@ def _panel(seen: Image.Image, grid: ImageExplanation, name: str, attribute: Attr
     panel = Image.new("RGB", (seen.width, seen.height + CAPTION), "white")
     panel.paste(heated, (0, CAPTION))
     pen = ImageDraw.Draw(panel)
-    verdict = "accepted" if attribute.accepted else "abstained"
-    pen.text((0, 2), f"{name}: {attribute.label}", fill="black", font=ImageFont.load_default(15))
-    pen.text((0, 21), f"{attribute.confidence:.1%}, {verdict}", fill="dimgrey", font=ImageFont.load_default(13))
+    several = attribute.labels if isinstance(attribute, LabelSetReply) else [attribute]
+    best: Verdict = max(several, key=lambda each: each.confidence)  # the likeliest is what is explained
+    verdict = "accepted" if best.accepted else "abstained"
+    pen.text((0, 2), f"{name}: {best.label}", fill="black", font=ImageFont.load_default(15))
+    pen.text((0, 21), f"{best.confidence:.1%}, {verdict}", fill="dimgrey", font=ImageFont.load_default(13))
     return panel

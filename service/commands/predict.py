@@ -15,11 +15,21 @@ from model.errors import ConfigError
 from model.inference.predictions import Abstention, ListingWarning, check_target_precision
 from model.inputs.decode import Decoded
 from model.situations import Situation
+from model.tasks import Task
 from service.app import load_predictor
 from service.commands import heat_map
 from service.errors import ServiceError
 from service.pipeline import decode as images
-from service.schemas import AttributeReply, ClassifyReply, Scope, TokenWeight, said_title
+from service.schemas import (
+    AttributeReply,
+    Candidate,
+    ClassifyReply,
+    LabelSetReply,
+    Scope,
+    TokenWeight,
+    Verdict,
+    said_title,
+)
 from service.settings import Settings
 
 NARROW = 120
@@ -32,6 +42,7 @@ TINTS = ((0.75, "bold white on magenta"), (0.4, "bold magenta"), (0.15, "magenta
 
 REASONS = {
     Abstention.UNFAMILIAR_LISTING: "unfamiliar",
+    Abstention.NOT_APPLICABLE: "not applicable",
     Abstention.NOT_CERTIFIED: "not certified",
     Abstention.MODALITIES_DISAGREE: "contradictory",
     Abstention.LOW_CONFIDENCE: "low confidence",
@@ -60,10 +71,12 @@ def predict_one(
     image: Path | None,
     title: str | None,
     top_k: int,
+    attributes: Sequence[str] | None = None,
     explain: bool = False,
     heat_map_file: Path | None = None,
 ) -> ClassifyReply:
-    """Answer a listing as the service would; a heat map, where one is wanted, is written to its file.
+    """Answer a listing as the service would, on the attributes named (None: all); a heat map, where one is wanted, is
+    written to its file.
 
     Raises `ModelError` where the input or the checkpoint cannot be used, or the heat map cannot be written.
     """
@@ -76,6 +89,7 @@ def predict_one(
     predictor = load_predictor(settings)
     if predictor.info.target_precisions:  # a checkpoint that is not calibrated answers, and accepts nothing
         check_target_precision(predictor.info, settings.target_precision)
+    names = _chosen(attributes, predictor.tasks)
     decoded = _open(image, settings, predictor.info.image_size) if image else None
     photo, warnings = (decoded.image, decoded.warnings) if decoded else (None, ())
     if said is None and title and not title.isspace():
@@ -84,14 +98,20 @@ def predict_one(
     prepared = predictor.prepare(said, photo, explain=explain, warnings=warnings)
     (prediction,) = predictor.predict(predictor.collate([prepared]))
     predictions = {
-        task.name: prediction.attribute(task.name, target_precision=settings.target_precision, top_k=top_k)
-        for task in predictor.tasks
+        name: prediction.attribute(name, target_precision=settings.target_precision, top_k=top_k) for name in names
     }
     reply = ClassifyReply.of(image.name if image else None, predictor.info, prediction, predictions)
     if heat_map_file is not None and image is not None:
         large = _open(image, settings, heat_map.PANEL_SIZE).image
         _save(heat_map.draw(large, reply), heat_map_file)
     return reply
+
+
+def _chosen(attributes: Sequence[str] | None, tasks: Sequence[Task]) -> Sequence[str]:
+    known = [task.name for task in tasks]
+    if unknown := [name for name in attributes or () if name not in known]:
+        raise ConfigError(f"unknown attribute {unknown[0]!r}; the checkpoint predicts {', '.join(known)}")
+    return attributes or known
 
 
 def _open(path: Path, settings: Settings, target: tuple[int, int]) -> Decoded:
@@ -126,14 +146,15 @@ def draw(reply: ClassifyReply, console: Console | None = None) -> None:
     if not narrow:
         table.add_column("otherwise")
     for name, attribute in reply.attributes.items():
-        label = Text.assemble((attribute.label, "bold" if attribute.accepted else ""))
-        shares = [(c.label, f"{c.confidence:.0%}") for c in attribute.candidates[1:]]
+        answered, further = _answered(attribute)
+        shares = [(each.label, f"{each.confidence:.0%}") for each in further]
         others = Text(", ".join(f"{label} {share}" for label, share in shares if share != "0%"), "dim")
+        labels = [Text(each.label, "bold" if each.accepted else "") for each in answered]
         table.add_row(
             Text(name),
-            Text("\n").join([label, others]) if narrow and others else label,
-            _confidence(attribute, bar),
-            _verdict(attribute),
+            Text("\n").join([*labels, others] if narrow and others else labels),
+            Text("\n").join(_confidence(each, bar) for each in answered),
+            Text("\n").join(map(_verdict, answered)),
             _balance(attribute.modality_attention.image, bar),
             *([] if narrow else [others]),
         )
@@ -154,7 +175,17 @@ def _table(title: str) -> Table:
     return Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, collapse_padding=True)
 
 
-def _verdict(attribute: AttributeReply) -> Text:
+def _answered(attribute: AttributeReply | LabelSetReply) -> tuple[Sequence[Verdict], Sequence[Verdict | Candidate]]:
+    """Return what a line of the table each is for, and what else could be: of a multi-valued attribute the accepted
+    labels, or the likeliest where none is.
+    """
+    if isinstance(attribute, AttributeReply):
+        return [attribute], attribute.candidates[1:]
+    accepted = [each for each in attribute.labels if each.accepted] or attribute.labels[:1]
+    return accepted, attribute.labels[len(accepted) :]
+
+
+def _verdict(attribute: Verdict) -> Text:
     reason = attribute.abstention
     return Text("accepted", "green") if reason is None else Text(REASONS[reason], "yellow")
 
@@ -168,7 +199,9 @@ def _remarks(reply: ClassifyReply) -> Iterator[Text]:
         unlike = "Unfamiliar: unlike the listings that the thresholds were certified on, so nothing is accepted."
         yield Text(unlike, "yellow")
     contradictory = [
-        name for name, attribute in reply.attributes.items() if attribute.abstention is Abstention.MODALITIES_DISAGREE
+        name
+        for name, attribute in reply.attributes.items()
+        if _answered(attribute)[0][0].abstention is Abstention.MODALITIES_DISAGREE
     ]
     if contradictory:
         names = ", ".join(contradictory)
@@ -184,7 +217,7 @@ def _scope(scope: Scope) -> Text:
     return Text("; ".join([f"Answered from {SITUATIONS[scope.situation]}", *known]), "dim")
 
 
-def _confidence(attribute: AttributeReply, length: int) -> Text:
+def _confidence(attribute: Verdict, length: int) -> Text:
     """A bar with a mark at the threshold, where there is one, and the figure."""
     filled = round(attribute.confidence * length)
     bar, colour = "█" * filled + "░" * (length - filled), "green" if attribute.accepted else "yellow"

@@ -29,6 +29,7 @@ from service.schemas import (
     AttributesReply,
     BatchReply,
     BatchRequest,
+    Borne,
     ClassifyReply,
     ClassifyRequest,
     FailedListing,
@@ -170,11 +171,20 @@ async def classify_upload(
 async def attributes(pipeline: PipelineDep) -> AttributesReply:
     """The attributes, their labels, and their thresholds at every target precision."""
     predictor = pipeline.predictor
+    applicability = predictor.info.applicability
+    never = applicability.never if applicability else {}
     return AttributesReply(
         target_precisions=list(predictor.info.target_precisions),
+        product_type=applicability.product_type if applicability else None,
         attributes={
             task.name: AttributeInfo(
                 labels=list(task.labels),
+                separator=task.separator,
+                names={label: dict(names) for label, names in task.names.items()},
+                not_applicable={
+                    kind: Borne(listings=borne.listings, labelled=borne.labelled)
+                    for kind, borne in never.get(task.name, {}).items()
+                },
                 thresholds={
                     situation: {str(precision): threshold for precision, threshold in by_precision.items()}
                     for situation, by_precision in predictor.thresholds(task.name).items()

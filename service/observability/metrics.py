@@ -136,12 +136,15 @@ class PredictionMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._predictions = Counter(
             "cma_clip_predictions_total",
-            "Attributes answered, by whether the label was accepted.",
+            "Attributes answered, by whether the label, or one of them, was accepted.",
             ["attribute", "outcome"],
             registry=registry,
         )
         self._labels = Counter(
-            "cma_clip_labels_total", "Best labels answered, accepted or not.", ["attribute", "label"], registry=registry
+            "cma_clip_labels_total",
+            "Best labels answered, accepted or not; of a multi-valued attribute, all that are likelier than not.",
+            ["attribute", "label"],
+            registry=registry,
         )
         self._confidence = Histogram(
             "cma_clip_confidence",
@@ -210,7 +213,8 @@ class PredictionMetrics:
             self._predictions.labels(attribute, "accepted" if prediction.accepted else "abstained").inc()
             if prediction.abstention is not None:
                 self._abstentions.labels(attribute, prediction.abstention).inc()
-            self._labels.labels(attribute, prediction.label).inc()
+            for label in prediction.likely or (prediction.label,):
+                self._labels.labels(attribute, label).inc()
             self._confidence.labels(attribute).observe(prediction.confidence)
             if scope.situation is Situation.IMAGE_AND_TITLE:
                 for modality, weight in prediction.modality_attention.items():

@@ -15,7 +15,15 @@ from scipy import optimize
 from model.errors import CheckpointError
 from model.situations import Situation
 from model.tasks import OUT_OF_VOCABULARY, UNLABELLED
-from model.trust.calibration import AttributeCalibration, Calibration, Certificate, fit_temperature, softmax
+from model.trust.calibration import (
+    AttributeCalibration,
+    Calibration,
+    Certificate,
+    confidences_of,
+    fit_temperature,
+    sigmoid,
+    softmax,
+)
 
 TARGETS = (0.9, 0.95, 0.99)
 LOGITS = hnp.arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(2, 6)), elements=st.floats(-50, 50, width=32))
@@ -209,3 +217,29 @@ def test_thresholds_of_a_label_must_grow() -> None:
 def test_what_is_no_object_is_refused() -> None:
     with pytest.raises(CheckpointError, match="the document must be an object"):
         Calibration.from_json([])
+
+
+# --- multi-valued attributes -------------------------------------------------------------------------------
+
+
+def test_the_confidences_of_a_multi_valued_attribute_are_independent() -> None:
+    logits = np.array([[0.0, 2.0, -900.0, 900.0]], np.float32)
+    found = confidences_of(logits, 2.0, multi_valued=True)
+    np.testing.assert_allclose(found, [[0.5, 1 / (1 + np.exp(-1.0)), 0.0, 1.0]], atol=1e-12)
+    assert confidences_of(logits, 2.0, multi_valued=False).sum() == pytest.approx(1)
+
+
+def test_the_temperature_of_label_sets_has_the_best_likelihood() -> None:
+    generator = np.random.default_rng(2)
+    logits = generator.normal(0, 3, (4_000, 3)).astype(np.float32)
+    labels = (generator.random(logits.shape) < sigmoid(logits, 2.0)).astype(np.int64)
+    labels[::5] = -100  # unlabelled
+    found = fit_temperature(logits, labels)
+    assert found == pytest.approx(2.0, rel=0.06)
+
+    def loss(temperature: float) -> float:
+        p, y = sigmoid(logits, temperature)[labels[:, 0] >= 0], labels[labels[:, 0] >= 0]
+        return float(-np.where(y == 1, np.log(p), np.log1p(-p)).sum(axis=1).mean())
+
+    assert loss(found) <= min(loss(found * 1.02), loss(found / 1.02))
+    assert fit_temperature(logits[:0], labels[:0]) == 1.0

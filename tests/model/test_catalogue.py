@@ -511,7 +511,7 @@ def test_mistakes_in_how_a_table_is_read(tmp_path: Path, keys: dict[str, Any], m
         Catalogue.open(write_catalogue(tmp_path, GOOD, **keys))
 
 
-def test_a_separator_belongs_to_a_column_of_the_template(tmp_path: Path) -> None:
+def test_a_separator_belongs_to_an_attribute_or_a_column_of_the_template(tmp_path: Path) -> None:
     write_images(tmp_path, {"photos/b.jpg": b"x"})
     toml = write_catalogue(
         tmp_path, "id,title,colour,kind,file\n1,T,R,S,a.jpg#b.jpg\n", images="photos", image="{file}"
@@ -520,5 +520,60 @@ def test_a_separator_belongs_to_a_column_of_the_template(tmp_path: Path) -> None
     toml.write_text(text + '\nseparator = {file = "#"}\n')
     assert [x.image for x in Catalogue.open(toml).listings] == ["b.jpg"]
     toml.write_text(text + '\nseparator = {size = "#"}\n')
-    with pytest.raises(ConfigError, match="'separator' names 'size', which is no column of 'image'"):
+    with pytest.raises(ConfigError, match="'separator' names 'size', which is neither an attribute nor a column"):
+        Catalogue.open(toml)
+
+
+# --- several labels, product types, names ------------------------------------------------------------------
+
+
+def test_a_cell_of_a_multi_valued_attribute_is_split(tmp_path: Path) -> None:
+    rows = (
+        'id,title,colour,kind\n1,T,Red | blue,"Tops, Men"\n2,T,BLUE|Red|blue,Tops\n'
+        "3,T,\"['Red', 'Green|blue']\",Tops\n4,T,N/A|Red,Tops\n5,T,-|n/a,Tops\n6,T,,Tops\n7,T,blue,Tops\n8,T,|,Tops\n"
+    )
+    toml = write_catalogue(tmp_path, rows)
+    toml.write_text(toml.read_text() + '\nseparator = {colour = "|"}\n')
+    catalogue = Catalogue.open(toml)
+    assert {each.id: each.label_sets.get("colour") for each in catalogue.listings} == {
+        "1": ("Red", "blue"),
+        "2": ("blue", "Red"),  # spellings joined, each label once
+        "3": ("Red", "Green", "blue"),
+        "4": ("Red",),
+        "5": None,
+        "6": None,
+        "7": ("blue",),
+        "8": None,
+    }
+    assert all("colour" not in each.labels and each.labels["kind"] for each in catalogue.listings)
+    assert catalogue.report.unlabelled == {"colour": 3}
+    assert catalogue.listings[0].every_label == ("Tops, Men", "Red", "blue")
+    assert "placeholders of colour, taken as missing: 1" in str(catalogue.report)
+
+
+def test_a_catalogue_with_label_sets_can_be_labelled(tmp_path: Path) -> None:
+    toml = write_catalogue(tmp_path, GOOD)
+    keys = 'separator = {colour = "|"}\nproduct_type = "kind"\n[labels.colour]\n"Red" = {de = "Rot"}\n'
+    toml.write_text(f"{toml.read_text()}\n{keys}")
+    config = CatalogueConfig.load(toml)
+    assert config.label_names == {"colour": {"Red": {"de": "Rot"}}}
+    plain = config.without_labels()
+    assert (plain.separator, plain.product_type, plain.label_names) == ({}, None, {})
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ('product_type = "size"', "'product_type' names 'size', which is no attribute"),
+        ('product_type = "kind"\nseparator = {kind = "|"}', "which may have several labels"),
+        ('[labels.size]\n"S" = {de = "klein"}', r"\[labels\] names 'size', which is no attribute"),
+        ('[labels.colour]\n"Red" = "Rot"', r"\[labels.colour\] must give 'Red' texts by language"),
+        ('[labels.colour]\n"Red" = {de = ""}', r"\[labels.colour\] must give 'Red' texts by language"),
+        ("[labels]\ncolour = 3", "must hold a table for each attribute"),
+    ],
+)
+def test_mistakes_in_what_an_attribute_means(tmp_path: Path, keys: str, message: str) -> None:
+    toml = write_catalogue(tmp_path, GOOD)
+    toml.write_text(f"{toml.read_text()}\n{keys}\n")
+    with pytest.raises(ConfigError, match=message):
         Catalogue.open(toml)

@@ -7,10 +7,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from model.evaluation.scores import oracle_point
 from model.trust.binomial import lower_bound
-from model.trust.certificates import GRID, START_SHARES, _smallest_certified, certify, certify_labels, effective_counts
+from model.trust.certificates import (
+    GRID,
+    START_SHARES,
+    _smallest_certified,
+    certify,
+    certify_labels,
+    effective_counts,
+    fewest_right,
+)
 
 TARGETS = (0.9, 0.95, 0.99)
 
@@ -232,3 +241,65 @@ def test_a_label_is_certified_by_its_own_answers_alone() -> None:
     group = np.arange(len(confidence))
     alone = certify(confidence[predicted == 0], correct[predicted == 0], [0.9])
     assert certify_labels(confidence, correct, predicted, [0.9], group=group)[0] == alone
+
+
+@pytest.mark.parametrize(("target", "count"), [(0.9, 57), (0.95, 117), (0.99, 597)])
+def test_fewest_right_answers_are_what_a_certificate_takes(target: float, count: int) -> None:
+    assert fewest_right(target) == count
+    for answers, possible in ((count - 1, False), (count, True)):
+        found = certify(np.ones(answers), np.ones(answers, np.bool_), [target])
+        assert (found[target] is not None) is possible
+
+
+# --- (listing, label) pairs --------------------------------------------------------------------------------
+
+
+def draw_pairs(
+    n: int, slope: float, generator: np.random.Generator, *, unevenly: bool
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Up to six labels a listing, all right or all wrong together; `unevenly`: the more labels, the oftener wrong."""
+    doubt, size = generator.random(n) ** 3, generator.integers(1, 7, n)
+    wrong = generator.random(n) < slope * doubt * (size / 3.5 if unevenly else 1)
+    listing = np.repeat(np.arange(n), size)
+    return (1 - doubt)[listing], ~wrong[listing], listing
+
+
+def true_pair_precision(threshold: float, slope: float, *, unevenly: bool) -> float:
+    """As `true_precision`; where errors follow the number k of labels, Σ k² / (3.5 Σ k) = 91 / 73.5 as often."""
+    return 1 - slope * (91 / 73.5 if unevenly else 1) * (1 - threshold) / 4
+
+
+@pytest.mark.parametrize("unevenly", [False, True])
+@pytest.mark.parametrize("target", [0.9, 0.95])
+def test_labels_of_a_listing_that_are_right_or_wrong_together_keep_the_promise(target: float, unevenly: bool) -> None:
+    generator = np.random.default_rng(17)
+    broken, certified, runs = 0, 0, 80
+    for _ in range(runs):
+        confidence, correct, listing = draw_pairs(900, 0.5, generator, unevenly=unevenly)
+        certificate = certify(confidence, correct, [target], group=listing, in_step=True)[target]
+        if certificate is not None:
+            certified += 1
+            broken += true_pair_precision(certificate.threshold, 0.5, unevenly=unevenly) < target
+    assert certified > 0.8 * runs
+    assert broken <= 0.05 * runs
+
+
+def test_a_design_effect_estimated_from_few_errors_is_no_certificate_for_pairs() -> None:
+    """One listing in ten has 30 labels; the model is as often wrong as makes the promise just untrue."""
+    generator = np.random.default_rng(19)
+    broken, runs = {True: 0, False: 0}, 150
+    for _ in range(runs):
+        size = generator.choice([1] * 9 + [30], 300)
+        listing = np.repeat(np.arange(300), size)
+        correct = (generator.random(300) >= 0.0501)[listing]
+        for in_step in broken:
+            found = certify(np.full(len(listing), 0.9995), correct, [0.95], group=listing, in_step=in_step)
+            broken[in_step] += found[0.95] is not None
+    assert broken[True] <= 0.05 * runs
+    assert broken[False] > 0.1 * runs
+
+
+def test_pairs_of_one_listing_count_as_one_where_all_are_right() -> None:
+    confidence, correct, listing = np.full(228, 0.9995), np.ones(228, np.bool_), np.repeat(np.arange(57), 4)
+    assert certify(confidence, correct, [0.9], group=listing, in_step=True)[0.9] is not None
+    assert certify(confidence[:-4], correct[:-4], [0.9], group=listing[:-4], in_step=True)[0.9] is None

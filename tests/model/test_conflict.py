@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -95,3 +96,20 @@ def test_a_listing_is_judged_the_same_in_any_company(similar: Floats) -> None:
     conflict = fit_conflict(MATCHED, MISMATCHED, REFERENCE, 0.01)
     alone = [conflict.agreement(similar[row : row + 1])[0] for row in range(len(similar))]
     assert conflict.agreement(similar).tolist() == alone
+
+
+def test_label_sets_are_compared_as_a_whole() -> None:
+    """The cosine is that of both modalities' chances of every possible set of labels."""
+    generator = np.random.default_rng(3)
+    p, q = generator.random((2, 5, 4))
+
+    def chances(of: NDArray[np.float64]) -> NDArray[np.float64]:
+        sets = np.array(list(itertools.product([False, True], repeat=4)))
+        return np.where(sets, of[:, None], 1 - of[:, None]).prod(axis=2)
+
+    a, b = chances(p), chances(q)
+    cosine = (a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    np.testing.assert_allclose(log_similarity([p], [q], {0})[:, 0], np.log(cosine))
+    # Two modalities that are both sure of no label agree.
+    none = np.full((1, 4), 1e-6)
+    assert log_similarity([none], [none[:, ::-1] / 2], {0})[0, 0] == pytest.approx(0, abs=1e-9)

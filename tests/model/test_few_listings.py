@@ -108,9 +108,9 @@ def test_without_the_package_the_extra_is_named(tasks: tuple[Task, ...], monkeyp
 # --- the heads ---------------------------------------------------------------------------------------------
 
 
-def test_heads_start_from_the_frequencies_of_their_labels(network: CMAClip) -> None:
+def test_heads_start_from_the_frequencies_of_their_labels(network: CMAClip, tasks: tuple[Task, ...]) -> None:
     labels = torch.tensor([[0, 1], [0, -1], [0, 1], [3, -100]])
-    start_from_frequencies(network, labels)
+    start_from_frequencies(network, tasks, labels)
     for head, counts in zip(network.heads, ([3, 0, 0, 1], [0, 2]), strict=True):
         bias = head[-1].bias  # type: ignore[index]
         smoothed = torch.tensor(counts) + 0.5

@@ -23,6 +23,7 @@ from model.trust.scope import (
     ScopeGate,
     ScopeGates,
     distances,
+    doubt,
     fit_direction,
     fit_scope,
     fit_weights,
@@ -306,3 +307,10 @@ def test_without_known_words_every_word_is_unseen() -> None:
 def test_any_text_has_a_share_of_unseen_words(text: str) -> None:
     assert 0 <= KnownWords.of(["blue shirt", "blue jeans"]).unseen([text])[0] <= 1
     assert normalised_words(text) == normalised_words(text.strip())
+
+
+def test_the_doubt_of_a_multi_valued_attribute_is_that_of_its_likeliest_label_set() -> None:
+    logits = np.array([[2.0, -1.0, 0.3], [-300.0, -300.0, -300.0]], np.float32)
+    chances = 1 / (1 + np.exp(-logits[0].astype(np.float64)))
+    best = np.maximum(chances, 1 - chances).prod()
+    np.testing.assert_allclose(doubt([logits], {0}), [1 - best, 0.0], atol=1e-12)

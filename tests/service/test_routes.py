@@ -215,8 +215,12 @@ async def test_base64_may_be_wrapped_in_lines(client: Client) -> None:
 async def test_attributes_and_model_are_described(client: Client) -> None:
     attributes = (await client.get("/v1/attributes")).json()
     assert attributes["target_precisions"] == [0.9, 0.95, 0.99]
+    assert attributes["product_type"] is None
     assert attributes["attributes"]["season"] == {
         "labels": ["Summer", "Winter"],
+        "separator": None,
+        "names": {},
+        "not_applicable": {},
         "thresholds": {
             situation: {"0.9": 0.4, "0.95": 0.5, "0.99": None} for situation in ("image_and_title", "image", "title")
         },

@@ -13,7 +13,7 @@ from hypothesis import settings
 from PIL import Image, ImageDraw
 
 from model.catalogue.listings import Catalogue
-from model.checkpoint.folder import save_checkpoint
+from model.checkpoint.weights import save_checkpoint
 from model.config import FusionConfig, ModelConfig, PreprocessConfig
 from model.inputs.augment import AugmentConfig
 from model.network.cma_clip import CMAClip, build_cma_clip

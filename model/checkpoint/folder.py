@@ -7,7 +7,7 @@
     metrics.json        what was measured on the test part (absent until evaluated)
 
 Every part carries the version of the weights it belongs to: the first 12 hex digits of the SHA-256 of
-`model.safetensors`.
+`model.safetensors`. Reading and writing that file is `model.checkpoint.weights`: this module needs no torch.
 """
 
 from __future__ import annotations
@@ -18,18 +18,15 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file as save_arrays
-from safetensors.torch import load_file, save_file
-from torch import nn
 
-from model.config import ModelConfig, from_json, to_json
+from model.config import ModelConfig, from_json
 from model.errors import CheckpointError, ConfigError
 from model.files import replace_durably
 from model.situations import Situation
@@ -69,43 +66,6 @@ class Checkpoint:
             return ""
         in_use = f"{self.calibration.digest} {'gate' if self.gate else 'no gate'}"
         return hashlib.sha256(in_use.encode()).hexdigest()[:12]
-
-
-def save_checkpoint(
-    folder: Path,
-    network: nn.Module,
-    *,
-    name: str,
-    config: ModelConfig,
-    tasks: Sequence[Task],
-    training: Mapping[str, Any],
-) -> str:
-    """Write a new checkpoint, replacing `folder` in one step, and return its version.
-
-    What is stored is rounded (`stored_tensors`); `network` itself is left as it is. `training` says where the weights
-    come from, for the model card. Raises `CheckpointError` where a weight would overflow.
-    """
-    tensors = stored_tensors(network)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        temporary.chmod(0o755)
-        save_file(tensors, temporary / WEIGHTS)
-        (temporary / WEIGHTS).chmod(0o644)  # safetensors lets the owner alone read, and a container is another user
-        version = weights_version(temporary / WEIGHTS)
-        content = {
-            "format": FORMAT,
-            "name": name,
-            "version": version,
-            **to_json(config),
-            "attributes": [{"name": task.name, "labels": list(task.labels)} for task in tasks],
-            "training": dict(training),
-        }
-        write_json(temporary / CONFIG, content)
-        _replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return version
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
@@ -152,36 +112,6 @@ def _task(attribute: Mapping[str, Any]) -> Task:
     if not isinstance(attribute["labels"], list):
         raise ConfigError(f"the labels of {attribute['name']!r} are not a list")
     return Task(name=attribute["name"], labels=tuple(map(str, attribute["labels"])))
-
-
-def load_weights(network: nn.Module, checkpoint: Checkpoint) -> None:
-    """Fill `network` with the checkpoint's weights, in float32.
-
-    Raises `CheckpointError` when the weights are damaged or of another network.
-    """
-    path = checkpoint.folder / WEIGHTS
-    tensors = read_tensors(path)
-    if weights_version(path) != checkpoint.version:
-        raise CheckpointError(f"{path} has been replaced since {CONFIG} was read; load it again")
-    expected = network.state_dict()
-    if difference := sorted(set(expected) ^ set(tensors)):
-        raise CheckpointError(
-            f"{path} does not belong to {CONFIG}: {len(difference)} tensors differ, as {difference[0]}"
-        )
-    for key, value in tensors.items():
-        if value.shape != expected[key].shape:
-            raise CheckpointError(
-                f"{path} does not belong to {CONFIG}: {key} is {list(value.shape)}, not {list(expected[key].shape)}"
-            )
-    network.load_state_dict(tensors)
-
-
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read a safetensors file; raises `CheckpointError` when it is damaged."""
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
 def provenance(initial: str | Path | None) -> Any:
@@ -273,22 +203,6 @@ def weights_version(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
-@torch.no_grad()
-def stored_tensors(network: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the network's tensors as they are stored: matrices in half precision, all else unchanged.
-
-    Loaded and stored again they are the same, bit for bit. Raises `CheckpointError` where a weight would overflow.
-    """
-    tensors = {}
-    for key, value in network.state_dict().items():
-        # Vectors are few and hold statistics and scales that half precision would degrade.
-        matrix = value.is_floating_point() and value.ndim >= 2
-        tensors[key] = (value.half() if matrix else value).contiguous()
-        if value.is_floating_point() and not torch.isfinite(tensors[key]).all():
-            raise CheckpointError(f"weight {key} is not finite in half precision")
-    return tensors
-
-
 def _read(path: Path, version: str, *, required: bool = False) -> dict[str, Any] | None:
     if not path.is_file():
         if required:
@@ -324,7 +238,7 @@ def _check_calibration(checkpoint: Checkpoint) -> None:
                 )
 
 
-def _replace(new: Path, folder: Path) -> None:
+def replace_folder(new: Path, folder: Path) -> None:
     """Put the finished folder `new` in the place of `folder`; no reader ever sees a half-written one."""
     if not folder.exists():
         replace_durably(new, folder)

@@ -184,7 +184,7 @@ def collate(examples: Sequence[Example]) -> TrainingBatch:
     longest = max((len(example.tokens) for example in examples if example.tokens is not None), default=1)
     return TrainingBatch(
         pixels=torch.from_numpy(np.stack([example.pixels for example in examples])),
-        tokens=pad_tokens([example.tokens for example in examples], longest),
+        tokens=torch.from_numpy(pad_tokens([example.tokens for example in examples], longest)),
         labels=torch.from_numpy(np.stack([example.labels for example in examples])),
         has_image=torch.tensor([example.has_image for example in examples]),
         has_title=torch.tensor([example.tokens is not None for example in examples]),

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from open_clip.tokenizer import SimpleTokenizer
-from torch import Tensor
 
 from model.config import PreprocessConfig
 
@@ -92,10 +90,10 @@ class TitleTokenizer:
         return known
 
 
-def pad_tokens(titles: Sequence[NDArray[np.int64] | None], length: int) -> Tensor:
+def pad_tokens(titles: Sequence[NDArray[np.int64] | None], length: int) -> NDArray[np.int64]:
     """Stack token rows to `[B, length]` int64, padded with zeros; a row of zeros where there is no title."""
     padded = np.zeros((len(titles), length), dtype=np.int64)
     for row, tokens in zip(padded, titles, strict=True):
         if tokens is not None:
             row[: len(tokens)] = tokens
-    return torch.from_numpy(padded)
+    return padded

@@ -152,7 +152,7 @@ class Inference:
         longest = max((len(each) for each in tokens if each is not None), default=1)
         encoded = []
         for batch in _batches(tokens):
-            stacked = pad_tokens(batch, longest).to(self.device)
+            stacked = torch.from_numpy(pad_tokens(batch, longest)).to(self.device)
             here = torch.tensor([each is not None for each in batch], device=self.device)
             encoded.append(self._run(self.network.backbone.encode_text, stacked).keep(here))
         return _joined(encoded)

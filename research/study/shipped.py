@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from model.catalogue.listings import Catalogue
-from model.checkpoint.folder import load_checkpoint, load_weights
+from model.checkpoint.folder import load_checkpoint
+from model.checkpoint.weights import load_weights
 from model.errors import ConfigError
 from model.evaluation import scores
 from model.network.cma_clip import build_cma_clip

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.checkpoint.folder import CALIBRATION, load_checkpoint, save_checkpoint, write_part
+from model.checkpoint.folder import CALIBRATION, load_checkpoint, write_part
+from model.checkpoint.weights import save_checkpoint
 from model.errors import CheckpointError, ConfigError
 from model.inference.predictions import Prepared
 from model.inference.predictor import ModelInput, Predictor
+from model.network.cma_clip import CMAClip
 from model.situations import ListingWarning, Situation
 from model.trust.calibration import AttributeCalibration, Calibration, Certificate
 from tests.conftest import draw
@@ -176,13 +178,13 @@ def test_a_batch_of_one_modality_alone(predictor: Predictor) -> None:
     items = listings(predictor)
     for group in ([items[1], items[4]], [items[3], items[3]]):
         batch = predictor.collate(group)
-        assert (batch.pixels is None) != (batch.tokens is None)
+        assert (batch.placed.pixels is None) != (batch.placed.tokens is None)
         assert len(predictor.predict(batch)) == 2
 
 
 @pytest.mark.parametrize(("words", "length"), [(1, 8), (6, 8), (7, 16), (14, 16), (60, 16)])
 def test_titles_are_padded_to_few_sizes(predictor: Predictor, words: int, length: int) -> None:
-    tokens = predictor.collate([predictor.prepare("x " * words, None)]).tokens
+    tokens = predictor.collate([predictor.prepare("x " * words, None)]).placed.tokens
     assert tokens is not None
     assert tokens.shape == (1, length)
 
@@ -211,11 +213,11 @@ def test_memory_of_a_waiting_listing_is_counted(predictor: Predictor) -> None:
     assert items[1].nbytes < 100
 
 
-def test_info_says_what_is_loaded(predictor: Predictor) -> None:
+def test_info_says_what_is_loaded(predictor: Predictor, network: CMAClip) -> None:
     info = predictor.info
     assert (info.name, info.backbone, info.device, info.dtype) == ("tiny", "tiny", "cpu", "float32")
     assert (info.image_size, info.target_precisions) == ((24, 16), TARGETS)
-    assert info.parameters == sum(p.numel() for p in predictor.network.parameters())
+    assert info.parameters == sum(p.numel() for p in network.parameters())
 
 
 def test_warm_up_runs_every_padded_shape(predictor: Predictor) -> None:
@@ -244,10 +246,8 @@ def test_impossible_devices_and_dtypes_are_named(checkpoint_folder: Path, device
         Predictor.load(checkpoint_folder, device=device, dtype=dtype)
 
 
-def test_towers_without_attributes_cannot_be_served(
-    tmp_path: Path, checkpoint_folder: Path, predictor: Predictor
-) -> None:
+def test_towers_without_attributes_cannot_be_served(tmp_path: Path, checkpoint_folder: Path, network: CMAClip) -> None:
     config = load_checkpoint(checkpoint_folder).config
-    save_checkpoint(tmp_path / "towers", predictor.network, name="towers", config=config, tasks=(), training={})
+    save_checkpoint(tmp_path / "towers", network, name="towers", config=config, tasks=(), training={})
     with pytest.raises(CheckpointError, match="without attributes"):
         Predictor.load(tmp_path / "towers")

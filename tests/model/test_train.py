@@ -14,7 +14,8 @@ from rich.console import Console
 
 from model.catalogue.listings import Catalogue, Listing
 from model.catalogue.splits import Part
-from model.checkpoint.folder import WEIGHTS, load_checkpoint, read_tensors
+from model.checkpoint.folder import WEIGHTS, load_checkpoint
+from model.checkpoint.weights import read_tensors
 from model.config import ModelConfig, to_json
 from model.errors import ConfigError, TrainingError
 from model.inputs.augment import CORRUPTION_SHARES, AugmentConfig

@@ -1,0 +1,1 @@
+"""What computes the forward pass: PyTorch, the reference, or OpenVINO on CPUs."""

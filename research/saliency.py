@@ -98,7 +98,7 @@ class Listing:
 
     def _encode_images(self, states: Sequence[Parts]) -> TokenSequence:
         pixels = np.stack([replace(self.image, fill=cover).covered(parts) for cover, parts in states])
-        normalised = self.predictor.transform.normalise(torch.from_numpy(pixels).to(self.engine.device))
+        normalised = self.engine.transform.normalise(torch.from_numpy(pixels).to(self.engine.device))
         return self.engine.network.backbone.encode_image(normalised)
 
     def _encode_titles(self, states: Sequence[Tokens]) -> TokenSequence:
@@ -298,7 +298,7 @@ class Run:
         if question.item.pixels is not None:
             covered = listing.image.covered(range(question.size["parts"]))
             ends = torch.from_numpy(np.stack([covered, listing.image.pixels])).to(device)
-            normalised = question.predictor.transform.normalise(ends)
+            normalised = question.engine.transform.normalise(ends)
             paths.append(Path(normalised[:1], normalised[1:], steps))
             image = backbone.encode_image(paths[-1].points)
         if question.item.title is not None:

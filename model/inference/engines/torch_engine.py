@@ -16,7 +16,7 @@ from model.device import pick_device, serving_dtype
 from model.errors import CheckpointError, ConfigError
 from model.inference.engines.engine import EngineInfo, EngineName, Rows
 from model.inference.predictions import RawOutputs
-from model.inputs.preprocess import ImageTransform
+from model.inputs.normalise import TensorTransform
 from model.network.cma_clip import CMAClip, build_cma_clip
 from model.network.towers import TokenSequence
 
@@ -40,7 +40,7 @@ class Encoded:
 class TorchEngine:
     """Implements `model.inference.engines.engine.Engine`."""
 
-    def __init__(self, network: CMAClip, transform: ImageTransform, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, network: CMAClip, transform: TensorTransform, device: torch.device, dtype: torch.dtype) -> None:
         self.device = device
         self.network = network.to(device).to(memory_format=torch.channels_last).eval()
         self.info = EngineInfo(
@@ -50,7 +50,7 @@ class TorchEngine:
             parameters=sum(parameter.numel() for parameter in network.parameters()),
             grid=network.backbone.image.grid,
         )
-        self._transform, self._dtype = transform, dtype
+        self.transform, self._dtype = transform, dtype
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, *, device: str = "auto", dtype: str = "auto") -> TorchEngine:
@@ -65,7 +65,7 @@ class TorchEngine:
         except ConfigError as error:
             raise CheckpointError(f"{checkpoint.folder / CONFIG}: {error}") from error
         load_weights(network, checkpoint)
-        return cls(network, ImageTransform(checkpoint.config.preprocess), target, number_format)
+        return cls(network, TensorTransform(checkpoint.config.preprocess), target, number_format)
 
     def place(self, pixels: NDArray[np.uint8] | None, tokens: NDArray[np.int64] | None) -> Placed:
         return Placed(
@@ -78,7 +78,7 @@ class TorchEngine:
         backbone, image, text = self.network.backbone, None, None
         with self._precision():
             if placed.pixels is not None:
-                image = backbone.encode_image(self._transform.normalise(placed.pixels))
+                image = backbone.encode_image(self.transform.normalise(placed.pixels))
             if placed.tokens is not None:
                 text = backbone.encode_text(placed.tokens)
         return Encoded(image, text)

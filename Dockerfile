@@ -9,10 +9,11 @@
 #   docker run --read-only --tmpfs /tmp -p 8000:8000 [--gpus 1] cma-clip
 #   another checkpoint: add  --volume ./weights/mine:/checkpoint:ro
 
-ARG PYTHON_VERSION=3.11.14
-ARG DEBIAN_RELEASE=bookworm
+# The tag is for readers: the digest (of the index of all platforms) alone decides. For another version, change both;
+# `docker buildx imagetools inspect python:VERSION-slim-bookworm` shows its digest.
+ARG BASE_IMAGE=python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa184956261b4301ebaf6dbb0a3543d
 
-FROM python:${PYTHON_VERSION}-slim-${DEBIAN_RELEASE} AS base
+FROM ${BASE_IMAGE} AS base
 ENV PYTHONDONTWRITEBYTECODE=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_ROOT_USER_ACTION=ignore

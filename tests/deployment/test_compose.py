@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -44,6 +45,11 @@ def test_compose_limits_and_hardens_every_service(name: str) -> None:
     assert service["cap_drop"] == ["ALL"]
     assert service["restart"] == "unless-stopped"
     assert set(service["deploy"]["resources"]["limits"]) == {"cpus", "memory"}
+
+
+@pytest.mark.parametrize("name", ["balancer", "prometheus", "grafana"])
+def test_compose_pins_every_image_by_version_and_digest(name: str) -> None:
+    assert re.fullmatch(r"[\w/]+:[\w.-]+@sha256:[0-9a-f]{64}", compose()[name]["image"])
 
 
 def test_compose_lets_a_drain_end_before_it_kills() -> None:

@@ -1,7 +1,7 @@
 """The Dockerfile really built, by buildah, and the service in it really started, as its own user.
 
 buildah needs no engine. The base image cannot be had everywhere, so a Debian of the same release with the same
-Python, made by debootstrap, stands in under its name. Packages come from a folder of wheels that pip fills first,
+Python, made by debootstrap, stands in for it. Packages come from a folder of wheels that pip fills first,
 so that the build itself needs no network. All of it (27 GB at most) is removed again at the end; where there is not
 that much room, the tests are skipped and say so.
 
@@ -41,8 +41,8 @@ BUSY = "sealing memfd copy: Device or resource busy"
 of the copy's pages, for a moment. Nothing is wrong with the build, and buildah does not try again by itself."""
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 PINS = dict(re.findall(r'"(torch\w*)==([^"]+)"', (ROOT / "pyproject.toml").read_text()))
-ARGUMENTS = dict(re.findall(r"^ARG (\w+)=(\S+)$", DOCKERFILE, re.MULTILINE))
-BASE = f"localhost/python:{ARGUMENTS['PYTHON_VERSION']}-slim-{ARGUMENTS['DEBIAN_RELEASE']}"
+(RELEASE,) = re.findall(r"^ARG BASE_IMAGE=python:\S+-slim-(\w+)@sha256:[0-9a-f]{64}$", DOCKERFILE, re.MULTILINE)
+BASE = f"localhost/python:slim-{RELEASE}"
 
 READ_ONLY = """
 set -e
@@ -113,12 +113,11 @@ def wheels(folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def base(buildah: Buildah, folder: Path) -> str:
-    """A stand-in for the base image, under its name."""
+    """A stand-in for the base image."""
     container = buildah("from", "scratch")
     root = Path(buildah("mount", container))
     packages = "ca-certificates,python3,python3-pip,python3-venv"
-    release = ARGUMENTS["DEBIAN_RELEASE"]
-    run("debootstrap", "--variant=minbase", f"--include={packages}", release, root, seconds=30 * MINUTES)
+    run("debootstrap", "--variant=minbase", f"--include={packages}", RELEASE, root, seconds=30 * MINUTES)
     shutil.rmtree(root / "var/cache/apt")
     # The official image has its Python in /usr/local/bin, and lets pip install beside it.
     (root / "usr/local/bin/python").symlink_to("/usr/bin/python3")
@@ -137,6 +136,7 @@ def build(base: str, wheels: Path, folder: Path) -> list[str | Path]:
     configuration.write_text("[global]\nindex-url = file:///no-index\nfind-links = /wheels\n")
     return [
         *("build", "--quiet", "--layers=false", "--pull-never", "--format=docker", *CHROOT),
+        *("--build-arg", f"BASE_IMAGE={base}"),
         *("--volume", f"{wheels}:/wheels:ro", "--volume", f"{configuration}:/etc/pip.conf:ro"),
     ]
 

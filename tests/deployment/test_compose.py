@@ -63,6 +63,15 @@ def test_compose_gives_each_replica_its_own_gpu() -> None:
     assert [device["device_ids"] for (device,) in devices] == [["0"], ["1"]]
 
 
+@pytest.mark.parametrize("name", ["replica-a", "replica-b"])
+def test_compose_takes_the_image_for_gpus_where_there_are_some(name: str) -> None:
+    on_cpus, on_gpus = compose()[name], compose("docker-compose.gpu.yml")[name]
+    assert (on_cpus["image"], on_gpus["image"]) == ("cma-clip:cpu", "cma-clip:gpu")
+    assert "args" not in on_cpus["build"]
+    assert on_gpus["build"]["args"] == {"VARIANT": "gpu"}
+    assert on_gpus["deploy"]["resources"]["limits"] == on_cpus["deploy"]["resources"]["limits"]
+
+
 def test_compose_passes_on_every_setting() -> None:
     known = {f"CMA_CLIP_{name.upper()}" for name in Settings.model_fields}
     assert set(compose()["replica-a"]["environment"]) - {"OMP_NUM_THREADS"} == known - SET_BY_THE_IMAGE

@@ -19,8 +19,8 @@ from model.errors import ConfigError, ModelError
 from service.commands import evaluation, label, training
 from service.settings import PREFIX, Settings, load_settings
 
-TRAINING_MODULES = ("matplotlib", "pyarrow", "scipy", "tensorboard")
-"""Installed by the extra `train`; serving does not need them."""
+TRAINING_MODULES = ("matplotlib", "open_clip", "scipy", "tensorboard", "timm", "torch", "torchvision")
+"""Installed by the extra `train`; serving on CPUs does not need them."""
 
 app = typer.Typer(
     name="cma-clip",

@@ -30,6 +30,9 @@ SHIRT = ROOT / "examples" / "images" / "navy-shirt.jpg"
 TITLE = "Turtle Check Men Navy Blue Shirt"
 LISTING = {"id": "shirt", "title": TITLE, "image": {"base64": base64.b64encode(SHIRT.read_bytes()).decode()}}
 
+TOLERANCE = 0.02
+"""Of confidences and attention weights: what half of PyTorch's digits and eight bits make of them."""
+
 MAIN = textwrap.dedent("""
     import sys
 

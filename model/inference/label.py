@@ -1,8 +1,9 @@
 """Labels a whole catalogue: one row of the output for each row of the table, in order and in constant memory.
 
 The next batch is read and decoded while the current one computes (`model.inference.stream`), by processes that can be
-killed (`model.inputs.pool`): a catalogue holds images from anywhere, and none of them may end the run. Finished rows go to shards in a folder beside the output; after the last one they are merged into the output, which appears at
-once. So an interrupted run loses less than a shard, and continues where it stopped when it is started again.
+killed (`model.inputs.pool`): a catalogue holds images from anywhere, and none of them may end the run. Finished rows
+go to shards in a folder beside the output; after the last one they are merged into the output, which appears at once.
+So an interrupted run loses less than a shard, and continues where it stopped when it is started again.
 """
 
 from __future__ import annotations

@@ -29,11 +29,11 @@ DESCRIPTION = (
 
 
 def load_predictor(settings: Settings) -> ListingPredictor:
-    """Load the configured checkpoint; torch is imported only here, since that takes seconds."""
-    from model.device import use_threads  # noqa: PLC0415
+    """Load the configured checkpoint; what computes it is imported only here, since that takes time."""
     from model.inference.predictor import Predictor  # noqa: PLC0415
+    from model.threads import settle_threads  # noqa: PLC0415
 
-    use_threads(settings.threads)
+    settle_threads(settings.threads)
     return Predictor.load(settings.checkpoint, device=settings.device, dtype=settings.dtype)
 
 

@@ -22,7 +22,6 @@ from model.catalogue.config import CatalogueConfig
 from model.catalogue.image_store import FetchedImages, Images, open_images
 from model.catalogue.listings import BadRow, Listing, ReadReport, has_images, iter_listings
 from model.catalogue.tables import estimate_rows
-from model.device import use_threads
 from model.errors import CatalogueError, ConfigError, DecodingStoppedError, ModelError
 from model.inference.output import OutputRow, Shards, columns_of, output_format
 from model.inference.predictions import ListingPredictor, Prediction, check_target_precision
@@ -31,7 +30,7 @@ from model.inference.stream import Failure, prepare_listing, stream
 from model.inputs.limits import CATALOGUE
 from model.inputs.pool import DecodedImage, DecodePool, memory_for, worker_count
 from model.progress import progress_bar
-from model.threads import thread_count
+from model.threads import settle_threads, thread_count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +62,7 @@ def label(
 
     threads: that compute; 0: as many as there are cores. Raises as that function and `Predictor.load` do.
     """
-    use_threads(threads)
+    settle_threads(threads)
     predictor = Predictor.load(checkpoint, device=device, dtype=dtype)
     return label_catalogue(
         predictor,

@@ -4,6 +4,7 @@
     model.safetensors   weights: matrices in half precision, vectors and statistics in float32
     calibration.json    temperatures and certified thresholds (absent until calibrated)
     scope.safetensors   what familiarity and agreement are measured against (absent until calibrated)
+    engines/<name>/     a compiled network with its own calibration, scope and metrics (`model.checkpoint.compiled`)
     metrics.json        what was measured on the test part (absent until evaluated)
 
 Every part carries the version of the weights it belongs to: the first 12 hex digits of the SHA-256 of
@@ -26,6 +27,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file as save_arrays
 
+from model.checkpoint.compiled import ENGINES, CompiledNetwork, read_compiled
 from model.config import ModelConfig, from_json
 from model.errors import CheckpointError, ConfigError
 from model.files import replace_durably
@@ -58,6 +60,12 @@ class Checkpoint:
     gate: Gate | None
     """None until calibrated, and where the checkpoint was calibrated without one."""
     metrics: Mapping[str, Any] | None
+    compiled: CompiledNetwork | None = None
+    """The network of the engine that calibration, gate and metrics are of; None for PyTorch's."""
+    compiled_digest: str = ""
+    """12 hex digits that name the compiled network: its calibration and metrics carry them."""
+    home: Path
+    """Where calibration, gate and metrics are: the folder itself, or the engine's."""
 
     @property
     def calibration_digest(self) -> str:
@@ -68,11 +76,28 @@ class Checkpoint:
         return hashlib.sha256(in_use.encode()).hexdigest()[:12]
 
 
-def load_checkpoint(folder: Path) -> Checkpoint:
-    """Read and verify a checkpoint folder.
+def load_checkpoint(folder: Path, engine: str | None = None) -> Checkpoint:
+    """Read and verify a checkpoint folder, with the calibration and the metrics of an engine; None: of PyTorch's.
 
     Raises `CheckpointError` that names the part which is missing, damaged or belongs to other weights.
     """
+    if engine is None:
+        return _load(folder, folder)
+    home = folder / ENGINES / engine
+    if not home.is_dir():
+        raise CheckpointError(f"{folder} carries no engine {engine}; `cma-clip compile` makes one")
+    return load_compiled(folder, home)
+
+
+def load_compiled(folder: Path, home: Path) -> Checkpoint:
+    """Read and verify a checkpoint folder with the compiled network in `home`; raises as `load_checkpoint` does."""
+    checkpoint = _load(folder, None)
+    compiled, digest = read_compiled(home, checkpoint.version)
+    return _with_parts(dataclasses.replace(checkpoint, home=home, compiled=compiled, compiled_digest=digest))
+
+
+def _load(folder: Path, home: Path | None) -> Checkpoint:
+    """Read config.json, and the parts in `home`, where one is given."""
     if not folder.is_dir():
         raise CheckpointError(f"there is no checkpoint folder {folder}")
     if not (folder / WEIGHTS).is_file():
@@ -82,8 +107,6 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     assert content is not None
     if content.pop("format", None) != FORMAT:
         raise CheckpointError(f"{folder / CONFIG}: format must be {FORMAT}; this file is of another release")
-    calibration = _read(folder / CALIBRATION, version)
-    metrics = _read(folder / METRICS, version)
     try:
         name, training = str(content.pop("name")), dict(content.pop("training", {}))
         content.pop("version")
@@ -100,8 +123,22 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         config=config,
         tasks=tasks,
         training=training,
-        calibration=Calibration.from_json(calibration) if calibration is not None else None,
+        calibration=None,
         gate=None,
+        metrics=None,
+        home=folder,
+    )
+    return checkpoint if home is None else _with_parts(checkpoint)
+
+
+def _with_parts(checkpoint: Checkpoint) -> Checkpoint:
+    """Read calibration, gate and metrics."""
+    home, version, engine = checkpoint.home, checkpoint.version, checkpoint.compiled_digest
+    calibration = _read(home / CALIBRATION, version, engine=engine)
+    metrics = _read(home / METRICS, version, engine=engine)
+    checkpoint = dataclasses.replace(
+        checkpoint,
+        calibration=Calibration.from_json(calibration) if calibration is not None else None,
         metrics=metrics,
     )
     _check_calibration(checkpoint)
@@ -124,7 +161,8 @@ def provenance(initial: str | Path | None) -> Any:
 
 def write_part(checkpoint: Checkpoint, part: str, content: Mapping[str, Any]) -> None:
     """Write `CALIBRATION` or `METRICS` beside the weights they were measured on, atomically."""
-    write_json(checkpoint.folder / part, {"version": checkpoint.version, **content})
+    engine = {"engine": checkpoint.compiled_digest} if checkpoint.compiled else {}
+    write_json(checkpoint.home / part, {"version": checkpoint.version, **engine, **content})
 
 
 def write_calibration(checkpoint: Checkpoint, calibration: Calibration, gate: Gate) -> Calibration:
@@ -132,7 +170,7 @@ def write_calibration(checkpoint: Checkpoint, calibration: Calibration, gate: Ga
 
     An older calibration is removed first: interrupted in between, the checkpoint is one that is not calibrated.
     """
-    folder = checkpoint.folder
+    folder = checkpoint.home
     arrays, description = gate.to_arrays()
     # One entry, since safetensors writes several in any order, and the file is known by its hash.
     metadata = {"gate": json.dumps({"version": checkpoint.version, **description})}
@@ -157,7 +195,7 @@ def write_calibration(checkpoint: Checkpoint, calibration: Calibration, gate: Ga
 
 def _load_gate(checkpoint: Checkpoint) -> Gate | None:
     """Read the gate that the calibration was certified behind; None where either is missing."""
-    path, record = checkpoint.folder / SCOPE, checkpoint.calibration.gate if checkpoint.calibration else None
+    path, record = checkpoint.home / SCOPE, checkpoint.calibration.gate if checkpoint.calibration else None
     if record is None or not path.is_file():
         return None
     if weights_version(path) != record.digest:
@@ -203,7 +241,7 @@ def weights_version(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
-def _read(path: Path, version: str, *, required: bool = False) -> dict[str, Any] | None:
+def _read(path: Path, version: str, *, required: bool = False, engine: str = "") -> dict[str, Any] | None:
     if not path.is_file():
         if required:
             raise CheckpointError(f"{path.parent}: {path.name} is missing")
@@ -219,6 +257,8 @@ def _read(path: Path, version: str, *, required: bool = False) -> dict[str, Any]
             f"{path} belongs to weights {content.get('version')}, but {WEIGHTS} is {version}: "
             "the folder was put together from different checkpoints"
         )
+    if content.get("engine", "") != engine:
+        raise CheckpointError(f"{path} is of another engine than the network beside it; run `cma-clip compile` again")
     return content
 
 
@@ -229,12 +269,12 @@ def _check_calibration(checkpoint: Checkpoint) -> None:
     for situation, attributes in checkpoint.calibration.situations.items():
         if difference := sorted(names ^ set(attributes)):
             raise CheckpointError(
-                f"{checkpoint.folder / CALIBRATION}: situation {situation} and {CONFIG} differ in {difference[0]!r}"
+                f"{checkpoint.home / CALIBRATION}: situation {situation} and {CONFIG} differ in {difference[0]!r}"
             )
         for task in checkpoint.tasks:
             if unknown := sorted(set(attributes[task.name].labels) - set(task.labels)):
                 raise CheckpointError(
-                    f"{checkpoint.folder / CALIBRATION}: {task.name} has no label {unknown[0]!r} in {CONFIG}"
+                    f"{checkpoint.home / CALIBRATION}: {task.name} has no label {unknown[0]!r} in {CONFIG}"
                 )
 
 

@@ -55,7 +55,11 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 COPY --from=requirements /src/cpu.txt /opt/
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m pip --python /opt/venv/bin/python install \
-        --constraint /opt/constraints.txt --requirement /opt/cpu.txt
+        --constraint /opt/constraints.txt --requirement /opt/cpu.txt \
+    # OpenVINO's plugins for other devices, its readers of other formats and its headers: half of its size.
+    && find /opt/venv/lib/python3*/site-packages/openvino -type f \( -path '*/openvino/include/*' -o -name cache.json \
+        -o -name 'libopenvino_intel_[gn]pu_plugin.so' \
+        -o -name 'libopenvino_*_frontend.so*' -not -name 'libopenvino_ir_*' \) -delete
 
 COPY weights/fashion /checkpoint
 

@@ -56,7 +56,8 @@ class TorchEngine:
     def load(cls, checkpoint: Checkpoint, *, device: str = "auto", dtype: str = "auto") -> TorchEngine:
         """Build the checkpoint's network; device: auto, cpu, cuda or cuda:N; dtype: auto, float32, float16 or bfloat16.
 
-        On a CPU it computes with `model.threads.thread_count` threads. Raises `CheckpointError` or `ConfigError` with one line that names what is wrong.
+        On a CPU it computes with `model.threads.thread_count` threads. Raises `CheckpointError` or `ConfigError` with
+        one line that names what is wrong.
         """
         use_threads()
         target = pick_device(device)

@@ -32,7 +32,7 @@ def load_predictor(settings: Settings) -> ListingPredictor:
     """Load the configured checkpoint; torch is imported only here, since that takes seconds."""
     from model.inference.predictor import Predictor  # noqa: PLC0415
 
-    return Predictor.load(settings.checkpoint, device=settings.device, dtype=settings.dtype)
+    return Predictor.load(settings.checkpoint, device=settings.device, dtype=settings.dtype, engine=settings.engine)
 
 
 def create_app(settings: Settings | None = None, load: Load = load_predictor, *, gate: Gate | None = None) -> FastAPI:

@@ -17,6 +17,7 @@ import typer
 
 from model.errors import ConfigError, ModelError
 from service.commands import evaluation, label, training
+from service.commands.arguments import EngineSetting
 from service.settings import PREFIX, Settings, load_settings
 
 TRAINING_MODULES = ("matplotlib", "pyarrow", "scipy", "tensorboard")
@@ -35,6 +36,7 @@ for _command in (
     training.train,
     evaluation.calibrate,
     evaluation.evaluate,
+    evaluation.compile,
     label.label,
 ):
     app.command()(_command)
@@ -129,6 +131,7 @@ def predict(  # noqa: PLR0917 - typer passes by name
     title: Annotated[str | None, typer.Option(help="the listing's title", show_default=False)] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="checkpoint folder", show_default=False)] = None,
     target_precision: Annotated[float | None, typer.Option(help="0.90, 0.95, …", show_default=False)] = None,
+    engine: EngineSetting = None,
     top_k: Annotated[int, typer.Option(min=1, help="candidates per attribute")] = 3,
     explain: Annotated[bool, typer.Option("--explain", help="tint the title's words by weight")] = False,
     heat_map: Annotated[
@@ -139,7 +142,7 @@ def predict(  # noqa: PLR0917 - typer passes by name
     """Predict one listing's attributes from an image, a title, or both."""
     from service.commands.predict import draw, predict_one  # noqa: PLC0415
 
-    settings = load_settings(checkpoint=checkpoint, target_precision=target_precision)
+    settings = load_settings(checkpoint=checkpoint, target_precision=target_precision, engine=engine)
     reply = predict_one(settings, image=image, title=title, top_k=top_k, explain=explain, heat_map_file=heat_map)
     if as_json:
         print(json.dumps(reply.model_dump(mode="json", exclude_unset=True), ensure_ascii=False, indent=2))

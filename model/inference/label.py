@@ -51,6 +51,7 @@ def label(
     fetch: Callable[[str], bytes] | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    engine: str = "auto",
 ) -> Labelling:
     """Label a whole catalogue, named by its TOML file, with a checkpoint folder: `label_catalogue` does the work.
 
@@ -58,7 +59,7 @@ def label(
 
     Raises as that function and `Predictor.load` do.
     """
-    predictor = Predictor.load(checkpoint, device=device, dtype=dtype)
+    predictor = Predictor.load(checkpoint, device=device, dtype=dtype, engine=engine)
     return label_catalogue(
         predictor,
         Path(catalogue),

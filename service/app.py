@@ -34,7 +34,7 @@ def load_predictor(settings: Settings) -> ListingPredictor:
     from model.threads import settle_threads  # noqa: PLC0415
 
     settle_threads(settings.threads)
-    return Predictor.load(settings.checkpoint, device=settings.device, dtype=settings.dtype)
+    return Predictor.load(settings.checkpoint, device=settings.device, dtype=settings.dtype, engine=settings.engine)
 
 
 def create_app(

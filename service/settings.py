@@ -115,6 +115,10 @@ class Settings(BaseSettings):
     checkpoint: Path = Field(default=Path("weights/fashion"), description="folder of the checkpoint to serve")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, …; auto takes the GPU where there is one")
     dtype: str = Field(default="auto", description="auto, float32, bfloat16 or float16")
+    engine: Literal["auto", "torch", "openvino-f32", "openvino-bf16", "openvino-int8"] = Field(
+        default="auto",
+        description="what computes; auto: on a CPU the fastest that the checkpoint carries, on a GPU PyTorch",
+    )
     threads: int = Field(default=0, ge=0, le=1024, description="threads that compute; 0: as many as there are cores")
     host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")

@@ -110,9 +110,9 @@ def test_a_mistake_is_one_line_and_status_2(
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("module", ["tensorboard", "torch"])
+@pytest.mark.parametrize(("module", "extra"), [("tensorboard", "train"), ("torch", "train"), ("nncf", "compile")])
 def test_a_missing_extra_is_named(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, module: str
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, module: str, extra: str
 ) -> None:
     def missing(*_: object) -> None:
         raise ModuleNotFoundError(f"No module named '{module}'", name=module)
@@ -120,5 +120,6 @@ def test_a_missing_extra_is_named(
     monkeypatch.setattr("model.catalogue.listings.Catalogue.open", missing)
     assert run(monkeypatch, "train", tmp_path / "shop.toml", "--out", tmp_path / "run") == 2
     assert (
-        capsys.readouterr().err == f"cma-clip: this needs {module}; install the extra: pip install 'cma-clip[train]'\n"
+        capsys.readouterr().err
+        == f"cma-clip: this needs {module}; install the extra: pip install 'cma-clip[{extra}]'\n"
     )

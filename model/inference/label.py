@@ -54,6 +54,7 @@ def label(
     fetch: Callable[[str], bytes] | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    engine: str = "auto",
     threads: int = 0,
 ) -> Labelling:
     """Label a whole catalogue, named by its TOML file, with a checkpoint folder: `label_catalogue` does the work.
@@ -63,7 +64,7 @@ def label(
     threads: that compute; 0: as many as there are cores. Raises as that function and `Predictor.load` do.
     """
     settle_threads(threads)
-    predictor = Predictor.load(checkpoint, device=device, dtype=dtype)
+    predictor = Predictor.load(checkpoint, device=device, dtype=dtype, engine=engine)
     return label_catalogue(
         predictor,
         Path(catalogue),

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from service.commands.arguments import CatalogueFile
+from service.commands.arguments import CatalogueFile, EngineSetting
 from service.settings import load_settings
 
 
@@ -19,6 +19,7 @@ def label(
     checkpoint: Annotated[Path | None, typer.Option(help="checkpoint folder", show_default=False)] = None,
     target_precision: Annotated[float | None, typer.Option(help="0.90, 0.95, …", show_default=False)] = None,
     attribute: Annotated[list[str] | None, typer.Option(help="only these", show_default="all")] = None,
+    engine: EngineSetting = None,
     batch_size: Annotated[int, typer.Option(min=1, help="listings in one forward pass")] = 32,
     threads: Annotated[
         int | None, typer.Option(min=1, help="threads that compute", show_default="as many as cores")
@@ -28,7 +29,7 @@ def label(
     from model.inference.label import label as run  # noqa: PLC0415
     from service.commands.image_urls import url_fetcher  # noqa: PLC0415
 
-    settings = load_settings(checkpoint=checkpoint, target_precision=target_precision, threads=threads)
+    settings = load_settings(checkpoint=checkpoint, target_precision=target_precision, engine=engine, threads=threads)
     with url_fetcher(settings) as fetch:
         done = run(
             settings.checkpoint,
@@ -40,6 +41,7 @@ def label(
             fetch=fetch,
             device=settings.device,
             dtype=settings.dtype,
+            engine=settings.engine,
             threads=settings.threads,
         )
     print(done.report, file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,10 +23,12 @@ from tests.conftest import draw
 TARGETS = (0.5, 0.9)
 
 
-@pytest.fixture
-def predictor(checkpoint_folder: Path) -> Predictor:
-    """The tiny network with a threshold of its own for each situation and target."""
-    checkpoint = load_checkpoint(checkpoint_folder)
+@pytest.fixture(params=["torch", "openvino-f32"])
+def predictor(request: pytest.FixtureRequest, checkpoint_folder: Path, compiled_folder: Path) -> Predictor:
+    """The tiny network on each engine, with a threshold of its own for each situation and target."""
+    engine: str = request.param
+    shutil.copytree(compiled_folder, checkpoint_folder / "engines")
+    checkpoint = load_checkpoint(checkpoint_folder, None if engine == "torch" else engine)
     thresholds = {Situation.IMAGE_AND_TITLE: (0.1, None), Situation.IMAGE: (0.2, 0.9), Situation.TITLE: (None, None)}
     situations = {
         situation: {
@@ -48,7 +51,7 @@ def predictor(checkpoint_folder: Path) -> Predictor:
         situations=situations,
     )
     write_part(checkpoint, CALIBRATION, calibration.to_json())
-    return Predictor.load(checkpoint_folder)
+    return Predictor.load(checkpoint_folder, engine=engine)
 
 
 def listings(predictor: Predictor, *, explain: bool = False) -> list[ModelInput]:
@@ -104,7 +107,7 @@ def test_a_label_with_a_threshold_of_its_own_is_judged_by_it(predictor: Predicto
         own = {**attributes, "colour": dataclasses.replace(attributes["colour"], labels=labels)}
         changed = dataclasses.replace(calibration, situations={**calibration.situations, Situation.TITLE: own})
         write_part(predictor.checkpoint, CALIBRATION, changed.to_json())
-        loaded = Predictor.load(folder)
+        loaded = Predictor.load(folder, engine=predictor.info.engine)
         assert loaded.info.calibration != predictor.info.calibration
         prediction = loaded.predict(loaded.collate([item]))[0].attribute("colour", target_precision=0.5, top_k=1)
         return prediction.threshold, prediction.accepted
@@ -132,7 +135,7 @@ def test_a_calibration_of_other_attributes_is_named(predictor: Predictor) -> Non
     changed = dataclasses.replace(calibration, situations=situations)
     write_part(predictor.checkpoint, CALIBRATION, changed.to_json())
     with pytest.raises(CheckpointError, match=r"situation image_and_title and config.json differ in 'colour'"):
-        Predictor.load(predictor.checkpoint.folder)
+        Predictor.load(predictor.checkpoint.folder, engine=predictor.info.engine)
 
 
 def test_predictions_are_complete(predictor: Predictor) -> None:
@@ -225,6 +228,14 @@ def test_warm_up_runs_every_padded_shape(predictor: Predictor) -> None:
     assert set(predictor.warm_up(4)) == {*shapes, "1 explained"}
 
 
+def test_warm_up_of_an_engine_that_needs_no_more_runs_the_longest_titles(
+    checkpoint_folder: Path, compiled_folder: Path
+) -> None:
+    shutil.copytree(compiled_folder, checkpoint_folder / "engines")
+    predictor = Predictor.load(checkpoint_folder, engine="openvino-f32")
+    assert set(predictor.warm_up(4)) == {"1 x 16 tokens", "4 x 16 tokens", "1 explained"}
+
+
 def test_an_uncalibrated_checkpoint_accepts_nothing(checkpoint_folder: Path) -> None:
     predictor = Predictor.load(checkpoint_folder)
     answer = predictor.predict(predictor.collate([predictor.prepare("Red", None)]))[0]
@@ -244,6 +255,25 @@ def test_half_precision_gives_nearly_the_same(checkpoint_folder: Path, predictor
 def test_impossible_devices_and_dtypes_are_named(checkpoint_folder: Path, device: str, dtype: str) -> None:
     with pytest.raises(ConfigError, match=f"{device}|{dtype}"):
         Predictor.load(checkpoint_folder, device=device, dtype=dtype)
+
+
+@pytest.mark.parametrize("explain", [False, True])
+def test_engines_answer_alike(checkpoint_folder: Path, compiled_folder: Path, explain: bool) -> None:
+    shutil.copytree(compiled_folder, checkpoint_folder / "engines")
+    reference, compiled = (Predictor.load(checkpoint_folder, engine=name) for name in ("torch", "openvino-f32"))
+    answers = [each.predict(each.collate(listings(each, explain=explain))) for each in (compiled, reference)]
+    for answer, expected in zip(*answers, strict=True):
+        for task in reference.tasks:
+            one, other = (each.attribute(task.name, target_precision=0.5, top_k=10) for each in (answer, expected))
+            assert one.label == other.label
+            assert one.confidence == pytest.approx(other.confidence, abs=1e-5)
+            assert one.modality_attention == pytest.approx(other.modality_attention, abs=1e-5)
+            assert (one.explanation is None) == (other.explanation is None) == (not explain)
+            if one.explanation and other.explanation and one.explanation.image and other.explanation.image:
+                assert np.allclose(one.explanation.image.weights, other.explanation.image.weights, atol=1e-3)
+            if one.explanation and other.explanation and one.explanation.text and other.explanation.text:
+                weights = [[part.weight for part in each] for each in (one.explanation.text, other.explanation.text)]
+                assert weights[0] == pytest.approx(weights[1], abs=1e-3)
 
 
 def test_towers_without_attributes_cannot_be_served(tmp_path: Path, checkpoint_folder: Path, network: CMAClip) -> None:

@@ -8,9 +8,11 @@ modalities in the order image, text, C_t labels of attribute t.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,8 @@ from torch import Tensor, nn
 
 from model.checkpoint.compiled import CompiledNetwork, file_digest
 from model.checkpoint.folder import Checkpoint
-from model.inference.engines.engine import EngineName
+from model.errors import ConfigError
+from model.inference.engines.engine import EngineInfo, EngineName
 from model.inference.engines.torch_engine import TorchEngine
 from model.inputs.normalise import TensorTransform
 from model.network.cma_clip import CMAClip
@@ -117,39 +120,55 @@ def _plain_tracing() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def quantise(image: ov.Model, samples: Sequence[NDArray[np.uint8]], *, keep: Sequence[str] = ()) -> ov.Model:
-    """Return the image tower with 8-bit integers for weights and activations (static post-training quantisation).
+QUANTISATIONS: Mapping[str, frozenset[str]] = {
+    "8-bit integers": frozenset(),
+    "8-bit integers, depthwise convolutions as they are": frozenset({"GroupConvolution"}),
+}
+"""What is tried for 8-bit integers, the fastest first: the types of operations that are left as they are."""
 
-    samples: batches of pixels of the train part, `[1, 3, H, W]`: the ranges of activations are found on them.
-    keep: names of operations that stay as they are.
+
+def quantise(
+    parts: Mapping[str, ov.Model], samples: Sequence[NDArray[np.uint8]], kept: frozenset[str]
+) -> dict[str, ov.Model]:
+    """Return a network whose image tower computes in 8-bit integers (static post-training quantisation).
+
+    The image tower is most of the work. samples: pixels of training images, `[1, 3, H, W]` each: the ranges of
+    activations are found on them. kept: types of operations that stay as they are.
+    Raises `ConfigError` where nncf is not installed.
     """
-    import nncf  # noqa: PLC0415 - the extra `compile`
+    if find_spec("nncf") is None:
+        raise ConfigError("quantising needs nncf; install the extra: pip install 'cma-clip[compile]'")
+    import nncf  # noqa: PLC0415 - takes seconds
 
-    ignored = nncf.IgnoredScope(names=list(keep), validate=False)
-    return nncf.quantize(
+    nncf.set_log_level(logging.ERROR)
+    image = parts["image"]
+    names = [each.get_friendly_name() for each in image.get_ops() if each.get_type_name() in kept]
+    quantised = nncf.quantize(
         image,
         nncf.Dataset(samples),
         preset=nncf.QuantizationPreset.MIXED,
         subset_size=len(samples),
-        fast_bias_correction=False,
-        ignored_scope=ignored,
+        ignored_scope=nncf.IgnoredScope(names=names) if names else None,
     )
+    return {**parts, "image": quantised}
 
 
 def write_network(
-    folder: Path, name: EngineName, parts: Mapping[str, ov.Model], engine: TorchEngine, checkpoint: Checkpoint
+    folder: Path, name: EngineName, parts: Mapping[str, ov.Model], info: EngineInfo, checkpoint: Checkpoint
 ) -> CompiledNetwork:
-    """Write the parts of a network into `folder`, and return what describes them."""
+    """Write the parts of a network into `folder`, and return what describes them; info: the reference's."""
     half = name is not EngineName.OPENVINO_F32  # the reference's own weights are stored in half precision, too
     for part, network in parts.items():
+        for suffix in ("xml", "bin"):  # one of that name may be mapped into memory: overwritten, it would change there
+            (folder / f"{part}.{suffix}").unlink(missing_ok=True)
         ov.save_model(network, folder / f"{part}.xml", compress_to_fp16=half)
     names = [f"{part}.{suffix}" for part in parts for suffix in ("xml", "bin")]
     return CompiledNetwork(
         name=name,
         version=checkpoint.version,
         made_with=f"openvino {ov.__version__.split('-')[0]}",
-        parameters=engine.info.parameters,
-        grid=engine.info.grid,
+        parameters=info.parameters,
+        grid=info.grid,
         precision=PRECISIONS[name],
         files={each: file_digest(folder / each) for each in names},
     )

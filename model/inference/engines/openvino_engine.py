@@ -73,6 +73,7 @@ class OpenVinoEngine:
             dtype=DTYPES[name],
             parameters=compiled.parameters,
             grid=compiled.grid,
+            warms_each_shape=False,  # milliseconds
         )
         threads = thread_count(threads)
         core = ov.Core()

@@ -49,6 +49,7 @@ class TorchEngine:
             dtype=str(dtype).removeprefix("torch."),
             parameters=sum(parameter.numel() for parameter in network.parameters()),
             grid=network.backbone.image.grid,
+            warms_each_shape=True,
         )
         self.transform, self._dtype = transform, dtype
 

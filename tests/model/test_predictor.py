@@ -223,17 +223,11 @@ def test_info_says_what_is_loaded(predictor: Predictor, network: CMAClip) -> Non
     assert info.parameters == sum(p.numel() for p in network.parameters())
 
 
-def test_warm_up_runs_every_padded_shape(predictor: Predictor) -> None:
-    shapes = {"1 x 8 tokens", "4 x 8 tokens", "1 x 16 tokens", "4 x 16 tokens"}
+def test_warm_up_runs_every_padded_shape_where_the_engine_needs_it(predictor: Predictor) -> None:
+    shapes = {"1 x 16 tokens", "4 x 16 tokens"}
+    if predictor.info.engine == "torch":
+        shapes |= {"1 x 8 tokens", "4 x 8 tokens"}
     assert set(predictor.warm_up(4)) == {*shapes, "1 explained"}
-
-
-def test_warm_up_of_an_engine_that_needs_no_more_runs_the_longest_titles(
-    checkpoint_folder: Path, compiled_folder: Path
-) -> None:
-    shutil.copytree(compiled_folder, checkpoint_folder / "engines")
-    predictor = Predictor.load(checkpoint_folder, engine="openvino-f32")
-    assert set(predictor.warm_up(4)) == {"1 x 16 tokens", "4 x 16 tokens", "1 explained"}
 
 
 def test_an_uncalibrated_checkpoint_accepts_nothing(checkpoint_folder: Path) -> None:

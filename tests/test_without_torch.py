@@ -1,6 +1,6 @@
 """The shipped checkpoint where PyTorch is not installed: serve, predict and label, by OpenVINO.
 
-In a process of its own, in which importing PyTorch and what is built on it fails as it does where they are missing.
+In a process of its own, which finds neither PyTorch nor what is built on it.
 """
 
 from __future__ import annotations
@@ -34,14 +34,15 @@ TOLERANCE = 0.02
 """Of confidences and attention weights: what half of PyTorch's digits and eight bits make of them."""
 
 MAIN = textwrap.dedent("""
-    import sys
+    from importlib.machinery import PathFinder
 
-    class Missing:
-        def find_spec(self, name, path=None, target=None):
-            if name.partition(".")[0] in {"open_clip", "timm", "torch", "torchvision"}:
-                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    find = PathFinder.find_spec
 
-    sys.meta_path.insert(0, Missing())
+    def find_others(name, path=None, target=None):
+        missing = name.partition(".")[0] in {"open_clip", "timm", "torch", "torchvision"}
+        return None if missing else find(name, path, target)
+
+    PathFinder.find_spec = find_others
 
     from service.cli import main
     main()

@@ -165,9 +165,7 @@ def test_a_damaged_or_foreign_engine_is_refused_by_name(
 
 def test_an_engine_under_another_name_is_refused(carrying: Path) -> None:
     (carrying / ENGINES / F32).rename(carrying / ENGINES / "openvino-bf16")
-    with pytest.raises(
-        CheckpointError, match="is of the engine openvino-f32, but lies in .*bf16"
-    ):
+    with pytest.raises(CheckpointError, match=r"is of the engine openvino-f32, but lies in .*bf16"):
         load_checkpoint(carrying, "openvino-bf16")
 
 

@@ -9,10 +9,11 @@
 #   docker run --read-only --tmpfs /tmp -p 8000:8000 [--gpus 1] cma-clip
 #   another checkpoint: add  --volume ./weights/mine:/checkpoint:ro
 
-ARG PYTHON_VERSION=3.11.14
-ARG DEBIAN_RELEASE=bookworm
+# The tag is for readers: the digest (of the index of all platforms) alone decides. For another version, change both;
+# `docker buildx imagetools inspect python:VERSION-slim-bookworm` shows its digest.
+ARG BASE_IMAGE=python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa184956261b4301ebaf6dbb0a3543d
 
-FROM python:${PYTHON_VERSION}-slim-${DEBIAN_RELEASE} AS base
+FROM ${BASE_IMAGE} AS base
 ENV PYTHONDONTWRITEBYTECODE=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_ROOT_USER_ACTION=ignore
@@ -54,7 +55,11 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 COPY --from=requirements /src/cpu.txt /opt/
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m pip --python /opt/venv/bin/python install \
-        --constraint /opt/constraints.txt --requirement /opt/cpu.txt
+        --constraint /opt/constraints.txt --requirement /opt/cpu.txt \
+    # OpenVINO's plugins for other devices, its readers of other formats and its headers: half of its size.
+    && find /opt/venv/lib/python3*/site-packages/openvino -type f \( -path '*/openvino/include/*' -o -name cache.json \
+        -o -name 'libopenvino_intel_[gn]pu_plugin.so' \
+        -o -name 'libopenvino_*_frontend.so*' -not -name 'libopenvino_ir_*' \) -delete
 
 COPY weights/fashion /checkpoint
 

@@ -16,12 +16,15 @@ from typing import Annotated, Any
 import typer
 
 from model.errors import ConfigError, ModelError
+from model.threads import settle_threads
 from service.commands import evaluation, label, training
 from service.commands.arguments import EngineSetting
-from service.settings import PREFIX, Settings, load_settings
+from service.settings import PREFIX, Settings, configured_threads, load_settings
 
-TRAINING_MODULES = ("matplotlib", "pyarrow", "scipy", "tensorboard")
-"""Installed by the extra `train`; serving does not need them."""
+TRAINING_MODULES = ("matplotlib", "open_clip", "scipy", "tensorboard", "timm", "torch", "torchvision")
+
+EXTRAS = {**dict.fromkeys(TRAINING_MODULES, "train"), "nncf": "compile"}
+"""Which extra installs a module that serving on CPUs does not need."""
 
 app = typer.Typer(
     name="cma-clip",
@@ -55,6 +58,7 @@ def _options(
     ] = False,
 ) -> None:
     """Declare the options that stand before a command."""
+    settle_threads(configured_threads())  # before the command imports torch
 
 
 def main() -> None:
@@ -65,9 +69,10 @@ def main() -> None:
         print(f"cma-clip: {error}", file=sys.stderr)
         sys.exit(2)
     except ModuleNotFoundError as error:
-        if error.name not in TRAINING_MODULES:
+        if error.name not in EXTRAS:
             raise
-        print(f"cma-clip: this needs {error.name}; install the extra: pip install 'cma-clip[train]'", file=sys.stderr)
+        extra = f"cma-clip[{EXTRAS[error.name]}]"
+        print(f"cma-clip: this needs {error.name}; install the extra: pip install '{extra}'", file=sys.stderr)
         sys.exit(2)
 
 

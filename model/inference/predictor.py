@@ -308,7 +308,10 @@ class Predictor:
         return self.engine.fuse(encoded, [Rows(image, text)])[0].logits
 
     def warm_up(self, max_batch_size: int) -> dict[str, float]:
-        """Run every padded shape, alone and at `max_batch_size`, and explain a listing; return each one's seconds."""
+        """Run every padded shape, alone and at `max_batch_size`, and explain a listing; return each one's seconds.
+
+        Where the engine doesn't need all, the longest titles stand for the others.
+        """
         seconds = {}
 
         def run(name: str, items: list[ModelInput]) -> None:
@@ -318,7 +321,8 @@ class Predictor:
 
         blank = Image.new("RGB", (self.info.image_size[1], self.info.image_size[0]), "white")
         longest = self.tokenize.context_length
-        for length in range(PADDING_STEP, longest + PADDING_STEP, PADDING_STEP):
+        every = range(PADDING_STEP, longest + PADDING_STEP, PADDING_STEP)
+        for length in every if self.engine.info.warms_each_shape else every[-1:]:
             item = self.prepare("a " * min(length - 2, longest - 2), blank)
             for batch_size in sorted({1, max_batch_size}):
                 run(f"{batch_size} x {min(length, longest)} tokens", [item] * batch_size)

@@ -15,7 +15,8 @@ TEXT = capacity.PAGE.read_text(encoding="utf-8")
 DOCKERFILE = (capacity.ROOT / "Dockerfile").read_text(encoding="utf-8")
 COMPOSE = (capacity.ROOT / "docker-compose.yml").read_text(encoding="utf-8")
 NGINX = "".join(
-    (capacity.ROOT / "deploy/nginx" / name).read_text() for name in ("nginx.conf", "replica.conf", "balance.sh")
+    (capacity.ROOT / "deploy/nginx" / name).read_text()
+    for name in ("nginx.conf", "relay.conf", "replica.conf", "balance.sh")
 )
 
 # ── settings ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -223,8 +223,10 @@ def test_info_says_what_is_loaded(predictor: Predictor, network: CMAClip) -> Non
     assert info.parameters == sum(p.numel() for p in network.parameters())
 
 
-def test_warm_up_runs_every_padded_shape(predictor: Predictor) -> None:
-    shapes = {"1 x 8 tokens", "4 x 8 tokens", "1 x 16 tokens", "4 x 16 tokens"}
+def test_warm_up_runs_every_padded_shape_where_the_engine_needs_it(predictor: Predictor) -> None:
+    shapes = {"1 x 16 tokens", "4 x 16 tokens"}
+    if predictor.info.engine == "torch":
+        shapes |= {"1 x 8 tokens", "4 x 8 tokens"}
     assert set(predictor.warm_up(4)) == {*shapes, "1 explained"}
 
 

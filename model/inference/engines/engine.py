@@ -51,6 +51,8 @@ class EngineInfo:
     """Of the network."""
     grid: tuple[int, int]
     """Rows and columns of the image tower's patches."""
+    warms_each_shape: bool
+    """Whether the first batch of each shape takes much longer than the next one, so that all are run at the start."""
 
 
 class Engine(Protocol):

@@ -31,8 +31,9 @@ DTYPES = {
     EngineName.OPENVINO_INT8: "int8",
 }
 
-SMALLEST_SLICE = 4
-"""Rows of a batch that are worth a thread of their own."""
+SMALLEST_SLICE, LARGEST_SLICE = 4, 8
+"""Rows of a batch that are worth a thread of their own, and that are computed at once: more are no faster, and take
+memory in proportion."""
 
 Arrays = tuple[NDArray[Any], ...]
 
@@ -72,6 +73,7 @@ class OpenVinoEngine:
             dtype=DTYPES[name],
             parameters=compiled.parameters,
             grid=compiled.grid,
+            warms_each_shape=False,  # milliseconds
         )
         threads = thread_count(threads)
         core = ov.Core()
@@ -147,7 +149,7 @@ def _fusion_inputs(encoded: Encoded, rows: Rows) -> Arrays:
 
 
 class _Network:
-    """One of the compiled networks, and what computes a slice of a batch, one for each thread."""
+    """One of the compiled networks, and what computes the slices of a batch, as many as there are."""
 
     def __init__(self, core: ov.Core, path: Path, precision: str, threads: int) -> None:
         options = {
@@ -157,11 +159,18 @@ class _Network:
             "ENABLE_CPU_PINNING": False,  # the decode workers and the event loop use the same cores
         }
         try:
-            compiled = core.compile_model(core.read_model(path), "CPU", options)
+            self._compiled = core.compile_model(core.read_model(path), "CPU", options)
         except RuntimeError as error:
             raise CheckpointError(f"{path} cannot be used: {_last_line(error)}") from error
-        self.requests = [compiled.create_infer_request() for _ in range(threads)]
-        self.outputs = len(compiled.outputs)
+        self.threads = threads
+        self.outputs = len(self._compiled.outputs)
+        self._requests: list[ov.InferRequest] = []
+
+    def requests(self, count: int) -> list[ov.InferRequest]:
+        """Return so many requests. They hold inputs and outputs; all else is the threads', and is shared."""
+        while len(self._requests) < count:
+            self._requests.append(self._compiled.create_infer_request())
+        return self._requests[:count]
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,13 +181,14 @@ class _Run:
     inputs: Arrays
 
     def slices(self) -> list[tuple[ov.InferRequest, Arrays]]:
-        """Return what computes each slice of the rows."""
-        rows, requests = len(self.inputs[0]), self.network.requests
-        count = max(1, min(len(requests), rows // SMALLEST_SLICE))
+        """Return what computes each slice of the rows: as many slices for each thread, as far as they are worth it."""
+        rows, threads = len(self.inputs[0]), self.network.threads
+        rounds = -(-rows // (LARGEST_SLICE * threads))
+        count = max(1, min(rounds * threads, rows // SMALLEST_SLICE))
         cuts = np.linspace(0, rows, count + 1).astype(int).tolist()
         return [
             (request, tuple(each[first:last] for each in self.inputs))
-            for request, first, last in zip(requests, cuts, cuts[1:], strict=False)
+            for request, first, last in zip(self.network.requests(count), cuts, cuts[1:], strict=False)
         ]
 
     def outputs(self) -> Arrays:
@@ -193,7 +203,7 @@ class _Run:
 def _run_together(runs: Sequence[_Run]) -> list[Arrays]:
     """Compute all slices of all runs side by side, and return each run's outputs."""
     slices = [each for run in runs for each in run.slices()]
-    if len(slices) == 1 or len(runs[0].network.requests) == 1:
+    if len(slices) == 1 or runs[0].network.threads == 1:
         for request, inputs in slices:
             request.infer(list(inputs), share_inputs=True, share_outputs=True)
     else:

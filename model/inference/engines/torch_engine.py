@@ -12,7 +12,7 @@ from torch import Tensor
 
 from model.checkpoint.folder import CONFIG, Checkpoint
 from model.checkpoint.weights import load_weights
-from model.device import pick_device, serving_dtype
+from model.device import pick_device, serving_dtype, use_threads
 from model.errors import CheckpointError, ConfigError
 from model.inference.engines.engine import EngineInfo, EngineName, Rows
 from model.inference.predictions import RawOutputs
@@ -49,6 +49,7 @@ class TorchEngine:
             dtype=str(dtype).removeprefix("torch."),
             parameters=sum(parameter.numel() for parameter in network.parameters()),
             grid=network.backbone.image.grid,
+            warms_each_shape=True,
         )
         self.transform, self._dtype = transform, dtype
 
@@ -56,8 +57,10 @@ class TorchEngine:
     def load(cls, checkpoint: Checkpoint, *, device: str = "auto", dtype: str = "auto") -> TorchEngine:
         """Build the checkpoint's network; device: auto, cpu, cuda or cuda:N; dtype: auto, float32, float16 or bfloat16.
 
-        Raises `CheckpointError` or `ConfigError` with one line that names what is wrong.
+        On a CPU it computes with `model.threads.thread_count` threads. Raises `CheckpointError` or `ConfigError` with
+        one line that names what is wrong.
         """
+        use_threads()
         target = pick_device(device)
         number_format = serving_dtype(dtype, target)
         try:

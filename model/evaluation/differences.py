@@ -69,20 +69,17 @@ def differences(engine: Measured, reference: Measured, target: float) -> Differe
     }
 
 
-def accuracy_lost(engine: Mapping[Situation, HeldOut], reference: Mapping[Situation, HeldOut]) -> float:
-    """Return the most that an attribute loses in any situation, in accuracy of 1; negative where all gain."""
+def labels_changed(engine: Mapping[Situation, HeldOut], reference: Mapping[Situation, HeldOut]) -> float:
+    """Return the largest share of listings that get another label of an attribute, over attributes and situations.
+
+    Calibration changes no label. A few thousand listings say more by this than by accuracy, which goes both ways.
+    """
     return max(
-        _accuracy(reference[situation], task) - _accuracy(held_out, task)
+        float((own.argmax(axis=1) != other.argmax(axis=1)).mean())
         for situation, held_out in engine.items()
-        for task in held_out.tasks
-        if scores.labelled(held_out.labels(task)).any()
+        if held_out.listings
+        for own, other in zip(held_out.logits, reference[situation].logits, strict=True)
     )
-
-
-def _accuracy(held_out: HeldOut, task: Task) -> float:
-    labels = held_out.labels(task)
-    counted = scores.labelled(labels)
-    return scores.accuracy(held_out.logits_of(task)[counted].argmax(axis=1), labels[counted])
 
 
 @dataclass(frozen=True, slots=True)

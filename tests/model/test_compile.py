@@ -25,7 +25,7 @@ def test_an_engine_is_compiled_certified_and_measured(
     checkpoint_folder: Path, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compiling, "SAMPLES", 8)
-    monkeypatch.setattr(compiling, "MOST_ACCURACY_LOST", 1.0)  # of untrained weights nothing can be asked
+    monkeypatch.setattr(compiling, "MOST_LABELS_CHANGED", 1.0)  # of untrained weights nothing can be asked
     calibrate(checkpoint_folder, catalogue, target_precisions=[0.5], device="cpu", console=QUIET)
     found = compile_engine(checkpoint_folder, catalogue, engine="openvino-int8", console=QUIET)
     assert found.folder == checkpoint_folder / "engines" / "openvino-int8"
@@ -50,9 +50,9 @@ def test_a_quantisation_that_costs_too_much_is_refused_and_leaves_nothing(
     checkpoint_folder: Path, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compiling, "SAMPLES", 2)
-    monkeypatch.setattr(compiling, "accuracy_lost", lambda *_: 0.03)
+    monkeypatch.setattr(compiling, "labels_changed", lambda *_: 0.03)
     calibrate(checkpoint_folder, catalogue, target_precisions=[0.5], device="cpu", console=QUIET)
-    with pytest.raises(ConfigError, match=r"costs an attribute 3\.00 points .* more than 0\.2: compile openvino-bf16"):
+    with pytest.raises(ConfigError, match=r"changes 3\.00 % of .* more than 2 %: compile openvino-bf16"):
         compile_engine(checkpoint_folder, catalogue, engine="openvino-int8", console=QUIET)
     assert not (checkpoint_folder / "engines").exists()
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.checkpoint.compiled import ENGINE, ENGINES
@@ -163,15 +165,26 @@ def test_a_damaged_or_foreign_engine_is_refused_by_name(
         Predictor.load(carrying)
 
 
+def test_nothing_is_reported_to_the_makers_of_openvino() -> None:
+    code = (
+        "import model.inference.engines.openvino_engine\n"
+        "from nncf.telemetry.wrapper import telemetry\n"
+        "from openvino.tools.ovc.telemetry_utils import tm\n"
+        "print(type(telemetry).__name__, tm.__name__)"
+    )
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603 - this very program
+    assert found.stdout.split() == ["MagicMock", "openvino.tools.ovc.telemetry_stub"]
+
+
 def test_an_engine_under_another_name_is_refused(carrying: Path) -> None:
     (carrying / ENGINES / F32).rename(carrying / ENGINES / "openvino-bf16")
-    with pytest.raises(
-        CheckpointError, match="is of the engine openvino-f32, but lies in .*bf16"
-    ):
+    with pytest.raises(CheckpointError, match=r"is of the engine openvino-f32, but lies in .*bf16"):
         load_checkpoint(carrying, "openvino-bf16")
 
 
-@given(st.lists(st.integers(1, 3), min_size=1, max_size=14), st.integers(0, 2**32 - 1))
+@settings(max_examples=25)
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=12), st.integers(0, 2**32 - 1))
 def test_a_row_comes_out_the_same_in_any_batch_and_slice(
     engine: OpenVinoEngine, threaded: OpenVinoEngine, kinds: list[int], seed: int
 ) -> None:
@@ -179,9 +192,9 @@ def test_a_row_comes_out_the_same_in_any_batch_and_slice(
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 256, (len(kinds), 3, 24, 16), dtype=np.uint8)
     tokens = np.zeros((len(kinds), int(rng.choice([8, 16]))), np.int64)
-    for row in tokens:
-        end = rng.integers(1, len(row))
-        row[:end], row[end] = rng.integers(1, 49_000, end), 49_407
+    for row in range(len(kinds)):
+        end = int(rng.integers(1, tokens.shape[1]))
+        tokens[row, :end], tokens[row, end] = rng.integers(1, 49_000, end), 49_407
     for computed in (engine, threaded):
         encoded = computed.encode(computed.place(pixels, tokens))
         together = computed.fuse(encoded, [_rows(row, kind) for row, kind in enumerate(kinds)])

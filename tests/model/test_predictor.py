@@ -260,14 +260,14 @@ def test_engines_answer_alike(checkpoint_folder: Path, compiled_folder: Path, ex
         for task in reference.tasks:
             one, other = (each.attribute(task.name, target_precision=0.5, top_k=10) for each in (answer, expected))
             assert one.label == other.label
-            assert one.confidence == pytest.approx(other.confidence, abs=1e-5)
-            assert one.modality_attention == pytest.approx(other.modality_attention, abs=1e-5)
+            assert one.confidence == pytest.approx(other.confidence, abs=2e-3)
+            assert one.modality_attention == pytest.approx(other.modality_attention, abs=2e-3)
             assert (one.explanation is None) == (other.explanation is None) == (not explain)
             if one.explanation and other.explanation and one.explanation.image and other.explanation.image:
-                assert np.allclose(one.explanation.image.weights, other.explanation.image.weights, atol=1e-3)
+                assert np.allclose(one.explanation.image.weights, other.explanation.image.weights, atol=0.02)
             if one.explanation and other.explanation and one.explanation.text and other.explanation.text:
                 weights = [[part.weight for part in each] for each in (one.explanation.text, other.explanation.text)]
-                assert weights[0] == pytest.approx(weights[1], abs=1e-3)
+                assert weights[0] == pytest.approx(weights[1], abs=0.02)
 
 
 def test_towers_without_attributes_cannot_be_served(tmp_path: Path, checkpoint_folder: Path, network: CMAClip) -> None:

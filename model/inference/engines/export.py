@@ -120,20 +120,17 @@ def _plain_tracing() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-QUANTISATIONS: Mapping[str, frozenset[str]] = {
-    "8-bit integers": frozenset(),
-    "8-bit integers, depthwise convolutions as they are": frozenset({"GroupConvolution"}),
-}
-"""What is tried for 8-bit integers, the fastest first: the types of operations that are left as they are."""
+QUANTISED_AFTER = (0, 4, 10)
+"""What is tried for 8-bit integers, the fastest first: how many of the image tower's first convolutions are left as
+they are. They see the pixels and have few channels, and their rounding changes more labels than that of all others.
+"""
 
 
-def quantise(
-    parts: Mapping[str, ov.Model], samples: Sequence[NDArray[np.uint8]], kept: frozenset[str]
-) -> dict[str, ov.Model]:
+def quantise(parts: Mapping[str, ov.Model], samples: Sequence[NDArray[np.uint8]], kept: int) -> dict[str, ov.Model]:
     """Return a network whose image tower computes in 8-bit integers (static post-training quantisation).
 
     The image tower is most of the work. samples: pixels of training images, `[1, 3, H, W]` each: the ranges of
-    activations are found on them. kept: types of operations that stay as they are.
+    activations are found on them. kept: how many of its first convolutions stay as they are.
     Raises `ConfigError` where nncf is not installed.
     """
     if find_spec("nncf") is None:
@@ -142,7 +139,8 @@ def quantise(
 
     nncf.set_log_level(logging.ERROR)
     image = parts["image"]
-    names = [each.get_friendly_name() for each in image.get_ops() if each.get_type_name() in kept]
+    convolutions = [each for each in image.get_ordered_ops() if "Convolution" in each.get_type_name()]
+    names = [each.get_friendly_name() for each in convolutions[:kept]]
     quantised = nncf.quantize(
         image,
         nncf.Dataset(samples),
@@ -156,12 +154,14 @@ def quantise(
 def write_network(
     folder: Path, name: EngineName, parts: Mapping[str, ov.Model], info: EngineInfo, checkpoint: Checkpoint
 ) -> CompiledNetwork:
-    """Write the parts of a network into `folder`, and return what describes them; info: the reference's."""
-    half = name is not EngineName.OPENVINO_F32  # the reference's own weights are stored in half precision, too
+    """Write the parts of a network into `folder`, weights in half precision, and return what describes them.
+
+    info: the reference's.
+    """
     for part, network in parts.items():
         for suffix in ("xml", "bin"):  # one of that name may be mapped into memory: overwritten, it would change there
             (folder / f"{part}.{suffix}").unlink(missing_ok=True)
-        ov.save_model(network, folder / f"{part}.xml", compress_to_fp16=half)
+        ov.save_model(network, folder / f"{part}.xml", compress_to_fp16=True)
     names = [f"{part}.{suffix}" for part in parts for suffix in ("xml", "bin")]
     return CompiledNetwork(
         name=name,

@@ -341,7 +341,7 @@ class _Slot:
             if worker is not None and worker.becomes_ready():
                 self.failed = False
                 return worker
-            self._end_worker()
+            self._replace(Kill.CRASH)
         self.failed = True
         raise DecodingStoppedError("no decode worker can be started: it ends before it is ready")
 

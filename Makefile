@@ -76,7 +76,7 @@ test-tools: $(VENV)/.deployment ## Run nginx, Prometheus and the other tools aga
 	@tests/deployment/install-tools curl nginx promtool docker-compose
 	@$(BIN)/python -m pytest -rs tests/deployment $(ARGS)
 
-test-image: $(VENV)/.deployment ## Build the image with buildah and classify a listing in it (minutes, 30 GB of disk)
+test-image: $(VENV)/.deployment ## Build the image with buildah and classify a listing in it (minutes, 30 GB of disk for the one with PyTorch)
 	@tests/deployment/install-tools buildah debootstrap
 	@$(BIN)/python -m pytest -rs tests/deployment/image $(ARGS)
 

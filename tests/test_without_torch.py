@@ -31,7 +31,7 @@ TITLE = "Turtle Check Men Navy Blue Shirt"
 LISTING = {"id": "shirt", "title": TITLE, "image": {"base64": base64.b64encode(SHIRT.read_bytes()).decode()}}
 
 TOLERANCE = 0.02
-"""Of confidences and attention weights: what half of PyTorch's digits and eight bits make of them."""
+"""By how much confidences and attention weights may differ from those of PyTorch in float32."""
 
 MAIN = textwrap.dedent("""
     from importlib.machinery import PathFinder

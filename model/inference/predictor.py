@@ -38,7 +38,8 @@ from model.inference.predictions import (
 )
 from model.inference.stream import stream
 from model.inputs.decode import Decoded, decode_image, upright_rgb
-from model.inputs.preprocess import ImageTransform
+from model.inputs.normalise import TensorTransform
+from model.inputs.preprocess import ModelImage, Resizing
 from model.inputs.tokenizer import TitleTokenizer, TokenizedTitle, pad_tokens
 from model.network.cma_clip import CMAClip, build_cma_clip
 from model.network.towers import TokenSequence
@@ -100,7 +101,8 @@ class Predictor:
         self.tasks = checkpoint.tasks
         self.device, self.dtype = device, dtype
         self.network = network.to(device).to(memory_format=torch.channels_last).eval()
-        self.transform = ImageTransform(checkpoint.config.preprocess)
+        self.transform = TensorTransform(checkpoint.config.preprocess)
+        self.resizing: Resizing = checkpoint.config.preprocess
         self.tokenize = TitleTokenizer(checkpoint.config.preprocess)
         self._calibrator = Calibrator(checkpoint.tasks, checkpoint.calibration, checkpoint.gate)
         self.info = ModelInfo(
@@ -194,13 +196,14 @@ class Predictor:
     def prepare(
         self,
         title: str | None,
-        image: Image.Image | None,
+        image: Image.Image | ModelImage | None,
         *,
         explain: bool = False,
         warnings: Sequence[ListingWarning] = (),
     ) -> ModelInput:
-        """Turn a title and an RGB image of any size into model input; on the CPU, in any thread.
+        """Turn a title and an image into model input; on the CPU, in any thread.
 
+        image: RGB, of any size, or what `self.transform.show` makes of one: the decode workers do that.
         `warnings`: those of the steps before, which the answer repeats. A title of white space counts as none. Raises
         `ValueError` when neither is left.
         """
@@ -211,9 +214,8 @@ class Predictor:
             warnings = (*warnings, ListingWarning.TITLE_TRUNCATED)
         pixels = frame = None
         if image is not None:
-            framing = self.transform.find(image)
-            pixels = self.transform(image, framing)
-            frame = Frame.of_box(self.transform.seen(framing.box), image.size)
+            shown = image if isinstance(image, ModelImage) else self.transform.show(image)
+            pixels, frame = shown.pixels, Frame.of_box(shown.box, shown.size)
         item = ModelInput(pixels, frame, tokens, tuple(warnings), explain, work=1)
         if not explain:
             return item

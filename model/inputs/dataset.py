@@ -24,7 +24,7 @@ from model.config import PreprocessConfig
 from model.errors import ModelError
 from model.inputs.augment import AugmentConfig, random_box, vary_photo, vary_pixels, vary_title
 from model.inputs.decode import decode_image
-from model.inputs.preprocess import ImageTransform
+from model.inputs.normalise import TensorTransform
 from model.inputs.tokenizer import TitleTokenizer, pad_tokens
 from model.tasks import UNLABELLED, Task
 
@@ -77,7 +77,7 @@ class ListingDataset(Dataset[Example]):
         self.catalogue = catalogue
         self.listings = listings
         self.tasks = tasks
-        self.transform = ImageTransform(preprocess)
+        self.transform = TensorTransform(preprocess)
         self.tokenize = TitleTokenizer(preprocess)
         self.augment = augment
         self.seed = seed

@@ -1,20 +1,22 @@
 """Encoded image to upright RGB: the one way for training, calibration, bulk labelling and serving.
 
-A certificate holds only for pixels that are decoded as they were when it was measured. Imports nothing of torch, so
-that the service can use it.
+A certificate holds only for pixels that are decoded as they were when it was measured. What comes from elsewhere is
+decoded by this in a process of its own (`model.inputs.pool`). Imports Pillow and numpy alone.
 """
 
 from __future__ import annotations
 
 import io
 import threading
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
 from PIL import Image, UnidentifiedImageError
 from PIL.ImageCms import ImageCmsTransform
 
-from model.errors import ModelError
+from model.errors import ImageError, UndecodableError
+from model.inputs.limits import CATALOGUE, Cost, Limits, check_header, check_pixels, decoding_cost, opening_cost
 from model.inputs.profiles import UnreadableProfileError, conversion_to_srgb
 from model.situations import ListingWarning
 
@@ -49,6 +51,10 @@ UPRIGHT = {
 _large_images = threading.Semaphore(2)
 
 
+class NotAdmittedError(Exception):
+    """Base of what `admit` of `decode_image` may raise, to be passed on as it is."""
+
+
 @dataclass(frozen=True, slots=True)
 class Decoded:
     """An upright RGB image, its colours sRGB, and what a caller should know about how it was read."""
@@ -65,9 +71,6 @@ def upright_rgb(image: Image.Image, target: tuple[int, int] | None = None) -> De
 
     Raises any exception that Pillow raises for a damaged file, which is almost any.
     """
-    if target is not None and image.format in JPEG_FORMATS:
-        height, width = target
-        image.draft(None, (DRAFT_MARGIN * width, DRAFT_MARGIN * height))
     large = target is not None and image.width * image.height > LARGE_PIXELS
     with _large_images if large else nullcontext():
         rgb, warnings = _as_rgb(image, target)
@@ -129,16 +132,43 @@ def _upright(rgb: Image.Image, source: Image.Image) -> Image.Image:
     return rgb.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else rgb
 
 
-def decode_image(data: bytes, target: tuple[int, int] | None = None) -> Decoded:
-    """Decode an image file of any format that Pillow knows, as `upright_rgb` does.
+def decode_image(
+    data: bytes,
+    target: tuple[int, int] | None = None,
+    limits: Limits = CATALOGUE,
+    *,
+    admit: Callable[[Cost], None] = lambda cost: None,
+) -> Decoded:
+    """Decode an image file as `upright_rgb` does.
 
-    Raises `ModelError` if the bytes are not an image. For trusted files: images from HTTP requests are checked first by
-    `service.pipeline.decode`.
+    admit: called with what may be spent on reading the header, before that, and then with what may be spent on
+    decoding, before that; what it raises is passed on.
+
+    Raises `ImageFormatError`, `ImageSizeError` or `UndecodableError`, and `MemoryError` where memory is limited.
     """
+    file_format = check_header(data, limits)
+    admit(opening_cost(data, file_format))
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=None if file_format is None else (file_format,)) as image:
+            check_pixels(image.size, limits)
+            full = image.size
+            if target is not None and image.format in JPEG_FORMATS:
+                height, width = target
+                image.draft(None, (DRAFT_MARGIN * width, DRAFT_MARGIN * height))
+            admit(decoding_cost(image, full, len(data)))
             return upright_rgb(image, target)
+    except (ImageError, NotAdmittedError, MemoryError):
+        raise
     except UnidentifiedImageError:  # whose message is an address in memory
-        raise ModelError("the image cannot be decoded: it is in no known format") from None
-    except Exception as error:  # Pillow's parsers let almost anything escape
-        raise ModelError(f"the image cannot be decoded: {error}") from error
+        raise UndecodableError(_damaged(file_format, limits, "it is in no known format")) from None
+    except Exception as error:
+        # Not a list of classes: Pillow's parsers raise struct.error, SyntaxError, ValueError, ZeroDivisionError
+        # and more, all of which mean that the file is damaged.
+        raise UndecodableError(_damaged(file_format, limits, str(error))) from error
+
+
+def _damaged(file_format: str | None, limits: Limits, reason: str) -> str:
+    """Word it: the owner of a catalogue is told a decoder's own reason, others are not."""
+    if limits.any_format:
+        return f"the image cannot be decoded: {reason}"
+    return f"the image is a damaged {file_format} file"

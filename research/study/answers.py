@@ -25,7 +25,7 @@ from model.device import training_precision
 from model.errors import CatalogueError, ModelError
 from model.evaluation.heldout import evidence_groups
 from model.inputs.decode import decode_image
-from model.inputs.preprocess import ImageTransform
+from model.inputs.normalise import TensorTransform
 from model.inputs.tokenizer import TitleTokenizer, pad_tokens
 from model.network.towers import TokenSequence
 from model.tasks import Task
@@ -113,7 +113,7 @@ class Inference:
         cache: ImageCache | None = None,
     ) -> None:
         self.network = network.to(device).to(memory_format=torch.channels_last).eval()
-        self.transform, self.tokenize = ImageTransform(preprocess), TitleTokenizer(preprocess)
+        self.transform, self.tokenize = TensorTransform(preprocess), TitleTokenizer(preprocess)
         self.device, self.fast = device, fast
         self.cache = cache
 

@@ -25,7 +25,7 @@ install = $(call quietly,$(BIN)/python -m pip install --disable-pip-version-chec
 pytest = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 .PHONY: help serve test coverage test-lowest test-research lint format types test-deployment test-tools test-image test-browser
-.PHONY: soak study rules constraints requirements sbom dist clean
+.PHONY: soak fuzz study rules constraints requirements sbom dist clean
 
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -69,6 +69,9 @@ test-image: $(VENV)/.deployment ## Build the image with buildah and classify a l
 
 soak: $(VENV)/.test ## Load the service for minutes; fails if its memory grows or a request is lost (ARGS="--minutes 60")
 	@$(BIN)/python -m benchmarks.soak --assert-flat $(ARGS)
+
+fuzz: $(VENV)/.test ## Decode damaged images for minutes; fails if a decode worker crashes or hangs (ARGS="--minutes 60 --seed 2")
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 test-browser: $(VENV)/.browser ## Click through the playground in a real Chromium (apt-get installs it)
 	@tests/browser/install-chromium

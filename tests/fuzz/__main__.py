@@ -25,16 +25,16 @@ from random import Random
 from typing import Annotated
 
 import typer
-from model.inputs.limits import Limits
-from model.inputs.pool import DecodePool, Kill, memory_for
 
 from model.errors import ImageError
-from model.inputs.preprocess import Resizing
+from model.inputs.limits import Limits
+from model.inputs.pool import DecodePool, Kill, memory_for
+from model.inputs.worker import Fitting
 from tests.fuzz.mutations import mutated
 from tests.fuzz.seeds import Seed, all_seeds
 
 LIMITS = Limits(max_pixels=4_000_000)
-RESIZING = Resizing(image_size=(128, 96))
+RESIZING = Fitting(image_size=(128, 96), resize="longest", fill=255, framing="product")
 WORKERS = 2
 FINDINGS = Path("build/fuzz")
 DECODED = "decoded"
@@ -48,15 +48,17 @@ MOST_FILES = 300
 class Fuzzer:
     """The decode workers, and what they made of the files so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, findings: Path = FINDINGS) -> None:
+        self._folder = findings
         self.outcomes: Counter[str] = Counter()
         self.findings: list[str] = []
         self._lock = threading.Lock()
         self._killed = threading.local()
-        self.pool = DecodePool(WORKERS, memory=memory_for(LIMITS.max_pixels), on_kill=self._on_kill)
+        self.pool = DecodePool(WORKERS, memory=memory_for(LIMITS.max_pixels), on_kill=self.note_kill)
 
-    def _on_kill(self, reason: Kill) -> None:
-        self._killed.reason = reason  # by the thread that waits for the worker
+    def note_kill(self, reason: Kill) -> None:
+        """Remember why a worker was lost, in the thread that waits for it."""
+        self._killed.reason = reason
 
     def try_file(self, data: bytes) -> str:
         """Decode a file; return what came of it in a few words, and keep the file if it is a finding."""
@@ -81,8 +83,8 @@ class Fuzzer:
         return said
 
     def _keep(self, data: bytes, finding: str) -> None:
-        FINDINGS.mkdir(parents=True, exist_ok=True)
-        path = FINDINGS / hashlib.sha256(data).hexdigest()[:12]
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / hashlib.sha256(data).hexdigest()[:12]
         path.write_bytes(data)
         self.findings.append(f"{path}: {finding}")
         print(f"finding: {finding}\n  again with: python -m tests.fuzz {path}", flush=True)

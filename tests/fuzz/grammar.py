@@ -1,7 +1,7 @@
 """Image files as trees of parts, as their formats define them.
 
-A file that is damaged at random is refused at its first checksum or length. Here lengths and checksums are computed anew
-after the damage, so that the code behind those checks is reached too.
+A file that is damaged at random is refused at its first checksum or length. Here lengths and checksums are computed
+anew after the damage, so that the code behind those checks is reached too.
 """
 
 from __future__ import annotations

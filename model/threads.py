@@ -36,26 +36,18 @@ def available_cores(proc: Path = PROC) -> int:
     return max(1, int(min([cores, *_quotas(proc)])))
 
 
-def use_threads(wanted: int = 0) -> int:
-    """Let PyTorch compute with `thread_count(wanted)` threads from now on, and return that number."""
-    import torch  # noqa: PLC0415 - takes seconds, and what only asks for a number needs none of it
+def settle_threads(wanted: int = 0) -> int:
+    """Make `thread_count(wanted)` the number of threads of this process from now on, and return it.
 
-    threads = thread_count(wanted)
-    torch.set_num_threads(threads)
-    if torch.get_num_interop_threads() != 1:  # can be set once; this service runs no operators beside one another
-        torch.set_num_interop_threads(1)
-    return threads
-
-
-def wait_passively() -> None:
-    """Let OpenMP's threads sleep where they wait, unless the environment says otherwise; before torch is imported.
-
-    By default they spin. As soon as another process needs a core, the one that spins takes the time of the one that it
-    waits for: with two threads on two cores beside one busy process, a listing then takes several times as long as with
-    one thread.
+    Before torch is imported, OpenMP is also told to let its threads sleep where they wait, unless the environment says
+    otherwise. By default they spin. As soon as another process needs a core, the thread that spins takes the time of
+    the one that it waits for, and two threads on two cores are slower than one.
     """
+    threads = thread_count(wanted)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # what `thread_count` says everywhere else, in child processes too
     for name, value in PASSIVE.items():
         os.environ.setdefault(name, value)
+    return threads
 
 
 def _quotas(proc: Path) -> Iterator[float]:

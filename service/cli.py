@@ -16,8 +16,9 @@ from typing import Annotated, Any
 import typer
 
 from model.errors import ConfigError, ModelError
+from model.threads import settle_threads
 from service.commands import evaluation, label, training
-from service.settings import PREFIX, Settings, load_settings
+from service.settings import PREFIX, Settings, configured_threads, load_settings
 
 TRAINING_MODULES = ("matplotlib", "pyarrow", "scipy", "tensorboard")
 """Installed by the extra `train`; serving does not need them."""
@@ -53,6 +54,7 @@ def _options(
     ] = False,
 ) -> None:
     """Declare the options that stand before a command."""
+    settle_threads(configured_threads())  # before the command imports torch
 
 
 def main() -> None:

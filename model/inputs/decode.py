@@ -16,7 +16,16 @@ from PIL import Image, UnidentifiedImageError
 from PIL.ImageCms import ImageCmsTransform
 
 from model.errors import ImageError, UndecodableError
-from model.inputs.limits import CATALOGUE, Cost, Limits, check_header, check_pixels, decoding_cost, opening_cost
+from model.inputs.limits import (
+    CATALOGUE,
+    Cost,
+    Limits,
+    TooLargeForNowError,
+    check_header,
+    check_pixels,
+    decoding_cost,
+    opening_cost,
+)
 from model.inputs.profiles import UnreadableProfileError, conversion_to_srgb
 from model.situations import ListingWarning
 
@@ -49,10 +58,6 @@ UPRIGHT = {
 """What undoes each value of EXIF's orientation tag."""
 
 _large_images = threading.Semaphore(2)
-
-
-class NotAdmittedError(Exception):
-    """Base of what `admit` of `decode_image` may raise, to be passed on as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +147,7 @@ def decode_image(
     """Decode an image file as `upright_rgb` does.
 
     admit: called with what may be spent on reading the header, before that, and then with what may be spent on
-    decoding, before that; what it raises is passed on.
+    decoding, before that; it may raise `TooLargeForNowError`.
 
     Raises `ImageFormatError`, `ImageSizeError` or `UndecodableError`, and `MemoryError` where memory is limited.
     """
@@ -157,7 +162,7 @@ def decode_image(
                 image.draft(None, (DRAFT_MARGIN * width, DRAFT_MARGIN * height))
             admit(decoding_cost(image, full, len(data)))
             return upright_rgb(image, target)
-    except (ImageError, NotAdmittedError, MemoryError):
+    except (ImageError, TooLargeForNowError, MemoryError):
         raise
     except UnidentifiedImageError:  # whose message is an address in memory
         raise UndecodableError(_damaged(file_format, limits, "it is in no known format")) from None

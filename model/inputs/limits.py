@@ -85,6 +85,14 @@ class Cost:
     seconds: float
 
 
+class TooLargeForNowError(Exception):
+    """Decoding may take `nbytes` bytes of memory, which is more than has been set aside."""
+
+    def __init__(self, nbytes: int) -> None:
+        super().__init__(nbytes)
+        self.nbytes = nbytes
+
+
 def check_header(data: bytes, limits: Limits) -> str | None:
     """Check what a decoder would check only after spending memory or time.
 

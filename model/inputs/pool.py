@@ -39,15 +39,16 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 
 from model.errors import DecodingStoppedError, ImageError, ImageFormatError, ImageSizeError, UndecodableError
-from model.inputs.limits import BYTES_PER_PIXEL, MEBI, Limits
+from model.inputs.limits import BYTES_PER_PIXEL, FILE_COPIES, MEBI, OPENING_BYTES, Limits, TooLargeForNowError
 from model.inputs.preprocess import ModelImage, Resizing
-from model.inputs.worker import MESSAGE_BYTES, READY, Job, TooLargeForNowError
+from model.inputs.worker import MESSAGE_BYTES, READY, Job
 from model.situations import ListingWarning
 
 SMALL_BYTES = 128 * MEBI
@@ -108,7 +109,7 @@ class DecodedImage:
 
 def memory_for(max_pixels: int, nbytes: int = 0) -> int:
     """Return the memory that the costliest accepted image of so many pixels and bytes may take."""
-    return SMALL_BYTES + max(BYTES_PER_PIXEL.values()) * max_pixels + 3 * nbytes
+    return OPENING_BYTES + max(BYTES_PER_PIXEL.values()) * max_pixels + FILE_COPIES * nbytes
 
 
 def worker_count(threads: int) -> int:
@@ -147,7 +148,6 @@ class DecodePool:
         self._idle: queue.LifoQueue[_Slot] = queue.LifoQueue()  # the latest one's caches are warm
         for slot in self._slots:
             self._idle.put(slot)
-        self._closed = False
 
     def __enter__(self) -> Self:
         return self
@@ -190,8 +190,6 @@ class DecodePool:
         slot = self._idle.get()
         try:
             for _ in range(TRIES):
-                if self._closed:
-                    raise DecodingStoppedError("the decode workers have been stopped")
                 try:
                     return slot.run(job, data)
                 except WorkerDiedError as death:
@@ -210,8 +208,7 @@ class DecodePool:
             while True:
                 idle.append(self._idle.get_nowait())
         for slot in idle:
-            if not self._closed:
-                slot.tend()
+            slot.tend()
             self._idle.put(slot)
 
     @property
@@ -228,9 +225,17 @@ class DecodePool:
         """The process ids of the workers that have been started."""
         return [slot.pid for slot in self._slots if slot.pid is not None]
 
+    @property
+    def resident_bytes(self) -> int:
+        """Resident memory of all workers; their shared parts are counted in each."""
+        pages = 0
+        for pid in self.processes:
+            with contextlib.suppress(OSError):  # it has just ended
+                pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
     def close(self) -> None:
         """End all workers; what is being decoded raises `DecodingStoppedError`."""
-        self._closed = True
         for slot in self._slots:
             slot.hang_up()
         ends = time.monotonic() + END_SECONDS
@@ -300,6 +305,8 @@ class _Slot:
     def __init__(self, on_kill: Callable[[Kill], None], on_restart: Callable[[], None]) -> None:
         self._on_kill, self._on_restart = on_kill, on_restart
         self._worker: _Worker | None = None
+        self._lock = threading.Lock()
+        self._closed = False
         self._began = math.inf
         self.failed = False
         """Whether the latest start of a worker failed."""
@@ -311,28 +318,31 @@ class _Slot:
 
     @property
     def pid(self) -> int | None:
-        return None if self._worker is None else self._worker.pid
+        worker = self._worker
+        return None if worker is None else worker.pid
 
     def start(self) -> None:
         """Start a worker unless there is one. Raises `DecodingStoppedError`."""
-        if self._worker is None:
-            try:
-                self._worker = _Worker()
-            except OSError as error:
-                self.failed = True
-                raise DecodingStoppedError(f"no decode worker can be started: {error.strerror}") from error
+        with self._lock:
+            if self._closed:
+                raise DecodingStoppedError("the decode workers have been stopped")
+            if self._worker is None:
+                try:
+                    self._worker = _Worker()
+                except OSError as error:
+                    self.failed = True
+                    raise DecodingStoppedError(f"no decode worker can be started: {error.strerror}") from error
 
     def running(self) -> _Worker:
         """Return a worker that is ready. Raises `DecodingStoppedError`."""
         self.start()
-        assert self._worker is not None
-        if not self._worker.becomes_ready():
+        worker = self._worker
+        if worker is None or not worker.becomes_ready():
             self.failed = True
-            self._worker.end(0)
-            self._worker = None
+            self._end_worker()
             raise DecodingStoppedError("no decode worker can be started: it ends before it is ready")
         self.failed = False
-        return self._worker
+        return worker
 
     def run(self, job: Job, data: bytes) -> DecodedImage:
         """Run a job. Raises `WorkerDiedError`, after which the next job finds another worker."""
@@ -352,32 +362,42 @@ class _Slot:
 
     def tend(self) -> None:
         """Replace the worker if it has ended, or could not be started."""
-        if self._worker is not None and self._worker.ended:
-            if not self._worker.ready:
-                self.failed = True
+        worker = self._worker
+        if worker is not None and worker.ended:
+            self.failed = not worker.ready
             self._replace(Kill.CRASH)
-        elif self._worker is None and self.failed:
-            with contextlib.suppress(DecodingStoppedError):
-                self.start()
-        if self._worker is not None and self._worker.is_ready():
+        elif worker is None:
+            if self.failed:
+                with contextlib.suppress(DecodingStoppedError):
+                    self.start()
+        elif worker.is_ready():
             self.failed = False
 
     def _replace(self, reason: Kill) -> None:
-        assert self._worker is not None
-        self._worker.end(0)
-        self._worker = None
+        self._end_worker()
+        if self._closed:
+            return
         self._on_kill(reason)
         with contextlib.suppress(DecodingStoppedError):  # the next job tries again, and says so
             self.start()  # not waiting until it is ready: whoever asked is answered first
             self._on_restart()
 
+    def _end_worker(self, seconds: float = 0.0) -> None:
+        with self._lock:
+            worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.end(seconds)
+
     def hang_up(self) -> None:
-        if self._worker is not None:
-            self._worker.hang_up()
+        """Start no other worker, and let this one end."""
+        with self._lock:
+            self._closed = True
+            if self._worker is not None:
+                self._worker.hang_up()
 
     def end(self, seconds: float) -> None:
-        if self._worker is not None:
-            self._worker.end(seconds)
+        """Kill the worker unless it ends by itself within so many seconds."""
+        self._end_worker(seconds)
 
 
 class _Worker:
@@ -482,8 +502,14 @@ class _Worker:
 def _environment() -> dict[str, str]:
     """Return what a worker may know: where to find the same code, and no secret."""
     kept = {name: value for name, value in os.environ.items() if name in INHERITED or name.startswith("COVERAGE_")}
-    places = os.pathsep.join(os.path.abspath(place) for place in sys.path if place)
-    return {**kept, **WORKER_ENVIRONMENT, "PYTHONPATH": places, "PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    places = [str(Path(__file__).parents[2]), *(os.path.abspath(place) for place in sys.path if place)]
+    return {
+        **kept,
+        **WORKER_ENVIRONMENT,
+        "PYTHONPATH": os.pathsep.join(places),
+        "PYTHONSAFEPATH": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
 
 
 def _understood(answer: dict[str, Any], worker: _Worker, job: Job) -> DecodedImage:

@@ -33,8 +33,8 @@ from PIL import (
 )
 
 from model.errors import ImageError
-from model.inputs.decode import NotAdmittedError, decode_image
-from model.inputs.limits import Cost, Limits
+from model.inputs.decode import decode_image
+from model.inputs.limits import Cost, Limits, TooLargeForNowError
 from model.inputs.preprocess import ImageTransform, Resizing
 
 MESSAGE_BYTES = 4096
@@ -81,14 +81,6 @@ class Job:
         nbytes, memory, max_pixels, any_format, height, width, resize, fill, framing = json.loads(message)
         limits = Limits(max_pixels=max_pixels, any_format=any_format)
         return cls(nbytes, memory, limits, Fitting((height, width), resize, fill, framing))
-
-
-class TooLargeForNowError(NotAdmittedError):
-    """Decoding may take `nbytes` bytes of memory, which is more than has been set aside."""
-
-    def __init__(self, nbytes: int) -> None:
-        super().__init__(nbytes)
-        self.nbytes = nbytes
 
 
 class AddressSpace:

@@ -20,12 +20,15 @@ def label(
     target_precision: Annotated[float | None, typer.Option(help="0.90, 0.95, …", show_default=False)] = None,
     attribute: Annotated[list[str] | None, typer.Option(help="only these", show_default="all")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="listings in one forward pass")] = 32,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="threads that compute", show_default="as many as cores")
+    ] = None,
 ) -> None:
     """Label a whole catalogue; an interrupted run continues where it stopped."""
     from model.inference.label import label as run  # noqa: PLC0415
     from service.commands.image_urls import url_fetcher  # noqa: PLC0415
 
-    settings = load_settings(checkpoint=checkpoint, target_precision=target_precision)
+    settings = load_settings(checkpoint=checkpoint, target_precision=target_precision, threads=threads)
     with url_fetcher(settings) as fetch:
         done = run(
             settings.checkpoint,
@@ -37,6 +40,7 @@ def label(
             fetch=fetch,
             device=settings.device,
             dtype=settings.dtype,
+            threads=settings.threads,
         )
     print(done.report, file=sys.stderr)
     print(f"{out}: {done.rows:,} rows, {done.failed:,} of them with an error", file=sys.stderr)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.threads import available_cores, thread_count, use_threads
+from model.device import use_threads
+from model.threads import available_cores, thread_count
 
 V2 = "0::{group}\n"
 V1 = "7:cpuset:/other\n4:cpu,cpuacct:{group}\n1:name=systemd:/x\n"
@@ -99,19 +100,20 @@ def test_the_setting_then_openmps_variable_then_the_cores(
     assert thread_count(wanted) == threads
 
 
-def test_torch_computes_with_that_many() -> None:
+def test_torch_and_everything_else_compute_with_that_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
     before = torch.get_num_threads()
     try:
         for wanted in (2, 3):
-            assert use_threads(wanted) == wanted == torch.get_num_threads()
+            assert use_threads(wanted) == wanted == torch.get_num_threads() == thread_count()
     finally:
         torch.set_num_threads(before)
 
 
 ASK = """
 import os, sys
-from model.threads import wait_passively
-wait_passively()
+from model.threads import settle_threads
+settle_threads()
 print(os.environ["OMP_WAIT_POLICY"], "torch" in sys.modules)
 """
 
@@ -119,7 +121,7 @@ print(os.environ["OMP_WAIT_POLICY"], "torch" in sys.modules)
 @pytest.mark.parametrize(
     ("given", "expected"), [({}, "PASSIVE False"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE False")]
 )
-def test_waiting_passively_is_set_before_torch_is_there_and_only_where_nothing_was_said(
+def test_threads_are_told_to_wait_passively_before_torch_is_there_unless_something_was_said(
     given: dict[str, str], expected: str
 ) -> None:
     inherited = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}

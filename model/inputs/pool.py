@@ -503,13 +503,8 @@ def _environment() -> dict[str, str]:
     """Return what a worker may know: where to find the same code, and no secret."""
     kept = {name: value for name, value in os.environ.items() if name in INHERITED or name.startswith("COVERAGE_")}
     places = [str(Path(__file__).parents[2]), *(os.path.abspath(place) for place in sys.path if place)]
-    return {
-        **kept,
-        **WORKER_ENVIRONMENT,
-        "PYTHONPATH": os.pathsep.join(places),
-        "PYTHONSAFEPATH": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
+    found = {"PYTHONPATH": os.pathsep.join(places), "PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    return {**kept, **WORKER_ENVIRONMENT, **found}
 
 
 def _understood(answer: dict[str, Any], worker: _Worker, job: Job) -> DecodedImage:

@@ -12,6 +12,7 @@ Both follow from the image's header. Imports Pillow and numpy alone, and knows n
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -105,16 +106,17 @@ class AddressSpace:
 
 
 def main() -> None:
-    """Answer job after job until the other side closes the socket."""
+    """Answer job after job until the other side closes the socket, or is gone."""
     channel, file = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
     settle()
     space = AddressSpace()
-    channel.send(READY)
-    while message := channel.recv(MESSAGE_BYTES):
-        answer = perform(Job.decode(message), file, space)
-        channel.send(json.dumps(answer).encode())
-        if answer.get("error") == "memory":  # libraries may have lost what they held when an allocation failed
-            return
+    with contextlib.suppress(ConnectionError):
+        channel.send(READY)
+        while message := channel.recv(MESSAGE_BYTES):
+            answer = perform(Job.decode(message), file, space)
+            channel.send(json.dumps(answer).encode())
+            if answer.get("error") == "memory":  # libraries may have lost what they held when an allocation failed
+                return
 
 
 def settle() -> None:

@@ -60,9 +60,9 @@ def jpeg_of_hidden_scans(scans: int, side: int = 2040) -> bytes:
     return data[:restart] + b"\xff\x02\xff\xff" + data[restart + 2 : -2] + data[last:-2] * scans + data[-2:]
 
 
-def jpeg_of_scans(scans: int) -> bytes:
+def jpeg_of_scans(scans: int, side: int = 2000) -> bytes:
     """Return a progressive JPEG that repeats its last scan."""
-    data = encoded(Image.new("RGB", (2000, 2000), "red"), "JPEG", progressive=True)
+    data = encoded(Image.new("RGB", (side, side), "red"), "JPEG", progressive=True)
     return data[:-2] + data[data.rindex(b"\xff\xda") : -2] * scans + data[-2:]
 
 
@@ -112,6 +112,7 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "progressive CMYK JPEG, just small enough": lambda: jpeg_claiming(SIDE, SIDE),
     "progressive CMYK JPEG, too large": lambda: jpeg_claiming(60_000, 60_000),
     "JPEG of hidden scans": lambda: jpeg_of_hidden_scans(2000),
+    "JPEG of many scans, just small enough": lambda: jpeg_of_scans(50, SIDE),
     "JPEG of too many scans": lambda: jpeg_of_scans(1000),
     "JPEG of too many segments": lambda: b"\xff\xd8" + b"\xff\xfe\0\2" * 100_000,
     "JPEG of fill bytes": lambda: b"\xff\xd8" + (b"\xff" * 500_000 + b"\0") * 2,

@@ -27,7 +27,7 @@ class Server:
     pid: int
 
     def peak_mib(self) -> float:
-        """Return the peak of its resident memory, loading included."""
+        """Return the peak of the resident memory of its own process, loading included."""
         found = re.search(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{self.pid}/status").read_text(), re.MULTILINE)
         if found is None:
             raise ValueError("this system does not report the peak memory of a process")
@@ -134,11 +134,3 @@ def is_ready(url: str) -> bool:
         return httpx.get(f"{url}/readyz", timeout=2).status_code == 200
     except httpx.TransportError:
         return False
-
-
-def resident_mib(exposition: str) -> float:
-    """Return the server's resident memory in MiB, from its /metrics."""
-    for line in exposition.splitlines():
-        if line.startswith("process_resident_memory_bytes "):
-            return float(line.split()[1]) / 2**20
-    raise ValueError("the server does not report its resident memory")

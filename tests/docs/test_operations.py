@@ -161,7 +161,7 @@ def test_the_plan_is_for_replicas_as_they_are_deployed() -> None:
     plan = capacity.plan(MEASURED)
     assert "| small, *r* = 50.0: replicas of 2 cores, float32 | 2 | 5 | 335 |" in plan
     assert "| small, *r* = 50.0: cores | 4 | 10 | 670 |" in plan
-    # 1 GiB seen, 0.25 GiB of bodies, two images of 200 MB: 1.62 GiB.
-    assert "| small, *r* = 50.0: maximum memory, GiB | 3 | 8 | 544 |" in plan
+    # 1 GiB seen, 0.25 GiB of bodies, 2 × 0.125 GiB for small images, 1.57 GiB for large ones: 3.07 GiB.
+    assert "| small, *r* = 50.0: maximum memory, GiB | 6 | 15 | 1,027 |" in plan
     assert "| large, *r* = 16.0: replicas of 2 cores, float32 | 2 | 12 | 1,043 |" in plan
     assert "1 core" not in plan

@@ -42,7 +42,7 @@ JPEG_SCAN, JPEG_END = b"\xda", b"\xd9"
 
 MEBI = 2**20
 
-OPENING_BYTES = 48 * MEBI
+OPENING_BYTES = 32 * MEBI
 """Memory that any image may take besides its file and its pixels: metadata, colour profiles, the decoder's tables."""
 
 FILE_COPIES = 3

@@ -335,14 +335,15 @@ class _Slot:
 
     def running(self) -> _Worker:
         """Return a worker that is ready. Raises `DecodingStoppedError`."""
-        self.start()
-        worker = self._worker
-        if worker is None or not worker.becomes_ready():
-            self.failed = True
-            self._end_worker()
-            raise DecodingStoppedError("no decode worker can be started: it ends before it is ready")
-        self.failed = False
-        return worker
+        for _ in range(TRIES):  # somebody may kill one while it starts
+            self.start()
+            worker = self._worker
+            if worker is not None and worker.becomes_ready():
+                self.failed = False
+                return worker
+            self._replace(Kill.CRASH)
+        self.failed = True
+        raise DecodingStoppedError("no decode worker can be started: it ends before it is ready")
 
     def run(self, job: Job, data: bytes) -> DecodedImage:
         """Run a job. Raises `WorkerDiedError`, after which the next job finds another worker."""

@@ -92,12 +92,14 @@ async def in_process(
     *,
     gate: Gate | None = None,
     decoding: DecodePool | None = None,
+    share_workers: bool = True,
     ready: bool = True,
     **settings: Any,
 ) -> AsyncIterator[Client]:
     """Run the application on this event loop, without a port."""
     predictor = predictor or FakePredictor()
-    app = create_app(Settings(**settings), lambda _: predictor, gate=gate, decoding=decoding or shared_workers())
+    workers = decoding or (shared_workers() if share_workers else None)
+    app = create_app(Settings(**settings), lambda _: predictor, gate=gate, decoding=workers)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
@@ -117,13 +119,12 @@ async def on_port(
     predictor: FakePredictor | None = None,
     *,
     gate: Gate | None = None,
-    decoding: DecodePool | None = None,
     ready: bool = True,
     **settings: Any,
 ) -> AsyncIterator[Client]:
     """Run the application behind uvicorn on a free port of this machine."""
     predictor = predictor or FakePredictor()
-    app = create_app(Settings(**settings), lambda _: predictor, gate=gate, decoding=decoding or shared_workers())
+    app = create_app(Settings(**settings), lambda _: predictor, gate=gate, decoding=shared_workers())
     server = uvicorn.Server(configuration(app, port=0))
     serving = asyncio.create_task(server.serve())
     await until(lambda: server.started)

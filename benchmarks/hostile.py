@@ -1,6 +1,6 @@
 """All hostile inputs, once, against a real server whose address space is bounded: is each answered, and at what cost?
 
-    python -m benchmarks.hostile [--checkpoint weights/fashion] [--headroom 768]
+    python -m benchmarks.hostile [--checkpoint weights/fashion] [--headroom 768] [--out benchmarks/results/hostile.json]
 
 Each hostile image is sent alone and eight times in a batch, each hostile body (`benchmarks.event_loop`) twice at a
 time. Once the server is ready, its own process may take `--headroom` MiB of address space more (RLIMIT_AS); the decode
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import resource
 import sys
 import time
@@ -36,6 +37,7 @@ closed before all of the body was sent."""
 
 RECOVERY_SECONDS = 60
 
+IDLE = "nothing"
 BATCH = 8
 MEBI = 2**20
 
@@ -97,7 +99,7 @@ async def watched(running: Server, name: str, attack: Callable[[httpx.AsyncClien
 
 async def attack_all(running: Server) -> list[Seen]:
     """Try every input in turn."""
-    seen = [await watched(running, "nothing", _nothing)]
+    seen = [await watched(running, IDLE, _nothing)]
     for name, make in HOSTILE.items():
         data = make()
 
@@ -132,6 +134,7 @@ def bound_address_space(pid: int, headroom_mib: int) -> None:
 def main(
     checkpoint: Annotated[Path, typer.Option(help="checkpoint to serve")] = Path("weights/fashion"),
     headroom: Annotated[int, typer.Option(min=1, help="MiB that the server may take once it is ready")] = 768,
+    out: Annotated[Path | None, typer.Option(help="write the figures as JSON")] = None,
 ) -> None:
     """Print the answers, the time and the memory; exit status 1 if one was not answered as it should be."""
     with server(checkpoint, device="cpu", max_queue=64, request_timeout_ms=60_000) as running:
@@ -141,6 +144,10 @@ def main(
     for each in seen:
         table.add_row(each.name, " ".join(sorted(set(each.answers))), f"{each.seconds:.1f}", f"{each.peak_mib:.0f}")
     Console(width=120).print(table)
+    if out is not None:
+        version = json.loads((checkpoint / "metrics.json").read_text())["version"]
+        found = {"model": version, "images_at_a_time": BATCH, "peak_mib": {each.name: each.peak_mib for each in seen}}
+        out.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     wrong = [each.name for each in seen if not set(each.answers) <= EXPECTED]
     if wrong:
         sys.exit(f"failed: {', '.join(wrong)}")

@@ -32,9 +32,8 @@ with thousands of them would keep a decoder busy for minutes."""
 
 MAX_JPEG_SEGMENTS = 10_000
 
-JPEG_MARKER = re.compile(rb"\xff([\xc0-\xcf\xd9-\xfe])")
+JPEG_MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")
 """Neither fill bytes, nor an escaped 0xff within a scan, nor a marker that stands alone (restarts, start of the image).
-Nor a reserved one (below 0xc0): a decoder that meets it looks for the next marker, and not behind a length.
 
 Two bytes and no repetition, so that a search takes linear time whatever it searches."""
 

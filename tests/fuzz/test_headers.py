@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from benchmarks.hostile_images import AVIF_OF_144_MEGAPIXELS, jpeg_of_hidden_scans, webp_of_one_colour
-from model.errors import ImageError, ImageSizeError, UndecodableError
+from benchmarks.hostile_images import AVIF_OF_144_MEGAPIXELS, webp_of_one_colour
+from model.errors import ImageError, ImageSizeError
 from model.inputs.decode import decode_image
 from model.inputs.limits import Limits, check_header, sniff, webp_size
 from tests.fuzz.grammar import GRAMMARS
@@ -77,13 +77,6 @@ def test_pillow_opens_as_the_same_format_what_the_first_bytes_announce() -> None
                 == sniff(seed.data)
                 == check_header(seed.data, Limits(max_pixels=10**9))
             )
-
-
-def test_scans_are_counted_where_a_decoder_finds_them() -> None:
-    """Behind a reserved marker there is no length that would hide them."""
-    assert decode_image(jpeg_of_hidden_scans(20, side=80), (128, 96), Limits(max_pixels=10_000)).image.size == (80, 80)
-    with pytest.raises(UndecodableError, match="more than 64 JPEG scans"):
-        check_header(jpeg_of_hidden_scans(100, side=80), Limits(max_pixels=10_000))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 16_383), (16_383, 16_383)])

@@ -38,7 +38,7 @@ install = $(call quietly,$(BIN)/python -m pip install --disable-pip-version-chec
 pytest = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 .PHONY: help serve test coverage test-lowest test-research lint format types test-deployment test-tools test-image test-browser
-.PHONY: soak study rules constraints requirements sbom dist clean
+.PHONY: soak fuzz hostile study rules constraints requirements sbom dist clean
 
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -82,6 +82,13 @@ test-image: $(VENV)/.deployment ## Build the image with buildah and classify a l
 
 soak: $(VENV)/.test ## Load the service for minutes; fails if its memory grows or a request is lost (ARGS="--minutes 60")
 	@$(BIN)/python -m benchmarks.soak --assert-flat $(ARGS)
+
+fuzz: $(VENV)/.test ## Decode damaged images for minutes; fails if a decode worker crashes or hangs (ARGS="--minutes 60 --seed 2")
+	@$(BIN)/python -m tests.fuzz $(ARGS)
+
+hostile: $(VENV)/.test ## Send hostile input to a server with bounded memory; fails if one isn't answered or keeps others waiting
+	@$(BIN)/python -m benchmarks.hostile
+	@$(BIN)/python -m benchmarks.event_loop --assert-free
 
 test-browser: $(VENV)/.browser ## Click through the playground in a real Chromium (apt-get installs it)
 	@tests/browser/install-chromium

@@ -252,6 +252,7 @@ def test_images_whose_workers_are_killed_from_outside_are_decoded_all_the_same(w
         try:
             for _ in range(4):
                 before = workers.restarts
+                until(lambda: all(slot._worker and slot._worker.ready for slot in workers._slots))
                 with contextlib.suppress(IndexError, ProcessLookupError):
                     os.kill(workers.processes[0], signal.SIGKILL)
                 until(lambda before=before: workers.restarts > before)  # type: ignore[misc]
@@ -291,7 +292,7 @@ def test_stopped_workers_are_trouble_and_are_killed_in_the_end(
 ) -> None:
     workers.start()
     monkeypatch.setattr(pool_module, "STUCK_SECONDS", 0.05)
-    monkeypatch.setattr(pool_module, "WALL_SECONDS", 0.5)
+    monkeypatch.setattr(pool_module, "WALL_SECONDS", 2)
     for pid in workers.processes:
         os.kill(pid, signal.SIGSTOP)
     with ThreadPoolExecutor(2) as threads:

@@ -112,7 +112,7 @@ class FakePredictor:
     def prepare(
         self,
         title: str | None,
-        image: ModelImage | None,
+        image: Image.Image | ModelImage | None,
         *,
         explain: bool = False,
         warnings: Sequence[ListingWarning] = (),
@@ -120,6 +120,7 @@ class FakePredictor:
         self.prepared_in.add(threading.current_thread().name)
         if title == "breaks the tokenizer":
             raise RecursionError("too odd")
+        assert not isinstance(image, Image.Image)  # a worker has decoded it
         red = None if image is None else float(image.pixels[0].mean())
         prediction = FakePrediction(title, red, warnings)
         if not self.info.scope_gate:

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from model.inference.predictor import Batch, Predictor
-from model.threads import use_threads
+from model.threads import thread_count
 
 TITLE = "Turtle Check Men Navy Blue Shirt"
 BATCH_SIZES = (32, 1, 8, 64)
@@ -76,7 +76,7 @@ def main(
         loaded = Predictor.load(checkpoint, engine=name, **options)
         predictors[f"{loaded.info.engine} {loaded.info.dtype}"] = loaded
     figures = measure(predictors, rounds=rounds)
-    info, threads = next(iter(predictors.values())).info, use_threads()
+    info, threads = next(iter(predictors.values())).info, thread_count()
     Console().print(_table(f"{info.backbone}, {info.device}, {threads} threads: ms per listing", figures))
     if out:
         out.write_text(json.dumps({"threads": threads, "ms": figures}, indent=1) + "\n")

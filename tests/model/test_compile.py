@@ -14,6 +14,7 @@ from model.evaluation import compile as compiling
 from model.evaluation.calibrate import calibrate
 from model.evaluation.compile import compile_engine
 from model.evaluation.differences import differences_table
+from model.inference.engines import export
 from model.inference.engines.engine import EngineName
 from model.inference.predictor import Predictor
 from model.situations import Situation
@@ -50,6 +51,7 @@ def test_a_quantisation_that_costs_too_much_is_refused_and_leaves_nothing(
     checkpoint_folder: Path, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compiling, "SAMPLES", 2)
+    monkeypatch.setattr(export, "QUANTISED_AFTER", (0,))
     monkeypatch.setattr(compiling, "labels_changed", lambda *_: 0.03)
     calibrate(checkpoint_folder, catalogue, target_precisions=[0.5], device="cpu", console=QUIET)
     with pytest.raises(ConfigError, match=r"changes 3\.00 % of .* more than 2 %: compile openvino-bf16"):

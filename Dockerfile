@@ -1,33 +1,32 @@
 # The service with the shipped checkpoint.
 #
-#   GPU (and CPU where there is none):  docker build -t cma-clip .
-#   CPU alone, a fifth of the size:     docker build -t cma-clip:cpu --build-arg VARIANT=cpu \
-#                                           --build-arg TORCH_INDEX_URL=<PyTorch's index of CPU wheels> .
+#   on CPUs, by OpenVINO:   docker build -t cma-clip:cpu .
+#   on GPUs, by PyTorch:    docker build -t cma-clip:gpu --build-arg VARIANT=gpu .
 #
-# PyPI's torch for Linux on x86_64 is the CUDA build and brings its CUDA libraries along, so the base needs none; the CPU
-# build of the same release lies on an index of the PyTorch project ("Start locally" on its site, or your own mirror of
-# it). Its releases are marked +cpu, which pip prefers to the same release without a mark. VARIANT is checked against what
-# was really installed.
+# The image for GPUs has both, and is ten times as large: PyPI's build of PyTorch brings its CUDA libraries along, so the
+# base needs none. Where it finds no GPU, it serves on the CPU.
 #
 #   docker run --read-only --tmpfs /tmp -p 8000:8000 [--gpus 1] cma-clip
 #   another checkpoint: add  --volume ./weights/mine:/checkpoint:ro
 
-ARG PYTHON_VERSION=3.11.14
-ARG DEBIAN_RELEASE=bookworm
+# The tag is for readers: the digest (of the index of all platforms) alone decides. For another version, change both;
+# `docker buildx imagetools inspect python:VERSION-slim-bookworm` shows its digest.
+ARG BASE_IMAGE=python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa184956261b4301ebaf6dbb0a3543d
 
-FROM python:${PYTHON_VERSION}-slim-${DEBIAN_RELEASE} AS base
+FROM ${BASE_IMAGE} AS base
 ENV PYTHONDONTWRITEBYTECODE=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_ROOT_USER_ACTION=ignore
 
 
-# What to install, as three files that change at different paces: PyTorch's pins, the other dependencies, our own code.
+# What to install, as files that change at different paces: PyTorch's pins, the other dependencies, our own code.
 FROM base AS requirements
 WORKDIR /src
 COPY pyproject.toml ./
 RUN python -c "import tomllib; \
-print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\\n')" >dependencies.txt \
-    && grep -E '^torch(vision)?==' dependencies.txt >torch.txt
+project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+print(*project['optional-dependencies']['gpu'], sep='\n', file=open('gpu.txt', 'w')); \
+print(*project['dependencies'], sep='\n', file=open('cpu.txt', 'w'))"
 
 
 FROM requirements AS wheel
@@ -39,28 +38,28 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 
 
 FROM base AS runtime
-ARG VARIANT=gpu
-ARG TORCH_INDEX_URL=
+ARG VARIANT=cpu
 RUN python -m venv --without-pip /opt/venv
 COPY deploy/constraints.txt /opt/
 
 # The large layer: it is built again only when PyTorch's pins or the constraints change.
-COPY --from=requirements /src/torch.txt /opt/
+COPY --from=requirements /src/gpu.txt /opt/
 RUN --mount=type=cache,target=/root/.cache/pip \
-    if [ "$VARIANT" = cpu ] && [ -z "$TORCH_INDEX_URL" ]; then \
-        echo "VARIANT=cpu also needs TORCH_INDEX_URL, the address of PyTorch's index of CPU wheels" >&2; exit 1; \
-    fi \
-    && python -m pip --python /opt/venv/bin/python install \
-        ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} \
-        --constraint /opt/constraints.txt --requirement /opt/torch.txt \
-    && /opt/venv/bin/python -c 'import sys, torch; \
-built, wanted = "cpu" if torch.version.cuda is None else "gpu", sys.argv[1]; \
-sys.exit(None if built == wanted else f"VARIANT={wanted}, but the index gave the {built} build of torch")' "$VARIANT"
+    case "$VARIANT" in \
+        cpu) ;; \
+        gpu) python -m pip --python /opt/venv/bin/python install \
+                --constraint /opt/constraints.txt --requirement /opt/gpu.txt ;; \
+        *) echo "VARIANT is cpu or gpu, not $VARIANT" >&2; exit 1 ;; \
+    esac
 
-COPY --from=requirements /src/dependencies.txt /opt/
+COPY --from=requirements /src/cpu.txt /opt/
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m pip --python /opt/venv/bin/python install \
-        --constraint /opt/constraints.txt --requirement /opt/dependencies.txt
+        --constraint /opt/constraints.txt --requirement /opt/cpu.txt \
+    # OpenVINO's plugins for other devices, its readers of other formats and its headers: half of its size.
+    && find /opt/venv/lib/python3*/site-packages/openvino -type f \( -path '*/openvino/include/*' -o -name cache.json \
+        -o -name 'libopenvino_intel_[gn]pu_plugin.so' \
+        -o -name 'libopenvino_*_frontend.so*' -not -name 'libopenvino_ir_*' \) -delete
 
 COPY weights/fashion /checkpoint
 

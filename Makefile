@@ -17,6 +17,19 @@ BIN := $(VENV)/bin
 CONSTRAINTS ?= deploy/constraints.txt
 export CMA_CLIP_CHECKPOINT ?= weights/fashion
 
+# PyTorch, which is large, is installed to serve on a GPU where there is one, or where DEVICE=cuda or CMA_CLIP_ENGINE=torch
+# asks for it; on CPUs OpenVINO computes.
+ifdef DEVICE
+export CMA_CLIP_DEVICE := $(DEVICE)
+endif
+CMA_CLIP_DEVICE ?= auto
+HAS_GPU = $(shell { test -e /dev/nvidia0 || nvidia-smi --list-gpus | grep -q GPU; } 2>/dev/null && echo yes)
+ON_GPU := $(if $(filter auto,$(CMA_CLIP_DEVICE)),$(HAS_GPU),$(findstring cuda,$(CMA_CLIP_DEVICE)))
+SERVING := $(if $(or $(ON_GPU),$(filter torch,$(CMA_CLIP_ENGINE))),gpu,cpu)
+# What pip is to add to the name of the project.
+EXTRA_OF_cpu :=
+EXTRA_OF_gpu := [gpu]
+
 # Runs a command without its output; when it fails, shows the output and fails.
 quietly = log=$$(mktemp); if ! { $(1); } >"$$log" 2>&1; then cat "$$log" >&2; rm -f "$$log"; exit 1; fi; rm -f "$$log"
 install = $(call quietly,$(BIN)/python -m pip install --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.$(1)')
@@ -25,12 +38,12 @@ install = $(call quietly,$(BIN)/python -m pip install --disable-pip-version-chec
 pytest = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 .PHONY: help serve test coverage test-lowest test-research lint format types test-deployment test-tools test-image test-browser
-.PHONY: soak study rules constraints requirements sbom dist clean
+.PHONY: soak fuzz hostile study rules constraints requirements sbom dist clean
 
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
-serve: $(VENV)/.serve ## Set up, and serve the shipped checkpoint (flags: ARGS="--port 8080")
+serve: $(VENV)/.$(SERVING) ## Set up, and serve the shipped checkpoint (flags: ARGS="--port 8080"; on a GPU: DEVICE=cuda)
 	@exec $(BIN)/cma-clip serve $(ARGS)
 
 test: $(VENV)/.test ## Set up, and run the tests on all cores (some of them: ARGS="tests/model -k splits")
@@ -63,12 +76,19 @@ test-tools: $(VENV)/.deployment ## Run nginx, Prometheus and the other tools aga
 	@tests/deployment/install-tools curl nginx promtool docker-compose
 	@$(BIN)/python -m pytest -rs tests/deployment $(ARGS)
 
-test-image: $(VENV)/.deployment ## Build the image with buildah and classify a listing in it (minutes, 30 GB of disk)
+test-image: $(VENV)/.deployment ## Build the image with buildah and classify a listing in it (minutes, 30 GB of disk for the one with PyTorch)
 	@tests/deployment/install-tools buildah debootstrap
 	@$(BIN)/python -m pytest -rs tests/deployment/image $(ARGS)
 
 soak: $(VENV)/.test ## Load the service for minutes; fails if its memory grows or a request is lost (ARGS="--minutes 60")
 	@$(BIN)/python -m benchmarks.soak --assert-flat $(ARGS)
+
+fuzz: $(VENV)/.test ## Decode damaged images for minutes; fails if a decode worker crashes or hangs (ARGS="--minutes 60 --seed 2")
+	@$(BIN)/python -m tests.fuzz $(ARGS)
+
+hostile: $(VENV)/.test ## Send hostile input to a server with bounded memory; fails if one isn't answered or keeps others waiting
+	@$(BIN)/python -m benchmarks.hostile
+	@$(BIN)/python -m benchmarks.event_loop --assert-free
 
 test-browser: $(VENV)/.browser ## Click through the playground in a real Chromium (apt-get installs it)
 	@tests/browser/install-chromium
@@ -92,15 +112,16 @@ constraints: ## Write deploy/constraints.txt anew, from the newest versions that
 	@$(BIN)/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools \
 		| grep -vE '^(nvidia|cuda|triton)' >>deploy/constraints.txt
 
-requirements: $(VENV)/.serve ## Write dist/requirements.txt: what the service needs, with the hash of each file, for this platform
+requirements: $(VENV)/.cpu ## Write dist/requirements.txt: what `make serve` installs, with the hash of each file, for this platform
 	@mkdir -p dist
 	@set -o pipefail; $(BIN)/python -m pip install --disable-pip-version-check --dry-run --ignore-installed --quiet \
-		--constraint $(CONSTRAINTS) --report - . | $(BIN)/python deploy/requirements.py >dist/requirements.txt
+		--constraint $(CONSTRAINTS) --report - '.$(EXTRA_OF_$(SERVING))' | $(BIN)/python deploy/requirements.py >dist/requirements.txt
 
-sbom: $(VENV)/.dist ## Write dist/sbom.json: what is installed to serve, as CycloneDX
+sbom: $(VENV)/.dist ## Write dist/sbom.json: what `make serve` installs, as CycloneDX
 	@rm -rf build/serving && mkdir -p dist
 	@$(call quietly,$(PYTHON) -m venv build/serving)
-	@$(call quietly,build/serving/bin/python -m pip install --disable-pip-version-check --constraint $(CONSTRAINTS) .)
+	@$(call quietly,build/serving/bin/python -m pip install --disable-pip-version-check \
+		--constraint $(CONSTRAINTS) '.$(EXTRA_OF_$(SERVING))')
 	@$(BIN)/cyclonedx-py environment build/serving --pyproject pyproject.toml --output-reproducible --of JSON \
 		-o dist/sbom.json
 
@@ -121,35 +142,40 @@ $(VENV)/.created:
 	@$(call quietly,$(PYTHON) -m venv --clear $(VENV))
 	@touch $@
 
-$(VENV)/.serve: pyproject.toml $(CONSTRAINTS) | $(VENV)/.created
-	@echo "Installing what serving needs (the first time, minutes: PyTorch is large)"
+$(VENV)/.cpu: pyproject.toml $(CONSTRAINTS) | $(VENV)/.created
+	@echo "Installing what serving on CPUs needs"
 	@$(call install,)
 	@touch $@
+
+$(VENV)/.gpu: pyproject.toml $(CONSTRAINTS) | $(VENV)/.created
+	@echo "Installing what serving on GPUs needs (the first time, minutes: PyTorch is large)"
+	@$(call install,[gpu])
+	@touch $@ $(VENV)/.cpu
 
 $(VENV)/.test: pyproject.toml $(CONSTRAINTS) | $(VENV)/.created
 	@echo "Installing what training and the tests need (the first time, minutes: PyTorch is large)"
 	@$(call install,[test])
-	@touch $@ $(VENV)/.serve
+	@touch $@ $(VENV)/.gpu $(VENV)/.cpu
 
 $(VENV)/.research: pyproject.toml $(CONSTRAINTS) | $(VENV)/.created
 	@echo "Installing what research and its tests need"
 	@$(call install,[research])
-	@touch $@ $(VENV)/.test $(VENV)/.serve
+	@touch $@ $(VENV)/.test $(VENV)/.gpu $(VENV)/.cpu
 
 $(VENV)/.deployment: pyproject.toml $(CONSTRAINTS) | $(VENV)/.created
 	@echo "Installing what the deployment's tests need"
 	@$(call install,[deployment])
-	@touch $@ $(VENV)/.test $(VENV)/.serve
+	@touch $@ $(VENV)/.test $(VENV)/.gpu $(VENV)/.cpu
 
 $(VENV)/.browser: pyproject.toml $(CONSTRAINTS) | $(VENV)/.created
 	@echo "Installing what the playground's tests need"
 	@$(call install,[browser])
-	@touch $@ $(VENV)/.test $(VENV)/.serve
+	@touch $@ $(VENV)/.test $(VENV)/.gpu $(VENV)/.cpu
 
 $(VENV)/.dist: pyproject.toml $(CONSTRAINTS) | $(VENV)/.created
 	@echo "Installing what building a release needs"
 	@$(call install,[dist])
-	@touch $@ $(VENV)/.serve
+	@touch $@ $(VENV)/.cpu
 
 # What it doesn't install itself, PyTorch above all, it takes from $(VENV): that is pinned, so the lowest is the newest.
 $(VENV)-lowest/.test: pyproject.toml .ci/lowest.py | $(VENV)/.test

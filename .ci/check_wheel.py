@@ -26,6 +26,7 @@ def main(installed: Path) -> None:
     for package in ("model", "service"):
         wanted += [path.relative_to(ROOT) for path in (ROOT / package).rglob("*.py")]
         wanted.append(Path(package, "py.typed"))
+    wanted += [path.relative_to(ROOT) for path in (ROOT / "model").rglob("*.npy")]
     metadata = Path(f"{project['name'].replace('-', '_')}-{project['version']}.dist-info")
     wanted += [metadata / "METADATA", metadata / "licenses" / "LICENSE"]
     missing = [str(path) for path in wanted if not (installed / path).is_file()]

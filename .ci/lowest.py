@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
-EXTRAS = ("excel", "train", "test")
+EXTRAS = ("excel", "gpu", "parquet", "train", "test")
 TOOLS = {"ruff", "mypy", "import-linter", "types-openpyxl", "types-pyyaml"}
 """Run by `make lint` and `make types`, not by the tests: another version finds other faults."""
 

@@ -22,7 +22,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import httpx
 import numpy as np
 import torch
 import typer
@@ -30,7 +29,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.server import Server, resident_mib, server
+from benchmarks.server import Server, server
 from model.device import training_dtype
 from service.commands.bench import Load, run
 
@@ -86,7 +85,7 @@ class Client:
         self.held = [self.memory()]
 
     def memory(self) -> float:
-        return round(resident_mib(httpx.get(f"{self._server.url}/metrics", timeout=30).text), 1)
+        return round(self._server.pss_mib(), 1)
 
     def load(
         self, requests: float, *, concurrency: int = CALLERS, listings: int = 1, rate: float | None = None
@@ -127,7 +126,8 @@ def measure(setting: Setting, image: Path, *, checkpoint: Path, seconds: float) 
             "batches": batches,
             "half_load": half_load,
             "memory_mib": {
-                "warm": client.held[0], "loaded": max(client.held), "peak": round(running.peak_mib(), 1),
+                "warm": client.held[0], "loaded": max(client.held),
+                "peak": max(*client.held, round(running.peak_mib(), 1)),
             },
         }  # fmt: skip
 

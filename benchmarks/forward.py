@@ -1,9 +1,9 @@
-"""Time per listing of the forward pass, by batch size, situation and number format.
+"""Time per listing of the forward pass, by batch size, situation and engine.
 
-    python -m benchmarks.forward [--checkpoint weights/fashion] [--dtype float32] [--assert-ms 3]
+    python -m benchmarks.forward [--checkpoint weights/fashion] [--engine torch --engine openvino-int8] [--assert-ms 3]
 
-Variants take turns within each round, so that changes of the machine's speed affect all of them alike; the median of
-the rounds is printed. `ratio` is relative to the first row.
+Variants and engines take turns within each round, so that changes of the machine's speed affect all of them alike; the
+median of the rounds is printed.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ from __future__ import annotations
 import json
 import statistics
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from model.inference.predictor import Batch, Predictor
+from model.threads import thread_count
 
 TITLE = "Turtle Check Men Navy Blue Shirt"
 BATCH_SIZES = (32, 1, 8, 64)
@@ -38,17 +39,22 @@ def variants(predictor: Predictor) -> dict[str, Batch]:
     return {name: predictor.collate(items) for name, items in batches.items()}
 
 
-def measure(predictor: Predictor, *, rounds: int) -> dict[str, float]:
-    """Return the median milliseconds per listing of each variant, from the forward pass to calibrated predictions."""
-    batches = variants(predictor)
-    times: dict[str, list[float]] = {name: [] for name in batches}
+def measure(predictors: Mapping[str, Predictor], *, rounds: int) -> dict[str, dict[str, float]]:
+    """Return the median milliseconds per listing of each variant on each engine, from the forward pass to calibrated
+    predictions; by variant, then by engine.
+    """
+    batches = {engine: variants(predictor) for engine, predictor in predictors.items()}
+    names = list(next(iter(batches.values())))
+    times: dict[str, dict[str, list[float]]] = {name: {engine: [] for engine in predictors} for name in names}
     for counted in (False, *[True] * rounds):
-        for name, batch in batches.items():
-            began = time.perf_counter()
-            predictor.predict(batch)
-            if counted:
-                times[name].append((time.perf_counter() - began) / len(batch.items) * 1000)
-    return {name: statistics.median(each) for name, each in times.items()}
+        for name in names:
+            for engine, predictor in predictors.items():
+                batch = batches[engine][name]
+                began = time.perf_counter()
+                predictor.predict(batch)
+                if counted:
+                    times[name][engine].append((time.perf_counter() - began) / len(batch.items) * 1000)
+    return {name: {engine: statistics.median(each) for engine, each in own.items()} for name, own in times.items()}
 
 
 def main(
@@ -56,27 +62,39 @@ def main(
     checkpoint: Annotated[Path, typer.Option(help="checkpoint folder")] = Path("weights/fashion"),
     device: str = "auto",
     dtype: str = "auto",
+    engine: Annotated[
+        list[str] | None, typer.Option(help="each to time, the first is the reference", show_default="auto")
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="counted rounds")] = 15,
     out: Annotated[Path | None, typer.Option(help="write the figures as JSON")] = None,
-    assert_ms: Annotated[float | None, typer.Option(help="fail above this, at batch 32")] = None,
+    assert_ms: Annotated[float | None, typer.Option(help="fail above this, at batch 32, on the first engine")] = None,
 ) -> None:
     """Time the forward pass."""
-    predictor = Predictor.load(checkpoint, device=device, dtype=dtype)
-    figures = measure(predictor, rounds=rounds)
-    reference = next(iter(figures.values()))
-    threads = torch.get_num_threads()
-    table = Table(
-        title=f"{predictor.info.backbone}, {predictor.info.device}, {predictor.info.dtype}, {threads} threads"
-    )
-    for heading in ("variant", "ms per listing", "ratio"):
-        table.add_column(heading, justify="left" if heading == "variant" else "right")
-    for name, value in figures.items():
-        table.add_row(name, f"{value:.2f}", f"{value / reference:.2f}")
-    Console().print(table)
+    predictors = {}
+    for name in engine or ["auto"]:
+        options = {} if name.startswith("openvino") else {"device": device, "dtype": dtype}
+        loaded = Predictor.load(checkpoint, engine=name, **options)
+        predictors[f"{loaded.info.engine} {loaded.info.dtype}"] = loaded
+    figures = measure(predictors, rounds=rounds)
+    info, threads = next(iter(predictors.values())).info, thread_count()
+    Console().print(_table(f"{info.backbone}, {info.device}, {threads} threads: ms per listing", figures))
     if out:
-        out.write_text(json.dumps({"dtype": predictor.info.dtype, "threads": threads, "ms": figures}, indent=1) + "\n")
+        out.write_text(json.dumps({"threads": threads, "ms": figures}, indent=1) + "\n")
+    reference = next(iter(next(iter(figures.values())).values()))
     if assert_ms is not None and reference > assert_ms:
         raise SystemExit(f"{reference:.2f} ms per listing at batch 32, more than {assert_ms} ms")
+
+
+def _table(title: str, figures: Mapping[str, Mapping[str, float]]) -> Table:
+    """Return the figures, and beside each but the first engine's what share of the first one's time it takes."""
+    table = Table(title=title)
+    table.add_column("variant")
+    for engine in next(iter(figures.values())):
+        table.add_column(engine, justify="right")
+    for name, own in figures.items():
+        first, *others = own.values()
+        table.add_row(name, f"{first:.2f}", *(f"{value:.2f}  ({value / first:.2f} x)" for value in others))
+    return table
 
 
 if __name__ == "__main__":

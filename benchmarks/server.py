@@ -9,10 +9,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import httpx
 
@@ -25,11 +27,61 @@ class Server:
     pid: int
 
     def peak_mib(self) -> float:
-        """Return the peak of its resident memory, loading included."""
+        """Return the peak of the resident memory of its own process, loading included."""
         found = re.search(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{self.pid}/status").read_text(), re.MULTILINE)
         if found is None:
             raise ValueError("this system does not report the peak memory of a process")
         return int(found[1]) / 2**10
+
+    def processes(self) -> list[int]:
+        """Return the process ids of the server and of all processes that it has started."""
+        found = [self.pid]
+        for pid in found:  # which grows meanwhile
+            for task in Path(f"/proc/{pid}/task").glob("*/children"):
+                with contextlib.suppress(OSError):
+                    found += map(int, task.read_text().split())
+        return found
+
+    def pss_mib(self) -> float:
+        """Return the memory of all these processes; what several share is counted once (proportional set size)."""
+        total = 0
+        for pid in self.processes():
+            with contextlib.suppress(OSError):  # one that has just ended
+                rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+                total += int(re.search(r"^Pss:\s+(\d+) kB$", rollup, re.MULTILINE)[1])  # type: ignore[index]
+        return total / 2**10
+
+    def waited_seconds(self) -> float:
+        """Return how long the server's threads have been ready to run, all together, and had no core to run on."""
+        total = 0
+        for task in Path(f"/proc/{self.pid}/task").glob("*/schedstat"):
+            with contextlib.suppress(OSError):
+                total += int(task.read_text().split()[1])
+        return total / 1e9
+
+
+class MemoryWatch:
+    """The peak of a server's memory, of all its processes, while the context lasts; looks ten times a second."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.peak_mib = 0.0
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            self.peak_mib = max(self.peak_mib, self._server.pss_mib())
+            if self._ended.wait(0.1):
+                return
 
 
 @contextlib.contextmanager
@@ -82,11 +134,3 @@ def is_ready(url: str) -> bool:
         return httpx.get(f"{url}/readyz", timeout=2).status_code == 200
     except httpx.TransportError:
         return False
-
-
-def resident_mib(exposition: str) -> float:
-    """Return the server's resident memory in MiB, from its /metrics."""
-    for line in exposition.splitlines():
-        if line.startswith("process_resident_memory_bytes "):
-            return float(line.split()[1]) / 2**20
-    raise ValueError("the server does not report its resident memory")

@@ -3,13 +3,14 @@
     python -m benchmarks.soak [--checkpoint weights/fashion] [--minutes 5] [--warm-up 2] [--assert-flat]
 
 The load is bounded: eight callers, each sending one request after another, to a server on a loopback port that this
-command starts and stops. Besides listings of every kind it includes difficult requests: large, damaged and hostile
-images, new words, bodies over the limit, callers that hang up, deadlines that cannot be met.
+command starts and stops. Besides listings of every kind it includes difficult requests: large and damaged images, new
+words, bodies over the limit, callers that hang up, deadlines that cannot be met, and all hostile images and bodies of
+`benchmarks.hostile`.
 
-Memory is the server's resident set, from its /metrics. Requests in flight change it by a hundred MiB, so each minute
-ends with a rest, long enough for the server to return freed memory; the growth is the slope of a straight line through
-the rests after the warm-up. The warm-up fills caches that are bounded: kernels compiled for each batch size (0.8 MiB
-each on a CPU), the tokenizer's words, the allocator's reserves.
+Memory is that of the server and its decode workers together (proportional set size). Requests in flight change it by a
+hundred MiB, so each minute ends with a rest, long enough for the server to return freed memory; the growth is the slope
+of a straight line through the rests after the warm-up. The warm-up fills caches that are bounded: kernels compiled for
+each batch size (0.8 MiB each on a CPU), the tokenizer's words, the allocator's reserves.
 """
 
 from __future__ import annotations
@@ -32,13 +33,18 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from benchmarks.server import is_ready, resident_mib, server
+from benchmarks.event_loop import KINDS, send
+from benchmarks.hostile_images import HOSTILE
+from benchmarks.server import MemoryWatch, Server, is_ready, server
 from service.memory import EVERY_SECONDS
 
 CALLERS = 8
 WORDS = ("turtle", "check", "men", "navy", "blue", "shirt", "women", "red", "dress", "summer", "shoes", "watch")
-ANSWERS = {200, 413, 415, 422, 424, 499, 503, 504}
-"""Statuses that this load may cause; any other is a bug."""
+ANSWERS = {"200", "400", "408", "413", "415", "422", "424", "499", "503", "504", "closed"}
+"""What this load may cause; anything else is a bug. `closed`: a hostile body was refused before all of it was sent."""
+
+HOSTILE_IMAGES, HOSTILE_BODIES = 0.02, 0.002
+"""Shares of the requests: few, since one of them costs as much as hundreds of others."""
 
 REST_SECONDS = 2 * EVERY_SECONDS
 LOAD_SECONDS = 60 - REST_SECONDS
@@ -62,8 +68,15 @@ def images() -> list[str]:
     return [base64.b64encode(file).decode() for file in files]
 
 
-def call(chance: random.Random, images: list[str]) -> tuple[str, dict[str, Any]]:
+def hostile_images() -> list[str]:
+    """Return the hostile images in base64."""
+    return [base64.b64encode(make()).decode() for make in HOSTILE.values()]
+
+
+def call(chance: random.Random, images: list[str], hostile: list[str]) -> tuple[str, dict[str, Any]]:
     """Choose a request: its path and httpx's arguments."""
+    if chance.random() < HOSTILE_IMAGES:
+        return "/v1/classify", {"json": {"title": "shirt", "image": {"base64": chance.choice(hostile)}}}
     words = chance.choices(WORDS, k=chance.randint(1, 20))
     listing: dict[str, Any] = {"title": f"{' '.join(words)} {chance.randbytes(6).hex()}"}
     if chance.random() < 0.7:
@@ -88,44 +101,43 @@ def call(chance: random.Random, images: list[str]) -> tuple[str, dict[str, Any]]
 class Soak:
     """The callers, the answers that they got, and the server's memory after each minute."""
 
-    def __init__(self, client: httpx.AsyncClient) -> None:
-        self._client = client
-        self._images = images()
+    def __init__(self, server: Server, client: httpx.AsyncClient) -> None:
+        self._server, self._client = server, client
+        self._images, self._hostile = images(), hostile_images()
         self._chances = [random.Random(seed) for seed in range(CALLERS)]  # noqa: S311
-        self.answers: Counter[int | str] = Counter()
-        self.loaded: list[float] = []  # MiB resident just before each rest, and at its end
+        self.answers: Counter[str] = Counter()
+        self.loaded: list[float] = []  # MiB at the peak of each load, and at the end of the rest after it
         self.rested: list[float] = []
 
     async def minute(self) -> None:
         """Load the server, then let it rest."""
         end = time.monotonic() + LOAD_SECONDS
-        callers = asyncio.gather(*(self._caller(chance, end) for chance in self._chances))
-        await asyncio.sleep(LOAD_SECONDS - 1)
-        self.loaded.append(await self._resident())
-        await callers
+        with MemoryWatch(self._server) as watch:
+            await asyncio.gather(*(self._caller(chance, end) for chance in self._chances))
+        self.loaded.append(watch.peak_mib)
         await asyncio.sleep(REST_SECONDS)
-        self.rested.append(await self._resident())
-
-    async def _resident(self) -> float:
-        return resident_mib((await self._client.get("/metrics")).text)
+        self.rested.append(self._server.pss_mib())
 
     async def _caller(self, chance: random.Random, end: float) -> None:
         while time.monotonic() < end:
-            path, request = call(chance, self._images)
+            if chance.random() < HOSTILE_BODIES:
+                self.answers[await send(self._client, chance.choice(KINDS))] += 1
+                continue
+            path, request = call(chance, self._images, self._hostile)
             try:
                 hurry = 0.005 if chance.random() < 0.02 else 30  # some hang up
                 async with asyncio.timeout(hurry):
-                    self.answers[(await self._client.post(path, **request)).status_code] += 1
+                    self.answers[str((await self._client.post(path, **request)).status_code)] += 1
             except TimeoutError:
                 self.answers["hung up"] += 1
             except httpx.TransportError as error:
                 self.answers[type(error).__name__] += 1
 
 
-async def soak(url: str, minutes: int) -> Soak:
-    """Load the server at `url` for `minutes` minutes."""
-    async with httpx.AsyncClient(base_url=url, timeout=30) as client:
-        found = Soak(client)
+async def soak(server: Server, minutes: int) -> Soak:
+    """Load the server for `minutes` minutes."""
+    async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
+        found = Soak(server, client)
         for _ in range(minutes):
             await found.minute()
     return found
@@ -148,14 +160,14 @@ def main(
 ) -> None:
     """Print the answers and the memory; exit status 1 if a request was lost or memory grew."""
     with server(checkpoint) as running:
-        found = asyncio.run(soak(running.url, warm_up + minutes))
+        found = asyncio.run(soak(running, warm_up + minutes))
         answered_after = is_ready(running.url)
     grown = growth(found.rested[warm_up:])
     table = Table("minute", "MiB under load", "MiB at rest")
     for minute, (loaded, rested) in enumerate(zip(found.loaded, found.rested, strict=True), 1):
         table.add_row(f"{minute}{' (warm-up)' if minute <= warm_up else ''}", f"{loaded:.0f}", f"{rested:.1f}")
     Console().print(table)
-    answers = {str(answer): count for answer, count in sorted(found.answers.items(), key=str)}
+    answers = dict(sorted(found.answers.items()))
     print("answers:", *(f"{answer}: {count}" for answer, count in answers.items()), sep="  ")
     print("at rest, {mib_per_minute:+.2f} MiB per minute, 95 % interval {low:+.2f} to {high:+.2f}".format(**grown))
     if out is not None:

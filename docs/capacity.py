@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from docs.blocks import between
+from model.inputs.pool import SMALL_BYTES, memory_for, worker_count
 from service.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -136,7 +137,8 @@ def replicas(peak: float, listings_per_second: float) -> int:
 
 def most_memory_gib(row: Figures, settings: Settings) -> float:
     """Return what a replica can hold at most: what it was seen to hold, and full buffers and decoders besides."""
-    decoding = min(8, row["cores"]) * 4 * settings.max_image_pixels
+    large = memory_for(settings.max_image_pixels, settings.max_image_bytes)
+    decoding = worker_count(row["cores"]) * SMALL_BYTES + large
     return float(row["memory_mib"]["peak"] / 2**10 + (settings.max_inflight_bytes + decoding) / 2**30)
 
 
@@ -156,8 +158,8 @@ def plan(capacity: Figures) -> str:
         ]
     said = (
         "*r* is the rate of single requests in the table of [Sizing](#sizing). Memory: the peak in that table, plus "
-        "eight bodies of `CMA_CLIP_MAX_BODY_BYTES` and one image of `CMA_CLIP_MAX_IMAGE_PIXELS` per core. Ten thousand "
-        "listings per second need GPUs; their number cannot be computed from CPU figures: measure *r* on one GPU with "
+        "eight bodies of `CMA_CLIP_MAX_BODY_BYTES`, and all that the decode workers may take. Ten thousand listings "
+        "per second need GPUs; their number cannot be computed from CPU figures: measure *r* on one GPU with "
         "`cma-clip bench`."
     )
     return "\n".join([*lines, "", said])

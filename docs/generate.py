@@ -47,7 +47,11 @@ ERRORS = """\
 Each error is a [Problem](#problem), `application/problem+json` (RFC 9457), with a stable `code`; `detail` is a message
 for people. A 429, a 503, and a 504 that is sent on arrival, has the header `Retry-After`: the number of seconds after
 which to retry. An unknown path is a 404 `not_found`; a method that a path does not support is a 405
-`method_not_allowed`.
+`method_not_allowed`. After a 408 the connection is closed: less than 12 KiB of the body arrived in three seconds.
+
+The balancer of `deploy/nginx` answers in the same form. It adds two errors: 502 `replica_failed`, when the replica that
+had the request ended before it answered (the request was not sent to another one, because it may be what ended the
+replica), and 400 `malformed_request`, for what is not HTTP. Its 429 counts requests and connections of one address.
 """
 
 

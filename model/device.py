@@ -1,4 +1,4 @@
-"""Which device and number format to compute with."""
+"""Which device, number format and number of threads to compute with."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from model.errors import ConfigError
+from model.threads import settle_threads
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -30,6 +31,15 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device {name!r} is not there; this machine has {torch.cuda.device_count()} GPUs")
     return device
+
+
+def use_threads(wanted: int = 0) -> int:
+    """Let PyTorch compute with `thread_count(wanted)` threads from now on, and return that number."""
+    threads = settle_threads(wanted)
+    torch.set_num_threads(threads)
+    if torch.get_num_interop_threads() != 1:  # can be set once; nothing here runs operators beside one another
+        torch.set_num_interop_threads(1)
+    return threads
 
 
 def serving_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -5,7 +5,12 @@ ModelError
 │   └── UncalibratedTargetError  the checkpoint is not calibrated for the target precision that was asked for
 ├── CatalogueError     a catalogue's table or images cannot be used
 ├── CheckpointError    a checkpoint folder is incomplete, damaged or put together from different trainings
-└── TrainingError      training cannot go on (a non-finite loss, …)
+├── TrainingError      training cannot go on (a non-finite loss, …)
+├── ImageError         an image cannot be used
+│   ├── ImageFormatError   it is in none of the formats that are accepted
+│   ├── ImageSizeError     it has too many pixels
+│   └── UndecodableError   it is damaged, or takes more time or memory to decode than an image of its size may
+└── DecodingStoppedError  no decode worker can be started: the fault of the machine, and of no image
 """
 
 from __future__ import annotations
@@ -33,3 +38,23 @@ class CheckpointError(ModelError):
 
 class TrainingError(ModelError):
     """Training cannot go on."""
+
+
+class ImageError(ModelError):
+    """An image cannot be used."""
+
+
+class ImageFormatError(ImageError):
+    """The image is in none of the formats that are accepted."""
+
+
+class ImageSizeError(ImageError):
+    """The image has more pixels than are accepted."""
+
+
+class UndecodableError(ImageError):
+    """The image is damaged, or takes more time or memory to decode than an image of its size may."""
+
+
+class DecodingStoppedError(ModelError):
+    """No decode worker can be started: the fault of the machine, and of no image."""

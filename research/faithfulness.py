@@ -38,7 +38,7 @@ from model.errors import ModelError
 from model.inference.predictor import Predictor
 from model.inputs.decode import decode_image
 from model.progress import progress_bar
-from research.saliency import METHODS, Listing, Method, Question, Weights, questions
+from research.saliency import METHODS, Listing, Method, Question, Weights, questions, torch_engine
 
 FASHION = Path(__file__).parents[1] / "benchmarks" / "fashion.toml"
 SHARES = (0.1, 0.25)
@@ -124,7 +124,7 @@ def milliseconds(predictor: Predictor, listings: Sequence[tuple[str, Image.Image
     Nothing is cached from one to the next: it is the cost of a single listing. On a CPU it is the processor's time of
     all threads together, so that it does not depend on what else the machine does.
     """
-    clock = time.process_time if predictor.device.type == "cpu" else time.perf_counter
+    clock = time.process_time if torch_engine(predictor).device.type == "cpu" else time.perf_counter
     seconds: dict[str, list[float]] = defaultdict(list)
     for title, image in listings:
         began = clock()
@@ -194,7 +194,7 @@ def measure(
     predictor: Predictor, catalogue: Catalogue, *, listings: int, seed: int, console: Console
 ) -> dict[str, Any]:
     """Run the test on `listings` listings of the test part, chosen at random; return the document."""
-    predictor.network.requires_grad_(False)
+    torch_engine(predictor).network.requires_grad_(False)
     generator = np.random.default_rng(seed)
     whole = [each for each in catalogue.part(Part.TEST) if each.title and each.image]
     chosen = [whole[at] for at in generator.permutation(len(whole))[:listings]]
@@ -240,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("an interval needs at least two listings")
     console = Console()
     try:
-        predictor = Predictor.load(options.checkpoint, dtype="float32")
+        predictor = Predictor.load(options.checkpoint, dtype="float32", engine="torch")
         catalogue = Catalogue.open(options.catalogue)
         found = measure(
             predictor, catalogue, listings=options.listings, seed=options.seed, console=Console(stderr=True)

@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from model.errors import ConfigError
+from model.inference.engines.torch_engine import TorchEngine
 from model.inference.explain import ImageVariants, TitleVariants, log_odds
 from model.inference.predictor import VARIANTS_AT_ONCE, Predictor
 from model.inputs.tokenizer import pad_tokens
@@ -55,7 +57,8 @@ class Listing:
         assert self.item.pixels is not None
         assert self.item.title is not None
         self.title = TitleVariants(self.item.title)
-        grid, self.fill = predictor.network.backbone.image.grid, predictor.transform.config.fill
+        self.engine = torch_engine(predictor)
+        grid, self.fill = self.engine.info.grid, predictor.transform.config.fill
         self.image = ImageVariants(self.item.pixels, grid, self.fill)
         self._images: dict[Parts, TokenSequence] = {}
         self._titles: dict[Tokens, TokenSequence] = {}
@@ -69,7 +72,7 @@ class Listing:
         for some in _in_turn(variants):
             image = _rows([self._images[each.image] for each in some if each.image is not None])
             text = _rows([self._titles[each.title] for each in some if each.title is not None])
-            found.append(self.predictor.network(image, text).logits)
+            found.append(self.engine.network(image, text).logits)
         return tuple(torch.cat(scores).cpu().numpy() for scores in zip(*found, strict=True))
 
     def encoded(self, variant: Variant) -> tuple[TokenSequence | None, TokenSequence | None]:
@@ -95,13 +98,20 @@ class Listing:
 
     def _encode_images(self, states: Sequence[Parts]) -> TokenSequence:
         pixels = np.stack([replace(self.image, fill=cover).covered(parts) for cover, parts in states])
-        normalised = self.predictor.transform.normalise(torch.from_numpy(pixels).to(self.predictor.device))
-        return self.predictor.network.backbone.encode_image(normalised)
+        normalised = self.engine.transform.normalise(torch.from_numpy(pixels).to(self.engine.device))
+        return self.engine.network.backbone.encode_image(normalised)
 
     def _encode_titles(self, states: Sequence[Tokens]) -> TokenSequence:
         # No variant is longer than the whole title: all are padded to its length, so that any of them can be batched.
-        tokens = pad_tokens([np.array(state) for state in states], len(self.title.title.tokens))
-        return self.predictor.network.backbone.encode_text(tokens.to(self.predictor.device))
+        tokens = torch.from_numpy(pad_tokens([np.array(state) for state in states], len(self.title.title.tokens)))
+        return self.engine.network.backbone.encode_text(tokens.to(self.engine.device))
+
+
+def torch_engine(predictor: Predictor) -> TorchEngine:
+    """Return the predictor's engine, whose network and gradients are looked into."""
+    if not isinstance(predictor.engine, TorchEngine):
+        raise ConfigError(f"{predictor.info.engine} shows nothing of the network; load the checkpoint with torch")
+    return predictor.engine
 
 
 def _in_turn(those: Sequence[Some]) -> Iterator[Sequence[Some]]:
@@ -122,7 +132,7 @@ class Question:
     """A listing in one situation, with its predicted labels `[T]`, to be predicted again in variants."""
 
     def __init__(self, listing: Listing, *, image: bool, title: bool) -> None:
-        self.listing, self.predictor = listing, listing.predictor
+        self.listing, self.predictor, self.engine = listing, listing.predictor, listing.engine
         self.item = replace(
             listing.item,
             pixels=listing.item.pixels if image else None,
@@ -228,7 +238,7 @@ def gradient_weighted_attention(question: Question) -> Weights:
     run = Run.of(question)
     relevances = []
     for gradients in run.gradients(run.attentions):
-        identity = torch.eye(run.attentions[0].shape[-1], device=question.predictor.device)
+        identity = torch.eye(run.attentions[0].shape[-1], device=question.engine.device)
         relevance = identity
         for each, gradient in zip(run.attentions, gradients, strict=True):
             relevance = relevance + (each.detach() * gradient).clamp(min=0).mean(dim=1)[0] @ relevance
@@ -267,7 +277,7 @@ class Run:
         self, question: Question, image: TokenSequence | None, text: TokenSequence | None, paths: Sequence[Path] = ()
     ) -> None:
         self.question, self.paths = question, paths
-        output, self.attentions = forward_with_attention(question.predictor.network, image, text)
+        output, self.attentions = forward_with_attention(question.engine.network, image, text)
         self.logits = output.logits
         self.modalities = output.modality_attention[0].detach().cpu().numpy()
         self.title_length = text.mask.shape[1] if text else 0
@@ -282,13 +292,13 @@ class Run:
     @classmethod
     def along(cls, question: Question, steps: Sequence[float]) -> Run:
         """Run from pixels and word embeddings along the path from a baseline: a covered image, average words."""
-        listing, backbone, device = question.listing, question.predictor.network.backbone, question.predictor.device
+        listing, backbone, device = question.listing, question.engine.network.backbone, question.engine.device
         image = text = None
         paths: list[Path] = []
         if question.item.pixels is not None:
             covered = listing.image.covered(range(question.size["parts"]))
             ends = torch.from_numpy(np.stack([covered, listing.image.pixels])).to(device)
-            normalised = question.predictor.transform.normalise(ends)
+            normalised = question.engine.transform.normalise(ends)
             paths.append(Path(normalised[:1], normalised[1:], steps))
             image = backbone.encode_image(paths[-1].points)
         if question.item.title is not None:

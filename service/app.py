@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from model.inference.predictions import ListingPredictor
+from model.inputs.pool import DecodePool
 from service.errors import ServiceError
 from service.http import auth, dependencies, pages, routes
 from service.http.body import keep_forms_in_memory
@@ -17,7 +18,6 @@ from service.http.middleware import Observed, record_of
 from service.http.problems import as_service_error, problem_response
 from service.lifecycle import Lifecycle, Load
 from service.observability.metrics import Metrics
-from service.pipeline.decode import configure_pillow
 from service.pipeline.gate import Gate
 from service.pipeline.pipeline import Pipeline
 from service.read_only import expect_no_temporary_folder
@@ -30,22 +30,31 @@ DESCRIPTION = (
 
 
 def load_predictor(settings: Settings) -> ListingPredictor:
-    """Load the configured checkpoint; torch is imported only here, since that takes seconds."""
+    """Load the configured checkpoint; what computes it is imported only here, since that takes time."""
     expect_no_temporary_folder()
     from model.inference.predictor import Predictor  # noqa: PLC0415
+    from model.threads import settle_threads  # noqa: PLC0415
 
-    return Predictor.load(settings.checkpoint, device=settings.device, dtype=settings.dtype)
+    settle_threads(settings.threads)
+    return Predictor.load(settings.checkpoint, device=settings.device, dtype=settings.dtype, engine=settings.engine)
 
 
-def create_app(settings: Settings | None = None, load: Load = load_predictor, *, gate: Gate | None = None) -> FastAPI:
-    """Build the application; `load` and `gate` (which addresses images may come from) are for tests to replace.
+def create_app(
+    settings: Settings | None = None,
+    load: Load = load_predictor,
+    *,
+    gate: Gate | None = None,
+    decoding: DecodePool | None = None,
+) -> FastAPI:
+    """Build the application.
+
+    For tests to replace: `load`, `gate` (which addresses images may come from) and `decoding` (workers to share).
 
     The model is loaded once the event loop runs; until then `/healthz` says 200 and `/readyz` 503.
     """
-    configure_pillow()
     keep_forms_in_memory()
     settings = settings or load_settings()
-    pipeline = Pipeline(settings, Metrics(), gate=gate)
+    pipeline = Pipeline(settings, Metrics(), gate=gate, decoding=decoding)
     lifecycle = Lifecycle(settings, pipeline, load)
 
     @asynccontextmanager

@@ -16,12 +16,15 @@ from typing import Annotated, Any, get_args, get_origin
 import typer
 
 from model.errors import ConfigError, ModelError
+from model.threads import settle_threads
 from service.commands import check, evaluation, label, training
-from service.commands.arguments import Attributes, split_names
-from service.settings import PREFIX, Settings, load_settings
+from service.commands.arguments import Attributes, EngineSetting, split_names
+from service.settings import PREFIX, Settings, configured_threads, load_settings
 
-TRAINING_MODULES = ("matplotlib", "pyarrow", "scipy", "tensorboard")
-"""Installed by the extra `train`; serving does not need them."""
+TRAINING_MODULES = ("matplotlib", "open_clip", "scipy", "tensorboard", "timm", "torch", "torchvision")
+
+EXTRAS = {**dict.fromkeys(TRAINING_MODULES, "train"), "nncf": "compile"}
+"""Which extra installs a module that serving on CPUs does not need."""
 
 app = typer.Typer(
     name="cma-clip",
@@ -37,6 +40,7 @@ for _command in (
     training.train,
     evaluation.calibrate,
     evaluation.evaluate,
+    evaluation.compile,
     label.label,
 ):
     app.command()(_command)
@@ -55,6 +59,7 @@ def _options(
     ] = False,
 ) -> None:
     """Declare the options that stand before a command."""
+    settle_threads(configured_threads())  # before the command imports torch
 
 
 def main() -> None:
@@ -65,9 +70,10 @@ def main() -> None:
         print(f"cma-clip: {error}", file=sys.stderr)
         sys.exit(2)
     except ModuleNotFoundError as error:
-        if error.name not in TRAINING_MODULES:
+        if error.name not in EXTRAS:
             raise
-        print(f"cma-clip: this needs {error.name}; install the extra: pip install 'cma-clip[train]'", file=sys.stderr)
+        extra = f"cma-clip[{EXTRAS[error.name]}]"
+        print(f"cma-clip: this needs {error.name}; install the extra: pip install '{extra}'", file=sys.stderr)
         sys.exit(2)
 
 
@@ -144,6 +150,7 @@ def predict(  # noqa: PLR0917 - typer passes by name
     title: Annotated[str | None, typer.Option(help="the listing's title", show_default=False)] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="checkpoint folder", show_default=False)] = None,
     target_precision: Annotated[float | None, typer.Option(help="0.90, 0.95, …", show_default=False)] = None,
+    engine: EngineSetting = None,
     top_k: Annotated[int, typer.Option(min=1, help="candidates per attribute")] = 3,
     explain: Annotated[bool, typer.Option("--explain", help="tint the title's words by weight")] = False,
     heat_map: Annotated[
@@ -155,7 +162,7 @@ def predict(  # noqa: PLR0917 - typer passes by name
     """Predict one listing's attributes from an image, a title, or both."""
     from service.commands.predict import draw, predict_one  # noqa: PLC0415
 
-    settings = load_settings(checkpoint=checkpoint, target_precision=target_precision)
+    settings = load_settings(checkpoint=checkpoint, target_precision=target_precision, engine=engine)
     reply = predict_one(
         settings,
         image=image,

@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 STALL_SECONDS = 60.0
 """A batch that computes this long will never finish: only a restart helps, and /healthz says so."""
 
+TEND_SECONDS = 1.0
+"""How often decode workers that have died while idle are looked for."""
+
 
 class Lifecycle:
     """Opens the pipeline once the model is loaded, and ends it."""
@@ -45,7 +48,8 @@ class Lifecycle:
 
     def start(self) -> None:
         """Begin to load and warm up, in a separate thread: the event loop answers health checks meanwhile."""
-        jobs = self._start(), trim_now_and_then(), observe_lag(self._pipeline.metrics.event_loop_lag.observe)
+        lag = observe_lag(self._pipeline.metrics.event_loop_lag.observe)
+        jobs = self._start(), trim_now_and_then(), lag, self._tend_decoding()
         self._tasks = [asyncio.create_task(job) for job in jobs]
 
     async def _start(self) -> None:
@@ -67,7 +71,8 @@ class Lifecycle:
 
     def _load_and_warm_up(self) -> Inference:
         """Raises `ModelError`, or whatever else keeps the checkpoint from being used."""
-        settings = self._settings
+        settings, decoding = self._settings, self._pipeline.decoding
+        decoding.start(wait=False)  # they start while the model is being loaded
         predictor = self._load(settings)
         if predictor.info.target_precisions:
             check_target_precision(predictor.info, settings.target_precision)
@@ -82,8 +87,15 @@ class Lifecycle:
             batch_seconds=warm_up(predictor, settings.max_batch_size),
             on_batch=self._pipeline.metrics.batches.computed,
         )
+        decoding.start()
         self.once_warm()
         return inference
+
+    async def _tend_decoding(self) -> None:
+        """Replace decode workers that have died, though nobody may be sent here to ask for one."""
+        while True:
+            await asyncio.sleep(TEND_SECONDS)
+            await asyncio.to_thread(self._pipeline.decoding.tend)
 
     @property
     def loading(self) -> bool:
@@ -99,6 +111,8 @@ class Lifecycle:
             raise Draining("the service is stopping", retry_after=1)
         if self._inference is None:
             raise NotReady("the model is being loaded", retry_after=5)
+        if (trouble := self._pipeline.decoding.trouble) is not None:
+            raise NotReady(f"images cannot be decoded: {trouble}", retry_after=5)
 
     def check_alive(self) -> None:
         """Raise `NotReady` once the process cannot recover by itself."""

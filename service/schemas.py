@@ -231,7 +231,7 @@ class UploadForm(BaseModel):
 
 
 VERSION = "first 12 hex digits of the SHA-256 of the checkpoint's weights"
-ENGINE = "what computes the forward pass"
+ENGINE = "what computes the forward pass: torch, openvino-f32, openvino-bf16 or openvino-int8"
 CALIBRATION = "12 hex digits that change with each temperature, threshold and limit in use; null without a calibration"
 
 

@@ -119,6 +119,11 @@ class Settings(BaseSettings):
     checkpoint: Path = Field(default=Path("weights/fashion"), description="folder of the checkpoint to serve")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, …; auto takes the GPU where there is one")
     dtype: str = Field(default="auto", description="auto, float32, bfloat16 or float16")
+    engine: Literal["auto", "torch", "openvino-f32", "openvino-bf16", "openvino-int8"] = Field(
+        default="auto",
+        description="what computes; auto: on a CPU the fastest that the checkpoint carries, on a GPU PyTorch",
+    )
+    threads: int = Field(default=0, ge=0, le=1024, description="threads that compute; 0: as many as there are cores")
     host: str = Field(default="127.0.0.1", description="address to listen on; every interface: 0.0.0.0, with IPv6 ::")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     max_batch_size: int = Field(default=32, ge=1, le=1024, description="listings in one forward pass")
@@ -206,6 +211,15 @@ class Settings(BaseSettings):
         scheme, user, password, host, port = found.groups()
         credentials = None if user is None else (unquote(user), unquote(password))
         return Proxy(url=f"{scheme}://{host}:{port}", credentials=credentials)
+
+
+def configured_threads() -> int:
+    """Return the setting `threads` alone, for commands that need no other. Raises `ConfigError`."""
+    variable = f"{PREFIX}THREADS"
+    text = os.environ.get(variable, "").strip() or "0"
+    if not re.fullmatch("[0-9]{1,4}", text):
+        raise ConfigError(f"{variable}: must be a whole number of threads, or 0 for as many as there are cores")
+    return int(text)
 
 
 def load_settings(**flags: Any) -> Settings:

@@ -13,8 +13,13 @@ from hypothesis import settings
 from PIL import Image, ImageDraw
 
 from model.catalogue.listings import Catalogue
-from model.checkpoint.folder import save_checkpoint
+from model.checkpoint.compiled import ENGINE, ENGINES
+from model.checkpoint.folder import load_checkpoint, write_json
+from model.checkpoint.weights import save_checkpoint
 from model.config import FusionConfig, ModelConfig, PreprocessConfig
+from model.inference.engines.engine import EngineName
+from model.inference.engines.export import export, write_network
+from model.inference.engines.torch_engine import TorchEngine
 from model.inputs.augment import AugmentConfig
 from model.network.cma_clip import CMAClip, build_cma_clip
 from model.tasks import Task
@@ -104,12 +109,34 @@ def train_config() -> TrainConfig:
 
 @pytest.fixture
 def network(model_config: ModelConfig, tasks: tuple[Task, ...]) -> CMAClip:
-    """The tiny network in evaluation mode, its modality attention away from its even start."""
+    return tiny_network(model_config, tasks)
+
+
+def tiny_network(model_config: ModelConfig, tasks: tuple[Task, ...]) -> CMAClip:
+    """The tiny network in evaluation mode, its modality attention away from its even start; always the same one."""
     torch.manual_seed(0)
     network = build_cma_clip(model_config, tasks).eval()
     assert network.modality_attention.weight is not None
     torch.nn.init.normal_(network.modality_attention.weight, std=0.3)
     return network
+
+
+@pytest.fixture(scope="session")
+def compiled_folder(
+    tmp_path_factory: pytest.TempPathFactory, model_config: ModelConfig, tasks: tuple[Task, ...]
+) -> Path:
+    """The folder `engines` of `checkpoint_folder`, with one engine, openvino-f32, which is not calibrated."""
+    folder = tmp_path_factory.mktemp("compiled")
+    save_checkpoint(
+        folder, tiny_network(model_config, tasks), name="tiny", config=model_config, tasks=tasks, training={}
+    )
+    checkpoint, engine = load_checkpoint(folder), folder / ENGINES / EngineName.OPENVINO_F32
+    engine.mkdir(parents=True)
+    reference = TorchEngine.load(checkpoint, device="cpu")
+    parts = export(reference, checkpoint)
+    compiled = write_network(engine, EngineName.OPENVINO_F32, parts, reference.info, checkpoint)
+    write_json(engine / ENGINE, compiled.to_json())
+    return folder / ENGINES
 
 
 @pytest.fixture

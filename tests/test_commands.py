@@ -110,15 +110,16 @@ def test_a_mistake_is_one_line_and_status_2(
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(("module", "extra"), [("tensorboard", "train"), ("torch", "train"), ("nncf", "compile")])
 def test_a_missing_extra_is_named(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, module: str, extra: str
 ) -> None:
     def missing(*_: object) -> None:
-        raise ModuleNotFoundError("No module named 'tensorboard'", name="tensorboard")
+        raise ModuleNotFoundError(f"No module named '{module}'", name=module)
 
     monkeypatch.setattr("model.catalogue.listings.Catalogue.open", missing)
     assert run(monkeypatch, "train", tmp_path / "shop.toml", "--out", tmp_path / "run") == 2
     assert (
         capsys.readouterr().err
-        == "cma-clip: this needs tensorboard; install the extra: pip install 'cma-clip[train]'\n"
+        == f"cma-clip: this needs {module}; install the extra: pip install 'cma-clip[{extra}]'\n"
     )

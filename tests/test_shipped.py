@@ -25,9 +25,12 @@ FOLDER = ROOT / "weights" / "fashion"
 ATTRIBUTES = ("gender", "masterCategory", "subCategory", "articleType", "baseColour", "season", "usage")
 
 
-@pytest.fixture(scope="module")
-def predictor() -> Predictor:
-    return Predictor.load(FOLDER, device="cpu")
+ENGINES = ("torch", *sorted(path.name for path in (FOLDER / "engines").glob("openvino-*")))
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def predictor(request: pytest.FixtureRequest) -> Predictor:
+    return Predictor.load(FOLDER, device="cpu", engine=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +39,27 @@ def metrics(predictor: Predictor) -> dict[str, Any]:
 
 
 def test_it_is_small_and_holds_no_pickle() -> None:
-    files = {path.name: path.stat().st_size for path in FOLDER.iterdir()}
+    files = {path.name: path.stat().st_size for path in FOLDER.iterdir() if path.is_file()}
     parts = {"config.json", "model.safetensors", "scope.safetensors", "calibration.json", "metrics.json", "README.md"}
     assert set(files) == parts
     assert sum(files.values()) <= 45e6
+
+
+def test_it_carries_one_engine_at_most_and_a_small_one() -> None:
+    assert len(ENGINES) <= 2
+    for name in ENGINES[1:]:
+        files = {path.name: path.stat().st_size for path in (FOLDER / "engines" / name).iterdir()}
+        network = {f"{part}.{suffix}" for part in ("image", "text", "fusion") for suffix in ("xml", "bin")}
+        assert set(files) == {"engine.json", "scope.safetensors", "calibration.json", "metrics.json", *network}
+        assert sum(files.values()) <= 40e6
+
+
+def test_an_engine_is_as_accurate_as_the_reference(predictor: Predictor, metrics: dict[str, Any]) -> None:
+    reference = Predictor.load(FOLDER, device="cpu", engine="torch").info.metrics
+    for situation in Situation:
+        ours, theirs = accuracies(metrics, situation), accuracies(dict(reference), situation)
+        assert all(ours[attribute] >= theirs[attribute] - 0.002 for attribute in ATTRIBUTES)
+    assert predictor.info.calibration
 
 
 def test_it_reads_the_seven_attributes_at_three_target_precisions(predictor: Predictor) -> None:

@@ -22,7 +22,7 @@ def import_pyarrow() -> Any:
     try:
         import pyarrow.parquet  # noqa: PLC0415
     except ImportError as error:
-        raise ConfigError("Parquet needs pyarrow: pip install 'cma-clip[train]'") from error
+        raise ConfigError("Parquet needs pyarrow: pip install 'cma-clip[parquet]'") from error
     return pyarrow
 
 

@@ -5,10 +5,11 @@
     model.safetensors   weights: matrices in half precision, vectors and statistics in float32
     calibration.json    temperatures and certified thresholds (absent until calibrated)
     scope.safetensors   what familiarity and agreement are measured against (absent until calibrated)
+    engines/<name>/     a compiled network with its own calibration, scope and metrics (`model.checkpoint.compiled`)
     metrics.json        what was measured on the test part (absent until evaluated)
 
 Every part carries the version of the weights it belongs to: the first 12 hex digits of the SHA-256 of
-`model.safetensors`.
+`model.safetensors`. Reading and writing that file is `model.checkpoint.weights`: this module needs no torch.
 """
 
 from __future__ import annotations
@@ -19,18 +20,16 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file as save_arrays
-from safetensors.torch import load_file, save_file
-from torch import nn
 
-from model.config import ModelConfig, from_json, to_json
+from model.checkpoint.compiled import ENGINES, CompiledNetwork, read_compiled
+from model.config import ModelConfig, from_json
 from model.errors import CheckpointError, ConfigError
 from model.files import replace_durably
 from model.situations import Situation
@@ -65,6 +64,12 @@ class Checkpoint:
     applicability: Applicability | None = None
     """None where the catalogue named no product type."""
     metrics: Mapping[str, Any] | None
+    compiled: CompiledNetwork | None = None
+    """The network of the engine that calibration, gate and metrics are of; None for PyTorch's."""
+    compiled_digest: str = ""
+    """12 hex digits that name the compiled network: its calibration and metrics carry them."""
+    home: Path
+    """Where calibration, gate and metrics are: the folder itself, or the engine's."""
 
     @property
     def calibration_digest(self) -> str:
@@ -75,50 +80,28 @@ class Checkpoint:
         return hashlib.sha256(in_use.encode()).hexdigest()[:12]
 
 
-def save_checkpoint(
-    folder: Path,
-    network: nn.Module,
-    *,
-    name: str,
-    config: ModelConfig,
-    tasks: Sequence[Task],
-    training: Mapping[str, Any],
-    applicability: Applicability | None = None,
-) -> str:
-    """Write a new checkpoint, replacing `folder` in one step, and return its version.
-
-    What is stored is rounded (`stored_tensors`); `network` itself is left as it is. `training` says where the weights
-    come from, for the model card. Raises `CheckpointError` where a weight would overflow.
-    """
-    tensors = stored_tensors(network)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        temporary.chmod(0o755)
-        save_file(tensors, temporary / WEIGHTS)
-        (temporary / WEIGHTS).chmod(0o644)  # safetensors lets the owner alone read, and a container is another user
-        version = weights_version(temporary / WEIGHTS)
-        content = {
-            "format": FORMAT,
-            "name": name,
-            "version": version,
-            **to_json(config),
-            "attributes": [task.to_json() for task in tasks],
-            **({} if applicability is None else {"applicability": applicability.to_json()}),
-            "training": dict(training),
-        }
-        write_json(temporary / CONFIG, content)
-        _replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return version
-
-
-def load_checkpoint(folder: Path) -> Checkpoint:
-    """Read and verify a checkpoint folder.
+def load_checkpoint(folder: Path, engine: str | None = None) -> Checkpoint:
+    """Read and verify a checkpoint folder, with the calibration and the metrics of an engine; None: of PyTorch's.
 
     Raises `CheckpointError` that names the part which is missing, damaged or belongs to other weights.
     """
+    if engine is None:
+        return _load(folder, folder)
+    home = folder / ENGINES / engine
+    if not home.is_dir():
+        raise CheckpointError(f"{folder} carries no engine {engine}; `cma-clip compile` makes one")
+    return load_compiled(folder, home)
+
+
+def load_compiled(folder: Path, home: Path) -> Checkpoint:
+    """Read and verify a checkpoint folder with the compiled network in `home`; raises as `load_checkpoint` does."""
+    checkpoint = _load(folder, None)
+    compiled, digest = read_compiled(home, checkpoint.version)
+    return _with_parts(dataclasses.replace(checkpoint, home=home, compiled=compiled, compiled_digest=digest))
+
+
+def _load(folder: Path, home: Path | None) -> Checkpoint:
+    """Read config.json, and the parts in `home`, where one is given."""
     if not folder.is_dir():
         raise CheckpointError(f"there is no checkpoint folder {folder}")
     if not (folder / WEIGHTS).is_file():
@@ -128,8 +111,6 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     assert content is not None
     if content.pop("format", None) != FORMAT:
         raise CheckpointError(f"{folder / CONFIG}: format must be {FORMAT}; this file is of another release")
-    calibration = _read(folder / CALIBRATION, version)
-    metrics = _read(folder / METRICS, version)
     try:
         name, training = str(content.pop("name")), dict(content.pop("training", {}))
         content.pop("version")
@@ -148,43 +129,27 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         config=config,
         tasks=tasks,
         training=training,
-        calibration=Calibration.from_json(calibration) if calibration is not None else None,
+        calibration=None,
         gate=None,
         applicability=applicability,
+        metrics=None,
+        home=folder,
+    )
+    return checkpoint if home is None else _with_parts(checkpoint)
+
+
+def _with_parts(checkpoint: Checkpoint) -> Checkpoint:
+    """Read calibration, gate and metrics."""
+    home, version, engine = checkpoint.home, checkpoint.version, checkpoint.compiled_digest
+    calibration = _read(home / CALIBRATION, version, engine=engine)
+    metrics = _read(home / METRICS, version, engine=engine)
+    checkpoint = dataclasses.replace(
+        checkpoint,
+        calibration=Calibration.from_json(calibration) if calibration is not None else None,
         metrics=metrics,
     )
     _check_calibration(checkpoint)
     return dataclasses.replace(checkpoint, gate=_load_gate(checkpoint))
-
-
-def load_weights(network: nn.Module, checkpoint: Checkpoint) -> None:
-    """Fill `network` with the checkpoint's weights, in float32.
-
-    Raises `CheckpointError` when the weights are damaged or of another network.
-    """
-    path = checkpoint.folder / WEIGHTS
-    tensors = read_tensors(path)
-    if weights_version(path) != checkpoint.version:
-        raise CheckpointError(f"{path} has been replaced since {CONFIG} was read; load it again")
-    expected = network.state_dict()
-    if difference := sorted(set(expected) ^ set(tensors)):
-        raise CheckpointError(
-            f"{path} does not belong to {CONFIG}: {len(difference)} tensors differ, as {difference[0]}"
-        )
-    for key, value in tensors.items():
-        if value.shape != expected[key].shape:
-            raise CheckpointError(
-                f"{path} does not belong to {CONFIG}: {key} is {list(value.shape)}, not {list(expected[key].shape)}"
-            )
-    network.load_state_dict(tensors)
-
-
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read a safetensors file; raises `CheckpointError` when it is damaged."""
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
 def provenance(initial: str | Path | None) -> Any:
@@ -197,7 +162,8 @@ def provenance(initial: str | Path | None) -> Any:
 
 def write_part(checkpoint: Checkpoint, part: str, content: Mapping[str, Any]) -> None:
     """Write `CALIBRATION` or `METRICS` beside the weights they were measured on, atomically."""
-    write_json(checkpoint.folder / part, {"version": checkpoint.version, **content})
+    engine = {"engine": checkpoint.compiled_digest} if checkpoint.compiled else {}
+    write_json(checkpoint.home / part, {"version": checkpoint.version, **engine, **content})
 
 
 def write_calibration(checkpoint: Checkpoint, calibration: Calibration, gate: Gate) -> Calibration:
@@ -205,7 +171,7 @@ def write_calibration(checkpoint: Checkpoint, calibration: Calibration, gate: Ga
 
     An older calibration is removed first: interrupted in between, the checkpoint is one that is not calibrated.
     """
-    folder = checkpoint.folder
+    folder = checkpoint.home
     arrays, description = gate.to_arrays()
     # One entry, since safetensors writes several in any order, and the file is known by its hash.
     metadata = {"gate": json.dumps({"version": checkpoint.version, **description})}
@@ -230,7 +196,7 @@ def write_calibration(checkpoint: Checkpoint, calibration: Calibration, gate: Ga
 
 def _load_gate(checkpoint: Checkpoint) -> Gate | None:
     """Read the gate that the calibration was certified behind; None where either is missing."""
-    path, record = checkpoint.folder / SCOPE, checkpoint.calibration.gate if checkpoint.calibration else None
+    path, record = checkpoint.home / SCOPE, checkpoint.calibration.gate if checkpoint.calibration else None
     if record is None or not path.is_file():
         return None
     if weights_version(path) != record.digest:
@@ -276,23 +242,7 @@ def weights_version(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
-@torch.no_grad()
-def stored_tensors(network: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the network's tensors as they are stored: matrices in half precision, all else unchanged.
-
-    Loaded and stored again they are the same, bit for bit. Raises `CheckpointError` where a weight would overflow.
-    """
-    tensors = {}
-    for key, value in network.state_dict().items():
-        # Vectors are few and hold statistics and scales that half precision would degrade.
-        matrix = value.is_floating_point() and value.ndim >= 2
-        tensors[key] = (value.half() if matrix else value).contiguous()
-        if value.is_floating_point() and not torch.isfinite(tensors[key]).all():
-            raise CheckpointError(f"weight {key} is not finite in half precision")
-    return tensors
-
-
-def _read(path: Path, version: str, *, required: bool = False) -> dict[str, Any] | None:
+def _read(path: Path, version: str, *, required: bool = False, engine: str = "") -> dict[str, Any] | None:
     if not path.is_file():
         if required:
             raise CheckpointError(f"{path.parent}: {path.name} is missing")
@@ -308,6 +258,8 @@ def _read(path: Path, version: str, *, required: bool = False) -> dict[str, Any]
             f"{path} belongs to weights {content.get('version')}, but {WEIGHTS} is {version}: "
             "the folder was put together from different checkpoints"
         )
+    if content.get("engine", "") != engine:
+        raise CheckpointError(f"{path} is of another engine than the network beside it; run `cma-clip compile` again")
     return content
 
 
@@ -318,16 +270,16 @@ def _check_calibration(checkpoint: Checkpoint) -> None:
     for situation, attributes in checkpoint.calibration.situations.items():
         if difference := sorted(names ^ set(attributes)):
             raise CheckpointError(
-                f"{checkpoint.folder / CALIBRATION}: situation {situation} and {CONFIG} differ in {difference[0]!r}"
+                f"{checkpoint.home / CALIBRATION}: situation {situation} and {CONFIG} differ in {difference[0]!r}"
             )
         for task in checkpoint.tasks:
             if unknown := sorted(set(attributes[task.name].labels) - set(task.labels)):
                 raise CheckpointError(
-                    f"{checkpoint.folder / CALIBRATION}: {task.name} has no label {unknown[0]!r} in {CONFIG}"
+                    f"{checkpoint.home / CALIBRATION}: {task.name} has no label {unknown[0]!r} in {CONFIG}"
                 )
 
 
-def _replace(new: Path, folder: Path) -> None:
+def replace_folder(new: Path, folder: Path) -> None:
     """Put the finished folder `new` in the place of `folder`; no reader ever sees a half-written one."""
     if not folder.exists():
         replace_durably(new, folder)

@@ -51,11 +51,12 @@ def calibrate(
     together: bool = False,
     scope_level: float = SCOPE_LEVEL,
     device: str = "auto",
+    engine: str = "torch",
     console: Console | None = None,
 ) -> Calibration:
     """Calibrate a checkpoint folder on a catalogue: write its scope.safetensors and calibration.json.
 
-    Returns what calibration.json holds.
+    Returns what calibration.json holds. With an `engine` that the checkpoint carries, the files are in its folder.
 
     The options are those of `fit_calibration`. A metrics.json that was measured with other thresholds is removed, and
     `console` says so.
@@ -65,7 +66,7 @@ def calibrate(
     Raises `ConfigError`, `CatalogueError` or `CheckpointError`.
     """
     console = console or Console(stderr=True)
-    predictor = Predictor.load(checkpoint, device=device)
+    predictor = Predictor.load(checkpoint, device=device, engine=engine)
     calibration, gate = fit_calibration(
         predictor,
         catalogue,
@@ -77,7 +78,7 @@ def calibrate(
         applicability=predictor.checkpoint.applicability,
     )
     calibration = write_calibration(predictor.checkpoint, calibration, gate)
-    metrics = predictor.checkpoint.folder / METRICS
+    metrics = predictor.checkpoint.home / METRICS
     if metrics.is_file():
         metrics.unlink()
         console.print(

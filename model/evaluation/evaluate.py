@@ -73,12 +73,14 @@ def evaluate(
     *,
     scores_file: Path | None = None,
     device: str = "auto",
+    engine: str = "torch",
     console: Console | None = None,
 ) -> Evaluation:
     """Measure a calibrated checkpoint folder on a catalogue's test part.
 
     Writes metrics.json and the results of the model card (README.md) into the folder; with `scores_file`, the answers
-    on the calibration and test parts too, for experiments (`.npz`).
+    on the calibration and test parts too, for experiments (`.npz`). With an `engine` that the checkpoint carries, the
+    metrics.json in its folder is written, and the card is left as it is.
 
         evaluation = evaluate("runs/shop/checkpoint", Catalogue.open("shop.toml"))
         evaluation.metrics["situations"]["title"]["attributes"]["colour"]["accuracy"]
@@ -86,14 +88,15 @@ def evaluate(
     Raises `ConfigError` for a checkpoint that is not calibrated, else as `measure` and `Predictor.load` do.
     """
     console = console or Console(stderr=True)
-    predictor = Predictor.load(checkpoint, device=device)
+    predictor = Predictor.load(checkpoint, device=device, engine=engine)
     calibration = predictor.checkpoint.calibration
     if calibration is None:
         raise ConfigError(f"{checkpoint} is not calibrated yet; run `cma-clip calibrate` on it first")
     trained, gate = predictor.checkpoint, predictor.checkpoint.gate
     evaluation = measure(predictor, calibration, gate, catalogue, applicability=trained.applicability, console=console)
     write_part(predictor.checkpoint, METRICS, evaluation.metrics)
-    update_card(predictor.checkpoint, model_card_tables(evaluation.metrics))
+    if predictor.checkpoint.compiled is None:
+        update_card(predictor.checkpoint, model_card_tables(evaluation.metrics))
     if scores_file:
         save_scores(scores_file, held_out_scores(predictor, evaluation, catalogue, console=console))
     return evaluation

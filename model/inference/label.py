@@ -1,8 +1,9 @@
 """Labels a whole catalogue: one row of the output for each row of the table, in order and in constant memory.
 
-The next batch is read and decoded by a few threads while the current one computes (`model.inference.stream`). Finished
-rows go to shards in a folder beside the output; after the last one they are merged into the output, which appears at
-once. So an interrupted run continues where it stopped when it is started again.
+The next batch is read and decoded while the current one computes (`model.inference.stream`), by processes that can be
+killed (`model.inputs.pool`): a catalogue holds images from anywhere, and none of them may end the run. Finished rows
+go to shards in a folder beside the output; after the last one they are merged into the output, which appears at once.
+So an interrupted run continues where it stopped when it is started again.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from model.catalogue.config import CatalogueConfig
 from model.catalogue.image_store import FetchedImages, Images, open_images
 from model.catalogue.listings import BadRow, Listing, MissingImages, ReadReport, has_images, iter_listings
 from model.catalogue.tables import estimate_rows
-from model.errors import CatalogueError, ConfigError, ModelError
+from model.errors import CatalogueError, ConfigError, DecodingStoppedError, ModelError
 from model.inference.output import OutputRow, Shards, columns_of, joined, output_format
 from model.inference.predictions import (
     AttributePrediction,
@@ -32,8 +33,10 @@ from model.inference.predictions import (
 )
 from model.inference.predictor import Predictor
 from model.inference.stream import Failure, prepare_listing, stream
-from model.inputs.decode import decode_image
+from model.inputs.limits import CATALOGUE
+from model.inputs.pool import DecodedImage, DecodePool, memory_for, worker_count
 from model.progress import progress_bar
+from model.threads import settle_threads, thread_count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,14 +69,17 @@ def label(
     allow_missing_images: bool = False,
     device: str = "auto",
     dtype: str = "auto",
+    engine: str = "auto",
+    threads: int = 0,
 ) -> Labelling:
     """Label a whole catalogue, named by its TOML file, with a checkpoint folder: `label_catalogue` does the work.
 
         label("weights/fashion", "shop.toml", "labels.parquet", target_precision=0.9)
 
-    Raises as that function and `Predictor.load` do.
+    threads: that compute; 0: as many as there are cores. Raises as that function and `Predictor.load` do.
     """
-    predictor = Predictor.load(checkpoint, device=device, dtype=dtype)
+    settle_threads(threads)
+    predictor = Predictor.load(checkpoint, device=device, dtype=dtype, engine=engine)
     return label_catalogue(
         predictor,
         Path(catalogue),
@@ -203,38 +209,50 @@ def _answers(
     predictor: ListingPredictor, items: Iterator[Listing | BadRow], images: Images, batch_size: int
 ) -> Iterator[tuple[Listing | BadRow, Prediction | Failure]]:
     """Answer the items in order."""
+    with DecodePool(worker_count(thread_count()), memory=memory_for(CATALOGUE.max_pixels)) as workers:
 
-    def prepare(item: Listing | BadRow) -> Any:
-        return _prepare(predictor, images, item)
+        def decode(data: bytes) -> DecodedImage:
+            return workers.decode(data, CATALOGUE, predictor.resizing)
 
-    def predict(prepared: list[Any]) -> Sequence[Prediction]:
-        return predictor.predict(predictor.collate(prepared))
+        def prepare(item: Listing | BadRow) -> Any:
+            return _prepare(predictor, images, item, decode)
 
-    for batch in stream(items, prepare, predict, batch_size=batch_size):
-        yield from batch.answers()
+        def predict(prepared: list[Any]) -> Sequence[Prediction]:
+            return predictor.predict(predictor.collate(prepared))
+
+        for batch in stream(items, prepare, predict, batch_size=batch_size):
+            yield from batch.answers()
 
 
-def _prepare(predictor: ListingPredictor, images: Images, item: Listing | BadRow) -> Any:
-    """Return the listing ready to be batched, or a `Failure`."""
+def _prepare(
+    predictor: ListingPredictor, images: Images, item: Listing | BadRow, decode: Callable[[bytes], DecodedImage]
+) -> Any:
+    """Return the listing ready to be batched, or a `Failure`. Raises `DecodingStoppedError`, no listing's fault."""
     if isinstance(item, BadRow):
         return Failure(str(item))
     try:
-        return _prepare_first(predictor, images, item)
+        return _prepare_first(predictor, images, item, decode)
+    except DecodingStoppedError:
+        raise
     except ModelError as error:
         return Failure(str(error))
     except Exception as error:  # one listing, however odd, must not stop a million others
         return Failure(f"{type(error).__name__}: {error}")
 
 
-def _prepare_first(predictor: ListingPredictor, images: Images, listing: Listing) -> Any:
+def _prepare_first(
+    predictor: ListingPredictor, images: Images, listing: Listing, decode: Callable[[bytes], DecodedImage]
+) -> Any:
     """Prepare the listing with the first of its images that can be read; raises the first one's `ModelError`."""
     if listing.embedded is not None:
-        decoded = decode_image(listing.embedded, predictor.info.image_size)
+        decoded = decode(listing.embedded)
         return predictor.prepare(listing.title, decoded.image, warnings=decoded.warnings)
     failure: ModelError | None = None
     for name in (listing.image, *listing.further_images):
         try:
-            return prepare_listing(predictor, images, listing.title, name)
+            return prepare_listing(predictor, images, listing.title, name, decode=decode)
+        except DecodingStoppedError:
+            raise
         except ModelError as error:
             failure = failure or error
     raise failure or ModelError("no image")

@@ -26,6 +26,8 @@ from model.trust.applicability import Applicability
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from model.inputs.preprocess import ModelImage, Resizing
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
@@ -272,10 +274,17 @@ class BatchingPredictor(Protocol):
     def info(self) -> ModelInfo: ...
     @property
     def tasks(self) -> tuple[Task, ...]: ...
+    @property
+    def resizing(self) -> Resizing:
+        """How images are fitted into the model's input: what a decode worker must know to make a `ModelImage`."""
+        ...
 
-    def prepare(self, title: str | None, image: Image | None, *, warnings: Sequence[ListingWarning] = ()) -> Any:
-        """Turn a title and an RGB image of any size into a `Prepared`; on the CPU, in any thread.
+    def prepare(
+        self, title: str | None, image: Image | ModelImage | None, *, warnings: Sequence[ListingWarning] = ()
+    ) -> Any:
+        """Turn a title and an image into a `Prepared`; on the CPU, in any thread.
 
+        image: RGB, of any size, or the model's pixels of one, as `resizing` says.
         `warnings`: those of the steps before, which an answer repeats. Raises `ValueError` when both are None.
         """
         ...
@@ -302,7 +311,7 @@ class ListingPredictor(BatchingPredictor, Protocol):
     def prepare(
         self,
         title: str | None,
-        image: Image | None,
+        image: Image | ModelImage | None,
         *,
         explain: bool = False,
         warnings: Sequence[ListingWarning] = (),

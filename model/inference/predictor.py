@@ -1,9 +1,9 @@
 """A loaded checkpoint that answers listings: prepare (one listing) -> collate (a batch) -> predict.
 
 The only module of `model/` that the service runs. `prepare` works on the CPU in any thread, `collate` moves a
-batch to the device and may run beside `predict`, and `predict` runs in one thread at a time. What comes out is
-plain numpy, off the device (`model.inference.calibrator`). Listings to be explained are computed again, in variants
-(`model.inference.explain`): that changes no answer.
+batch to the device and may run beside `predict`, and `predict` runs in one thread at a time. An engine computes the
+network (`model.inference.engines`); all else is numpy (`model.inference.calibrator`). Listings to be explained are
+computed again, in variants (`model.inference.explain`): that changes no answer.
 
 Shapes: B listings, L title tokens, T attributes, C_t labels, R variants of a listing.
 """
@@ -11,20 +11,20 @@ Shapes: B listings, L title tokens, T attributes, C_t labels, R variants of a li
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
-from model.checkpoint.folder import CONFIG, Checkpoint, load_checkpoint, load_weights
-from model.device import pick_device, serving_dtype
-from model.errors import CheckpointError, ConfigError, ModelError
+from model.checkpoint.folder import Checkpoint
+from model.errors import ModelError
 from model.inference.calibrator import BatchRow, Calibrator
+from model.inference.engines.choose import load_engine
+from model.inference.engines.engine import Engine, Rows
 from model.inference.explain import ImageVariants, TitleVariants, log_odds
 from model.inference.predictions import (
     AttributePrediction,
@@ -32,16 +32,13 @@ from model.inference.predictions import (
     Frame,
     ListingWarning,
     ModelInfo,
-    RawOutputs,
     SituationOutputs,
     check_target_precision,
 )
 from model.inference.stream import stream
 from model.inputs.decode import Decoded, decode_image, upright_rgb
-from model.inputs.preprocess import ImageTransform
+from model.inputs.preprocess import ImageTransform, ModelImage, Resizing
 from model.inputs.tokenizer import TitleTokenizer, TokenizedTitle, pad_tokens
-from model.network.cma_clip import CMAClip, build_cma_clip
-from model.network.towers import TokenSequence
 from model.situations import Situation
 
 ImageSource = str | Path | bytes | Image.Image
@@ -85,22 +82,20 @@ class ModelInput:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Prepared listings on the device: pixels uint8 `[B, 3, H, W]`, tokens `[B, L]`; None where no listing has any."""
+    """Prepared listings, and their pixels and tokens where the engine wants them."""
 
     items: tuple[ModelInput, ...]
-    pixels: Tensor | None
-    tokens: Tensor | None
+    placed: Any
 
 
 class Predictor:
-    """A checkpoint on a device. Implements `ListingPredictor` and `RawPredictor` of `model.inference.predictions`."""
+    """A checkpoint on an engine. Implements `ListingPredictor` and `RawPredictor` of `model.inference.predictions`."""
 
-    def __init__(self, checkpoint: Checkpoint, network: CMAClip, device: torch.device, dtype: torch.dtype) -> None:
-        self.checkpoint = checkpoint
+    def __init__(self, checkpoint: Checkpoint, engine: Engine) -> None:
+        self.checkpoint, self.engine = checkpoint, engine
         self.tasks = checkpoint.tasks
-        self.device, self.dtype = device, dtype
-        self.network = network.to(device).to(memory_format=torch.channels_last).eval()
-        self.transform = ImageTransform(checkpoint.config.preprocess)
+        self.resizing: Resizing = checkpoint.config.preprocess
+        self.transform = ImageTransform(self.resizing)
         self.tokenize = TitleTokenizer(checkpoint.config.preprocess)
         self._calibrator = Calibrator(
             checkpoint.tasks, checkpoint.calibration, checkpoint.gate, checkpoint.applicability
@@ -109,36 +104,28 @@ class Predictor:
             name=checkpoint.name,
             version=checkpoint.version,
             backbone=checkpoint.config.backbone_name,
-            parameters=sum(parameter.numel() for parameter in network.parameters()),
-            device=str(device),
-            dtype=str(dtype).removeprefix("torch."),
+            parameters=engine.info.parameters,
+            device=engine.info.device,
+            dtype=engine.info.dtype,
             image_size=checkpoint.config.preprocess.image_size,
             target_precisions=checkpoint.calibration.target_precisions if checkpoint.calibration else (),
             calibration=checkpoint.calibration_digest,
+            engine=engine.info.name,
             scope_gate=checkpoint.gate is not None,
             applicability=checkpoint.applicability,
             metrics=checkpoint.metrics or {},
         )
 
     @classmethod
-    def load(cls, folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> Predictor:
+    def load(cls, folder: str | Path, *, device: str = "auto", dtype: str = "auto", engine: str = "auto") -> Predictor:
         """Load a checkpoint folder; one that is not calibrated yet answers, but accepts nothing.
 
-        device: auto, cpu, cuda or cuda:N. dtype: auto, float32, float16 or bfloat16, of the towers.
+        engine: torch, openvino-f32, openvino-bf16 or openvino-int8, the last three as the checkpoint carries them
+        (`cma-clip compile`); auto: `model.inference.engines.choose`. device: auto, cpu, cuda or cuda:N. dtype: auto,
+        float32, float16 or bfloat16, of PyTorch's towers.
         Raises `CheckpointError` or `ConfigError` with one line that names what is wrong.
         """
-        folder = Path(folder)
-        target = pick_device(device)
-        number_format = serving_dtype(dtype, target)
-        checkpoint = load_checkpoint(folder)
-        if not checkpoint.tasks:
-            raise CheckpointError(f"{folder} holds pre-trained towers without attributes; train on it first")
-        try:
-            network = build_cma_clip(checkpoint.config, checkpoint.tasks)
-        except ConfigError as error:
-            raise CheckpointError(f"{folder / CONFIG}: {error}") from error
-        load_weights(network, checkpoint)
-        return cls(checkpoint, network, target, number_format)
+        return cls(*load_engine(Path(folder), engine=engine, device=device, dtype=dtype))
 
     def thresholds(self, attribute: str) -> Mapping[Situation, Mapping[float, float | None]]:
         """Return the threshold of each situation and target precision, None where none could be certified."""
@@ -197,13 +184,14 @@ class Predictor:
     def prepare(
         self,
         title: str | None,
-        image: Image.Image | None,
+        image: Image.Image | ModelImage | None,
         *,
         explain: bool = False,
         warnings: Sequence[ListingWarning] = (),
     ) -> ModelInput:
-        """Turn a title and an RGB image of any size into model input; on the CPU, in any thread.
+        """Turn a title and an image into model input; on the CPU, in any thread.
 
+        image: RGB, of any size, or what `self.transform.show` makes of one: the decode workers do that.
         `warnings`: those of the steps before, which the answer repeats. A title of white space counts as none. Raises
         `ValueError` when neither is left.
         """
@@ -214,9 +202,8 @@ class Predictor:
             warnings = (*warnings, ListingWarning.TITLE_TRUNCATED)
         pixels = frame = None
         if image is not None:
-            framing = self.transform.find(image)
-            pixels = self.transform(image, framing)
-            frame = Frame.of_box(self.transform.seen(framing.box), image.size)
+            shown = image if isinstance(image, ModelImage) else self.transform.show(image)
+            pixels, frame = shown.pixels, Frame.of_box(shown.box, shown.size)
         item = ModelInput(pixels, frame, tokens, tuple(warnings), explain, work=1)
         if not explain:
             return item
@@ -224,61 +211,44 @@ class Predictor:
 
     def collate(self, items: Sequence[ModelInput]) -> Batch:
         """Put prepared listings together, titles padded to a fixed size, and move them to the device."""
-        longest = max((len(item.title.tokens) for item in items if item.title), default=0)
-        length = self._padded(longest)
         pixels = tokens = None
         if any(item.pixels is not None for item in items):
             blank = np.zeros((3, *self.info.image_size), dtype=np.uint8)
-            stacked = np.stack([blank if item.pixels is None else item.pixels for item in items])
-            pixels = torch.from_numpy(stacked).to(self.device)
-        if length:
-            tokens = pad_tokens([item.title.tokens if item.title else None for item in items], length).to(self.device)
-        return Batch(items=tuple(items), pixels=pixels, tokens=tokens)
+            pixels = np.stack([blank if item.pixels is None else item.pixels for item in items])
+        if any(item.title is not None for item in items):
+            tokens = self._padded([item.title.tokens if item.title else None for item in items])
+        return Batch(items=tuple(items), placed=self.engine.place(pixels, tokens))
 
-    def _padded(self, length: int) -> int:
-        return min(-(-length // PADDING_STEP) * PADDING_STEP, self.tokenize.context_length)
+    def _padded(self, titles: Sequence[NDArray[np.int64] | None]) -> NDArray[np.int64]:
+        """Return token rows padded to a fixed size, `[B, L]`."""
+        longest = max(len(title) for title in titles if title is not None)
+        return pad_tokens(titles, min(-(-longest // PADDING_STEP) * PADDING_STEP, self.tokenize.context_length))
 
-    @torch.inference_mode()
     def outputs(self, batch: Batch) -> Mapping[Situation, SituationOutputs]:
         """Run the network and copy out what it computes in every situation that occurs in the batch.
 
         The towers run once; only the fusion is repeated. A listing with both modalities is in all three situations.
         """
-        image = text = None
-        with self._precision():
-            if batch.pixels is not None:
-                image = self._encode_image(batch.pixels)
-            if batch.tokens is not None:
-                text = self.network.backbone.encode_text(batch.tokens)
-            found = {}
-            for situation in Situation:
-                rows = [row for row, item in enumerate(batch.items) if situation in item.situation.within]
-                if rows:
-                    of_image = image if situation.uses_image else None
-                    of_title = text if situation.uses_title else None
-                    titles = [batch.items[row].title if of_title else None for row in rows]
-                    found[situation] = SituationOutputs(
-                        rows=np.array(rows, dtype=np.intp),
-                        raw=self._fuse(of_image, of_title, rows),
-                        titles=tuple(" ".join(title.words) if title else None for title in titles),
-                    )
-        return found
-
-    def _fuse(self, image: TokenSequence | None, text: TokenSequence | None, rows: list[int]) -> RawOutputs:
-        """Compute the listings at `rows` of a batch from one or both modalities, all of which they have."""
-        chosen = torch.tensor(rows, device=self.device)
-        output = self.network(image and image.select(chosen), text and text.select(chosen))
-        return RawOutputs(
-            logits=tuple(scores.float().cpu().numpy() for scores in output.logits),
-            attention=output.modality_attention.float().cpu().numpy(),
-            embeddings=output.aggregated.float().cpu().numpy(),
-        )
-
-    def _precision(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32)
-
-    def _encode_image(self, pixels: Tensor) -> TokenSequence:
-        return self.network.backbone.encode_image(self.transform.normalise(pixels))
+        within = [item.situation.within for item in batch.items]
+        rows = {
+            situation: np.array([row for row, each in enumerate(within) if situation in each], dtype=np.intp)
+            for situation in Situation
+            if any(situation in each for each in within)
+        }
+        parts = [
+            Rows(
+                image=places if situation.uses_image else None,
+                text=places if situation.uses_title else None,
+            )
+            for situation, places in rows.items()
+        ]
+        found = self.engine.fuse(self.engine.encode(batch.placed), parts)
+        return {
+            situation: SituationOutputs(
+                rows=places, raw=raw, titles=tuple(_title(batch.items[row], situation) for row in places.tolist())
+            )
+            for (situation, places), raw in zip(rows.items(), found, strict=True)
+        }
 
     def predict(self, batch: Batch) -> list[BatchRow]:
         """Answer a batch, in its order: forward, copy out, calibrate, explain the listings that ask for it."""
@@ -307,39 +277,44 @@ class Predictor:
 
     def _variants(self, item: ModelInput) -> tuple[ImageVariants | None, TitleVariants | None]:
         """Return the variants of a listing's image and title, parts of them taken away, that explain it."""
-        grid, fill = self.network.backbone.image.grid, self.transform.config.fill
+        grid, fill = self.engine.info.grid, self.transform.config.fill
         return (
             ImageVariants(item.pixels, grid, fill) if item.pixels is not None else None,
             TitleVariants(item.title) if item.title is not None else None,
         )
 
-    @torch.inference_mode()
     def _variant_logits(
         self, of_image: ImageVariants | None, of_title: TitleVariants | None
     ) -> tuple[NDArray[np.float32], ...]:
         """Return logits per attribute `[R, C_t]` of each variant of the image beside the unchanged title, then of each
         variant of the title beside the unchanged image.
         """
-        image = text = None
-        with self._precision():
-            if of_image is not None:
-                image = _in_parts(self._encode_image, torch.from_numpy(of_image.images).to(self.device))
-            if of_title is not None:
-                tokens = pad_tokens(of_title.tokens, self._padded(len(of_title.title.tokens))).to(self.device)
-                text = _in_parts(self.network.backbone.encode_text, tokens)
-            images, titles = (len(each.mask) if each else 0 for each in (image, text))
-            image_rows = torch.tensor([*range(images), *[0] * titles], device=self.device)
-            text_rows = torch.tensor([*[0] * images, *range(titles)], device=self.device)
-            parts = [
-                self.network(image and image.select(image_row), text and text.select(text_row)).logits
-                for image_row, text_row in zip(
-                    torch.split(image_rows, VARIANTS_AT_ONCE), torch.split(text_rows, VARIANTS_AT_ONCE), strict=True
-                )
-            ]
-        return tuple(torch.cat(scores).float().cpu().numpy() for scores in zip(*parts, strict=True))
+        images = None if of_image is None else of_image.images
+        titles = None if of_title is None else self._padded(of_title.tokens)  # the first of both are unchanged
+        runs: list[tuple[NDArray[np.uint8] | None, NDArray[np.int64] | None]] = []
+        if images is not None:
+            runs += [(some, None if titles is None else titles[:1]) for some in _in_parts(images)]
+        if titles is not None:
+            runs += [(None if images is None else images[:1], some) for some in _in_parts(titles)]
+        parts = [self._crossed_logits(*run) for run in runs]
+        return tuple(np.concatenate(scores) for scores in zip(*parts, strict=True))
+
+    def _crossed_logits(
+        self, pixels: NDArray[np.uint8] | None, tokens: NDArray[np.int64] | None
+    ) -> tuple[NDArray[np.float32], ...]:
+        """Return the logits `[R, C_t]` of R images and titles, or of one of either beside R of the other."""
+        count = max(0 if each is None else len(each) for each in (pixels, tokens))
+        image, text = (
+            None if each is None else np.arange(count, dtype=np.intp) % len(each) for each in (pixels, tokens)
+        )
+        encoded = self.engine.encode(self.engine.place(pixels, tokens))
+        return self.engine.fuse(encoded, [Rows(image, text)])[0].logits
 
     def warm_up(self, max_batch_size: int) -> dict[str, float]:
-        """Run every padded shape, alone and at `max_batch_size`, and explain a listing; return each one's seconds."""
+        """Run every padded shape, alone and at `max_batch_size`, and explain a listing; return each one's seconds.
+
+        Where the engine doesn't need all, the longest titles stand for the others.
+        """
         seconds = {}
 
         def run(name: str, items: list[ModelInput]) -> None:
@@ -349,7 +324,8 @@ class Predictor:
 
         blank = Image.new("RGB", (self.info.image_size[1], self.info.image_size[0]), "white")
         longest = self.tokenize.context_length
-        for length in range(PADDING_STEP, longest + PADDING_STEP, PADDING_STEP):
+        every = range(PADDING_STEP, longest + PADDING_STEP, PADDING_STEP)
+        for length in every if self.engine.info.warms_each_shape else every[-1:]:
             item = self.prepare("a " * min(length - 2, longest - 2), blank)
             for batch_size in sorted({1, max_batch_size}):
                 run(f"{batch_size} x {min(length, longest)} tokens", [item] * batch_size)
@@ -369,11 +345,10 @@ def _opened(image: ImageSource, target: tuple[int, int]) -> Decoded:
         raise ModelError(f"cannot read image {image}: {error.strerror}") from error
 
 
-def _in_parts(encode: Callable[[Tensor], TokenSequence], inputs: Tensor) -> TokenSequence:
-    """Encode `inputs`, `VARIANTS_AT_ONCE` rows at a time."""
-    parts = [encode(some) for some in torch.split(inputs, VARIANTS_AT_ONCE)]
-    return TokenSequence(
-        embeddings=torch.cat([part.embeddings for part in parts]),
-        mask=torch.cat([part.mask for part in parts]),
-        pooled=torch.cat([part.pooled for part in parts]),
-    )
+def _title(item: ModelInput, situation: Situation) -> str | None:
+    return " ".join(item.title.words) if situation.uses_title and item.title else None
+
+
+def _in_parts(inputs: NDArray[Any]) -> list[NDArray[Any]]:
+    """Return `inputs`, `VARIANTS_AT_ONCE` rows at a time."""
+    return [inputs[first : first + VARIANTS_AT_ONCE] for first in range(0, len(inputs), VARIANTS_AT_ONCE)]

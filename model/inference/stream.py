@@ -6,7 +6,6 @@ and evaluation both run on it.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,8 @@ from typing import Any, Generic, TypeVar
 from model.catalogue.image_store import Images
 from model.inference.predictions import BatchingPredictor
 from model.inputs.decode import decode_image
+from model.inputs.pool import DecodedImage, worker_count
+from model.threads import thread_count
 
 Item = TypeVar("Item")
 
@@ -71,7 +72,7 @@ def stream(
     An exception of either ends the stream.
     """
     remaining = iter(items)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="decode") as pool:
+    with ThreadPoolExecutor(worker_count(thread_count()), thread_name_prefix="decode") as pool:
         ahead: deque[tuple[list[Item], Iterator[Prepared | Failure]]] = deque()
         while batch := list(islice(remaining, batch_size)):
             ahead.append((batch, pool.map(prepare, batch)))  # submits the whole batch at once
@@ -93,12 +94,23 @@ def _computed(
     )
 
 
-def prepare_listing(predictor: BatchingPredictor, images: Images, title: str | None, image: str | None) -> Any:
+def prepare_listing(
+    predictor: BatchingPredictor,
+    images: Images,
+    title: str | None,
+    image: str | None,
+    *,
+    decode: Callable[[bytes], DecodedImage] | None = None,
+) -> Any:
     """Prepare a listing from its title and the name of its image among `images`, each None where it is absent.
 
-    Raises `ModelError` where the image cannot be read or decoded.
+    decode: makes the model's pixels of an image file; None: in this process, for files that are trusted. Raises
+    `ModelError` where the image cannot be read or decoded.
     """
     if image is None:
         return predictor.prepare(title, None)
-    decoded = decode_image(images.read(image), predictor.info.image_size)
-    return predictor.prepare(title, decoded.image, warnings=decoded.warnings)
+    if decode is None:
+        decoded = decode_image(images.read(image), predictor.info.image_size)
+        return predictor.prepare(title, decoded.image, warnings=decoded.warnings)
+    shown = decode(images.read(image))
+    return predictor.prepare(title, shown.image, warnings=shown.warnings)

@@ -24,7 +24,7 @@ from model.config import PreprocessConfig
 from model.errors import ModelError
 from model.inputs.augment import AugmentConfig, random_box, vary_photo, vary_pixels, vary_title
 from model.inputs.decode import decode_image
-from model.inputs.preprocess import ImageTransform
+from model.inputs.normalise import TensorTransform
 from model.inputs.tokenizer import TitleTokenizer, pad_tokens
 from model.tasks import UNLABELLED, Task, encode_row
 
@@ -79,7 +79,7 @@ class ListingDataset(Dataset[Example]):
         self.catalogue = catalogue
         self.listings = listings
         self.tasks = tasks
-        self.transform = ImageTransform(preprocess)
+        self.transform = TensorTransform(preprocess)
         self.tokenize = TitleTokenizer(preprocess)
         self.augment = augment
         self.seed = seed
@@ -186,7 +186,7 @@ def collate(examples: Sequence[Example]) -> TrainingBatch:
     longest = max((len(example.tokens) for example in examples if example.tokens is not None), default=1)
     return TrainingBatch(
         pixels=torch.from_numpy(np.stack([example.pixels for example in examples])),
-        tokens=pad_tokens([example.tokens for example in examples], longest),
+        tokens=torch.from_numpy(pad_tokens([example.tokens for example in examples], longest)),
         labels=torch.from_numpy(np.stack([example.labels for example in examples])),
         has_image=torch.tensor([example.has_image for example in examples]),
         has_title=torch.tensor([example.tokens is not None for example in examples]),

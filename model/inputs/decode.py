@@ -1,21 +1,32 @@
 """Encoded image to upright RGB: the one way for training, calibration, bulk labelling and serving.
 
-A certificate holds only for pixels that are decoded as they were when it was measured. Imports nothing of torch, so
-that the service can use it.
+A certificate holds only for pixels that are decoded as they were when it was measured. What comes from elsewhere is
+decoded by this in a process of its own (`model.inputs.pool`). Imports Pillow and numpy alone.
 """
 
 from __future__ import annotations
 
 import io
 import threading
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
 from PIL import Image, UnidentifiedImageError
 from PIL.ImageCms import ImageCmsTransform
 
-from model.errors import ModelError
+from model.errors import ImageError, UndecodableError
 from model.inputs.jpeg_end import restore_end
+from model.inputs.limits import (
+    CATALOGUE,
+    Cost,
+    Limits,
+    TooLargeForNowError,
+    check_header,
+    check_pixels,
+    decoding_cost,
+    opening_cost,
+)
 from model.inputs.other_formats import name_format
 from model.inputs.profiles import UnreadableProfileError, conversion_to_srgb
 from model.situations import ListingWarning
@@ -68,9 +79,6 @@ def upright_rgb(image: Image.Image, target: tuple[int, int] | None = None) -> De
     Raises any exception that Pillow raises for a damaged file, which is almost any.
     """
     restore_end(image)
-    if target is not None and image.format in JPEG_FORMATS:
-        height, width = target
-        image.draft(None, (DRAFT_MARGIN * width, DRAFT_MARGIN * height))
     large = target is not None and image.width * image.height > LARGE_PIXELS
     with _large_images if large else nullcontext():
         rgb, warnings = _as_rgb(image, target)
@@ -132,17 +140,45 @@ def _upright(rgb: Image.Image, source: Image.Image) -> Image.Image:
     return rgb.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else rgb
 
 
-def decode_image(data: bytes, target: tuple[int, int] | None = None) -> Decoded:
-    """Decode an image file of any format that Pillow knows, as `upright_rgb` does.
+def decode_image(
+    data: bytes,
+    target: tuple[int, int] | None = None,
+    limits: Limits = CATALOGUE,
+    *,
+    admit: Callable[[Cost], None] = lambda cost: None,
+) -> Decoded:
+    """Decode an image file as `upright_rgb` does.
 
-    Raises `ModelError` if the bytes are not an image. For trusted files: images from HTTP requests are checked first by
-    `service.pipeline.decode`.
+    admit: called with what may be spent on reading the header, before that, and then with what may be spent on
+    decoding, before that; it may raise `TooLargeForNowError`.
+
+    Raises `ImageFormatError`, `ImageSizeError` or `UndecodableError`, and `MemoryError` where memory is limited.
     """
+    file_format = check_header(data, limits)
+    admit(opening_cost(data, file_format))
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=None if file_format is None else (file_format,)) as image:
+            check_pixels(image.size, limits)
+            full = image.size
+            if target is not None and image.format in JPEG_FORMATS:
+                height, width = target
+                image.draft(None, (DRAFT_MARGIN * width, DRAFT_MARGIN * height))
+            admit(decoding_cost(image, full, len(data)))
             return upright_rgb(image, target)
+    except (ImageError, TooLargeForNowError, MemoryError):
+        raise
     except UnidentifiedImageError:  # whose message is an address in memory
         found = name_format(data) or "in no known format"
-        raise ModelError(f"the image cannot be decoded: it is {found}") from None
-    except Exception as error:  # Pillow's parsers let almost anything escape
-        raise ModelError(f"the image cannot be decoded: {error}") from error
+        raise UndecodableError(_damaged(file_format, limits, f"it is {found}")) from None
+    except Exception as error:
+        # Not a list of classes: Pillow's parsers raise struct.error, SyntaxError, ValueError, ZeroDivisionError
+        # and more, all of which mean that the file is damaged.
+        raise UndecodableError(_damaged(file_format, limits, str(error))) from error
+
+
+def _damaged(file_format: str | None, limits: Limits, reason: str) -> str:
+    """Word it: the owner of a catalogue is told a decoder's own reason, others are not."""
+    if limits.any_format:
+        return f"the image cannot be decoded: {reason}"
+    cut = ": it ends too early" if "truncated" in reason else ""
+    return f"the image is a damaged {file_format} file{cut}"

@@ -1,22 +1,60 @@
-"""Images to model input: the one definition, for training, evaluation and serving alike."""
+"""Images to model input: the one definition, for training, evaluation and serving alike.
+
+Imports numpy and Pillow alone: the workers that decode images (`model.inputs.worker`) run it, and start in no time.
+`model.inputs.normalise` makes floats of what comes out, with torch.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
-from model.config import PreprocessConfig
 from model.inputs.framing import Box, Framing, find_product
 
 
-class ImageTransform:
-    """RGB image -> uint8 `[3, H, W]`; `normalise` makes the network's floats of a batch, on its device."""
+class Resizing(Protocol):
+    """How an image is fitted into the model's input: what `model.config.PreprocessConfig` says of pixels."""
 
-    def __init__(self, config: PreprocessConfig) -> None:
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width, in pixels."""
+        ...
+
+    @property
+    def resize(self) -> Literal["longest", "shortest", "squash"]: ...
+    @property
+    def fill(self) -> int: ...
+    @property
+    def framing(self) -> Literal["product", "whole"]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ModelImage:
+    """An image as the network takes it: uint8 `[3, H, W]`, and what of the image that shows.
+
+    box: left, upper, right, lower, in pixels of the upright image, whose `size` is (width, height); see
+    `ImageTransform.seen`.
+    """
+
+    pixels: NDArray[np.uint8]
+    box: Box
+    size: tuple[int, int]
+
+
+class ImageTransform:
+    """RGB image -> uint8 `[3, H, W]`."""
+
+    def __init__(self, config: Resizing) -> None:
         self.config = config
+
+    def show(self, image: Image.Image) -> ModelImage:
+        """Find the part of an RGB image that is to be shown to the network, and resize it."""
+        framing = self.find(image)
+        return ModelImage(self(image, framing), self.seen(framing.box), image.size)
 
     def find(self, image: Image.Image) -> Framing:
         """Return the part of an image that is to be shown to the network, and the colour to pad it with."""
@@ -54,10 +92,3 @@ class ImageTransform:
         scale = choose(width / (right - left), height / (lower - upper))
         margin_x, margin_y = (right - left - width / scale) / 2, (lower - upper - height / scale) / 2
         return left + margin_x, upper + margin_y, right - margin_x, lower - margin_y
-
-    def normalise(self, pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """uint8 `[B, 3, H, W]` -> floats of `dtype`, each channel with CLIP's mean and deviation, channels last."""
-        mean = torch.tensor(self.config.mean, device=pixels.device).view(3, 1, 1)
-        std = torch.tensor(self.config.std, device=pixels.device).view(3, 1, 1)
-        normalised = (pixels.float() / 255 - mean) / std
-        return normalised.to(dtype, memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""Titles to tokens: the one definition, for training, evaluation and serving alike."""
+"""Titles to tokens: the one definition, for training, evaluation and serving alike. No torch."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from open_clip.tokenizer import SimpleTokenizer
-from torch import Tensor
 
 from model.config import PreprocessConfig
+from model.inputs.byte_pairs import BytePairs
 
 MAX_WORD_CHARACTERS = 128
 """Of a longer word only the beginning is tokenized: byte-pair merging takes time quadratic in a word's length."""
@@ -32,37 +30,15 @@ class TokenizedTitle:
     """Whether the title has more tokens, which were cut."""
 
 
-class _NoCache:
-    """Replaces the dictionary in which open_clip's tokenizer caches pieces of words.
-
-    That one grows with the input, and can't be emptied safely while another thread reads it. This one holds `fixed`,
-    which the tokenizer relies on, and stores nothing more.
-    """
-
-    def __init__(self, fixed: dict[str, str]) -> None:
-        self._fixed = fixed
-
-    def __contains__(self, piece: str) -> bool:
-        return piece in self._fixed
-
-    def __getitem__(self, piece: str) -> str:
-        return self._fixed[piece]
-
-    def __setitem__(self, piece: str, merged: str) -> None:
-        pass
-
-
 class TitleTokenizer:
-    """open_clip's byte-pair tokenizer, word by word, so that tokens can be traced to the caller's own words.
+    """CLIP's byte-pair encoding, word by word, so that tokens can be traced to the caller's own words.
 
     Thread-safe. Titles are cut at the context length; ordinary titles get the same tokens as from open_clip's own call.
     """
 
     def __init__(self, config: PreprocessConfig) -> None:
         self.context_length = config.context_length
-        self._bpe = SimpleTokenizer(context_length=config.context_length)
-        self._special = {self._bpe.sot_token_id, self._bpe.eot_token_id}
-        self._bpe.cache = _NoCache(self._bpe.cache)
+        self._pairs = BytePairs()
         self._known: dict[str, tuple[int, ...]] = {}
 
     def __call__(self, title: str) -> TokenizedTitle:
@@ -76,7 +52,7 @@ class TitleTokenizer:
             owner += [position] * len(tokens)
             if len(inner) > room:
                 break
-        whole = [self._bpe.sot_token_id, *inner[:room], self._bpe.eot_token_id]
+        whole = [self._pairs.start, *inner[:room], self._pairs.end]
         return TokenizedTitle(np.array(whole, dtype=np.int64), words, tuple(owner[:room]), truncated=len(inner) > room)
 
     def _encode(self, word: str) -> tuple[int, ...]:
@@ -85,17 +61,15 @@ class TitleTokenizer:
         if known is None:
             if len(self._known) >= MAX_CACHED_WORDS:
                 self._known = {}
-            # The text of a special token must not act as one: EOT inside a title would end it there.
-            tokens = (token for token in self._bpe.encode(word) if token not in self._special)
-            known = tuple(itertools.islice(tokens, self.context_length))  # more are never used
+            known = tuple(itertools.islice(self._pairs.encode(word), self.context_length))  # more are never used
             self._known[word] = known
         return known
 
 
-def pad_tokens(titles: Sequence[NDArray[np.int64] | None], length: int) -> Tensor:
+def pad_tokens(titles: Sequence[NDArray[np.int64] | None], length: int) -> NDArray[np.int64]:
     """Stack token rows to `[B, length]` int64, padded with zeros; a row of zeros where there is no title."""
     padded = np.zeros((len(titles), length), dtype=np.int64)
     for row, tokens in zip(padded, titles, strict=True):
         if tokens is not None:
             row[: len(tokens)] = tokens
-    return torch.from_numpy(padded)
+    return padded

@@ -66,10 +66,17 @@ class CMAClip(nn.Module):
         offset = text.mask.shape[1] if text else 0
         nowhere = mask.new_zeros(mask.shape[0], dtype=torch.long)  # some token for an absent modality: zeroed below
         pooled = [offset + image.pooled if image else nowhere, text.pooled if text else nowhere]
-        h = self.sequence_attention(tokens, mask, torch.stack(pooled, dim=1))  # [B, M, D]
-
         absent = mask.new_zeros(mask.shape[0])
         here = torch.stack([image.present if image else absent, text.present if text else absent], dim=1)
+        return self.fuse(tokens, mask, torch.stack(pooled, dim=1), here)
+
+    def fuse(self, tokens: Tensor, mask: Tensor, pooled: Tensor, here: Tensor) -> Output:
+        """Fuse projected tokens `[B, S, D]`, text first, where `mask`, `[B, S]` bool, is True.
+
+        pooled: `[B, M]` int64, the position of the token that represents each modality; any for one that is absent.
+        here: `[B, M]` bool, which modalities are there.
+        """
+        h = self.sequence_attention(tokens, mask, pooled)  # [B, M, D]
         # An absent modality's aggregate is zeroed, so that weight 0 times its placeholder is 0, never NaN.
         h = torch.where(here[:, :, None], h, 0.0)
 

@@ -13,10 +13,10 @@ from model.catalogue.splits import Part
 from model.config import ModelConfig
 from model.device import pick_device, training_precision
 from model.inputs.dataset import TrainingBatch
-from model.inputs.preprocess import ImageTransform
+from model.inputs.normalise import TensorTransform
 from model.inputs.tokenizer import TitleTokenizer, pad_tokens
 from model.network.cma_clip import build_cma_clip
-from model.tasks import Task
+from model.tasks import Task, encode_row, multi_valued_places
 from model.training.config import TrainConfig
 from model.training.initialise import IMAGENET
 from model.training.objective import TrainingLoss
@@ -80,7 +80,7 @@ def seconds_per_step(model: ModelConfig, config: TrainConfig, tasks: Sequence[Ta
     if config.lock_image:
         network.backbone.lock_image()
     optimiser = torch.optim.AdamW([each for each in network.parameters() if each.requires_grad], fused=True)
-    loss = TrainingLoss(config, ImageTransform(model.preprocess))
+    loss = TrainingLoss(config, TensorTransform(model.preprocess), multi_valued_places(tasks))
     batch = _noise(model, tasks, config.optimiser.batch_size).to(device)
     began = time.perf_counter()
     for step in range(TIMED_STEPS + 1):
@@ -98,11 +98,11 @@ def seconds_per_step(model: ModelConfig, config: TrainConfig, tasks: Sequence[Ta
 
 def _noise(model: ModelConfig, tasks: Sequence[Task], size: int) -> TrainingBatch:
     tokens = TitleTokenizer(model.preprocess)(_TITLE).tokens
-    there = torch.ones(size, dtype=torch.bool)
+    there, first = torch.ones(size, dtype=torch.bool), {task.name: task.labels[0] for task in tasks}
     return TrainingBatch(
         pixels=torch.randint(0, 256, (size, 3, *model.preprocess.image_size), dtype=torch.uint8),
-        tokens=pad_tokens([tokens] * size, len(tokens)),
-        labels=torch.stack([torch.randint(0, len(task.labels), (size,)) for task in tasks], dim=1),
+        tokens=torch.from_numpy(pad_tokens([tokens] * size, len(tokens))),
+        labels=torch.tensor([encode_row(tasks, first, {name: [label] for name, label in first.items()})] * size),
         has_image=there,
         has_title=there,
     )

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.checkpoint.folder import WEIGHTS, load_checkpoint, load_weights, read_tensors
+from model.checkpoint.folder import WEIGHTS, load_checkpoint
+from model.checkpoint.weights import load_weights, read_tensors
 from model.config import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, FusionConfig, ModelConfig, PreprocessConfig
 from model.errors import ConfigError
 from model.network.cma_clip import CMAClip, build_cma_clip

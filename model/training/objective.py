@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from model.inputs.dataset import TrainingBatch
-from model.inputs.preprocess import ImageTransform
+from model.inputs.normalise import TensorTransform
 from model.network.cma_clip import CMAClip, Output
 from model.network.losses import multi_task_loss
 from model.network.towers import TokenSequence
@@ -20,7 +20,7 @@ class TrainingLoss:
     """The multi-task loss of a batch, in each situation that has a weight."""
 
     config: TrainConfig
-    transform: ImageTransform
+    transform: TensorTransform
     multi_valued: frozenset[int] = frozenset()
     """The places of the multi-valued attributes."""
 

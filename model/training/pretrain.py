@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from model.catalogue.listings import Catalogue, Listing
 from model.catalogue.splits import Part
-from model.checkpoint.folder import provenance, save_checkpoint
+from model.checkpoint.folder import provenance
+from model.checkpoint.weights import save_checkpoint
 from model.config import ModelConfig, to_json
 from model.device import pick_device
 from model.errors import CatalogueError
 from model.inputs.dataset import ListingDataset, TrainingBatch, TrainingBatches, load_batches
-from model.inputs.preprocess import ImageTransform
+from model.inputs.normalise import TensorTransform
 from model.network.towers import Backbone, build_backbone
 from model.training.config import PretrainConfig, describe_schedule, small_pretraining
 from model.training.initialise import initial_model, take_image_tower
@@ -64,7 +65,7 @@ class ContrastiveModel(nn.Module):
 class ContrastiveLoss:
     """open_clip's symmetric contrastive loss of a batch; `accuracy` is the share of images that find their title."""
 
-    def __init__(self, transform: ImageTransform) -> None:
+    def __init__(self, transform: TensorTransform) -> None:
         self.transform = transform
         self.clip_loss = ClipLoss()
 

@@ -12,7 +12,8 @@ from rich.console import Console
 from model.catalogue.applicability import describe_applicability, learn_applicability
 from model.catalogue.listings import Catalogue, Listing
 from model.catalogue.splits import Part
-from model.checkpoint.folder import provenance, save_checkpoint
+from model.checkpoint.folder import provenance
+from model.checkpoint.weights import save_checkpoint
 from model.config import ModelConfig, to_json
 from model.device import pick_device
 from model.errors import ConfigError

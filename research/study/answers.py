@@ -25,7 +25,7 @@ from model.device import training_precision
 from model.errors import CatalogueError, ModelError
 from model.evaluation.heldout import evidence_groups
 from model.inputs.decode import decode_image
-from model.inputs.preprocess import ImageTransform
+from model.inputs.normalise import TensorTransform
 from model.inputs.tokenizer import TitleTokenizer, pad_tokens
 from model.network.towers import TokenSequence
 from model.tasks import Task
@@ -113,7 +113,7 @@ class Inference:
         cache: ImageCache | None = None,
     ) -> None:
         self.network = network.to(device).to(memory_format=torch.channels_last).eval()
-        self.transform, self.tokenize = ImageTransform(preprocess), TitleTokenizer(preprocess)
+        self.transform, self.tokenize = TensorTransform(preprocess), TitleTokenizer(preprocess)
         self.device, self.fast = device, fast
         self.cache = cache
 
@@ -152,7 +152,7 @@ class Inference:
         longest = max((len(each) for each in tokens if each is not None), default=1)
         encoded = []
         for batch in _batches(tokens):
-            stacked = pad_tokens(batch, longest).to(self.device)
+            stacked = torch.from_numpy(pad_tokens(batch, longest)).to(self.device)
             here = torch.tensor([each is not None for each in batch], device=self.device)
             encoded.append(self._run(self.network.backbone.encode_text, stacked).keep(here))
         return _joined(encoded)

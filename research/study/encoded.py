@@ -26,7 +26,7 @@ from model.catalogue.listings import Listing
 from model.device import training_precision
 from model.inputs.augment import AugmentConfig
 from model.inputs.dataset import ListingDataset, load_batches
-from model.inputs.preprocess import ImageTransform
+from model.inputs.normalise import TensorTransform
 from model.network.cma_clip import CMAClip
 from model.network.towers import Backbone, TokenSequence
 from model.training.train import FineTuning
@@ -107,7 +107,7 @@ class EncodedListings(ListingDataset):
         return np.zeros(self.images.shape, dtype=np.float16)
 
 
-class _AsGiven(ImageTransform):
+class _AsGiven(TensorTransform):
     """The transform of images that are tokens already."""
 
     def normalise(self, pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -19,7 +19,8 @@ from rich.console import Console
 
 from model.catalogue.listings import Catalogue
 from model.catalogue.splits import Part
-from model.checkpoint.folder import load_checkpoint, load_weights
+from model.checkpoint.folder import load_checkpoint
+from model.checkpoint.weights import load_weights
 from model.device import pick_device, training_dtype
 from model.errors import ConfigError
 from model.situations import Situation

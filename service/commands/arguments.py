@@ -11,6 +11,12 @@ CatalogueFile = Annotated[Path, typer.Argument(help="the catalogue's TOML file",
 
 CheckpointFolder = Annotated[Path, typer.Argument(help="checkpoint folder", show_default=False)]
 
+EngineSetting = Annotated[
+    str | None, typer.Option(help="auto, torch, openvino-f32, openvino-bf16 or openvino-int8", show_default=False)
+]
+
+MeasuredEngine = Annotated[str, typer.Option(help="torch, or one of the checkpoint's engines")]
+
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
 
 Attributes = Annotated[

@@ -1,4 +1,4 @@
-"""`cma-clip calibrate` and `cma-clip evaluate`, each running its module of `model/evaluation/`."""
+"""`cma-clip calibrate`, `cma-clip evaluate` and `cma-clip compile`, each running its module of `model/evaluation/`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from model.errors import ConfigError
-from service.commands.arguments import CatalogueFile, CheckpointFolder, Device
+from service.commands.arguments import CatalogueFile, CheckpointFolder, Device, MeasuredEngine
 
 MAX_TABLE_WIDTH = 160
 
@@ -31,6 +31,7 @@ def calibrate(
         float, typer.Option(help="share of listings like the catalogue's that may be taken for unfamiliar ones")
     ] = 0.01,
     device: Device = "auto",
+    engine: MeasuredEngine = "torch",
 ) -> None:
     """Fit the gate and temperatures and certify thresholds, for each situation.
 
@@ -49,6 +50,7 @@ def calibrate(
         together=together,
         scope_level=scope_level,
         device=device,
+        engine=engine,
     )
     _tables().print(calibration_table(calibration))
 
@@ -62,6 +64,7 @@ def evaluate(
         Path | None, typer.Option(help="save scores of the calibration and test parts (.npz)", show_default=False)
     ] = None,
     device: Device = "auto",
+    engine: MeasuredEngine = "torch",
 ) -> None:
     """Measure a calibrated checkpoint on the test part, in each situation.
 
@@ -76,12 +79,33 @@ def evaluate(
         raise ConfigError(f"{plots} is a file; plots need a folder")
     if scores and not scores.parent.is_dir():
         raise ConfigError(f"there is no folder {scores.parent} for the scores")
-    evaluation = run(checkpoint, Catalogue.open(catalogue), scores_file=scores, device=device)
+    evaluation = run(checkpoint, Catalogue.open(catalogue), scores_file=scores, device=device, engine=engine)
     for table in evaluation_tables(evaluation.metrics):
         _tables().print(table)
     if plots:
         for path in save_plots(evaluation, plots):
             print(path)
+
+
+def compile(
+    checkpoint: CheckpointFolder,
+    catalogue: CatalogueFile,
+    *,
+    engine: Annotated[str, typer.Option(help="openvino-int8, openvino-bf16 or openvino-f32")] = "openvino-int8",
+) -> None:
+    """Compile a calibrated checkpoint for CPUs: engines/NAME, with certificates and measurements of its own.
+
+    Prints how its labels, verdicts and confidences differ from PyTorch's on the validation part.
+    """
+    from model.catalogue.listings import Catalogue  # noqa: PLC0415
+    from model.evaluation.calibrate import calibration_table  # noqa: PLC0415
+    from model.evaluation.compile import compile_engine  # noqa: PLC0415
+    from model.evaluation.differences import differences_table  # noqa: PLC0415
+
+    compiled = compile_engine(checkpoint, Catalogue.open(catalogue), engine=engine)
+    _tables().print(differences_table(compiled.differences))
+    _tables().print(calibration_table(compiled.calibration))
+    print(compiled.folder)
 
 
 def _tables() -> Console:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.commands.arguments import Attributes, CatalogueFile, split_names
+from service.commands.arguments import Attributes, CatalogueFile, EngineSetting, split_names
 from service.settings import load_settings
 
 if TYPE_CHECKING:
@@ -22,17 +22,21 @@ def label(
     checkpoint: Annotated[Path | None, typer.Option(help="checkpoint folder", show_default=False)] = None,
     target_precision: Annotated[float | None, typer.Option(help="0.90, 0.95, …", show_default=False)] = None,
     attributes: Attributes = None,
+    engine: EngineSetting = None,
     batch_size: Annotated[int, typer.Option(min=1, help="listings in one forward pass")] = 32,
     allow_missing_images: Annotated[
         bool, typer.Option("--allow-missing-images", help="label by the title alone where an image is not there")
     ] = False,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="threads that compute", show_default="as many as cores")
+    ] = None,
 ) -> None:
     """Label a whole catalogue; an interrupted run continues where it stopped."""
     from model.inference.label import LabellingInterrupted  # noqa: PLC0415
     from model.inference.label import label as run  # noqa: PLC0415
     from service.commands.image_urls import url_fetcher  # noqa: PLC0415
 
-    settings = load_settings(checkpoint=checkpoint, target_precision=target_precision)
+    settings = load_settings(checkpoint=checkpoint, target_precision=target_precision, engine=engine, threads=threads)
     try:
         with url_fetcher(settings) as fetch:
             done = run(
@@ -46,6 +50,8 @@ def label(
                 allow_missing_images=allow_missing_images,
                 device=settings.device,
                 dtype=settings.dtype,
+                engine=settings.engine,
+                threads=settings.threads,
             )
     except LabellingInterrupted as stopped:
         print(f"cma-clip: interrupted: {stopped}; {_how_to_go_on(stopped)}", file=sys.stderr)

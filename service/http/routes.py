@@ -210,7 +210,7 @@ async def healthz(lifecycle: LifecycleDep) -> StatusReply:
 
 @open_routes.get("/readyz", response_model=StatusReply, responses=problems(503))
 async def readyz(lifecycle: LifecycleDep) -> StatusReply:
-    """200 once warm; 503 while loading, when draining, and when the inference thread has died."""
+    """200 once warm; 503 while loading, draining, once the inference thread has died, or if no image can be decoded."""
     lifecycle.check_ready()
     return StatusReply(status="ready")
 

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.exposition import choose_encoder
 
 from model.inference.predictions import Abstention, AttributePrediction, ModelInfo, Scope
+from model.inputs.pool import Kill
 from model.situations import Situation
 from model.tasks import Task
 
@@ -41,6 +42,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.requests = RequestMetrics(self.registry)
+        self.decoding = DecodeMetrics(self.registry)
         self.batches = BatchMetrics(self.registry)
         self.predictions = PredictionMetrics(self.registry)
         self.event_loop_lag = Histogram(
@@ -114,6 +116,32 @@ class RequestMetrics:
 
     def rejected(self, reason: str) -> None:
         self._rejected.labels(reason).inc()
+
+
+class DecodeMetrics:
+    """The workers that decode images."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._kills = Counter(
+            "cma_clip_decode_kills_total",
+            "Decode workers that ended before their time, by the reason.",
+            ["reason"],
+            registry=registry,
+        )
+        self._restarts = Counter(
+            "cma_clip_decode_restarts_total", "Decode workers that were started in place of another.", registry=registry
+        )
+        self.resident = Gauge(
+            "cma_clip_decode_resident_memory_bytes", "Resident memory of all decode workers.", registry=registry
+        )
+        for reason in Kill:
+            self._kills.labels(reason)
+
+    def killed(self, reason: Kill) -> None:
+        self._kills.labels(reason).inc()
+
+    def restarted(self) -> None:
+        self._restarts.inc()
 
 
 class BatchMetrics:

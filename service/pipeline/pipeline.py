@@ -6,9 +6,12 @@ fetching work before that, and what needs the model raises `NotReady`.
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 from model.inference.predictions import ListingPredictor, Prediction, Prepared
+from model.inputs.pool import DecodePool, memory_for, worker_count
+from model.threads import thread_count
 from service.errors import NotReady
 from service.observability.metrics import Metrics
 from service.pipeline.admission import Admission
@@ -26,8 +29,13 @@ from service.settings import Settings
 class Pipeline:
     """What a request passes through; one per process."""
 
-    def __init__(self, settings: Settings, metrics: Metrics, *, gate: Gate | None = None) -> None:
-        """gate: which addresses images may be fetched from; None: as the settings say."""
+    def __init__(
+        self, settings: Settings, metrics: Metrics, *, gate: Gate | None = None, decoding: DecodePool | None = None
+    ) -> None:
+        """
+        gate: which addresses images may be fetched from; None: as the settings say
+        decoding: the decode workers, for tests, which share some; None: workers of its own, which end with it
+        """
         self.settings, self.metrics = settings, metrics
         self._inference: Inference | None = None
         self.admission = Admission(
@@ -40,7 +48,17 @@ class Pipeline:
         names = {key.name for key in settings.api_keys}
         self._quotas = {name: Quota(rate=settings.key_rate, places=places) for name in names}
         self._fetcher = configured_fetcher(settings, gate)
-        self._preparer = Preparer(ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels))
+        self.decoding = decoding or DecodePool(
+            worker_count(thread_count(settings.threads)),
+            memory=memory_for(settings.max_image_pixels, settings.max_image_bytes),
+            on_kill=metrics.decoding.killed,
+            on_restart=metrics.decoding.restarted,
+        )
+        self._ends_decoding = decoding is None
+        self._preparer = Preparer(
+            ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels), self.decoding
+        )
+        metrics.decoding.resident.set_function(lambda: self.decoding.resident_bytes)
         metrics.batches.in_flight.set_function(lambda: self.admission.listings)
         metrics.batches.queue_depth.set_function(lambda: self._inference.batcher.waiting if self._inference else 0)
 
@@ -60,8 +78,10 @@ class Pipeline:
         self._inference = inference
 
     async def close(self) -> None:
-        """End the threads and connections that prepare listings; the batcher is closed by the life cycle."""
+        """End what prepares listings: threads, workers, connections; the batcher is closed by the life cycle."""
         self._preparer.close()
+        if self._ends_decoding:
+            await asyncio.to_thread(self.decoding.close)
         await self._fetcher.aclose()
 
     @property

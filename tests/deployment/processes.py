@@ -169,28 +169,39 @@ http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_
         return self.log.read_text().count("POST\n")
 
 
+def shipped(name: str, replaced: dict[str, str]) -> str:
+    """Return a file of deploy/nginx with each key of `replaced`, which must occur in it, replaced by its value."""
+    configuration = (ROOT / "deploy/nginx" / name).read_text()
+    for there, here in replaced.items():
+        assert there in configuration
+        configuration = configuration.replace(there, here)
+    return configuration
+
+
 class Balancer(Process):
     """The balancer of `deploy/nginx` before `replicas`, on a free port, with its files in `folder`."""
 
-    def __init__(self, folder: Path, replicas: Sequence[Replica | Stub]) -> None:
+    def __init__(self, folder: Path, replicas: Sequence[Replica | Stub], **settings: str) -> None:
+        """settings: directives of nginx.conf to be set to another value, such as `client_body_timeout`."""
         self.port = free_port()
         folder = Path(tempfile.mkdtemp(dir=folder))
         self.access_log = folder / "access.log"
-        configuration = (ROOT / "deploy/nginx/nginx.conf").read_text()
-        for shipped, here in {
-            "listen 8080": f"listen 127.0.0.1:{self.port}",
+        configuration = shipped("nginx.conf", {
             "/run/nginx": str(folder),
+            "listen 8080": f"listen 127.0.0.1:{self.port}",
             "/dev/stdout": str(self.access_log),
-        }.items():
-            assert shipped in configuration
-            configuration = configuration.replace(shipped, here)
+        })  # fmt: skip
         if nginx_version() < (1, 27, 4):  # Debian's: what the configuration itself says of older ones
             configuration = re.sub(r"keepalive_timeout .*;", "keepalive_timeout 0;", configuration)
             configuration = re.sub(r"keepalive_min_timeout .*;", "", configuration)
+        for name, value in settings.items():
+            configuration, found = re.subn(rf"(?m)^( *{name}) .*;$", rf"\1 {value};", configuration)
+            assert found == 1
         # nginx's workers run as nobody.
         folder.chmod(0o755)
         (folder / "nginx.conf").write_text(configuration)
-        (folder / "replica.conf").write_text((ROOT / "deploy/nginx/replica.conf").read_text())
+        (folder / "relay.conf").write_text(shipped("relay.conf", {"/run/nginx": str(folder)}))
+        (folder / "replica.conf").write_text(shipped("replica.conf", {}))
         super().__init__(
             ["sh", "deploy/nginx/balance.sh"],
             up=f"http://127.0.0.1:{self.port}/healthz",

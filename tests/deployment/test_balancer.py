@@ -87,7 +87,8 @@ def test_a_request_that_ends_a_replica_is_not_sent_to_the_next(folder: Path) -> 
         reply = httpx.post(f"{balancer.url}/v1/classify", json=LISTING)
         expect_problem(reply, 502, "replica_failed")
         assert "retry-after" not in reply.headers
-        assert sum(stub.posts for stub in stubs) == 1
+        (ended,) = (stub for stub in stubs if stub.posts)
+        assert ended.posts == ended.wait(30) == 1
         assert [stub.running for stub in stubs].count(True) == 2
 
 
@@ -118,16 +119,54 @@ def test_one_caller_cannot_take_every_connection(folder: Path) -> None:
         assert reply.headers["retry-after"] == "1"
 
 
+def test_one_caller_cannot_send_requests_without_end(folder: Path) -> None:
+    stub = Stub(folder, 200)
+    balancer = Balancer(
+        folder,
+        [stub],
+        limit_req_zone="$binary_remote_addr zone=requests:10m rate=1r/m",
+        limit_req="zone=requests burst=9 nodelay",
+    )
+    with running(stub), running(balancer):
+        replies = [httpx.get(f"{balancer.url}/v1/model") for _ in range(12)]
+        served = [reply.status_code for reply in replies].count(200)
+        assert served <= 10  # fewer, by as many as it took to see that the balancer is up
+        assert [reply.status_code for reply in replies] == [200] * served + [429] * (12 - served)
+        expect_problem(replies[-1], 429, "rate_limited")
+        assert replies[-1].headers["retry-after"] == "1"
+
+
+def begun(balancer: Balancer) -> socket.socket:
+    """A connection whose request the balancer has begun to read, and lacks the last byte of its body."""
+    caller = socket.create_connection(("127.0.0.1", balancer.port), 60)
+    caller.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n")
+    assert caller.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    caller.sendall(b"{")
+    return caller
+
+
 def test_a_body_that_stops_coming_is_given_up(folder: Path) -> None:
     stub = Stub(folder, 200)
     balancer = Balancer(folder, [stub])
-    with running(stub), running(balancer), socket.create_connection(("127.0.0.1", balancer.port), 30) as caller:
-        caller.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n{")
+    with running(stub), running(balancer), begun(balancer) as caller:
         started = time.monotonic()
         while caller.recv(1000):
             pass
         assert time.monotonic() - started < 15
     assert stub.posts == 0
+
+
+def test_a_body_that_is_on_its_way_when_the_balancer_is_told_to_end_is_answered(folder: Path) -> None:
+    stub = Stub(folder, 200)
+    balancer = Balancer(folder, [stub], client_body_timeout="60s")
+    with running(stub), running(balancer), begun(balancer) as caller:
+        balancer.signal(signal.SIGTERM)
+        while balancer.answers():
+            time.sleep(0.05)
+        balancer.signal(signal.SIGTERM)  # again: that does not hurry it
+        caller.sendall(b"}")
+        assert caller.recv(1000).startswith(b"HTTP/1.1 200")
+        assert balancer.wait(60) == 0
 
 
 def test_a_rolling_restart_under_load_loses_no_request(balancer: Balancer, replicas: tuple[Replica, Replica]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -46,6 +47,11 @@ def test_compose_limits_and_hardens_every_service(name: str) -> None:
     assert set(service["deploy"]["resources"]["limits"]) == {"cpus", "memory"}
 
 
+@pytest.mark.parametrize("name", ["balancer", "prometheus", "grafana"])
+def test_compose_pins_every_image_by_version_and_digest(name: str) -> None:
+    assert re.fullmatch(r"[\w/]+:[\w.-]+@sha256:[0-9a-f]{64}", compose()[name]["image"])
+
+
 def test_compose_lets_a_drain_end_before_it_kills() -> None:
     replica = compose()["replica-a"]
     assert int(replica["stop_grace_period"].rstrip("s")) >= int(replica["environment"]["CMA_CLIP_DRAIN_SECONDS"]) + 5
@@ -57,9 +63,20 @@ def test_compose_gives_each_replica_its_own_gpu() -> None:
     assert [device["device_ids"] for (device,) in devices] == [["0"], ["1"]]
 
 
+@pytest.mark.parametrize("name", ["replica-a", "replica-b"])
+def test_compose_takes_the_image_for_gpus_where_there_are_some(name: str) -> None:
+    on_cpus, on_gpus = compose()[name], compose("docker-compose.gpu.yml")[name]
+    assert (on_cpus["image"], on_gpus["image"]) == ("cma-clip:cpu", "cma-clip:gpu")
+    assert "args" not in on_cpus["build"]
+    assert on_gpus["build"]["args"] == {"VARIANT": "gpu"}
+    cpus, gpus = (each["deploy"]["resources"]["limits"] for each in (on_cpus, on_gpus))
+    assert gpus["cpus"] == cpus["cpus"]
+    assert gpus["memory"] > cpus["memory"]  # of as many digits
+
+
 def test_compose_passes_on_every_setting() -> None:
     known = {f"CMA_CLIP_{name.upper()}" for name in Settings.model_fields}
-    assert set(compose()["replica-a"]["environment"]) - {"OMP_NUM_THREADS"} == known - SET_BY_THE_IMAGE
+    assert set(compose()["replica-a"]["environment"]) == known - SET_BY_THE_IMAGE
 
 
 @pytest.mark.parametrize(("name", "port"), [("balancer", 8080), ("prometheus", 9090), ("grafana", 3000)])

@@ -83,7 +83,7 @@ def test_the_grace_period_holds_the_whole_drain(overlay: str) -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_settings_named_in_manifests_exist(overlay: str) -> None:
-    known = {f"CMA_CLIP_{name.upper()}" for name in Settings.model_fields} | {"OMP_NUM_THREADS"}
+    known = {f"CMA_CLIP_{name.upper()}" for name in Settings.model_fields}
     assert set(rendered(overlay)["ConfigMap"]["data"]) <= known
 
 

@@ -9,13 +9,16 @@ import pytest
 from pydantic_core import PydanticUndefined
 
 from docs import capacity
+from model.inputs.limits import BYTES_PER_PIXEL
+from model.inputs.pool import SMALL_BYTES, memory_for
 from service.settings import PREFIX, Settings
 
 TEXT = capacity.PAGE.read_text(encoding="utf-8")
 DOCKERFILE = (capacity.ROOT / "Dockerfile").read_text(encoding="utf-8")
 COMPOSE = (capacity.ROOT / "docker-compose.yml").read_text(encoding="utf-8")
 NGINX = "".join(
-    (capacity.ROOT / "deploy/nginx" / name).read_text() for name in ("nginx.conf", "replica.conf", "balance.sh")
+    (capacity.ROOT / "deploy/nginx" / name).read_text()
+    for name in ("nginx.conf", "relay.conf", "replica.conf", "balance.sh")
 )
 
 # ── settings ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -84,6 +87,14 @@ def test_the_balancer_agrees_with_the_service() -> None:
 def test_the_table_of_limits_says_what_is_configured(said: str) -> None:
     assert f"`{said}`" in TEXT
     assert f"{said};" in NGINX
+
+
+def test_what_decoding_may_take_is_as_the_pool_has_it() -> None:
+    settings = Settings.model_construct()
+    large = memory_for(settings.max_image_pixels, settings.max_image_bytes)
+    assert f"({large / 2**30:.1f} GiB by default, for {max(BYTES_PER_PIXEL, key=BYTES_PER_PIXEL.__getitem__)})" in TEXT
+    assert f"{SMALL_BYTES / 2**20:.0f} MiB in each worker" in TEXT
+    assert f"({settings.max_inflight_bytes / 2**20:.0f} MiB) of bodies" in TEXT
 
 
 # ── figures ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -160,7 +171,7 @@ def test_the_plan_is_for_replicas_as_they_are_deployed() -> None:
     plan = capacity.plan(MEASURED)
     assert "| small, *r* = 50.0: replicas of 2 cores, float32 | 2 | 5 | 335 |" in plan
     assert "| small, *r* = 50.0: cores | 4 | 10 | 670 |" in plan
-    # 1 GiB seen, 0.25 GiB of bodies, two images of 200 MB: 1.62 GiB.
-    assert "| small, *r* = 50.0: maximum memory, GiB | 3 | 8 | 544 |" in plan
+    # 1 GiB seen, 0.25 GiB of bodies, 2 × 0.125 GiB for small images, 1.55 GiB for large ones: 3.05 GiB.
+    assert "| small, *r* = 50.0: maximum memory, GiB | 6 | 15 | 1,022 |" in plan
     assert "| large, *r* = 16.0: replicas of 2 cores, float32 | 2 | 12 | 1,043 |" in plan
     assert "1 core" not in plan

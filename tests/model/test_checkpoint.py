@@ -11,21 +11,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from model.checkpoint import folder as folder_of
+from model.checkpoint import weights as weights_of
 from model.checkpoint.folder import (
     CALIBRATION,
     CONFIG,
     METRICS,
     WEIGHTS,
     load_checkpoint,
-    load_weights,
-    read_tensors,
-    save_checkpoint,
-    stored_tensors,
     weights_version,
     write_part,
     write_text,
 )
+from model.checkpoint.weights import load_weights, read_tensors, save_checkpoint, stored_tensors
 from model.config import ModelConfig
 from model.errors import CheckpointError
 from model.inference.predictor import Predictor
@@ -199,7 +196,7 @@ def test_an_interrupted_save_leaves_the_old_checkpoint(
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(folder_of, "write_json", fail)
+    monkeypatch.setattr(weights_of, "write_json", fail)
     with pytest.raises(OSError, match="disk full"):
         save_checkpoint(checkpoint_folder, network, name="new", config=model_config, tasks=tasks, training={})
     assert load_checkpoint(checkpoint_folder) == before

@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.checkpoint.folder import load_checkpoint, save_checkpoint
+from model.checkpoint.folder import load_checkpoint
+from model.checkpoint.weights import save_checkpoint
 from model.config import ModelConfig, PreprocessConfig
 from model.inference.explain import ImageVariants, TitleVariants, log_odds
 from model.inference.predictions import Explanation, Frame

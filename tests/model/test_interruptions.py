@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from model.catalogue.listings import Catalogue
 from model.catalogue.splits import Part
-from model.checkpoint.folder import WEIGHTS, load_checkpoint, read_tensors
+from model.checkpoint.folder import WEIGHTS, load_checkpoint
+from model.checkpoint.weights import read_tensors
 from model.config import ModelConfig
 from model.errors import CatalogueError, ConfigError, TrainingError
 from model.inputs.dataset import ListingDataset, TrainingBatch, TrainingBatches

@@ -17,10 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageStat
+from PIL import Image
 
 from model.catalogue.formulas import to_cell
 from model.catalogue.listings import iter_listings
+from model.config import PreprocessConfig
 from model.errors import CatalogueError, ConfigError, ModelError
 from model.inference import output
 from model.inference.label import Labelling, LabellingInterrupted, label_catalogue
@@ -33,6 +34,7 @@ from model.inference.predictions import (
     ModelInfo,
     Scope,
 )
+from model.inputs.preprocess import ModelImage
 from model.situations import Situation
 from model.tasks import Task
 from tests.verdicts import verdict
@@ -102,6 +104,7 @@ class FakePredictor:
             scope_gate=scope_gate,
         )
         self.tasks = TASKS
+        self.resizing = PreprocessConfig(image_size=(8, 8), context_length=8)
 
     def thresholds(self, attribute: str) -> Mapping[Situation, Mapping[float, float | None]]:
         return dict.fromkeys(Situation, THRESHOLDS)
@@ -109,7 +112,7 @@ class FakePredictor:
     def prepare(
         self,
         title: str | None,
-        image: Image.Image | None,
+        image: Image.Image | ModelImage | None,
         *,
         explain: bool = False,
         warnings: Sequence[ListingWarning] = (),
@@ -117,7 +120,8 @@ class FakePredictor:
         self.prepared_in.add(threading.current_thread().name)
         if title == "breaks the tokenizer":
             raise RecursionError("too odd")
-        red = None if image is None else ImageStat.Stat(image).mean[0]
+        assert not isinstance(image, Image.Image)  # a worker has decoded it
+        red = None if image is None else float(image.pixels[0].mean())
         prediction = FakePrediction(title, red, warnings)
         if not self.info.scope_gate:
             prediction.scope = replace(prediction.scope, familiarity=None, in_scope=None)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from model.checkpoint.folder import CALIBRATION, load_checkpoint, save_checkpoint, write_part
+from model.checkpoint.folder import CALIBRATION, load_checkpoint, write_part
+from model.checkpoint.weights import save_checkpoint
 from model.errors import CheckpointError, ConfigError
 from model.inference.predictions import Prepared
 from model.inference.predictor import ModelInput, Predictor
+from model.network.cma_clip import CMAClip
 from model.situations import ListingWarning, Situation
 from model.trust.calibration import AttributeCalibration, Calibration, Certificate
 from tests.conftest import draw
@@ -20,10 +23,12 @@ from tests.conftest import draw
 TARGETS = (0.5, 0.9)
 
 
-@pytest.fixture
-def predictor(checkpoint_folder: Path) -> Predictor:
-    """The tiny network with a threshold of its own for each situation and target."""
-    checkpoint = load_checkpoint(checkpoint_folder)
+@pytest.fixture(params=["torch", "openvino-f32"])
+def predictor(request: pytest.FixtureRequest, checkpoint_folder: Path, compiled_folder: Path) -> Predictor:
+    """The tiny network on each engine, with a threshold of its own for each situation and target."""
+    engine: str = request.param
+    shutil.copytree(compiled_folder, checkpoint_folder / "engines")
+    checkpoint = load_checkpoint(checkpoint_folder, None if engine == "torch" else engine)
     thresholds = {Situation.IMAGE_AND_TITLE: (0.1, None), Situation.IMAGE: (0.2, 0.9), Situation.TITLE: (None, None)}
     situations = {
         situation: {
@@ -46,7 +51,7 @@ def predictor(checkpoint_folder: Path) -> Predictor:
         situations=situations,
     )
     write_part(checkpoint, CALIBRATION, calibration.to_json())
-    return Predictor.load(checkpoint_folder)
+    return Predictor.load(checkpoint_folder, engine=engine)
 
 
 def listings(predictor: Predictor, *, explain: bool = False) -> list[ModelInput]:
@@ -102,7 +107,7 @@ def test_a_label_with_a_threshold_of_its_own_is_judged_by_it(predictor: Predicto
         own = {**attributes, "colour": dataclasses.replace(attributes["colour"], labels=labels)}
         changed = dataclasses.replace(calibration, situations={**calibration.situations, Situation.TITLE: own})
         write_part(predictor.checkpoint, CALIBRATION, changed.to_json())
-        loaded = Predictor.load(folder)
+        loaded = Predictor.load(folder, engine=predictor.info.engine)
         assert loaded.info.calibration != predictor.info.calibration
         prediction = loaded.predict(loaded.collate([item]))[0].attribute("colour", target_precision=0.5, top_k=1)
         return prediction.threshold, prediction.accepted
@@ -130,7 +135,7 @@ def test_a_calibration_of_other_attributes_is_named(predictor: Predictor) -> Non
     changed = dataclasses.replace(calibration, situations=situations)
     write_part(predictor.checkpoint, CALIBRATION, changed.to_json())
     with pytest.raises(CheckpointError, match=r"situation image_and_title and config.json differ in 'colour'"):
-        Predictor.load(predictor.checkpoint.folder)
+        Predictor.load(predictor.checkpoint.folder, engine=predictor.info.engine)
 
 
 def test_predictions_are_complete(predictor: Predictor) -> None:
@@ -176,13 +181,13 @@ def test_a_batch_of_one_modality_alone(predictor: Predictor) -> None:
     items = listings(predictor)
     for group in ([items[1], items[4]], [items[3], items[3]]):
         batch = predictor.collate(group)
-        assert (batch.pixels is None) != (batch.tokens is None)
+        assert (batch.placed.pixels is None) != (batch.placed.tokens is None)
         assert len(predictor.predict(batch)) == 2
 
 
 @pytest.mark.parametrize(("words", "length"), [(1, 8), (6, 8), (7, 16), (14, 16), (60, 16)])
 def test_titles_are_padded_to_few_sizes(predictor: Predictor, words: int, length: int) -> None:
-    tokens = predictor.collate([predictor.prepare("x " * words, None)]).tokens
+    tokens = predictor.collate([predictor.prepare("x " * words, None)]).placed.tokens
     assert tokens is not None
     assert tokens.shape == (1, length)
 
@@ -211,15 +216,17 @@ def test_memory_of_a_waiting_listing_is_counted(predictor: Predictor) -> None:
     assert items[1].nbytes < 100
 
 
-def test_info_says_what_is_loaded(predictor: Predictor) -> None:
+def test_info_says_what_is_loaded(predictor: Predictor, network: CMAClip) -> None:
     info = predictor.info
     assert (info.name, info.backbone, info.device, info.dtype) == ("tiny", "tiny", "cpu", "float32")
     assert (info.image_size, info.target_precisions) == ((24, 16), TARGETS)
-    assert info.parameters == sum(p.numel() for p in predictor.network.parameters())
+    assert info.parameters == sum(p.numel() for p in network.parameters())
 
 
-def test_warm_up_runs_every_padded_shape(predictor: Predictor) -> None:
-    shapes = {"1 x 8 tokens", "4 x 8 tokens", "1 x 16 tokens", "4 x 16 tokens"}
+def test_warm_up_runs_every_padded_shape_where_the_engine_needs_it(predictor: Predictor) -> None:
+    shapes = {"1 x 16 tokens", "4 x 16 tokens"}
+    if predictor.info.engine == "torch":
+        shapes |= {"1 x 8 tokens", "4 x 8 tokens"}
     assert set(predictor.warm_up(4)) == {*shapes, "1 explained"}
 
 
@@ -244,10 +251,27 @@ def test_impossible_devices_and_dtypes_are_named(checkpoint_folder: Path, device
         Predictor.load(checkpoint_folder, device=device, dtype=dtype)
 
 
-def test_towers_without_attributes_cannot_be_served(
-    tmp_path: Path, checkpoint_folder: Path, predictor: Predictor
-) -> None:
+@pytest.mark.parametrize("explain", [False, True])
+def test_engines_answer_alike(checkpoint_folder: Path, compiled_folder: Path, explain: bool) -> None:
+    shutil.copytree(compiled_folder, checkpoint_folder / "engines")
+    reference, compiled = (Predictor.load(checkpoint_folder, engine=name) for name in ("torch", "openvino-f32"))
+    answers = [each.predict(each.collate(listings(each, explain=explain))) for each in (compiled, reference)]
+    for answer, expected in zip(*answers, strict=True):
+        for task in reference.tasks:
+            one, other = (each.attribute(task.name, target_precision=0.5, top_k=10) for each in (answer, expected))
+            assert one.label == other.label
+            assert one.confidence == pytest.approx(other.confidence, abs=2e-3)
+            assert one.modality_attention == pytest.approx(other.modality_attention, abs=2e-3)
+            assert (one.explanation is None) == (other.explanation is None) == (not explain)
+            if one.explanation and other.explanation and one.explanation.image and other.explanation.image:
+                assert np.allclose(one.explanation.image.weights, other.explanation.image.weights, atol=0.02)
+            if one.explanation and other.explanation and one.explanation.text and other.explanation.text:
+                weights = [[part.weight for part in each] for each in (one.explanation.text, other.explanation.text)]
+                assert weights[0] == pytest.approx(weights[1], abs=0.02)
+
+
+def test_towers_without_attributes_cannot_be_served(tmp_path: Path, checkpoint_folder: Path, network: CMAClip) -> None:
     config = load_checkpoint(checkpoint_folder).config
-    save_checkpoint(tmp_path / "towers", predictor.network, name="towers", config=config, tasks=(), training={})
+    save_checkpoint(tmp_path / "towers", network, name="towers", config=config, tasks=(), training={})
     with pytest.raises(CheckpointError, match="without attributes"):
         Predictor.load(tmp_path / "towers")

@@ -19,6 +19,7 @@ from model.config import PreprocessConfig
 from model.errors import ConfigError, ModelError
 from model.inputs.decode import decode_image
 from model.inputs.framing import MARGIN, Box
+from model.inputs.normalise import TensorTransform
 from model.inputs.preprocess import ImageTransform
 from model.inputs.tokenizer import MAX_WORD_CHARACTERS, TitleTokenizer, pad_tokens
 
@@ -116,7 +117,7 @@ def test_what_is_seen_of_a_framed_photo_is_what_lies_there(resize: Resize) -> No
 
 def test_normalise_has_clips_mean_and_deviation() -> None:
     pixels = torch.full((2, 3, 24, 16), 255, dtype=torch.uint8)
-    normalised = ImageTransform(CONFIG).normalise(pixels)
+    normalised = TensorTransform(CONFIG).normalise(pixels)
     expected = (1 - torch.tensor(CONFIG.mean)) / torch.tensor(CONFIG.std)
     torch.testing.assert_close(normalised[1, :, 3, 5], expected)
 

@@ -12,7 +12,8 @@ import torch
 from rich.console import Console
 
 from model.catalogue.listings import Catalogue
-from model.checkpoint.folder import WEIGHTS, load_checkpoint, read_tensors
+from model.checkpoint.folder import WEIGHTS, load_checkpoint
+from model.checkpoint.weights import read_tensors
 from model.config import ModelConfig
 from model.errors import CheckpointError, ConfigError
 from model.tasks import Task

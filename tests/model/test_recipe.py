@@ -14,16 +14,8 @@ import torch
 from rich.console import Console
 
 from model.catalogue.listings import Catalogue
-from model.checkpoint.folder import (
-    CALIBRATION,
-    CONFIG,
-    METRICS,
-    SCOPE,
-    WEIGHTS,
-    load_checkpoint,
-    read_tensors,
-    write_json,
-)
+from model.checkpoint.folder import CALIBRATION, CONFIG, METRICS, SCOPE, WEIGHTS, load_checkpoint, write_json
+from model.checkpoint.weights import read_tensors
 from model.errors import ConfigError, TrainingError
 from model.network import towers
 from model.training import recipe as module

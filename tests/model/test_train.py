@@ -14,12 +14,13 @@ from rich.console import Console
 
 from model.catalogue.listings import Catalogue, Listing
 from model.catalogue.splits import Part
-from model.checkpoint.folder import WEIGHTS, load_checkpoint, read_tensors
+from model.checkpoint.folder import WEIGHTS, load_checkpoint
+from model.checkpoint.weights import read_tensors
 from model.config import ModelConfig, to_json
 from model.errors import ConfigError, TrainingError
 from model.inputs.augment import CORRUPTION_SHARES, AugmentConfig
 from model.inputs.dataset import ListingDataset, TrainingBatch, collate
-from model.inputs.preprocess import ImageTransform
+from model.inputs.normalise import TensorTransform
 from model.network import towers
 from model.network.cma_clip import CMAClip, build_cma_clip
 from model.network.losses import multi_task_loss
@@ -206,7 +207,7 @@ def test_rows_without_a_modality_leave_the_unimodal_losses_finite(
         has_image=torch.tensor([True, True, False]),
         has_title=torch.tensor([True, False, True]),
     )
-    losses = TrainingLoss(train_config, ImageTransform(model_config.preprocess))(network, batch, 0.5)
+    losses = TrainingLoss(train_config, TensorTransform(model_config.preprocess))(network, batch, 0.5)
     losses["total"].backward()  # type: ignore[no-untyped-call]
     assert all(torch.isfinite(value) for value in losses.values())
     assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
@@ -229,7 +230,7 @@ def test_a_mismatched_pair_counts_by_its_share_and_asks_for_the_labels_of_either
         mismatched_titles=0.3,
         mismatched_images=0.1,
     )
-    transform = ImageTransform(model_config.preprocess)
+    transform = TensorTransform(model_config.preprocess)
     network.eval()
     losses = TrainingLoss(config, transform)(network, batch, 0.5)
     image = network.backbone.encode_image(transform.normalise(batch.pixels))

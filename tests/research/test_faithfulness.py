@@ -15,7 +15,7 @@ from PIL import Image
 from model.inference.explain import ImageVariants
 from model.inference.predictor import Predictor
 from research.faithfulness import GREY, PANELS, DeletionTest, Interval, main, summary
-from research.saliency import METHODS, Question, Run, Variant, Weights, questions, served
+from research.saliency import METHODS, Question, Run, Variant, Weights, questions, served, torch_engine
 from tests.conftest import draw
 
 ROOT = Path(__file__).parents[2]
@@ -62,7 +62,7 @@ def test_with_both_the_image_matters_no_less_where_its_weights_are(shipped: dict
 @pytest.fixture
 def predictor(checkpoint_folder: Path) -> Predictor:
     predictor = Predictor.load(checkpoint_folder)
-    predictor.network.requires_grad_(False)
+    torch_engine(predictor).network.requires_grad_(False)
     return predictor
 
 
@@ -77,7 +77,7 @@ def plain(question: Question, what: str, gone: tuple[int, ...], cover: int) -> l
         item = replace(item, title=predictor.tokenize(left))
     else:
         assert item.pixels is not None
-        image = ImageVariants(item.pixels, predictor.network.backbone.image.grid, cover)
+        image = ImageVariants(item.pixels, predictor.engine.info.grid, cover)
         item = replace(item, pixels=image.covered(gone))
     (answer,) = predictor.predict(predictor.collate([item]))
     found = []
@@ -122,7 +122,7 @@ def test_the_served_method_is_what_the_service_answers(predictor: Predictor, tit
 
 
 def test_nothing_is_encoded_twice(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
-    backbone, rows = predictor.network.backbone, {"image": 0, "text": 0}
+    backbone, rows = torch_engine(predictor).network.backbone, {"image": 0, "text": 0}
     for name in rows:
         encode = getattr(backbone, f"encode_{name}")
 

@@ -19,7 +19,8 @@ from torch import nn
 
 from model.catalogue.listings import Catalogue, Listing
 from model.catalogue.splits import Part
-from model.checkpoint.folder import CALIBRATION, load_checkpoint, save_checkpoint, write_part
+from model.checkpoint.folder import CALIBRATION, load_checkpoint, write_part
+from model.checkpoint.weights import save_checkpoint
 from model.config import ModelConfig, override
 from model.device import training_precision
 from model.errors import ConfigError

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import base64
 import io
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import cache
 from typing import Any
 
 import httpx
@@ -15,6 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 
+from model.inputs.pool import DecodePool, memory_for
 from service.app import create_app
 from service.errors import NotReady
 from service.http.server import configuration
@@ -72,16 +75,31 @@ class Client(httpx.AsyncClient):
         return self.pipeline.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
+@cache
+def shared_workers() -> DecodePool:
+    """Decode workers for all tests of this process: starting some for each would take longer than the tests."""
+    pool = DecodePool(workers=2, memory=memory_for(Settings().max_image_pixels))
+    atexit.register(pool.close)
+    return pool
+
+
 Start = Callable[..., AbstractAsyncContextManager[Client]]
 
 
 @asynccontextmanager
 async def in_process(
-    predictor: FakePredictor | None = None, *, gate: Gate | None = None, ready: bool = True, **settings: Any
+    predictor: FakePredictor | None = None,
+    *,
+    gate: Gate | None = None,
+    decoding: DecodePool | None = None,
+    share_workers: bool = True,
+    ready: bool = True,
+    **settings: Any,
 ) -> AsyncIterator[Client]:
     """Run the application on this event loop, without a port."""
     predictor = predictor or FakePredictor()
-    app = create_app(Settings(**settings), lambda _: predictor, gate=gate)
+    workers = decoding or (shared_workers() if share_workers else None)
+    app = create_app(Settings(**settings), lambda _: predictor, gate=gate, decoding=workers)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
@@ -98,11 +116,15 @@ async def in_process(
 
 @asynccontextmanager
 async def on_port(
-    predictor: FakePredictor | None = None, *, gate: Gate | None = None, ready: bool = True, **settings: Any
+    predictor: FakePredictor | None = None,
+    *,
+    gate: Gate | None = None,
+    ready: bool = True,
+    **settings: Any,
 ) -> AsyncIterator[Client]:
     """Run the application behind uvicorn on a free port of this machine."""
     predictor = predictor or FakePredictor()
-    app = create_app(Settings(**settings), lambda _: predictor, gate=gate)
+    app = create_app(Settings(**settings), lambda _: predictor, gate=gate, decoding=shared_workers())
     server = uvicorn.Server(configuration(app, port=0))
     serving = asyncio.create_task(server.serve())
     await until(lambda: server.started)

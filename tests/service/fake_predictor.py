@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 
-from PIL import Image, ImageStat
+import numpy as np
+from PIL import Image
 
+from model.config import PreprocessConfig
 from model.inference.predictions import (
     Abstention,
     AttributePrediction,
@@ -22,6 +24,7 @@ from model.inference.predictions import (
     Scope,
     TokenWeight,
 )
+from model.inputs.preprocess import ModelImage
 from model.situations import Situation
 from model.tasks import Task
 from tests.verdicts import verdict
@@ -52,6 +55,8 @@ INFO = ModelInfo(
     scope_gate=True,
     metrics={"rows": 1},
 )
+
+RESIZING = PreprocessConfig(image_size=INFO.image_size, context_length=CONTEXT, resize="squash")
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +170,7 @@ class FakePredictor:
 
     info = INFO
     tasks = TASKS
+    resizing = RESIZING
 
     def __post_init__(self) -> None:
         if self.bare:
@@ -184,7 +190,7 @@ class FakePredictor:
     def prepare(
         self,
         title: str | None,
-        image: Image.Image | None,
+        image: Image.Image | ModelImage | None,
         *,
         explain: bool = False,
         warnings: Sequence[ListingWarning] = (),
@@ -193,8 +199,8 @@ class FakePredictor:
             raise ValueError("neither title nor image")
         pixel = None
         if image is not None:
-            assert image.mode == "RGB"
-            pixel = tuple(round(value) for value in ImageStat.Stat(image).mean)
+            pixels = np.asarray(image).transpose(2, 0, 1) if isinstance(image, Image.Image) else image.pixels
+            pixel = tuple(round(float(channel.mean())) for channel in pixels)
         truncated = (ListingWarning.TITLE_TRUNCATED,) if title and len(title.split()) > CONTEXT else ()
         return FakePrepared(title, pixel, explain, (*warnings, *truncated), self.bare)
 

@@ -18,12 +18,14 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageOps
 
 from model.inputs.decode import decode_image
+from model.inputs.limits import ACCEPTED, sniff
 from model.situations import ListingWarning
 from service.errors import PayloadTooLarge, UndecodableImage, UnsupportedMediaType
 from service.pipeline.admission import Admission, Deadline
-from service.pipeline.decode import ACCEPTED, configure_pillow, decode, sniff
+from service.pipeline.decode import configure_pillow, decode
 from service.pipeline.prepare import ImageLimits, Preparer
 from service.schemas import ListingInput
+from tests.service.conftest import shared_workers
 from tests.service.fake_predictor import FakePredictor, FakePrepared
 from tests.service.tally import TALLY
 
@@ -303,7 +305,7 @@ def test_a_profile_that_cannot_be_read_is_warned_of() -> None:
 
 
 async def test_the_warning_comes_with_the_prepared_listing() -> None:
-    preparer = Preparer(ImageLimits(max_bytes=100_000, max_pixels=10_000))
+    preparer = Preparer(ImageLimits(max_bytes=100_000, max_pixels=10_000), shared_workers())
     data = write(scene(), "PNG", icc_profile=b"no profile")
     sent, alone = ListingInput.of(id=None, title="Shirt", image=data), ListingInput.of(id=None, title="Shirt")
     unreadable = (ListingWarning.PROFILE_UNREADABLE,)

@@ -25,7 +25,7 @@ from service.http.server import configuration
 from service.observability.metrics import Metrics
 from service.pipeline.pipeline import Pipeline
 from service.settings import Settings
-from tests.service.conftest import encoded
+from tests.service.conftest import encoded, shared_workers
 from tests.service.fake_predictor import FakePredictor
 from tests.service.tally import TALLY
 
@@ -40,7 +40,9 @@ FUZZ = settings(
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """The application on a real port, for the whole module: nothing that is sent may break it for the rest."""
-    app = create_app(Settings(max_image_pixels=100_000, max_body_bytes=200_000), lambda _: FakePredictor())
+    app = create_app(
+        Settings(max_image_pixels=100_000, max_body_bytes=200_000), lambda _: FakePredictor(), decoding=shared_workers()
+    )
     uvicorn_server = uvicorn.Server(configuration(app, port=0))
     thread = threading.Thread(target=uvicorn_server.run)
     thread.start()

@@ -70,9 +70,10 @@ async def test_two_hundred_listings_are_answered_the_same_in_any_company(service
     )
 
 
-def test_two_hundred_listings_are_read_the_same_in_batches_of_exactly_a_size() -> None:
-    """The same without the service, whose batches hold whatever happens to wait."""
-    predictor = Predictor.load(SHIPPED)
+@pytest.mark.parametrize("engine", ["torch", "auto"])
+def test_two_hundred_listings_are_read_the_same_in_batches_of_exactly_a_size(engine: str) -> None:
+    """The same without the service, whose batches hold whatever happens to wait; `auto`: what the service runs."""
+    predictor = Predictor.load(SHIPPED, device="cpu", engine=engine)
 
     def decoded(listing: dict[str, Any]) -> ModelInput:
         image = listing["image"] and Image.open(io.BytesIO(base64.b64decode(listing["image"]["base64"])))

@@ -7,7 +7,6 @@ import gc
 import gzip
 import json
 import logging
-import os
 import re
 import threading
 import time
@@ -18,6 +17,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from model.inputs.preprocess import ModelImage
 from service.schemas import ListingInput
 from tests.service.conftest import Client, as_base64, encoded, in_process, until
 from tests.service.fake_predictor import CONTEXT, DISAGREEING, UNFAMILIAR, FakePredictor, FakePrepared
@@ -745,7 +745,7 @@ class SlowToPrepare(FakePredictor):
         self.may_prepare.set()  # for the listing that the service warms up with
         self.inside: set[int] = set()
 
-    def prepare(self, title: str | None, image: Image.Image | None, **options: Any) -> FakePrepared:
+    def prepare(self, title: str | None, image: Image.Image | ModelImage | None, **options: Any) -> FakePrepared:
         self.inside.add(threading.get_ident())
         assert self.may_prepare.wait(10)
         self.inside.discard(threading.get_ident())
@@ -757,7 +757,7 @@ async def test_listings_are_prepared_by_few_threads_off_the_event_loop() -> None
     async with in_process(predictor) as client:
         predictor.may_prepare.clear()
         waiting = [asyncio.create_task(client.classify(title=str(n), image=PNG)) for n in range(40)]
-        threads = min(8, os.cpu_count() or 1)
+        threads = client.pipeline.decoding.workers
         await until(lambda: len(predictor.inside) == threads)
         await asyncio.sleep(0.05)
         assert len(predictor.inside) == threads
@@ -774,7 +774,7 @@ async def test_what_has_been_answered_waits_for_no_thread_and_counts_while_one_w
         answers = await asyncio.gather(*(client.classify(title=str(n), image=PNG) for n in range(40)))
         for answer in answers:
             check_problem(answer, 504, "deadline_exceeded")
-        threads = min(8, os.cpu_count() or 1)
+        threads = client.pipeline.decoding.workers
         alive = [each for each in gc.get_objects() if type(each) is ListingInput]
         assert len(alive) == len(predictor.inside) == threads
         assert client.pipeline.admission.listings == 0

@@ -1,0 +1,105 @@
+"""The weights of a checkpoint folder, written and read by PyTorch: what `model.checkpoint.folder` does without."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from model.checkpoint.folder import CONFIG, FORMAT, WEIGHTS, Checkpoint, replace_folder, weights_version, write_json
+from model.config import ModelConfig, to_json
+from model.errors import CheckpointError
+from model.tasks import Task
+from model.trust.applicability import Applicability
+
+
+def save_checkpoint(
+    folder: Path,
+    network: nn.Module,
+    *,
+    name: str,
+    config: ModelConfig,
+    tasks: Sequence[Task],
+    training: Mapping[str, Any],
+    applicability: Applicability | None = None,
+) -> str:
+    """Write a new checkpoint, replacing `folder` in one step, and return its version.
+
+    What is stored is rounded (`stored_tensors`); `network` itself is left as it is. `training` says where the weights
+    come from, for the model card. Raises `CheckpointError` where a weight would overflow.
+    """
+    tensors = stored_tensors(network)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        temporary.chmod(0o755)
+        save_file(tensors, temporary / WEIGHTS)
+        (temporary / WEIGHTS).chmod(0o644)  # safetensors lets the owner alone read, and a container is another user
+        version = weights_version(temporary / WEIGHTS)
+        content = {
+            "format": FORMAT,
+            "name": name,
+            "version": version,
+            **to_json(config),
+            "attributes": [task.to_json() for task in tasks],
+            **({} if applicability is None else {"applicability": applicability.to_json()}),
+            "training": dict(training),
+        }
+        write_json(temporary / CONFIG, content)
+        replace_folder(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return version
+
+
+def load_weights(network: nn.Module, checkpoint: Checkpoint) -> None:
+    """Fill `network` with the checkpoint's weights, in float32.
+
+    Raises `CheckpointError` when the weights are damaged or of another network.
+    """
+    path = checkpoint.folder / WEIGHTS
+    tensors = read_tensors(path)
+    if weights_version(path) != checkpoint.version:
+        raise CheckpointError(f"{path} has been replaced since {CONFIG} was read; load it again")
+    expected = network.state_dict()
+    if difference := sorted(set(expected) ^ set(tensors)):
+        raise CheckpointError(
+            f"{path} does not belong to {CONFIG}: {len(difference)} tensors differ, as {difference[0]}"
+        )
+    for key, value in tensors.items():
+        if value.shape != expected[key].shape:
+            raise CheckpointError(
+                f"{path} does not belong to {CONFIG}: {key} is {list(value.shape)}, not {list(expected[key].shape)}"
+            )
+    network.load_state_dict(tensors)
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read a safetensors file; raises `CheckpointError` when it is damaged."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+@torch.no_grad()
+def stored_tensors(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the network's tensors as they are stored: matrices in half precision, all else unchanged.
+
+    Loaded and stored again they are the same, bit for bit. Raises `CheckpointError` where a weight would overflow.
+    """
+    tensors = {}
+    for key, value in network.state_dict().items():
+        # Vectors are few and hold statistics and scales that half precision would degrade.
+        matrix = value.is_floating_point() and value.ndim >= 2
+        tensors[key] = (value.half() if matrix else value).contiguous()
+        if value.is_floating_point() and not torch.isfinite(tensors[key]).all():
+            raise CheckpointError(f"weight {key} is not finite in half precision")
+    return tensors

@@ -6,8 +6,8 @@
 What is fitted is fitted on the train part and on made-up outliers of one family (`model.inputs.outliers`). Limits are
 from the validation part, one listing for each group. False alarms are measured on the test part, and what is caught on
 the other family of outliers, which shares nothing with the first, and on each catalogue that `--unfamiliar` names. With
-`--held-out-classes` a network is trained by the defaults on a catalogue without that many labels of an attribute, and
-the test listings that bear them are judged too.
+`--held-out-classes` a network is trained by a short recipe on a catalogue without that many labels of an attribute, and
+the test listings that bear them are judged too, by the methods and by the calibrated checkpoint itself.
 
 Shapes: n listings, D fusion width, C_t labels.
 """
@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import FASHION
+from benchmarks.mismatched import figures
 from model.catalogue.listings import Catalogue, Listing
 from model.catalogue.splits import Part
 from model.errors import ModelError
@@ -39,7 +40,7 @@ from model.inputs.decode import decode_image
 from model.inputs.outliers import Family, draw_outliers
 from model.progress import progress_bar
 from model.situations import Situation
-from model.training.train import train
+from model.training.recipe import Recipe, run_recipe
 from model.trust.conformal import one_per_group
 from model.trust.scope import (
     Features,
@@ -50,6 +51,8 @@ from model.trust.scope import (
     fit_weights,
     quantised,
 )
+
+HELD_OUT_RECIPE = FASHION.with_name("held_out_classes.toml")
 
 Floats = NDArray[np.float64]
 Score = Callable[[Features], Floats]
@@ -314,34 +317,43 @@ def main(
     unfamiliar: Annotated[list[Path] | None, typer.Option(help="a catalogue of another field; repeatable")] = None,
     held_out_classes: Annotated[int, typer.Option(min=0, help="train a network without so many labels first")] = 0,
     attribute: Annotated[str, typer.Option(help="whose labels are held out")] = "articleType",
-    run: Annotated[Path, typer.Option(help="where that network is trained")] = Path("runs/held-out-classes"),
+    recipe: Annotated[Path, typer.Option(help="how that network is trained")] = HELD_OUT_RECIPE,
+    run: Annotated[Path, typer.Option(help="where it is trained")] = Path("runs/held-out-classes"),
     train_listings: Annotated[int, typer.Option(min=10)] = Counts.train,
     outliers: Annotated[int, typer.Option(min=10, help="made-up listings of each family")] = Counts.outliers,
     device: str = "auto",
     out: Annotated[Path | None, typer.Option(help="write the figures as JSON")] = None,
 ) -> None:
     """Compare measures of familiarity."""
-    console = Console(stderr=True)
+    console, accepted = Console(stderr=True), None
     try:
         known, others = Catalogue.open(catalogue), {toml.stem: Catalogue.open(toml) for toml in unfamiliar or ()}
         judged_on = {name: (each, each.listings) for name, each in others.items()}
         if held_out_classes:
             whole, (known, unseen) = known, without_classes(known, attribute, held_out_classes)
-            checkpoint = train(known, run, device=device, console=console)
+            checkpoint = run_recipe(Recipe.load(recipe), run, catalogue=known, device=device, console=console)
             judged_on["held-out classes"] = (whole, tuple(unseen))
         predictor = Predictor.load(checkpoint, device=device)
+        if held_out_classes:
+            sent = complete(unseen, len(unseen))
+            accepted = figures(predictor, whole, [(each, each.title or "", each) for each in sent])
         results = measure(predictor, known, Counts(train=train_listings, outliers=outliers), judged_on, console)
     except ModelError as error:
         console.print(f"error: {error}", style="red", highlight=False)
         raise typer.Exit(2) from None
     Console().print(table(results, ["all", *judged_on]))
     if out:
-        document = {
+        document: dict[str, Any] = {
             "checkpoint": predictor.info.version,
             "data": known.report.table,
             "false_alarms": FALSE_ALARMS,
             "results": [asdict(each) for each in results],
         }
+        if accepted:
+            document["held_out_classes"] = {
+                "labels": sorted({each.labels[attribute] for each in sent}),
+                "accepted": asdict(accepted),
+            }
         out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 

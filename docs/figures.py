@@ -22,6 +22,7 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "README.md"
 TRAINING = ROOT / "docs" / "train.md"
 RESULTS = ROOT / "docs" / "results.md"
+CHECK = ROOT / "docs" / "check.md"
 SITUATIONS = {"image_and_title": "image and title", "title": "title alone", "image": "image alone"}
 
 
@@ -31,7 +32,8 @@ def main() -> None:
     PAGE.write_text(_written(page, "answer", f"```json\n{answer()}\n```"), encoding="utf-8")
     TRAINING.write_text(with_small_catalogues(TRAINING.read_text(encoding="utf-8")), encoding="utf-8")
     RESULTS.write_text(with_accepted(RESULTS.read_text(encoding="utf-8")), encoding="utf-8")
-    print(PAGE, TRAINING, RESULTS, sep="\n")
+    CHECK.write_text(with_tables(CHECK.read_text(encoding="utf-8")), encoding="utf-8")
+    print(PAGE, TRAINING, RESULTS, CHECK, sep="\n")
 
 
 def with_scores(page: str) -> str:
@@ -54,6 +56,19 @@ def with_small_catalogues(page: str) -> str:
     tested = f"{draws[0]['test_listings']:,} test listings"
     said = f"Means of {len(draws)} draws of 2,000 rows ({listings} training listings), on {tested}."
     return _written(page, "small", "\n".join([*lines, "", said]))
+
+
+TASKS = {"read": "reading, as `label` does", "check": "`check`", "label": "`label`, with a model that costs nothing"}
+
+
+def with_tables(page: str) -> str:
+    """Return docs/check.md with the speed and memory that `benchmarks.tables` measured."""
+    lines = ["| table | | rows | rows/s | MiB at the start | at the peak |", "| --- | --- |" + " ---: |" * 4]
+    for each in _read("benchmarks/results/tables.json"):
+        figures = [each[name] for name in ("rows", "rows_per_second", "start_mebibytes", "peak_mebibytes")]
+        form = "CSV, and a zip of as many images" if each["form"] == "zip" else each["form"]
+        lines.append(f"| {form} | {TASKS[each['task']]} | {' | '.join(f'{figure:,}' for figure in figures)} |")
+    return _written(page, "tables", "\n".join(lines))
 
 
 # --- accepted labels on other listings ---------------------------------------------------------------------

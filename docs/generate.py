@@ -34,6 +34,11 @@ page at `/docs`.
   digits and `._~:/+=@-`), or else a new one. The service's log contains it too.
 - **Deadlines.** `X-Request-Timeout-Ms` tells the service how long the caller will wait. A request that cannot be
   answered in that time is refused on arrival. The service's own timeout is the upper limit.
+- **Titles that say nothing** count as none: placeholders such as `nan`, `N/A` and `-`, the listing's own `id`, and text
+  without a letter. With an image, the answer is from the image, with the warning `title_ignored`; without one, 422.
+- **Images in text.** Base64 may be standard or URL-safe, padded or not, broken into lines, or a `data:` URL, which may
+  also be sent as `url`. White space around a URL is ignored, and so is a byte-order mark before JSON.
+- **Limits.** What is too large is refused with 413, naming the limit and the setting of the service that it is from.
 """
 
 ERRORS = """\
@@ -180,6 +185,8 @@ def _kind(schema: Mapping[str, Any]) -> str:  # noqa: PLR0911 - one for each kin
             return f"object of {_several(values)}"
         case {"type": "string"} if schema.get("format") == "binary" or "contentMediaType" in schema:
             return "file"
+        case {"type": "string", "pattern": _, "description": str(description)}:
+            return description
         case {"type": "string", "maxLength": length}:
             return f"string of at most {length:,} characters"
         case {"minimum": low, "maximum": high}:

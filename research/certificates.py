@@ -24,13 +24,19 @@ from rich.console import Console
 from rich.table import Table
 
 from model.errors import ModelError
-from model.evaluation.calibrate import TARGET_PRECISIONS
 from model.evaluation.heldout import Answers, ScoresBySituation, load_scores
 from model.evaluation.scores import operating_point, oracle_point
 from model.progress import progress_bar
 from model.trust.binomial import binomial_tail
 from model.trust.calibration import AttributeCalibration
-from model.trust.certificates import GRID, certify, certify_labels, effective_counts, significance_level
+from model.trust.certificates import (
+    GRID,
+    TARGET_PRECISIONS,
+    certify,
+    certify_labels,
+    effective_counts,
+    significance_level,
+)
 
 Item = TypeVar("Item")
 

@@ -20,6 +20,7 @@ from service.observability.metrics import Metrics
 from service.pipeline.decode import configure_pillow
 from service.pipeline.gate import Gate
 from service.pipeline.pipeline import Pipeline
+from service.read_only import expect_no_temporary_folder
 from service.settings import Settings, load_settings
 
 DESCRIPTION = (
@@ -30,6 +31,7 @@ DESCRIPTION = (
 
 def load_predictor(settings: Settings) -> ListingPredictor:
     """Load the configured checkpoint; torch is imported only here, since that takes seconds."""
+    expect_no_temporary_folder()
     from model.inference.predictor import Predictor  # noqa: PLC0415
 
     return Predictor.load(settings.checkpoint, device=settings.device, dtype=settings.dtype)

@@ -11,12 +11,13 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
 
 from model.errors import ConfigError, ModelError
-from service.commands import evaluation, label, training
+from service.commands import check, evaluation, label, training
+from service.commands.arguments import Attributes, split_names
 from service.settings import PREFIX, Settings, load_settings
 
 TRAINING_MODULES = ("matplotlib", "pyarrow", "scipy", "tensorboard")
@@ -31,6 +32,7 @@ app = typer.Typer(
 )
 
 for _command in (
+    check.check,
     training.pretrain,
     training.train,
     evaluation.calibrate,
@@ -79,9 +81,12 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
     own = list(inspect.signature(command).parameters.values())[1:]
     flags = []
     for name, field in Settings.model_fields.items():
+        # Texts that the settings themselves check, so that a flag and its variable are refused in the same words.
         kind = bool if field.annotation is bool else str
         default = ", ".join(map(str, field.default)) if isinstance(field.default, tuple) else str(field.default)
-        option = typer.Option(help=field.description, show_default=default or "none")
+        option = typer.Option(
+            help=field.description, show_default=default or "none", metavar=_metavar(field.annotation)
+        )
         flags.append(
             inspect.Parameter(
                 name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
@@ -90,6 +95,16 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
     with_settings.__signature__ = inspect.Signature([*own, *flags])  # type: ignore[attr-defined]
     with_settings.__name__, with_settings.__doc__ = command.__name__, command.__doc__
     return with_settings
+
+
+def _metavar(annotation: Any) -> str | None:
+    """Return how the help shows a setting's type; None for a flag that takes no value."""
+    if annotation is bool:
+        return None
+    if get_origin(annotation) is tuple:
+        return "LIST"
+    kinds = [each for each in (get_args(annotation) or (annotation,)) if each is not type(None)]
+    return {int: "INTEGER", float: "FLOAT", Path: "PATH"}.get(kinds[0], "TEXT")
 
 
 @app.command()
@@ -134,13 +149,22 @@ def predict(  # noqa: PLR0917 - typer passes by name
     heat_map: Annotated[
         Path | None, typer.Option(help="write a PNG of what in the image each label is based on", show_default=False)
     ] = None,
+    attributes: Attributes = None,
     as_json: Annotated[bool, typer.Option("--json", help="print what the service would answer")] = False,
 ) -> None:
     """Predict one listing's attributes from an image, a title, or both."""
     from service.commands.predict import draw, predict_one  # noqa: PLC0415
 
     settings = load_settings(checkpoint=checkpoint, target_precision=target_precision)
-    reply = predict_one(settings, image=image, title=title, top_k=top_k, explain=explain, heat_map_file=heat_map)
+    reply = predict_one(
+        settings,
+        image=image,
+        title=title,
+        top_k=top_k,
+        attributes=split_names(attributes),
+        explain=explain,
+        heat_map_file=heat_map,
+    )
     if as_json:
         print(json.dumps(reply.model_dump(mode="json", exclude_unset=True), ensure_ascii=False, indent=2))
     else:

@@ -13,6 +13,7 @@
     │   ├── UndecodableImage          an accepted format, but damaged
     │   └── ImageUrlForbidden         an address that must not be connected to from here
     ├── ImageFetchFailed         424  the image's host failed, timed out or sent something else
+    │   └── ImageHostUnreachable      no address, no connection or no answer in time
     ├── RateLimited              429  more than one API key may send
     ├── ClientGone               499  the caller hung up: counted and logged, never sent
     ├── InferenceFailed          500  the model failed on this listing alone: a bug
@@ -28,7 +29,8 @@ this machine, a traceback, a title or an image.
 
 from __future__ import annotations
 
-from typing import ClassVar
+import math
+from typing import ClassVar, Self
 
 
 class ServiceError(Exception):
@@ -67,6 +69,21 @@ class BodyTooSlow(ServiceError):
 class PayloadTooLarge(ServiceError):
     status, code = 413, "payload_too_large"
 
+    @classmethod
+    def bytes_of(cls, what: str, nbytes: int | None, limit: int, setting: str) -> Self:
+        """Return the error for `what`, which has too many bytes (None: it is not known how many).
+
+        setting: the environment variable of the service that the limit is from
+        """
+        if nbytes is None:
+            return cls(f"{what} has more than {_size(limit)}, the limit of this service ({setting})")
+        return cls(f"{what} has {_size(nbytes)}; at most {_size(limit)} are accepted ({setting})")
+
+
+def _size(nbytes: int) -> str:
+    """Bytes in MiB, rounded up, so that what is over a limit never reads like the limit."""
+    return f"{nbytes:,} bytes" if nbytes < 2**20 else f"{math.ceil(nbytes / 2**20 * 10) / 10:g} MiB"
+
 
 class UnsupportedMediaType(ServiceError):
     status, code = 415, "unsupported_media_type"
@@ -90,6 +107,10 @@ class ImageUrlForbidden(InvalidRequest):
 
 class ImageFetchFailed(ServiceError):
     status, code = 424, "image_fetch_failed"
+
+
+class ImageHostUnreachable(ImageFetchFailed):
+    pass
 
 
 class RateLimited(ServiceError):

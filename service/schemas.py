@@ -7,13 +7,24 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Self
 
 from fastapi import UploadFile
-from pydantic import BaseModel, ConfigDict, Field, SkipValidation, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SkipValidation,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 from pydantic.json_schema import SkipJsonSchema
 
+from model.catalogue.words import Placeholders
 from model.inference import predictions
 from model.inference.predictions import Abstention, ListingWarning
 from model.situations import Situation
 from service.errors import InvalidRequest
+from service.request_form import check_fields, check_object, is_data_url
 
 MAX_TITLE = 4096
 MAX_ID = 256
@@ -30,24 +41,46 @@ class ListingInput:
 
     id: str | None
     title: str | None
-    """None where missing or blank: a title without words is treated as missing."""
+    """None where missing, blank or a placeholder: a title that says nothing is treated as missing."""
     image: bytes | str | None
-    """The encoded image file, or the same in base64."""
+    """The encoded image file, or the same in base64 or as a `data:` URL."""
     url: str | None
+    warnings: tuple[ListingWarning, ...] = ()
 
     @classmethod
     def of(cls, *, id: str | None, title: str | None, image: bytes | str | None = None, url: str | None = None) -> Self:
-        """Raises `ValueError` if there is neither a title nor an image."""
-        title = title.strip() or None if title else None
-        if title is None and image is None and url is None:
-            raise ValueError("a listing needs a title or an image")
-        return cls(id=id, title=title, image=image, url=url)
+        """Raises `ValueError` if there is neither a title that says something nor an image."""
+        title = title.strip() if title else ""
+        meant = said_title(title, id)
+        if meant is None and image is None and url is None:
+            raise ValueError(
+                "a listing needs a title or an image"
+                + (": the title is a placeholder or the listing's id, or has no letter" if title else "")
+            )
+        warnings = (ListingWarning.TITLE_IGNORED,) if title and meant is None else ()
+        return cls(id=id, title=meant, image=image, url=url, warnings=warnings)
+
+
+_PLACEHOLDERS = Placeholders()
+
+
+def said_title(title: str, id: str | None) -> str | None:
+    """Return a title, stripped; None where it says nothing, by the rule for the titles of a catalogue."""
+    title = title.strip()
+    return title if _PLACEHOLDERS.is_title(title, id or "") else None
 
 
 class Request(BaseModel):
     """No coercion, no unknown fields: a typing mistake is reported, not ignored."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_fields(cls, value: object) -> object:
+        if not isinstance(value, cls):
+            check_fields(check_object(value), cls.model_fields)
+        return value
 
 
 def check_members(value: object) -> None:
@@ -58,23 +91,58 @@ def check_members(value: object) -> None:
         check_members(value.get("image"))
 
 
+def _url(text: str) -> str:
+    text = text.strip()
+    if len(text) > MAX_URL_LENGTH and not is_data_url(text):
+        raise ValueError(f"a URL may have {MAX_URL_LENGTH} characters; send an image itself as base64")
+    return text
+
+
+URL_SCHEMA = {
+    "anyOf": [
+        {"type": "string", "maxLength": MAX_URL_LENGTH},
+        {"type": "string", "pattern": r"^\s*[Dd][Aa][Tt][Aa]:", "description": "`data:` URL of any length"},
+    ]
+}
+"""Of an image's URL: only a `data:` URL, which is the image, may be longer."""
+
+
 class ImageSource(Request):
     """An image, by value or by reference: exactly one of the two."""
 
     model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["base64"]}, {"required": ["url"]}]})
 
     base64: str | SkipJsonSchema[None] = Field(
-        None, description="the encoded image file (JPEG, PNG, WebP, GIF, AVIF, BMP), in standard base64"
+        None,
+        description="the encoded image file (JPEG, PNG, WebP, GIF, AVIF, BMP), in standard or URL-safe base64; padding "
+        "may be missing, and line breaks and a `data:…;base64,` before it are accepted",
     )
-    url: Annotated[str, Field(max_length=MAX_URL_LENGTH)] | SkipJsonSchema[None] = Field(
-        None, description="where the service fetches it: http or https, public addresses"
+    url: Annotated[str, AfterValidator(_url), WithJsonSchema(URL_SCHEMA)] | SkipJsonSchema[None] = Field(
+        None, description="where the service fetches it: http or https, public addresses; or a `data:` URL"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_object(cls, value: object) -> object:
+        if not isinstance(value, dict | cls):
+            raise ValueError('an image is an object: {"url": "https://…"} or {"base64": "…"}')
+        return value
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
         if (self.base64 is None) == (self.url is None):
             raise ValueError("exactly one of base64 and url is needed")
         return self
+
+    @property
+    def inline(self) -> str | None:
+        """The image itself: base64, or a `data:` URL."""
+        return self.url if self.url is not None and is_data_url(self.url) else self.base64
+
+    @property
+    def remote(self) -> str | None:
+        """The URL that the image is fetched from."""
+        return None if self.url is None or is_data_url(self.url) else self.url
 
 
 class Listing(Request):
@@ -94,7 +162,7 @@ class Listing(Request):
     def to_input(self) -> ListingInput:
         """Raises `ValueError` if there is neither a title nor an image."""
         image = self.image or ImageSource.model_construct()
-        return ListingInput.of(id=self.id, title=self.title, image=image.base64, url=image.url)
+        return ListingInput.of(id=self.id, title=self.title, image=image.inline, url=image.remote)
 
 
 class Options(Request):
@@ -136,6 +204,19 @@ class UploadForm(BaseModel):
     target_precision: float | None = None
     top_k: int = Field(3, ge=1, le=1000)
     explain: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_fields(cls, value: object) -> object:
+        check_fields(check_object(value), cls.model_fields)
+        return value
+
+    @field_validator("image", mode="before")
+    @classmethod
+    def _is_file(cls, value: object) -> object:
+        if isinstance(value, str):
+            raise ValueError("an image is sent as a file, with a file name (in curl: -F image=@photo.jpg)")
+        return value
 
     @property
     def options(self) -> Options:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
@@ -23,6 +24,9 @@ PROXY_URL = re.compile(
 )
 """Scheme, user and password, percent-encoded, host and port."""
 
+
+PROXY_VARIABLES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
+"""What other programs read; here not, since who sets them may not know that callers choose where images come from."""
 
 SECRETS = ("api_keys", "image_proxy")
 """Settings that may be given as a file, whose path is in the variable `CMA_CLIP_…_FILE`, and are never shown."""
@@ -115,7 +119,7 @@ class Settings(BaseSettings):
     checkpoint: Path = Field(default=Path("weights/fashion"), description="folder of the checkpoint to serve")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, …; auto takes the GPU where there is one")
     dtype: str = Field(default="auto", description="auto, float32, bfloat16 or float16")
-    host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
+    host: str = Field(default="127.0.0.1", description="address to listen on; every interface: 0.0.0.0, with IPv6 ::")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     max_batch_size: int = Field(default=32, ge=1, le=1024, description="listings in one forward pass")
     max_queue: Count = Field(default=512, description="listings admitted and not yet answered")
@@ -145,7 +149,7 @@ class Settings(BaseSettings):
         default=(), description="comma-separated private networks (10.1.0.0/16) that image URLs may lead into"
     )
     image_ports: Annotated[tuple[Port, ...], *CommaSeparated] = Field(
-        default=(80, 443), description="comma-separated ports of image URLs"
+        default=(80, 443), description="comma-separated ports of image URLs; where private hosts are allowed: all"
     )
     image_proxy: Annotated[SecretStr | None, AfterValidator(_proxy)] = Field(
         default=None, description="HTTP proxy that images are fetched through: http://user:password@host:port"
@@ -180,6 +184,18 @@ class Settings(BaseSettings):
     def listings_limit(self) -> int:
         """Listings in one request: never more than the whole queue, since they are admitted together."""
         return min(self.max_listings, self.max_queue)
+
+    @property
+    def open_image_ports(self) -> Collection[int]:
+        """Ports of image URLs: in one's own network hosts listen on any, unless they are named."""
+        anywhere = self.allow_private_image_hosts and "image_ports" not in self.model_fields_set
+        return range(1, 65536) if anywhere else self.image_ports
+
+    @property
+    def unused_proxy(self) -> str | None:
+        """A variable that names a proxy for other programs, where none is configured for images."""
+        variables = (name for each in PROXY_VARIABLES for name in (each, each.lower()))
+        return None if self.image_proxy else next((name for name in variables if os.environ.get(name)), None)
 
     @property
     def proxy(self) -> Proxy | None:

@@ -26,6 +26,38 @@ are labelled, it takes more of them to tell that a product type is without label
 UNCERTAINTY = 0.05
 
 
+class BorneCounts:
+    """Counts, listing by listing, how many of each product type bear each attribute; bounded by the product types."""
+
+    def __init__(self, product_type: str, attributes: Sequence[str]) -> None:
+        self._product_type = product_type
+        self._seen: Counter[str] = Counter()
+        self._labelled: dict[str, Counter[str]] = {each: Counter() for each in attributes if each != product_type}
+
+    def add(self, listing: Listing) -> None:
+        """Count a listing of the train part."""
+        kind = listing.labels.get(self._product_type)
+        if kind is None:
+            return
+        self._seen[kind] += 1
+        for attribute, counts in self._labelled.items():
+            counts[kind] += listing.has_label(attribute)
+
+    def learned(self, known: Iterable[str] | None = None) -> Applicability:
+        """Return what was learned (`learn_applicability`) of the product types that are known; None for all."""
+        seen = self._seen
+        kinds = sorted(seen if known is None else seen.keys() & set(known))
+        never = {}
+        for attribute, counts in self._labelled.items():
+            overall = counts.total() / max(1, seen.total())
+            never[attribute] = {
+                kind: borne
+                for kind in kinds
+                if never_bears(borne := Borne(listings=seen[kind], labelled=counts[kind]), overall)
+            }
+        return Applicability(product_type=self._product_type, never={name: own for name, own in never.items() if own})
+
+
 def learn_applicability(
     listings: Iterable[Listing], product_type: str, attributes: Sequence[str], *, known: Iterable[str] | None = None
 ) -> Applicability:
@@ -40,25 +72,10 @@ def learn_applicability(
     with a product type bear the attribute (`RARER`). For an attribute that at least half of the listings have, that
     takes 59 listings without a label. Less evidence decides nothing: the attribute then counts as applicable.
     """
-    seen: Counter[str] = Counter()
-    labelled: dict[str, Counter[str]] = {each: Counter() for each in attributes if each != product_type}
+    counts = BorneCounts(product_type, attributes)
     for listing in listings:
-        kind = listing.labels.get(product_type)
-        if kind is None:
-            continue
-        seen[kind] += 1
-        for attribute, counts in labelled.items():
-            counts[kind] += listing.has_label(attribute)
-    kinds = sorted(seen if known is None else seen.keys() & set(known))
-    never = {}
-    for attribute, counts in labelled.items():
-        overall = counts.total() / max(1, seen.total())
-        never[attribute] = {
-            kind: borne
-            for kind in kinds
-            if never_bears(borne := Borne(listings=seen[kind], labelled=counts[kind]), overall)
-        }
-    return Applicability(product_type=product_type, never={attribute: own for attribute, own in never.items() if own})
+        counts.add(listing)
+    return counts.learned(known)
 
 
 def never_bears(borne: Borne, overall: float) -> bool:

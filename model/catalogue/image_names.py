@@ -19,6 +19,7 @@ from itertools import islice
 from model.catalogue.config import template_columns
 from model.catalogue.image_store import FetchedImages, FolderImages, Images, ZipImages, is_url
 from model.catalogue.words import Placeholders, as_list
+from model.catalogue.zip_directory import FoldedNames
 
 _CACHED_FOLDERS = 64
 
@@ -125,8 +126,12 @@ class ImageFinder:
     def _top(self) -> str | None:
         """The only folder at the top, where all images are below it."""
         if self._zip is not None:
-            names = (name for name in self._zip.members if not name.startswith((".", "__MACOSX/")))
-            tops = {name.partition("/")[0] if "/" in name else None for name in names}
+            tops: set[str | None] = set()
+            for name in self._zip.directory:
+                if not name.startswith((".", "__MACOSX/")):
+                    tops.add(name.partition("/")[0] if "/" in name else None)
+                if len(tops) > 1:
+                    break
         elif self._folder is not None:
             with os.scandir(self._folder.folder) as entries:
                 shown = (entry for entry in entries if not entry.name.startswith((".", "__MACOSX")))
@@ -140,7 +145,7 @@ class ImageFinder:
     def _by_fold(self, name: str) -> str | None:
         folder, _, file = name.rpartition("/")
         if self._zip is not None:
-            return self._index("", self._zip.members).get(_folded(name))
+            return self._folded_members.get(_folded(name))
         if self._folder is None:
             return None
         if folder not in self._indices:
@@ -151,6 +156,11 @@ class ImageFinder:
             self._index(folder, files)
         known = self._indices[folder].get(_folded(file))
         return None if known is None else f"{folder}/{known}" if folder else known
+
+    @cached_property
+    def _folded_members(self) -> FoldedNames:
+        assert self._zip is not None, "only asked for where the images are a zip"
+        return self._zip.directory.by(_folded)
 
     def _index(self, folder: str, names: Iterable[str]) -> Mapping[str, str | None]:
         if folder not in self._indices:

@@ -7,13 +7,13 @@ import shutil
 import struct
 import tempfile
 import weakref
-import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Protocol
 
+from model.catalogue.zip_directory import Member, ZipDirectory
 from model.errors import CatalogueError
 
 MAX_IMAGE_BYTES = 64 * 2**20
@@ -73,59 +73,35 @@ class FolderImages:
             raise CatalogueError(f"cannot read image {name} of {self.folder}: {error}") from error
 
 
-@dataclass(frozen=True, slots=True)
-class _Member:
-    offset: int
-    packed_size: int
-    size: int
-    deflated: bool
-    crc: int
-
-
 @dataclass(frozen=True)
 class ZipImages:
     """Images in a zip file, read in place.
 
-    `zipfile.ZipFile` shares one file position, which forked workers would move under each other's feet. So
-    only the directory is read with it, once; a read then opens the file, which costs microseconds.
+    `zipfile.ZipFile` shares one file position, which forked workers would move under each other's feet, and keeps a
+    kilobyte for each member. So the directory is our own; a read opens the file, which costs microseconds.
     """
 
     path: Path
-    members: Mapping[str, _Member] = field(repr=False)
+    directory: ZipDirectory = field(repr=False)
 
     @classmethod
     def open(cls, path: Path) -> ZipImages:
         """Read the directory of the zip file at `path`."""
-        try:
-            with zipfile.ZipFile(path) as archive:
-                infos = [info for info in archive.infolist() if not info.is_dir()]
-        except (zipfile.BadZipFile, OSError) as error:
-            raise CatalogueError(f"{path} is not a readable zip file: {error}") from error
-        for info in infos:
-            if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise CatalogueError(f"{path}: {info.filename} is encrypted or not stored or deflated")
-        return cls(
-            path,
-            {
-                info.filename: _Member(
-                    info.header_offset,
-                    info.compress_size,
-                    info.file_size,
-                    info.compress_type == zipfile.ZIP_DEFLATED,
-                    info.CRC,
-                )
-                for info in infos
-            },
-        )
+        return cls(path, ZipDirectory.open(path))
 
     def __contains__(self, name: str) -> bool:
-        return name in self.members
+        return name in self.directory
+
+    def member(self, name: str) -> Member:
+        """Return what the directory says of an image. Raises `CatalogueError` where it holds none of this name."""
+        found = self.directory.find(name)
+        if found is None:
+            raise CatalogueError(f"{self.path} holds no image {name}")
+        return found
 
     def read(self, name: str) -> bytes:
         """Return the member's bytes, as many as the directory says, checked against its CRC."""
-        if name not in self.members:
-            raise CatalogueError(f"{self.path} holds no image {name}")
-        member = self.members[name]
+        member = self.member(name)
         if max(member.size, member.packed_size) > MAX_IMAGE_BYTES:
             raise _too_large(name, self.path)
         try:

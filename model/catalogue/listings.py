@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from pathlib import Path
 
 from model.catalogue.config import CatalogueConfig, template_columns
@@ -92,6 +93,43 @@ class Seen:
         return f"{self.count:,}{example}{_shown(self.lines, self.count)}"
 
 
+MISSING_SHARE = 0.05
+"""From this share of missing images on, something is probably wrong with the template or the folder."""
+
+
+@dataclass
+class ImageCount:
+    """How many rows name or hold an image, how many of these are there, and the first paths that are not; bounded."""
+
+    named: int = 0
+    found: int = 0
+    missing: list[str] = field(default_factory=list)
+
+    @property
+    def not_found(self) -> int:
+        """How many rows name an image that is not there."""
+        return self.named - self.found
+
+    @property
+    def warning(self) -> str | None:
+        """What to say where many are missing (`MISSING_SHARE`)."""
+        if not self.not_found or self.not_found < MISSING_SHARE * self.named:
+            return None
+        share = f"{self.not_found / self.named:.0%}"
+        return (
+            f"{self.not_found:,} of the {self.named:,} images that the table names ({share}) were not found, "
+            f"such as {self.missing[0]}"
+        )
+
+    def add(self, missing: str | None) -> None:
+        """Count a row that names an image: `missing` is the first path tried where it is not there."""
+        self.named += 1
+        if missing is None:
+            self.found += 1
+        elif len(self.missing) < _LINES_SHOWN:
+            self.missing.append(missing)
+
+
 @dataclass
 class ReadReport:
     """What became of the rows of a table; the commands print its `str()`.
@@ -107,6 +145,7 @@ class ReadReport:
     left_out: Counter[str] = field(default_factory=Counter)
     left_out_lines: dict[str, list[int]] = field(default_factory=dict)
     left_out_examples: dict[str, str] = field(default_factory=dict)
+    images: ImageCount = field(default_factory=ImageCount)
     without_image: int = 0
     without_title: int = 0
     unlabelled: Counter[str] = field(default_factory=Counter)
@@ -195,7 +234,7 @@ class Catalogue:
         config = CatalogueConfig.load(Path(toml))
         images: Images = open_images(config.images)
         report = ReadReport(config.table.name)
-        reader = _Reader(config, images, report)
+        reader = CatalogueReader(config, images, report)
         copied: CopiedImages | None = None
         listings: dict[str, Listing] = {}
         for line, item in reader.items():
@@ -263,15 +302,25 @@ def _respelt(listing: Listing, spellings: Mapping[str, Mapping[str, str]]) -> Li
     return replace(listing, labels={**listing.labels, **changed}, label_sets={**listing.label_sets, **sets})
 
 
+class MissingImages(Enum):
+    """What becomes of a row whose image is named, and is not there."""
+
+    BY_NAME = "by name"
+    """It is left out, unless the name is made of the id: that is no claim, and many tables have listings without."""
+    ALLOWED = "allowed"
+    """It is a listing without an image."""
+    REFUSED = "refused"
+    """It is left out."""
+
+
 def iter_listings(
-    config: CatalogueConfig, images: Images, report: ReadReport, *, every_image: bool = False
+    config: CatalogueConfig, images: Images, report: ReadReport, *, missing: MissingImages = MissingImages.BY_NAME
 ) -> Iterator[Listing | BadRow]:
     """Yield one item for each row, in order and in constant memory, counting them in `report`.
 
-    Rows that repeat an id are yielded as well: finding them takes memory for every id. With `every_image` a row
-    without the image that the template names is a `BadRow` even where the name is made of its id.
+    Rows that repeat an id are yielded as well: finding them takes memory for every id.
     """
-    for _, item in _Reader(config, images, report, every_image=every_image).items():
+    for _, item in CatalogueReader(config, images, report, missing=missing).items():
         if isinstance(item, BadRow):
             report.leave_out(item)
         else:
@@ -284,33 +333,39 @@ def has_images(config: CatalogueConfig, images: Images) -> bool:
 
     Raises `CatalogueError` where a column names images and none of them is there.
     """
-    reader = _Reader(config, images, ReadReport(config.table.name))
+    report = ReadReport(config.table.name)
+    reader = CatalogueReader(config, images, report)
     for _ in reader.items():
-        if reader.found:
+        if report.images.found:
             return True
-    if reader.names_images:
+    if reader.needs_images:
         reader.check_found()
-    return reader.missing is None
+    return not report.images.named
 
 
-class _Reader:
-    """Reads the rows of a catalogue one by one; `found` is how many of them have an image."""
+class CatalogueReader:
+    """Reads the rows of a catalogue one by one, in constant memory, and counts in the report what it finds in them.
+
+    Whether a row is left out, or becomes a listing, is for its caller to count (`ReadReport.leave_out`, `add_listing`).
+    """
 
     def __init__(
-        self, config: CatalogueConfig, images: Images, report: ReadReport, *, every_image: bool = False
+        self,
+        config: CatalogueConfig,
+        images: Images,
+        report: ReadReport,
+        *,
+        missing: MissingImages = MissingImages.BY_NAME,
     ) -> None:
         self._config, self._report = config, report
         self._placeholders = Placeholders(config.placeholders)
         self._finder = None
-        self.names_images = every_image
+        self.needs_images = missing is MissingImages.REFUSED
         if config.image is not None:
             self._finder = ImageFinder(images, config.image, config.separator, self._placeholders)
-            # A name made of the id is no claim that there is an image: many tables have listings without one.
-            self.names_images = every_image or config.id not in template_columns(config.image)
+            if missing is MissingImages.BY_NAME:
+                self.needs_images = config.id not in template_columns(config.image)
         self._known_labels: dict[tuple[str | None, str], tuple[tuple[str, ...], str | None]] = {}
-        self.found = 0
-        self.missing: str | None = None
-        self._missing_count = 0
 
     def items(self) -> Iterator[tuple[int, Listing | BadRow]]:
         """Yield the line and the item of each row."""
@@ -322,17 +377,18 @@ class _Reader:
 
     def check_found(self) -> None:
         """Raise `CatalogueError` where images are named and none of them is there."""
-        if self.missing is None or self.found:
+        images = self._report.images
+        if images.found or not images.missing:
             return
-        if is_url(self.missing):
+        if is_url(images.missing[0]):
             raise CatalogueError(
-                f"none of the {self._missing_count:,} images is there: they are URLs, such as {self.missing}, which "
+                f"none of the {images.named:,} images is there: they are URLs, such as {images.missing[0]}, which "
                 "only `cma-clip label` fetches; download them, and name their folder by 'images'"
             )
         place = self._config.images or "its cells, and 'images' names no folder"
         raise CatalogueError(
-            f"none of the {self._missing_count:,} images that {self._config.table} names is in {place}; "
-            f"the first path tried is {self.missing}"
+            f"none of the {images.named:,} images that {self._config.table} names is in {place}; "
+            f"the first path tried is {images.missing[0]}"
         )
 
     def _listing_of(self, row: Row) -> Listing | BadRow:
@@ -362,23 +418,21 @@ class _Reader:
         """Return why a row cannot be used whose image is named and not there."""
         if images.outside:
             return "image path leaves the folder"
-        if images.missing is None or not self.names_images:
+        if images.missing is None or not self.needs_images:
             return None
         return "the image is a URL, which is not fetched here" if is_url(images.missing) else "no such image"
 
     def _images(self, row: Row) -> FoundImages:
         if row.embedded is not None:
-            self.found += 1
+            self._report.images.add(None)
             return FoundImages()
         if self._finder is None:
             return FoundImages()
         images = self._finder.find(row.values)
-        self.found += bool(images.names)
-        if images.missing is not None:
-            self.missing = self.missing or images.missing
-            self._missing_count += 1
-            if not self.names_images and not images.outside:
-                self._report.note("no such image", row.line, images.missing)
+        if images.names or images.missing is not None:
+            self._report.images.add(images.missing)
+        if images.missing is not None and not self.needs_images and not images.outside:
+            self._report.note("no such image", row.line, images.missing)
         return images
 
     def _title(self, row: Row) -> str | None:

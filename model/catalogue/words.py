@@ -41,8 +41,10 @@ class Placeholders:
         """Whether a title says something: it has a letter, and is neither a placeholder nor the listing's id."""
         if title.isspace() or not any(map(str.isalpha, title)):
             return False
-        folded = fold_label(title)
-        return folded not in self._titles and (not listing_id or folded != fold_label(listing_id))
+        # Long titles are not folded, which costs: they come from anyone.
+        if len(title) <= self._longest and fold_label(title) in self._titles:
+            return False
+        return not listing_id or title.casefold().split() != listing_id.casefold().split()
 
 
 def plain_label(text: str) -> str:
@@ -78,10 +80,11 @@ def joined_spellings(labels: Iterable[Mapping[str, str]]) -> dict[str, dict[str,
     for row in labels:
         for attribute, label in row.items():
             counts.setdefault(attribute, Counter())[label] += 1
-    return {attribute: joined for attribute, found in counts.items() if (joined := _joined(found))}
+    return {attribute: joined for attribute, found in counts.items() if (joined := join_spellings(found))}
 
 
-def _joined(counts: Counter[str]) -> dict[str, str]:
+def join_spellings(counts: Counter[str]) -> dict[str, str]:
+    """Return the label that each other spelling is replaced by (see `joined_spellings`), from counts of labels."""
     chosen: dict[str, str] = {}
     by_frequency = sorted(counts, key=lambda label: (-counts[label], label))
     for label in by_frequency:

@@ -35,11 +35,9 @@ from model.situations import Situation
 from model.tasks import Task
 from model.trust.applicability import Applicability
 from model.trust.calibration import AttributeCalibration, Calibration, Certificate, GateRecord, fit_temperature
-from model.trust.certificates import GRID, METHOD, certify, certify_labels
+from model.trust.certificates import GRID, METHOD, TARGET_PRECISIONS, certify, certify_labels
 from model.trust.gate import Gate
 from model.trust.scope import SCOPE_LEVEL
-
-TARGET_PRECISIONS = (0.9, 0.95, 0.99)
 
 TOGETHER = "all attributes at once (Bonferroni)"
 

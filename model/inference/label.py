@@ -2,7 +2,7 @@
 
 The next batch is read and decoded by a few threads while the current one computes (`model.inference.stream`). Finished
 rows go to shards in a folder beside the output; after the last one they are merged into the output, which appears at
-once. So an interrupted run loses less than a shard, and continues where it stopped when it is started again.
+once. So an interrupted run continues where it stopped when it is started again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rich.console import Console
 
 from model.catalogue.config import CatalogueConfig
 from model.catalogue.image_store import FetchedImages, Images, open_images
-from model.catalogue.listings import BadRow, Listing, ReadReport, has_images, iter_listings
+from model.catalogue.listings import BadRow, Listing, MissingImages, ReadReport, has_images, iter_listings
 from model.catalogue.tables import estimate_rows
 from model.errors import CatalogueError, ConfigError, ModelError
 from model.inference.output import OutputRow, Shards, columns_of, joined, output_format
@@ -46,6 +46,14 @@ class Labelling:
     report: ReadReport
 
 
+class LabellingInterrupted(KeyboardInterrupt):
+    """A run was interrupted by Ctrl-C: `rows` of about `total` are finished, and kept in `folder`."""
+
+    def __init__(self, rows: int, total: int, folder: Path) -> None:
+        super().__init__(f"{rows:,} of about {total:,} rows are finished")
+        self.rows, self.total, self.folder = rows, total, folder
+
+
 def label(
     checkpoint: str | Path,
     catalogue: str | Path,
@@ -55,6 +63,7 @@ def label(
     attributes: Sequence[str] | None = None,
     batch_size: int = 32,
     fetch: Callable[[str], bytes] | None = None,
+    allow_missing_images: bool = False,
     device: str = "auto",
     dtype: str = "auto",
 ) -> Labelling:
@@ -73,6 +82,7 @@ def label(
         batch_size=batch_size,
         attributes=attributes,
         fetch=fetch,
+        allow_missing_images=allow_missing_images,
     )
 
 
@@ -85,6 +95,7 @@ def label_catalogue(
     batch_size: int,
     attributes: Sequence[str] | None = None,
     fetch: Callable[[str], bytes] | None = None,
+    allow_missing_images: bool = False,
     progress: bool = True,
 ) -> Labelling:
     """Label the catalogue that `toml` describes into `out`, CSV or Parquet by its suffix.
@@ -93,13 +104,16 @@ def label_catalogue(
     `_abstention` (why it is not accepted, else empty) and `_image_weight`; `familiarity` (empty without a scope gate);
     `error`. The cells of a multi-valued attribute hold all accepted labels, or the likeliest where none is, joined by
     its separator; the three columns after it are joined in the same order. A listing that fails, if only for its image,
-    has an error and no labels. `fetch` returns the bytes behind
-    an image's URL, or raises `ModelError`; several threads call it. Without it a URL is an error. `progress` shows a
-    bar on standard error, where that is a terminal.
+    has an error and no labels. `fetch` returns the bytes behind an image's URL, or raises `ModelError`; several threads
+    call it. Without it a URL is an error. A listing whose image is not there is labelled by its title alone where only
+    its id names the image and others are there, or with `allow_missing_images`. `progress` shows a bar on standard
+    error, where that is a terminal.
 
     Raises `ConfigError` for an unknown attribute, a target precision that was not calibrated, an output that
     exists, that another run is writing, or that was begun with other settings; `CatalogueError` for an unusable
-    catalogue; `ModelError` where the output cannot be written, because the disk is full for example.
+    catalogue, and where a column names images of which none is there, unless they may be missing;
+    `LabellingInterrupted` on Ctrl-C, with every finished row kept; `ModelError` where the output cannot be written,
+    because the disk is full for example.
     """
     if batch_size < 1:
         raise ConfigError(f"the batch size must be at least 1, not {batch_size}")
@@ -110,25 +124,40 @@ def label_catalogue(
     if fetch is not None:
         images = FetchedImages(images, fetch)
     report = ReadReport(config.table.name)
-    # Where not one image is there the template is wrong, and the titles' answers would hide it.
-    every_image = not has_images(config, images)
+    missing = MissingImages.ALLOWED if allow_missing_images else _missing_images(config, images)
+    total = estimate_rows(config.table)
     console = Console(stderr=True, force_terminal=None if progress else False)
     separators = {task.name: task.separator for task in predictor.tasks if task.separator is not None}
     output = output_format(out, names, separators)
-    opening = Shards.open(out, output, _settings(predictor, config, names, target_precision))
+    settings = _settings(predictor, config, names, target_precision)
+    settings["missing images"] = allow_missing_images
     try:
-        with opening as shards, progress_bar(console, unit="listings") as bar:
+        with Shards.open(out, output, settings) as shards, progress_bar(console, unit="listings") as bar:
             resumed = shards.rows
-            listings = islice(iter_listings(config, images, report, every_image=every_image), resumed, None)
-            step = bar.add_task("labelling", total=max(estimate_rows(config.table), resumed), completed=resumed)
-            for item, answer in _answers(predictor, listings, images, batch_size):
-                shards.add(_output_row(item, answer, names, separators, target_precision))
-                bar.advance(step)
-            shards.finish()
+            items = iter_listings(config, images, report, missing=missing)
+            listings = islice(items, resumed, None)
+            step = bar.add_task("labelling", total=max(total, resumed), completed=resumed)
+            try:
+                for item, answer in _answers(predictor, listings, images, batch_size):
+                    shards.add(_output_row(item, answer, names, separators, target_precision))
+                    bar.advance(step)
+                shards.finish()
+            except KeyboardInterrupt:
+                raise LabellingInterrupted(shards.rows_taken, total, shards.folder) from None
             bar.update(step, total=shards.rows, completed=shards.rows)
     except OSError as error:  # reading raises CatalogueError, so this is the output's disk
         raise ModelError(f"cannot write {out}: {error.strerror or error}; what was finished is kept") from error
     return Labelling(rows=shards.rows, failed=shards.failed, resumed=resumed, report=report)
+
+
+def _missing_images(config: CatalogueConfig, images: Images) -> MissingImages:
+    """Return what becomes of rows whose image is not there: where not one image is, the template is wrong, and the
+    titles' answers would hide it.
+    """
+    try:
+        return MissingImages.BY_NAME if has_images(config, images) else MissingImages.REFUSED
+    except CatalogueError as error:
+        raise CatalogueError(f"{error}; allow missing images to label by the titles alone") from None
 
 
 def _check_attributes(predictor: ListingPredictor, attributes: Sequence[str] | None) -> tuple[str, ...]:

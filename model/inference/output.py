@@ -1,6 +1,7 @@
 """The output of bulk labelling: rows in shards beside the file, merged at the end, as CSV or Parquet.
 
-An interrupted run loses less than a shard, and continues where it stopped when it is started again.
+A run that is interrupted by Ctrl-C loses nothing, and one that is killed less than a shard; both continue where they
+stopped when they are started again.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from model.errors import ConfigError, ModelError
 from model.files import replace_durably
 
 SHARD_ROWS = 2048
-"""Rows in each shard but the last: what an interruption costs at most."""
+"""Rows in a full shard: what a run that is killed loses at most."""
 
 MERGED_SHARDS = 32
-"""Shards that share a Parquet row group: 65,536 rows, so that readers can skip and compress well."""
+"""Full shards that share a Parquet row group: 65,536 rows, so that readers can skip and compress well."""
 
 SETTINGS, LOCK = "settings.json", "lock"
 
@@ -150,12 +151,17 @@ class ParquetFormat:
         return int(self.pyarrow.parquet.read_metadata(path).num_rows)
 
     def merge(self, shards: Sequence[Path], path: Path) -> None:
-        """Write `MERGED_SHARDS` shards at a time as one row group."""
-        parquet = self.pyarrow.parquet
+        """Write row groups of `MERGED_SHARDS` full shards, wherever a run was interrupted."""
+        parquet, size = self.pyarrow.parquet, MERGED_SHARDS * SHARD_ROWS
         with parquet.ParquetWriter(path, self.schema) as writer:
-            for start in range(0, len(shards), MERGED_SHARDS):
-                tables = [parquet.read_table(shard) for shard in shards[start : start + MERGED_SHARDS]]
-                writer.write_table(self.pyarrow.concat_tables(tables))
+            rows = self.schema.empty_table()
+            for shard in shards:
+                rows = self.pyarrow.concat_tables([rows, parquet.read_table(shard)])
+                if len(rows) >= size:
+                    writer.write_table(rows.slice(0, size).combine_chunks())
+                    rows = rows.slice(size)
+            if len(rows):
+                writer.write_table(rows.combine_chunks())
 
 
 # --- shards ------------------------------------------------------------------------------------------------
@@ -164,8 +170,8 @@ class ParquetFormat:
 class Shards:
     """Finished rows of an output that isn't complete yet, in the folder `{output}.partial` beside it.
 
-    Shard `i` holds the rows from `i × SHARD_ROWS` on. Its name says how many rows it has and how many failed:
-    `00000003-2048-17.csv`. It gets that name once it is wholly on the disk. A lock keeps a second run out.
+    A shard's name says how many rows come before it, how many it has and how many of those failed:
+    `0000006144-2048-17.csv`. It gets that name once it is wholly on the disk. A lock keeps a second run out.
     """
 
     def __init__(self, out: Path, output: OutputFormat, settings: Mapping[str, Any]) -> None:
@@ -193,9 +199,17 @@ class Shards:
             try:
                 _check_absent(out)  # or a run that has just finished would be overwritten
                 yield shards
+            except KeyboardInterrupt:
+                shards._flush()
+                raise
             finally:
                 if not shards.paths:
                     shutil.rmtree(shards.folder, ignore_errors=True)
+
+    @property
+    def rows_taken(self) -> int:
+        """Rows of all shards, and of the one that is not on the disk yet."""
+        return self.rows + len(self._open)
 
     def _check_settings(self) -> None:
         try:
@@ -210,11 +224,11 @@ class Shards:
 
     def _find(self) -> None:
         for path in sorted(self.folder.iterdir()):
-            name = re.fullmatch(r"(\d{8})-(\d+)-(\d+)" + re.escape(self.output.suffix), path.name)
+            name = re.fullmatch(r"(\d{10})-(\d+)-(\d+)" + re.escape(self.output.suffix), path.name)
             if name is None:
                 continue  # the settings, or what an interrupted run left half-written
-            index, rows, failed = map(int, name.groups())
-            if index != len(self.paths) or self.rows != index * SHARD_ROWS:
+            before, rows, failed = map(int, name.groups())
+            if before != self.rows:
                 raise ConfigError(f"{self.folder} lacks rows before {path.name}; delete it to start afresh")
             self.paths.append(path)
             self.rows += rows
@@ -227,10 +241,12 @@ class Shards:
             self._flush()
 
     def _flush(self) -> None:
+        if not self._open:
+            return
         if not self.paths:
             write_json(self.folder / SETTINGS, self.settings)
         failed = sum(bool(row[-1]) for row in self._open)
-        name = f"{len(self.paths):08d}-{len(self._open)}-{failed}{self.output.suffix}"
+        name = f"{self.rows:010d}-{len(self._open)}-{failed}{self.output.suffix}"
         temporary = self.folder / f"half-written{self.output.suffix}"
         self.output.write(temporary, self._open)
         self.paths.append(replace_durably(temporary, self.folder / name))
@@ -240,8 +256,7 @@ class Shards:
 
     def finish(self) -> None:
         """Write the last rows, merge all shards into the output and remove them."""
-        if self._open:
-            self._flush()
+        self._flush()
         self._check_rows()
         temporary = self.folder / f"merged{self.output.suffix}"
         self.output.merge(self.paths, temporary)

@@ -15,6 +15,8 @@ from PIL import Image, UnidentifiedImageError
 from PIL.ImageCms import ImageCmsTransform
 
 from model.errors import ModelError
+from model.inputs.jpeg_end import restore_end
+from model.inputs.other_formats import name_format
 from model.inputs.profiles import UnreadableProfileError, conversion_to_srgb
 from model.situations import ListingWarning
 
@@ -65,6 +67,7 @@ def upright_rgb(image: Image.Image, target: tuple[int, int] | None = None) -> De
 
     Raises any exception that Pillow raises for a damaged file, which is almost any.
     """
+    restore_end(image)
     if target is not None and image.format in JPEG_FORMATS:
         height, width = target
         image.draft(None, (DRAFT_MARGIN * width, DRAFT_MARGIN * height))
@@ -139,6 +142,7 @@ def decode_image(data: bytes, target: tuple[int, int] | None = None) -> Decoded:
         with Image.open(io.BytesIO(data)) as image:
             return upright_rgb(image, target)
     except UnidentifiedImageError:  # whose message is an address in memory
-        raise ModelError("the image cannot be decoded: it is in no known format") from None
+        found = name_format(data) or "in no known format"
+        raise ModelError(f"the image cannot be decoded: it is {found}") from None
     except Exception as error:  # Pillow's parsers let almost anything escape
         raise ModelError(f"the image cannot be decoded: {error}") from error

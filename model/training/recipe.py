@@ -28,12 +28,13 @@ from model.catalogue.listings import Catalogue
 from model.checkpoint.folder import METRICS, load_checkpoint, write_json
 from model.config import STRICT, FusionConfig, ModelConfig, from_json, to_json, update
 from model.errors import ConfigError, TrainingError
-from model.evaluation.calibrate import TARGET_PRECISIONS, calibrate, calibration_table
+from model.evaluation.calibrate import calibrate, calibration_table
 from model.evaluation.evaluate import evaluate, evaluation_tables
 from model.training import pretrain, train
 from model.training.config import PretrainConfig, TrainConfig
 from model.training.initialise import initial_model
 from model.training.trainer import STATE, finished_checkpoint
+from model.trust.certificates import TARGET_PRECISIONS
 from model.trust.scope import SCOPE_LEVEL
 
 RECORD = "stage.json"

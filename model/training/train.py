@@ -75,11 +75,7 @@ def train(
 
 def default_config(catalogue: Catalogue, initial: str | None) -> TrainConfig:
     """Return the preset for a start from `initial`, with a schedule for the number of training listings."""
-    listings = len(catalogue.part(Part.TRAIN))
-    if initial == IMAGENET and listings < FEW_LISTINGS:
-        return few_listings_training(listings)
-    pretrained_clip = initial not in (None, IMAGENET) and not Path(initial).is_dir()
-    return clip_training(listings) if pretrained_clip else small_training(listings)
+    return config_for(len(catalogue.part(Part.TRAIN)), initial)
 
 
 def default_model(catalogue: Catalogue, backbone: str | None, initial: str | None) -> ModelConfig:
@@ -88,13 +84,31 @@ def default_model(catalogue: Catalogue, backbone: str | None, initial: str | Non
     A start from ImageNet with few training listings has the fusion of `few_listings_training`. Raises as
     `initial_model` does.
     """
-    few = initial == IMAGENET and len(catalogue.part(Part.TRAIN)) < FEW_LISTINGS
-    return initial_model(backbone, initial, fusion=FEW_LISTINGS_FUSION if few else None)
+    return model_for(len(catalogue.part(Part.TRAIN)), backbone, initial)
 
 
 def default_initial(catalogue: Catalogue) -> str | None:
     """Return what a training starts from where nothing is said: ImageNet weights for few listings, else random ones."""
-    return IMAGENET if len(catalogue.part(Part.TRAIN)) < FEW_LISTINGS else None
+    return initial_for(len(catalogue.part(Part.TRAIN)))
+
+
+def config_for(listings: int, initial: str | None) -> TrainConfig:
+    """Return what `default_config` does for a catalogue with so many training listings."""
+    if initial == IMAGENET and listings < FEW_LISTINGS:
+        return few_listings_training(listings)
+    pretrained_clip = initial not in (None, IMAGENET) and not Path(initial).is_dir()
+    return clip_training(listings) if pretrained_clip else small_training(listings)
+
+
+def model_for(listings: int, backbone: str | None, initial: str | None) -> ModelConfig:
+    """Return what `default_model` does for a catalogue with so many training listings."""
+    few = initial == IMAGENET and listings < FEW_LISTINGS
+    return initial_model(backbone, initial, fusion=FEW_LISTINGS_FUSION if few else None)
+
+
+def initial_for(listings: int) -> str | None:
+    """Return what `default_initial` does for a catalogue with so many training listings."""
+    return IMAGENET if listings < FEW_LISTINGS else None
 
 
 class FineTuning:

@@ -21,6 +21,9 @@ METHOD = (
     "fallback procedure over a fixed grid of confidences"
 )
 
+TARGET_PRECISIONS = (0.9, 0.95, 0.99)
+"""What is certified unless something else is asked for."""
+
 _GRID_TOP, _GRID_BOTTOM, _GRID_STEP = 6.9, 0.0, 0.05
 
 _GRID_LOGITS = np.arange(round((_GRID_TOP - _GRID_BOTTOM) / _GRID_STEP) + 1) * -_GRID_STEP + _GRID_TOP
@@ -152,6 +155,15 @@ def certify_labels(
 def significance_level(delta: float) -> float:
     """Return the level of the tests behind a promise that may be broken with probability `delta` (see `certify`)."""
     return 1 - NormalDist().cdf(math.sqrt(2) * NormalDist().inv_cdf(1 - delta))
+
+
+def fewest_right(target: float, delta: float = 0.05) -> int:
+    """Return how many answers, independent and all of them right, a certificate at the target needs at least.
+
+    It takes as many where the model is as sure of them as the start in the grid with the largest share asks for.
+    """
+    budget = max(START_SHARES.values()) * significance_level(delta)
+    return math.ceil(math.log(budget) / math.log(target))
 
 
 def effective_counts(

@@ -101,7 +101,7 @@ def shipped(
     device: Device = "auto",
 ) -> None:
     """Measure a checkpoint's confidences and certified thresholds on corrupted listings."""
-    cells = measure_shipped(checkpoint, Catalogue.open(catalogue), pick_device(device))
+    cells = measure_shipped(checkpoint, Catalogue.open(catalogue), device)
     write_cells(results / SHIPPED, cells)
     print(results / SHIPPED)
 

@@ -37,8 +37,9 @@ def calibrate(
     Writes scope.safetensors and calibration.json into the checkpoint.
     """
     from model.catalogue.listings import Catalogue  # noqa: PLC0415
-    from model.evaluation.calibrate import TARGET_PRECISIONS, calibration_table  # noqa: PLC0415
     from model.evaluation.calibrate import calibrate as run  # noqa: PLC0415
+    from model.evaluation.calibrate import calibration_table  # noqa: PLC0415
+    from model.trust.certificates import TARGET_PRECISIONS  # noqa: PLC0415
 
     calibration = run(
         checkpoint,

@@ -15,6 +15,7 @@ from model.errors import ConfigError
 from model.inference.predictions import Abstention, ListingWarning, check_target_precision
 from model.inputs.decode import Decoded
 from model.situations import Situation
+from model.tasks import Task
 from service.app import load_predictor
 from service.commands import heat_map
 from service.errors import ServiceError
@@ -27,6 +28,7 @@ from service.schemas import (
     Scope,
     TokenWeight,
     Verdict,
+    said_title,
 )
 from service.settings import Settings
 
@@ -69,35 +71,47 @@ def predict_one(
     image: Path | None,
     title: str | None,
     top_k: int,
+    attributes: Sequence[str] | None = None,
     explain: bool = False,
     heat_map_file: Path | None = None,
 ) -> ClassifyReply:
-    """Answer a listing as the service would; a heat map, where one is wanted, is written to its file.
+    """Answer a listing as the service would, on the attributes named (None: all); a heat map, where one is wanted, is
+    written to its file.
 
     Raises `ModelError` where the input or the checkpoint cannot be used, or the heat map cannot be written.
     """
-    if image is None and not (title or "").strip():
-        raise ConfigError("give an image, a --title, or both")
+    said = said_title(title or "", None)
+    if image is None and said is None:
+        raise ConfigError("give an image, a --title that says something, or both")
     if heat_map_file is not None and image is None:
         raise ConfigError("--heat-map needs an image")
     images.configure_pillow()
     predictor = load_predictor(settings)
     if predictor.info.target_precisions:  # a checkpoint that is not calibrated answers, and accepts nothing
         check_target_precision(predictor.info, settings.target_precision)
+    names = _chosen(attributes, predictor.tasks)
     decoded = _open(image, settings, predictor.info.image_size) if image else None
     photo, warnings = (decoded.image, decoded.warnings) if decoded else (None, ())
+    if said is None and title and not title.isspace():
+        warnings = (ListingWarning.TITLE_IGNORED, *warnings)
     explain = explain or heat_map_file is not None
-    prepared = predictor.prepare(title, photo, explain=explain, warnings=warnings)
+    prepared = predictor.prepare(said, photo, explain=explain, warnings=warnings)
     (prediction,) = predictor.predict(predictor.collate([prepared]))
     predictions = {
-        task.name: prediction.attribute(task.name, target_precision=settings.target_precision, top_k=top_k)
-        for task in predictor.tasks
+        name: prediction.attribute(name, target_precision=settings.target_precision, top_k=top_k) for name in names
     }
     reply = ClassifyReply.of(image.name if image else None, predictor.info, prediction, predictions)
     if heat_map_file is not None and image is not None:
         large = _open(image, settings, heat_map.PANEL_SIZE).image
         _save(heat_map.draw(large, reply), heat_map_file)
     return reply
+
+
+def _chosen(attributes: Sequence[str] | None, tasks: Sequence[Task]) -> Sequence[str]:
+    known = [task.name for task in tasks]
+    if unknown := [name for name in attributes or () if name not in known]:
+        raise ConfigError(f"unknown attribute {unknown[0]!r}; the checkpoint predicts {', '.join(known)}")
+    return attributes or known
 
 
 def _open(path: Path, settings: Settings, target: tuple[int, int]) -> Decoded:

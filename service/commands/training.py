@@ -10,6 +10,7 @@ import typer
 
 from model.errors import ConfigError
 from service.commands.arguments import CatalogueFile, Device
+from service.commands.check import print_warnings
 
 if TYPE_CHECKING:
     from model.config import ModelConfig
@@ -121,6 +122,7 @@ def train(
 
     fusion, own = split_settings(settings, epochs)
     listings = Catalogue.open(catalogue)
+    print_warnings(listings, catalogue)
     if init is None and backbone is None:
         init = default_initial(listings)
     folder = run(
@@ -140,7 +142,11 @@ def _follow(recipe: Path, catalogue: Path | None, out: Path, device: str) -> Pat
     from model.training.recipe import Recipe, run_recipe  # noqa: PLC0415
 
     stages = Recipe.load(recipe)
-    return run_recipe(stages, out, catalogue=Catalogue.open(catalogue) if catalogue else None, device=device)
+    toml = catalogue or stages.catalogue
+    listings = Catalogue.open(toml) if toml else None
+    if toml and listings:
+        print_warnings(listings, toml)
+    return run_recipe(stages, out, catalogue=listings, device=device)
 
 
 def split_settings(texts: list[str] | None, epochs: int | None) -> tuple[dict[str, str], dict[str, str]]:

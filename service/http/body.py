@@ -17,6 +17,8 @@ from service.pipeline.admission import Ticket
 from service.pipeline.call import Call
 from service.schemas import check_members
 
+BODY_SETTING = "CMA_CLIP_MAX_BODY_BYTES"
+
 BODY_SECONDS, LEAST_BODY_BYTES = 3.0, 12 * 1024
 """A body ends, or brings at least that much, in every so many seconds."""
 
@@ -54,7 +56,7 @@ def declared_length(request: Request, limit: int) -> int:
     declared = request.headers.get("Content-Length", "0")
     length = int(declared) if declared.isascii() and declared.isdigit() and len(declared) < 20 else 0
     if length > limit:
-        raise PayloadTooLarge(f"the body has {length} bytes; at most {limit} are accepted")
+        raise PayloadTooLarge.bytes_of("the body", length, limit, BODY_SETTING)
     return length
 
 
@@ -69,7 +71,7 @@ async def read_body(request: Request, ticket: Ticket, *, limit: int) -> Pieces:
         async with asyncio.timeout(BODY_SECONDS) as patience:
             async for chunk in request.stream():
                 if len(body) + len(chunk) > limit:
-                    raise PayloadTooLarge(f"the body has more than {limit} bytes")
+                    raise PayloadTooLarge.bytes_of("the body", None, limit, BODY_SETTING)
                 ticket.add_bytes(len(chunk))
                 body.append(chunk)
                 if len(body) >= enough:

@@ -12,6 +12,7 @@ import asyncio
 import re
 import time
 import uuid
+from itertools import chain
 from typing import Any
 
 from pydantic_core import from_json
@@ -62,10 +63,11 @@ class Turns:
 
 async def parse_json(body: Pieces) -> Any:
     """Parse a body, and let go of it. Raises `PayloadTooLarge` or `InvalidRequest`."""
-    if len(body) <= SLICE:
-        return _parse(b"".join(body.taken()))
+    first = _without_mark(body.take())
+    if len(first) + len(body) <= SLICE:
+        return _parse(first + b"".join(body.taken()))
     turns, cut = Turns(), Cutter()
-    for piece in body.taken():
+    for piece in chain([first], body.taken()):
         for start in range(0, len(piece), SLICE):
             cut.feed(piece[start : start + SLICE])
             await turns.rest()
@@ -73,6 +75,13 @@ async def parse_json(body: Pieces) -> Any:
     document = _parse(cut.structure, cut=bool(cut.long))
     await turns.rest()
     return _with_long_strings(document, cut.long) if cut.long else document
+
+
+def _without_mark(text: bytes) -> bytes:
+    """Drop the byte-order mark that .NET and PowerShell write. Raises `InvalidRequest` for that of UTF-16 or UTF-32."""
+    if text.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")):
+        raise InvalidRequest("the body is not JSON: it is in UTF-16 or UTF-32; send it in UTF-8")
+    return text.removeprefix(b"\xef\xbb\xbf")
 
 
 class Cutter:

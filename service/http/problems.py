@@ -12,10 +12,9 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from service.errors import BodyTooSlow, InvalidRequest, MethodNotAllowed, NotFound, ServiceError, Unauthorized
+from service.request_form import MAX_NAME
 
 PROBLEM_TYPE = "application/problem+json"
-MAX_NAME = 64
-"""Characters of a field's name that are repeated: an unknown field is named by the caller, at any length."""
 
 
 def as_service_error(error: Exception) -> ServiceError:
@@ -39,11 +38,16 @@ def as_service_error(error: Exception) -> ServiceError:
 
 def describe(errors: Sequence[Any]) -> str:
     """Describe in one line what pydantic found, field by field, without repeating the caller's values."""
-    return "; ".join(
-        f"{'.'.join(str(part)[:MAX_NAME] for part in error['loc'] if part != 'body') or 'body'}: "
-        f"{error['msg'].removeprefix('Value error, ')}"
-        for error in errors[:5]
-    )
+    return "; ".join(map(_described, errors[:5]))
+
+
+def _described(error: Any) -> str:
+    field = ".".join(str(part)[:MAX_NAME] for part in error["loc"] if part != "body")
+    message: str = error["msg"]
+    if error["type"] == "value_error":  # one of ours, which says by itself what it is about
+        message = message.removeprefix("Value error, ")
+        return f"{field}: {message}" if field else message
+    return f"{field or 'body'}: {message}"
 
 
 def problem(error: ServiceError, request_id: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from python_multipart.multipart import parse_options_header
 
+from service.content_encoding import is_compressed
 from service.errors import ServiceError, UnsupportedMediaType
 from service.http.auth import check_key
 from service.http.body import AdmittedRequest, declared_length, raise_when_gone, read_body
@@ -66,8 +67,8 @@ class AdmittedRoute(APIRoute):
         sent = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         if sent != self.media_type:
             raise UnsupportedMediaType(f"this path takes Content-Type: {self.media_type}")
-        if request.headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise UnsupportedMediaType("compressed bodies are not accepted")
+        if is_compressed(request.headers.get("Content-Encoding", "")):
+            raise UnsupportedMediaType("compressed bodies are not accepted: send it without Content-Encoding")
 
 
 class JsonRoute(AdmittedRoute):

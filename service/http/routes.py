@@ -98,7 +98,7 @@ async def classify_or_fail(
 def _valid_id(submitted: object) -> str | None:
     """The id of an invalid listing, if the id itself is valid."""
     try:
-        return Listing.model_validate({"id": submitted["id"], "title": "-"}).id  # type: ignore[index]
+        return Listing.model_validate({"id": submitted["id"], "image": {"base64": ""}}).id  # type: ignore[index]
     except (ValidationError, TypeError, KeyError, IndexError):
         return None
 
@@ -130,7 +130,9 @@ async def classify_batch(batch: BatchRequest, pipeline: PipelineDep, call: CallD
     service's own, it fails as a whole too, so that a load balancer can try the next replica.
     """
     if len(batch.listings) > (limit := pipeline.settings.listings_limit):
-        raise PayloadTooLarge(f"the batch has {len(batch.listings)} listings; at most {limit} are accepted")
+        raise PayloadTooLarge(
+            f"the batch has {len(batch.listings)} listings; at most {limit} are accepted (CMA_CLIP_MAX_LISTINGS)"
+        )
     options = pipeline.check_options(batch)
     call.ticket.add_listings(len(batch.listings) - 1)  # one has been admitted already
     pipeline.admission.check_deadline(call.deadline, listings=0, own=call.ticket.listings)

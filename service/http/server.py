@@ -9,6 +9,7 @@ again     the process ends at once.
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
@@ -40,6 +41,8 @@ BALANCER_SECONDS = 2.0
 
 LAST_RESORT_SECONDS = 3.0
 """Time after the end of the drain for answers to be written and threads to end."""
+
+ANY_IPV6 = "::"
 
 RESERVED_FILES = 128
 """Open files that are not callers' connections: images being fetched, libraries, the log."""
@@ -96,6 +99,8 @@ def serve(app: FastAPI, settings: Settings) -> Exception | None:
     for sig in (signal.SIGINT, signal.SIGTERM):
         # Before uvicorn handles signals, and after: threads that it does not know of may still be waited for then.
         signal.signal(sig, end_at_once)
+    if settings.unused_proxy is not None:
+        log.warning("%s is set and not used: images go through CMA_CLIP_IMAGE_PROXY alone", settings.unused_proxy)
     with listen(settings.host, settings.port) as listener:
         log.info("listening", extra={"fields": {"host": settings.host, "port": listener.getsockname()[1]}})
         Server(config, lifecycle, drain_seconds=settings.drain_seconds).run(sockets=[listener])
@@ -166,11 +171,14 @@ def connections_within_files(wanted: int) -> int:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Open the port. Raises `ConfigError`."""
+    """Open the port; the address `::` is every interface by IPv6, and by IPv4 too. Raises `ConfigError`."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    both = host == ANY_IPV6 and socket.has_dualstack_ipv6()
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        return socket.create_server((host, port), family=family, backlog=2048, dualstack_ipv6=both)
     except OSError as error:
         # A name that cannot be resolved has no error number of the system's.
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+        if family == socket.AF_INET6 and error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+            reason += "; without IPv6 on this machine, 0.0.0.0 is every interface"
         raise ConfigError(f"cannot listen on {host} port {port}: {reason}") from None

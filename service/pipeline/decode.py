@@ -13,6 +13,7 @@ import struct
 from PIL import AvifImagePlugin, Image
 
 from model.inputs.decode import Decoded, upright_rgb
+from model.inputs.other_formats import name_format
 from service.errors import PayloadTooLarge, ServiceError, UndecodableImage, UnsupportedMediaType
 
 ACCEPTED = "JPEG, PNG, WebP, GIF, AVIF, BMP"
@@ -58,7 +59,8 @@ def decode(data: bytes, *, max_pixels: int, target: tuple[int, int]) -> Decoded:
     except Exception as error:
         # Not a list of classes: Pillow's parsers raise struct.error, SyntaxError, ValueError, ZeroDivisionError
         # and more, all of which mean that the file is damaged.
-        raise UndecodableImage(f"the image is a damaged {file_format} file") from error
+        cut = ": it ends too early" if "truncated" in str(error) else ""
+        raise UndecodableImage(f"the image is a damaged {file_format} file{cut}") from error
 
 
 def sniff(data: bytes) -> str:
@@ -82,7 +84,9 @@ def sniff(data: bytes) -> str:
             return "AVIF"
         case head if head.startswith(b"BM"):
             return "BMP"
-    raise UnsupportedMediaType(f"the image is in none of the accepted formats ({ACCEPTED})")
+    found = name_format(data)
+    what = f"the image is {found}, which is none" if found else "the image is in none"
+    raise UnsupportedMediaType(f"{what} of the accepted formats ({ACCEPTED}): save it as JPEG")
 
 
 def _brands(data: bytes) -> set[bytes]:
@@ -117,7 +121,8 @@ def _check_jpeg(data: bytes) -> None:
 def _check_pixels(size: tuple[int, int], max_pixels: int) -> None:
     width, height = size
     if width * height > max_pixels:
-        raise PayloadTooLarge(f"the image has {width} × {height} pixels; at most {max_pixels} are accepted")
+        accepted = f"at most {max_pixels:,} are accepted (CMA_CLIP_MAX_IMAGE_PIXELS)"
+        raise PayloadTooLarge(f"the image has {width} × {height} = {width * height:,} pixels; {accepted}")
 
 
 def _webp_size(data: bytes) -> tuple[int, int] | None:

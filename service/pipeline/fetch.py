@@ -29,12 +29,15 @@ from typing import Any
 
 import httpcore
 
-from service.errors import ImageFetchFailed, ImageUrlForbidden, InvalidRequest, PayloadTooLarge
+from service.content_encoding import is_compressed
+from service.errors import ImageFetchFailed, ImageHostUnreachable, ImageUrlForbidden, InvalidRequest, PayloadTooLarge
 from service.pipeline.gate import Gate
 from service.pipeline.image_url import PORTS, ImageUrl
 from service.settings import Proxy, Settings
 
 Headers = Mapping[bytes | str, bytes | str]
+
+IMAGE_SETTING = "CMA_CLIP_MAX_IMAGE_BYTES"
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
@@ -159,8 +162,13 @@ class Connections:
 class Fetcher:
     """Fetches images, a bounded number at a time, over pooled connections."""
 
-    def __init__(self, gate: Gate, limits: FetchLimits, *, proxy: Proxy | None = None) -> None:
+    def __init__(
+        self, gate: Gate, limits: FetchLimits, *, proxy: Proxy | None = None, unused_proxy: str | None = None
+    ) -> None:
+        """unused_proxy: a variable that names a proxy which other programs would use: told where no host is reached"""
         self._gate, self._limits = gate, limits
+        hint = f"; {unused_proxy} names a proxy, which is not used for images: set CMA_CLIP_IMAGE_PROXY"
+        self._hint = hint if unused_proxy else ""
         self._connections = Connections(gate, limits, proxy)
         self._hosts = HostSlots(limits.connections_per_host)
         self._timeouts = {
@@ -178,7 +186,12 @@ class Fetcher:
         on_bytes: called with the size of each piece as it arrives; may raise to stop
         Raises `InvalidRequest` (not a URL), `ImageUrlForbidden`, `PayloadTooLarge` or `ImageFetchFailed`.
         """
-        url = ImageUrl.parse(text)
+        try:
+            return await self._fetch(ImageUrl.parse(text), on_bytes)
+        except ImageHostUnreachable as error:
+            raise ImageHostUnreachable(error.detail + self._hint) from None
+
+    async def _fetch(self, url: ImageUrl, on_bytes: Callable[[int], None]) -> bytes:
         try:
             async with asyncio.timeout(self._limits.seconds):
                 for _ in range(self._limits.redirects + 1):
@@ -189,9 +202,9 @@ class Fetcher:
                             return await self._read(response, on_bytes)
                         url = _redirected(url, location)
         except (TimeoutError, httpcore.TimeoutException):
-            raise ImageFetchFailed("the image's host did not answer in time") from None
+            raise ImageHostUnreachable("the image's host did not answer in time") from None
         except FAILURES:
-            raise ImageFetchFailed("the connection to the image's host failed") from None
+            raise ImageHostUnreachable("the connection to the image's host failed") from None
         raise ImageFetchFailed(f"the image's host redirects more than {self._limits.redirects} times")
 
     async def aclose(self) -> None:
@@ -215,11 +228,11 @@ class Fetcher:
     async def _read(self, response: httpcore.Response, on_bytes: Callable[[int], None]) -> bytes:
         if response.status != 200:
             raise ImageFetchFailed(f"the image's host answered with status {response.status}")
-        if _header(response, b"content-encoding").lower() not in ("", "identity"):
+        if is_compressed(_header(response, b"content-encoding")):
             raise ImageFetchFailed("the image's host sent a compressed answer, which was not asked for")
         declared = _header(response, b"content-length")
         if declared.isascii() and declared.isdigit() and len(declared) < 20 and int(declared) > self._limits.max_bytes:
-            raise self._too_large()
+            raise self._too_large(int(declared))
         body = bytearray()
         async for chunk in response.aiter_stream():
             if len(body) + len(chunk) > self._limits.max_bytes:
@@ -228,8 +241,8 @@ class Fetcher:
             body += chunk
         return bytes(body)
 
-    def _too_large(self) -> PayloadTooLarge:
-        return PayloadTooLarge(f"the image behind the URL has more than {self._limits.max_bytes} bytes")
+    def _too_large(self, nbytes: int | None = None) -> PayloadTooLarge:
+        return PayloadTooLarge.bytes_of("the image behind the URL", nbytes, self._limits.max_bytes, IMAGE_SETTING)
 
 
 def _header(response: httpcore.Response, name: bytes) -> str:
@@ -272,8 +285,9 @@ def configured_fetcher(settings: Settings, gate: Gate | None = None) -> Fetcher:
     """Return a fetcher under the rules of `settings`, or of `gate` where one is given."""
     gate = gate or Gate(
         allowed_hosts=settings.image_hosts,
-        ports=settings.image_ports,
+        ports=settings.open_image_ports,
         private_networks=settings.image_networks,
         allow_private=settings.allow_private_image_hosts,
     )
-    return Fetcher(gate, FetchLimits(max_bytes=settings.max_image_bytes), proxy=settings.proxy)
+    limits = FetchLimits(max_bytes=settings.max_image_bytes)
+    return Fetcher(gate, limits, proxy=settings.proxy, unused_proxy=settings.unused_proxy)

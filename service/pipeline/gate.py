@@ -7,7 +7,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Collection, Iterable, Sequence
 
-from service.errors import ImageFetchFailed, ImageUrlForbidden
+from service.errors import ImageFetchFailed, ImageHostUnreachable, ImageUrlForbidden
 from service.pipeline.image_url import Address, ImageUrl, as_address
 from service.pipeline.names import NameServers, Resolve
 
@@ -86,20 +86,20 @@ class Gate:
     def check(self, url: ImageUrl) -> None:
         """Raise `ImageUrlForbidden` for a port, or a host, that images are not accepted from."""
         if url.port not in self._ports:
-            raise ImageUrlForbidden("images are not accepted from this port")
+            raise ImageUrlForbidden(f"images are not accepted from port {url.port} (CMA_CLIP_IMAGE_PORTS)")
         if self._allowed_hosts and not any(
             url.host == allowed.lstrip(".") or (allowed.startswith(".") and url.host.endswith(allowed))
             for allowed in self._allowed_hosts
         ):
-            raise ImageUrlForbidden("images are not accepted from this host")
+            raise ImageUrlForbidden("images are not accepted from this host (CMA_CLIP_IMAGE_HOSTS)")
 
     async def addresses(self, host: str) -> Sequence[str]:
         """Return the addresses that may be dialled for `host`.
 
-        Raises `ImageUrlForbidden`, or `ImageFetchFailed` if the name has no address.
+        Raises `ImageUrlForbidden`, or `ImageHostUnreachable` if the name has no address.
         """
         if not (found := await self.known_addresses(host)):
-            raise ImageFetchFailed("the image's host has no address")
+            raise ImageHostUnreachable("the image's host has no address")
         return found
 
     async def known_addresses(self, host: str) -> Sequence[str]:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import contextlib
 import os
-import string
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,8 +12,9 @@ from typing import Any
 
 from model.inference.predictions import ListingPredictor, Prepared
 from model.inputs.decode import Decoded
-from service.errors import ImageFetchFailed, InvalidRequest, PayloadTooLarge, UndecodableImage, UnsupportedMediaType
+from service.errors import ImageFetchFailed, UndecodableImage, UnsupportedMediaType
 from service.pipeline.admission import Ticket
+from service.pipeline.base64_image import check_image_bytes, decode_base64
 from service.pipeline.decode import decode
 from service.schemas import ListingInput
 
@@ -83,6 +81,7 @@ class Preparer:
         started = time.monotonic()
         decoded = decode_image_of(listing, fetched, self._limits, target=predictor.info.image_size)
         image, warnings = (decoded.image, decoded.warnings) if decoded else (None, ())
+        warnings = (*listing.warnings, *warnings)
         prepared: Prepared = predictor.prepare(listing.title, image, explain=explain, warnings=warnings)
         return prepared, time.monotonic() - started
 
@@ -101,25 +100,12 @@ def decode_image_of(
             raise ImageFetchFailed(f"what the image's host sent cannot be used: {error.detail}") from error
     if listing.image is None:
         return None
-    encoded = _from_base64(listing.image, limits) if isinstance(listing.image, str) else listing.image
+    encoded = listing.image
+    if isinstance(encoded, str):
+        encoded = decode_base64(encoded, max_bytes=limits.max_bytes)
     return _decode(encoded, limits, target)
 
 
 def _decode(encoded: bytes, limits: ImageLimits, target: tuple[int, int]) -> Decoded:
-    _check_size(len(encoded), limits)
+    check_image_bytes(len(encoded), limits.max_bytes)
     return decode(encoded, max_pixels=limits.max_pixels, target=target)
-
-
-def _from_base64(text: str, limits: ImageLimits) -> bytes:
-    """Decode standard base64; line breaks, as the `base64` command writes them, are accepted."""
-    try:
-        encoded = text.encode("ascii").translate(None, string.whitespace.encode())
-        _check_size(len(encoded) // 4 * 3 - 2, limits)
-        return base64.b64decode(encoded, validate=True)
-    except (binascii.Error, ValueError):
-        raise InvalidRequest("image.base64 is not valid base64") from None
-
-
-def _check_size(nbytes: int, limits: ImageLimits) -> None:
-    if nbytes > limits.max_bytes:
-        raise PayloadTooLarge(f"the image has {nbytes} bytes; at most {limits.max_bytes} are accepted")

@@ -70,7 +70,7 @@ def test_an_image_that_is_too_large(open_playground: OpenPlayground, strict: Sit
     playground = open_playground(strict)
     playground.expected = REFUSED
     playground.choose(image_file() | {"buffer": b"\x89PNG" + bytes(2000)})
-    expect(playground.expect_problem("payload_too_large")).to_contain_text("at most 1000")
+    expect(playground.expect_problem("payload_too_large")).to_contain_text("at most 1,000 bytes are accepted")
 
 
 def test_a_url_that_does_not_answer(open_playground: OpenPlayground, strict: Site) -> None:

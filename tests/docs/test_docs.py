@@ -40,6 +40,11 @@ def test_the_figures_about_accepted_labels_are_the_measured_ones() -> None:
     assert page == figures.with_accepted(page), "run: python -m docs.figures"
 
 
+def test_the_figures_about_tables_are_the_measured_ones() -> None:
+    page = figures.CHECK.read_text(encoding="utf-8")
+    assert page == figures.with_tables(page), "run: python -m docs.figures"
+
+
 def test_the_figures_about_small_catalogues_are_the_measured_ones() -> None:
     page = figures.TRAINING.read_text(encoding="utf-8")
     assert page == figures.with_small_catalogues(page), "run: python -m docs.figures"

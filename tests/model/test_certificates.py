@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 
 from model.evaluation.scores import oracle_point
 from model.trust.binomial import lower_bound
-from model.trust.certificates import GRID, START_SHARES, _smallest_certified, certify, certify_labels, effective_counts
+from model.trust.certificates import (
+    GRID,
+    START_SHARES,
+    _smallest_certified,
+    certify,
+    certify_labels,
+    effective_counts,
+    fewest_right,
+)
 
 TARGETS = (0.9, 0.95, 0.99)
 
@@ -233,6 +241,14 @@ def test_a_label_is_certified_by_its_own_answers_alone() -> None:
     group = np.arange(len(confidence))
     alone = certify(confidence[predicted == 0], correct[predicted == 0], [0.9])
     assert certify_labels(confidence, correct, predicted, [0.9], group=group)[0] == alone
+
+
+@pytest.mark.parametrize(("target", "count"), [(0.9, 57), (0.95, 117), (0.99, 597)])
+def test_fewest_right_answers_are_what_a_certificate_takes(target: float, count: int) -> None:
+    assert fewest_right(target) == count
+    for answers, possible in ((count - 1, False), (count, True)):
+        found = certify(np.ones(answers), np.ones(answers, np.bool_), [target])
+        assert (found[target] is not None) is possible
 
 
 # --- (listing, label) pairs --------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from model.catalogue.formulas import to_cell
 from model.catalogue.listings import iter_listings
 from model.errors import CatalogueError, ConfigError, ModelError
 from model.inference import output
-from model.inference.label import Labelling, label_catalogue
+from model.inference.label import Labelling, LabellingInterrupted, label_catalogue
 from model.inference.output import CsvFormat, OutputRow
 from model.inference.predictions import (
     Abstention,
@@ -339,8 +339,30 @@ def test_where_a_column_names_images_and_none_is_there_nothing_is_labelled(tmp_p
 def test_where_a_template_finds_no_image_every_row_says_so(tmp_path: Path) -> None:
     toml = write_catalogue(tmp_path, "id,title\n1,A red shirt\n2,Plain\n", {"other": png("red")})
     result = label(toml, tmp_path / "out.csv")
-    assert result.failed == 2
+    assert (result.failed, result.report.images.found) == (2, 0)
     assert read_csv(tmp_path / "out.csv")[0]["error"] == "line 2: no such image: 1.png"
+    assert label(toml, tmp_path / "titles.csv", allow_missing_images=True).failed == 0
+
+
+def test_missing_images_may_be_allowed(tmp_path: Path) -> None:
+    cells = ["red.png", "blue.png"]
+    toml = write_named(tmp_path, cells, {"red": png("red")})
+    result = label(toml, tmp_path / "out.csv", allow_missing_images=True)
+    there, absent = read_csv(tmp_path / "out.csv")
+    assert (there["colour_image_weight"], absent["colour_image_weight"]) == ("0.25", "0.0")
+    assert (result.failed, result.report.images.not_found) == (0, 1)
+    (tmp_path / "photos" / "red.png").unlink()
+    assert label(toml, tmp_path / "none.csv", allow_missing_images=True).failed == 0
+
+
+@pytest.mark.parametrize(("missing", "warned"), [(0, False), (4, False), (5, True)])
+def test_many_missing_images_are_warned_of(tmp_path: Path, missing: int, warned: bool) -> None:
+    cells = ["red.png"] * (100 - missing) + ["blue.png"] * missing
+    result = label(write_named(tmp_path, cells, {"red": png("red")}), tmp_path / "out.csv")
+    warning = result.report.images.warning
+    assert (warning is not None) is warned
+    if warning:
+        assert warning == "5 of the 100 images that the table names (5%) were not found, such as blue.png"
 
 
 def test_urls_are_fetched_and_one_that_fails_fails_alone(tmp_path: Path) -> None:
@@ -403,6 +425,16 @@ def interrupt(toml: Path, out: Path, dies_after: int, **options: Any) -> None:
         label(toml, out, FakePredictor(dies_after=dies_after), **options)
 
 
+def dies_at_once_after(listings: int) -> Any:
+    def predict(self: FakePredictor, batch: Any) -> Sequence[FakePrediction]:
+        self.batches.append(len(batch))
+        if sum(self.batches) > listings:
+            raise MemoryError  # as abrupt as a signal, to what writes the shards
+        return list(batch)
+
+    return predict
+
+
 @pytest.fixture
 def long_toml(tmp_path: Path) -> Path:
     return write_catalogue(tmp_path, "id,title\n" + "".join(f"{n},Title {n}\n" for n in range(12)), {})
@@ -413,8 +445,29 @@ def test_what_was_finished_is_not_computed_again(long_toml: Path, tmp_path: Path
     interrupt(long_toml, out, 9)
     predictor = FakePredictor()
     result = label(long_toml, out, predictor)
-    assert (result.resumed, result.rows, sum(predictor.batches)) == (8, 12, 4)
+    assert (result.resumed, result.rows, sum(predictor.batches)) == (9, 12, 3)
     assert result.report.rows == 12
+
+
+def test_ctrl_c_says_how_far_it_came(long_toml: Path, tmp_path: Path) -> None:
+    with pytest.raises(LabellingInterrupted, match=r"^2 of about 13 rows are finished$") as stopped:
+        label(long_toml, tmp_path / "out.csv", FakePredictor(dies_after=2), batch_size=1)
+    assert list(stopped.value.folder.glob("0000000000-2-0.csv"))
+    with pytest.raises(LabellingInterrupted, match=r"^2 of about 13 rows are finished$"):
+        label(long_toml, tmp_path / "out.csv", FakePredictor(dies_after=0))
+    assert label(long_toml, tmp_path / "out.csv").resumed == 2
+    assert len(read_csv(tmp_path / "out.csv")) == 12
+
+
+def test_a_run_that_is_killed_loses_less_than_a_shard(
+    long_toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.csv"
+    with monkeypatch.context() as patch:
+        patch.setattr(FakePredictor, "predict", dies_at_once_after(9))
+        with pytest.raises(MemoryError):
+            label(long_toml, out)
+    assert label(long_toml, out).resumed == 8
 
 
 def test_a_half_written_shard_is_written_again(long_toml: Path, tmp_path: Path) -> None:
@@ -486,14 +539,14 @@ def test_rows_of_a_release_with_other_columns_are_refused(long_toml: Path, tmp_p
 
 def test_another_batch_size_is_fine(long_toml: Path, tmp_path: Path) -> None:
     interrupt(long_toml, tmp_path / "out.csv", 9)
-    assert label(long_toml, tmp_path / "out.csv", batch_size=1).resumed == 8
+    assert label(long_toml, tmp_path / "out.csv", batch_size=1).resumed == 9
 
 
 def test_a_lost_shard_is_noticed(long_toml: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.csv"
     interrupt(long_toml, out, 9)
-    (tmp_path / "out.csv.partial" / "00000000-4-0.csv").unlink()
-    with pytest.raises(ConfigError, match=r"lacks rows before 00000001-4-0\.csv"):
+    (tmp_path / "out.csv.partial" / "0000000000-4-0.csv").unlink()
+    with pytest.raises(ConfigError, match=r"lacks rows before 0000000004-4-0\.csv"):
         label(long_toml, out)
 
 
@@ -530,7 +583,7 @@ def test_a_second_run_on_one_output_is_refused(long_toml: Path, tmp_path: Path, 
 def test_a_run_that_was_killed_keeps_nobody_out(long_toml: Path, tmp_path: Path) -> None:
     interrupt(long_toml, tmp_path / "out.csv", 9)
     assert (tmp_path / "out.csv.partial" / "lock").exists()
-    assert label(long_toml, tmp_path / "out.csv").resumed == 8
+    assert label(long_toml, tmp_path / "out.csv").resumed == 9
 
 
 def test_an_output_that_appears_before_the_lock_is_taken_is_not_overwritten(
@@ -559,7 +612,7 @@ def test_rows_are_counted_before_the_merge(long_toml: Path, tmp_path: Path, suff
         second.write_bytes(second.read_bytes() + first.read_bytes().splitlines(keepends=True)[0])
     else:
         pq.write_table(pq.read_table(first).slice(0, 3), second)
-    with pytest.raises(ModelError, match=r"00000001-4-0.* holds [35] rows, not 4; delete"):
+    with pytest.raises(ModelError, match=r"0000000004-4-0.* holds [35] rows, not 4; delete"):
         label(long_toml, out)
     assert not out.exists()
 

@@ -848,7 +848,7 @@ def test_the_shipped_checkpoint_is_measured_and_shown(
 ) -> None:
     monkeypatch.setattr(shipped, "SUBSET", 4)
     with pytest.raises(ConfigError, match=r"not calibrated at 0\.95"):
-        measure_shipped(checkpoint_folder, catalogue, torch.device("cpu"))
+        measure_shipped(checkpoint_folder, catalogue, "cpu")
     checkpoint = load_checkpoint(checkpoint_folder)
     certified = Certificate(threshold=0.0, coverage=1.0, support=100, bound=0.96)
     attribute = AttributeCalibration(temperature=2.0, thresholds={0.95: certified})
@@ -860,7 +860,7 @@ def test_the_shipped_checkpoint_is_measured_and_shown(
         situations={situation: {task.name: attribute for task in tasks} for situation in Situation},
     )
     write_part(checkpoint, CALIBRATION, calibration.to_json())
-    cells = measure_shipped(checkpoint_folder, catalogue, torch.device("cpu"))
+    cells = measure_shipped(checkpoint_folder, catalogue, "cpu")
     colour = cells["conditions"][clean(Situation.TITLE)]["attributes"]["colour"]
     assert colour["coverage"] == 1.0
     assert colour["precision"] == colour["accuracy"]

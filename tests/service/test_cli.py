@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from model.catalogue.listings import ReadReport
 from model.errors import CheckpointError
+from model.inference.label import Labelling, LabellingInterrupted
 from service import app as app_module
 from service import cli
 from service.commands import predict as predict_command
@@ -48,7 +51,7 @@ def failed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, 
     return captured.err
 
 
-@pytest.mark.parametrize("command", [[], ["serve"], ["predict"], ["bench"]])
+@pytest.mark.parametrize("command", [[], ["check"], ["serve"], ["predict"], ["bench"]])
 def test_help_is_printed(command: list[str]) -> None:
     result = run(*command, "--help")
     assert result.exit_code == 0
@@ -65,6 +68,78 @@ def test_serve_has_a_flag_for_each_setting() -> None:
     text = run("serve", "--help").output
     for flag in ("--max-batch-size", "--image-hosts", "--allow-private-image-hosts", "--drain-seconds", "--api-keys"):
         assert flag in text
+
+
+@pytest.mark.parametrize(
+    ("flag", "kind"),
+    [
+        ("--port", "INTEGER"),
+        ("--max-image-bytes", "INTEGER"),
+        ("--drain-seconds", "FLOAT"),
+        ("--checkpoint", "PATH"),
+        ("--image-hosts", "LIST"),
+        ("--host", "TEXT"),
+    ],
+)
+def test_flags_are_shown_with_their_types(flag: str, kind: str) -> None:
+    text = run("serve", "--help").output
+    assert re.search(rf"{flag} +{kind} ", text), text
+
+
+def test_a_flag_without_a_value_has_no_type() -> None:
+    assert re.search(r"--allow-private-image-hosts +--no-allow", run("serve", "--help").output)
+
+
+@pytest.mark.parametrize(
+    "given", [["--attributes", "season, baseColour"], ["--attribute", "season", "--attribute", "baseColour"]]
+)
+def test_predict_answers_the_attributes_that_are_asked_for(tmp_path: Path, given: list[str]) -> None:
+    result = run("predict", "--title", "Navy shirt", "--json", *given)
+    assert result.exit_code == 0, result.exception
+    assert list(json.loads(result.output)["attributes"]) == ["season", "baseColour"]
+
+
+def test_an_attribute_that_the_checkpoint_does_not_know_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = failed(capsys, monkeypatch, "predict", "--title", "Navy shirt", "--attributes", "colour")
+    assert said == "cma-clip: unknown attribute 'colour'; the checkpoint predicts baseColour, season\n"
+
+
+@pytest.mark.parametrize(
+    ("rows", "then"), [(1200, "they are kept in out.csv.partial, and the same"), (0, "nothing is")]
+)
+def test_ctrl_c_in_label_is_one_line(monkeypatch: pytest.MonkeyPatch, rows: int, then: str) -> None:
+    def interrupted(*_arguments: Any, **_options: Any) -> None:
+        raise LabellingInterrupted(rows, 5000, Path("out.csv.partial"))
+
+    monkeypatch.setattr("model.inference.label.label", interrupted)
+    result = run("label", "shop.toml", "--out", "out.csv")
+    assert result.exit_code == 130
+    assert result.stderr.startswith(f"cma-clip: interrupted: {rows:,} of about 5,000 rows are finished; {then}")
+    assert result.stderr.count("\n") == 1
+
+
+def test_label_warns_of_missing_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = ReadReport("table.csv")
+    for number in range(10):
+        report.images.add(None if number else "0.jpg")
+    done = Labelling(rows=10, failed=1, resumed=0, report=report)
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr("model.inference.label.label", lambda *_, **options: asked.update(options) or done)
+    result = run("label", "shop.toml", "--out", "out.csv", "--allow-missing-images", "--attributes", "season,usage")
+    assert "warning: 1 of the 10 images that the table names (10%) were not found, such as 0.jpg" in result.stderr
+    assert (asked["allow_missing_images"], asked["attributes"]) == (True, ["season", "usage"])
+
+
+def test_label_where_not_one_image_is_there_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = ReadReport("table.csv")
+    report.images.add("0.jpg")
+    done = Labelling(rows=1, failed=1, resumed=0, report=report)
+    monkeypatch.setattr("model.inference.label.label", lambda *_, **__: done)
+    result = run("label", "shop.toml", "--out", "out.csv")
+    assert result.exit_code == 1
+    assert "no listing could be labelled: not one image is there, such as 0.jpg; --allow-missing" in result.stderr
 
 
 def test_predict_prints_a_table(tmp_path: Path) -> None:

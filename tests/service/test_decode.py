@@ -411,3 +411,10 @@ def check_outcome(data: bytes) -> None:
     TALLY["fuzz: images decoded or refused"] += 1
     with contextlib.suppress(UnsupportedMediaType, UndecodableImage, PayloadTooLarge):
         assert read(data, max_pixels=100_000).width > 0
+
+
+def test_a_file_that_was_cut_off_is_told() -> None:
+    whole = write(scene(), "JPEG")
+    assert read(whole[:-2]).tobytes() == read(whole).tobytes()  # without its end marker alone
+    with pytest.raises(UndecodableImage, match="damaged JPEG file: it ends too early"):
+        read(whole[:-60])

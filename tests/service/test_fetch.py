@@ -12,14 +12,22 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
-from service.errors import ImageFetchFailed, ImageUrlForbidden, InvalidRequest, Overloaded, PayloadTooLarge
+from service.errors import (
+    ImageFetchFailed,
+    ImageHostUnreachable,
+    ImageUrlForbidden,
+    InvalidRequest,
+    Overloaded,
+    PayloadTooLarge,
+)
 from service.pipeline import gate as gate_module
 from service.pipeline.call import FETCHES
-from service.pipeline.fetch import Fetcher, FetchLimits, HostSlots
+from service.pipeline.fetch import Fetcher, FetchLimits, HostSlots, configured_fetcher
 from service.pipeline.gate import Gate, is_public
 from service.pipeline.names import Resolve
-from service.settings import Proxy
+from service.settings import PROXY_VARIABLES, Proxy, Settings
 from tests.service.conftest import as_base64, encoded, in_process, until
 from tests.service.test_routes import check_problem
 
@@ -164,6 +172,32 @@ async def test_a_chunked_answer_is_put_together() -> None:
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     async with host(says(head, chunks)) as origin, fetching() as fetcher:
         assert await fetcher.fetch(origin.url()) == IMAGE
+
+
+@pytest.mark.usefixtures("loopback_is_public")
+@pytest.mark.parametrize(
+    "encoding", ["identity", "UTF-8", "utf8", "aws-chunked", "aws-chunked, identity", "", "binary"]
+)
+async def test_what_object_stores_call_an_encoding_is_none(encoding: str) -> None:
+    async with host(says(answer(IMAGE, Content_Encoding=encoding))) as origin, fetching() as fetcher:
+        assert await fetcher.fetch(origin.url()) == IMAGE
+
+
+@pytest.mark.usefixtures("loopback_is_public")
+@pytest.mark.parametrize("encoding", ["gzip", "br", "aws-chunked, gzip", "UTF-8,deflate", "zstd"])
+async def test_a_compressed_answer_is_refused(encoding: str) -> None:
+    async with host(says(answer(IMAGE, Content_Encoding=encoding))) as origin, fetching() as fetcher:
+        with pytest.raises(ImageFetchFailed, match="compressed answer"):
+            await fetcher.fetch(origin.url())
+
+
+@pytest.mark.usefixtures("loopback_is_public")
+async def test_white_space_around_a_url_is_no_part_of_it() -> None:
+    async with host(says(answer(IMAGE))) as origin, in_process(gate=gate()) as client:
+        reply = await client.classify(image={"url": f"\n {origin.url()}\u00a0\r\n"})
+        assert reply.status_code == 200
+        inside = await client.classify(image={"url": "http://images.test/a b\tc"})
+        check_problem(inside, 422, "invalid_request")
 
 
 @pytest.mark.usefixtures("loopback_is_public")
@@ -492,7 +526,7 @@ async def test_a_flood_of_bad_hosts_leaves_the_pool_usable() -> None:
     ):
         urls = [bad.url(name="bad.test"), slow.url(name="slow.test"), good.url()] * 20
         found = await asyncio.gather(*(fetcher.fetch(url) for url in urls), return_exceptions=True)
-        assert {type(outcome) for outcome in found[0::3] + found[1::3]} == {ImageFetchFailed}
+        assert {type(outcome) for outcome in found[0::3] + found[1::3]} == {ImageHostUnreachable}
         assert found[2::3] == [IMAGE] * 20
         assert await fetcher.fetch(good.url()) == IMAGE
 
@@ -537,6 +571,20 @@ async def test_only_the_usual_ports_are_dialled(url: str) -> None:
             await fetcher.fetch(url)
 
 
+async def test_where_private_hosts_are_allowed_any_port_is_unless_some_are_named() -> None:
+    async with host(says(answer(IMAGE))) as origin:
+        url = f"http://127.0.0.1:{origin.port}/a.png"
+        fetcher = configured_fetcher(Settings(allow_private_image_hosts=True))
+        assert await fetcher.fetch(url) == IMAGE
+        await fetcher.aclose()
+        for settings in (Settings(allow_private_image_hosts=True, image_ports=(80, 443)), Settings()):
+            fetcher = configured_fetcher(settings)
+            with pytest.raises(ImageUrlForbidden, match=f"port {origin.port} .CMA_CLIP_IMAGE_PORTS"):
+                await fetcher.fetch(url)
+            await fetcher.aclose()
+
+
+@pytest.mark.usefixtures("loopback_is_public")
 async def test_a_redirect_to_another_port_is_refused() -> None:
     redirect = answer(b"", status="302 Found", Location="http://127.0.0.1:22/")
     async with host(says(redirect)) as origin, fetching(ports=(origin.port,), allow_private=True) as fetcher:
@@ -619,6 +667,24 @@ async def test_a_private_network_that_is_named_is_dialled_past_the_proxy() -> No
     async with host(says(answer(IMAGE))) as origin, proxied(private_networks=inside) as (fetcher, proxy):
         assert await fetcher.fetch(origin.url()) == IMAGE
         assert (origin.connections, proxy.connections) == (1, 0)
+
+
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "https_proxy", "ALL_PROXY"])
+async def test_a_proxy_for_other_programs_is_named_where_no_host_is_reached(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    for each in PROXY_VARIABLES:
+        monkeypatch.delenv(each, raising=False)
+        monkeypatch.delenv(each.lower(), raising=False)
+    assert Settings().unused_proxy is None
+    async with host(says(answer(IMAGE))) as proxy:
+        monkeypatch.setenv(variable, f"http://127.0.0.1:{proxy.port}")
+        fetcher = configured_fetcher(Settings(), gate())
+        with pytest.raises(ImageFetchFailed, match=rf"no address; {variable} names a proxy.* set CMA_CLIP_IMAGE_PROXY"):
+            await fetcher.fetch("http://nowhere.test/")
+        await fetcher.aclose()
+        assert proxy.connections == 0
+    assert Settings(image_proxy=SecretStr("http://proxy.test:3128")).unused_proxy is None
 
 
 async def test_a_proxy_that_is_not_there_or_refuses_is_a_failed_fetch() -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from service.errors import ImageFetchFailed, ImageUrlForbidden, InvalidRequest
+from service.errors import ImageFetchFailed, ImageHostUnreachable, ImageUrlForbidden, InvalidRequest
 from service.pipeline.fetch import Fetcher, FetchLimits
 from service.pipeline.gate import Gate
 from service.pipeline.image_url import ImageUrl
@@ -129,7 +129,7 @@ async def test_any_url_passes_every_library_behind() -> None:
             with pytest.raises((InvalidRequest, ImageFetchFailed, ImageUrlForbidden)) as caught:
                 await fetcher.fetch(text)
             found.append(type(caught.value))
-        assert found == [InvalidRequest] * len(HOSTILE) + [ImageFetchFailed] * 3
+        assert found == [InvalidRequest] * len(HOSTILE) + [ImageHostUnreachable] * 3
         await fetcher.aclose()
 
 

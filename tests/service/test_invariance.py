@@ -35,7 +35,10 @@ def listings() -> list[dict[str, Any]]:
     return [
         {
             "id": f"sku-{row}",
-            "title": None if row % 3 == 1 else " ".join(chance.choices(words, k=chance.randint(1, 30))),
+            # The first word has letters: a title without any is a placeholder.
+            "title": None
+            if row % 3 == 1
+            else " ".join([chance.choice(words[:9]), *chance.choices(words, k=chance.randint(0, 29))]),
             "image": None if row % 3 == 2 else image(row),
         }
         for row in range(LISTINGS)

@@ -11,6 +11,7 @@ import os
 import re
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -150,6 +151,60 @@ async def test_the_configured_target_precision_is_the_default() -> None:
     async with in_process(target_precision=0.9) as client:
         body = (await client.classify(title="Navy shirt")).json()
         assert body["attributes"]["season"]["target_precision"] == 0.9
+
+
+@pytest.mark.parametrize("title", ["nan", "N/A", " - ", "\u200b", "(null)", "Untitled", "12345", "sku-1", "SKU-1 "])
+async def test_a_title_that_says_nothing_is_ignored_and_told(client: Client, title: str) -> None:
+    image = encoded()
+    alone = (await client.classify(id="sku-1", image={"base64": as_base64(image)})).json()
+    told = {**alone, "warnings": ["title_ignored"]}
+    listing = {"id": "sku-1", "title": title, "image": {"base64": as_base64(image)}}
+    assert (await client.classify(**listing)).json() == told
+    batch = await client.post("/v1/classify/batch", json={"listings": [listing, {"id": "sku-1", "title": title}]})
+    answered, refused = batch.json()["results"]
+    assert answered == told
+    assert (refused["id"], refused["error"]["code"]) == ("sku-1", "invalid_request")
+    form = {"id": "sku-1", "title": title}
+    assert (await client.post("/v1/classify/upload", data=form, files={"image": image})).json() == told
+    without = await client.post("/v1/classify/upload", files={name: (None, value) for name, value in form.items()})
+    assert "the title is a placeholder" in check_problem(without, 422, "invalid_request")["detail"]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda plain: plain.rstrip("="),
+        lambda plain: plain.replace("+", "-").replace("/", "_"),
+        lambda plain: f"data:image/png;base64,{plain}",
+        lambda plain: f" data:;base64,{plain}\n",
+        lambda plain: f"DATA:image/png;name=a.png;BASE64,{plain.rstrip('=')}",
+    ],
+)
+async def test_base64_is_taken_as_encoders_write_it(client: Client, write: Callable[[str], str]) -> None:
+    file = encoded() + b"\xfb\xef\xbe" * 3 + b"\xff" * 3  # bytes behind the image, so that all characters occur
+    plain = as_base64(file + b"\0" * (1 - len(file) % 3))
+    assert plain.endswith("=")
+    assert {"+", "/"} <= set(plain)
+    expected = (await client.classify(image={"base64": plain})).json()
+    sent = write(plain)
+    assert (await client.classify(image={"base64": sent})).json() == expected
+    if "data:" in sent.lower():
+        assert (await client.classify(image={"url": sent})).json() == expected
+
+
+async def test_a_data_url_may_be_longer_than_a_url(client: Client) -> None:
+    sent = f"data:image/png;base64,{as_base64(encoded() + bytes(200_000))}"
+    assert (await client.classify(image={"url": sent})).status_code == 200
+
+
+@pytest.mark.parametrize("padding", [0, 100_000])
+async def test_a_byte_order_mark_before_json_is_no_part_of_it(client: Client, padding: int) -> None:
+    text = json.dumps({"title": "Red dress"}) + " " * padding
+    headers = {"Content-Type": "application/json", "Content-Encoding": "UTF-8"}  # which is no compression
+    marked = await client.post("/v1/classify", content=text.encode("utf-8-sig"), headers=headers)
+    assert marked.json() == (await client.classify(title="Red dress")).json()
+    wide = await client.post("/v1/classify", content=text.encode("utf-16"), headers=headers)
+    assert "send it in UTF-8" in check_problem(wide, 422, "invalid_request")["detail"]
 
 
 async def test_base64_may_be_wrapped_in_lines(client: Client) -> None:
@@ -335,7 +390,21 @@ async def test_a_broken_form_is_named(client: Client) -> None:
         ({"title": 7}, "invalid_request", "title"),
         ({"title": "\ud800"}, "invalid_request", "hex escape"),
         ({"title": "a", "id": "i" * 257}, "invalid_request", "id"),
-        ({"title": "a", "tilte": "b"}, "invalid_request", "tilte"),
+        ({"title": "a", "titel": "b"}, "invalid_request", "no field 'titel' (did you mean title?); the fields are"),
+        ({"title": "a", "sku": "b"}, "invalid_request", "did you mean id?"),
+        ({"title": "a", "image_url": "b"}, "invalid_request", "did you mean image?"),
+        ({"title": "a", "zzzz": "b"}, "invalid_request", "no field 'zzzz'; the fields are"),
+        ({"listings": [{"title": "a"}]}, "invalid_request", "/v1/classify/batch"),
+        ({"image": {"bas64": ""}}, "invalid_request", "image: there is no field 'bas64' (did you mean base64?)"),
+        (
+            {"image": "https://example.com/a.jpg"},
+            "invalid_request",
+            'image: an image is an object: {"url": "https://…"}',
+        ),
+        ({"image": ["a"]}, "invalid_request", "image: an image is an object"),
+        ({"title": "nan"}, "invalid_request", "the title is a placeholder"),
+        ({"title": "\u200b"}, "invalid_request", "has no letter"),
+        ({"title": " SKU-1", "id": "sku-1"}, "invalid_request", "the listing's id"),
         ({"title": "a", "top_k": 0}, "invalid_request", "top_k"),
         ({"title": "a", "top_k": "3"}, "invalid_request", "top_k"),
         ({"title": "a", "top_k": True}, "invalid_request", "top_k"),
@@ -344,7 +413,7 @@ async def test_a_broken_form_is_named(client: Client) -> None:
         ({"title": "a", "attributes": [1] * 50_000}, "invalid_request", "attributes"),
         ({"title": "a", **{f"k{number}": 1 for number in range(30_000)}}, "invalid_request", "30001 members"),
         ({"image": {f"k{number}": 1 for number in range(30_000)}}, "invalid_request", "30000 members"),
-        ({"title": "a", "x" * 10_000: 1}, "invalid_request", "x" * 64 + ": "),
+        ({"title": "a", "x" * 10_000: 1}, "invalid_request", f"no field {'x' * 64!r};"),
         ({"title": "a", "x" * 100_000: 1}, "invalid_request", "the name of a field"),
         ({"title": "a", "attributes": ["colour"]}, "unknown_attribute", "baseColour, season"),
         ({"title": "a", "target_precision": 0.5}, "invalid_request", "0.9, 0.95, 0.99"),
@@ -352,6 +421,11 @@ async def test_a_broken_form_is_named(client: Client) -> None:
         ({"image": {}}, "invalid_request", "exactly one"),
         ({"image": {"base64": "", "url": "http://example.com"}}, "invalid_request", "exactly one"),
         ({"image": {"base64": "not base64!"}}, "invalid_request", "base64"),
+        ({"image": {"base64": as_base64(encoded())[:101]}}, "invalid_request", "cut off"),
+        ({"image": {"base64": "https://example.com/a.jpg"}}, "invalid_request", "image.url"),
+        ({"image": {"base64": "./photos/a.jpg"}}, "invalid_request", "is it a path?"),
+        ({"image": {"base64": "data:image/svg+xml,%3Csvg"}}, "invalid_request", "data:image/jpeg;base64,"),
+        ({"image": {"url": "data:image/png;base64"}}, "invalid_request", "data:image/jpeg;base64,"),
         ({"image": {"base64": ""}}, "undecodable_image", "empty"),
         ({"image": {"base64": as_base64(encoded()[:-40])}}, "undecodable_image", "PNG"),
         ({"image": {"url": "http://" + "a" * 2048}}, "invalid_request", "url"),
@@ -392,10 +466,25 @@ async def test_details_repeat_nothing_of_the_request(client: Client) -> None:
     assert "secret" not in response.text
 
 
-async def test_an_image_in_no_accepted_format_is_unsupported(client: Client) -> None:
-    for data in (b"%PDF-1.7 ...............", b"II*\x00" + bytes(100), b"<svg></svg>", b"\x00" * 64):
-        response = await client.classify(image={"base64": as_base64(data)})
-        check_problem(response, 415, "unsupported_media_type")
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"%PDF-1.7 ...............", "the image is a PDF document, which is none of the accepted formats (JPEG, "),
+        (b"II*\x00" + bytes(100), "a TIFF file"),
+        (b"<svg></svg>", "an SVG drawing"),
+        (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + bytes(100), "a HEIC file"),
+        (b"\n<!DOCTYPE html><title>Sorry</title>", "a web page"),
+        (b"\x00" * 64, "the image is in none of the accepted formats"),
+    ],
+)
+async def test_an_image_in_no_accepted_format_is_named(client: Client, data: bytes, told: str) -> None:
+    """Whatever its name: the file is called .jpg."""
+    response = await client.classify(image={"base64": as_base64(data)})
+    detail = check_problem(response, 415, "unsupported_media_type")["detail"]
+    assert told in detail
+    assert "save it as JPEG" in detail
+    upload = await client.post("/v1/classify/upload", files={"image": ("photo.jpg", data, "image/jpeg")})
+    assert check_problem(upload, 415, "unsupported_media_type")["detail"] == detail
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
@@ -416,7 +505,8 @@ async def test_an_image_over_its_limits_is_too_large() -> None:
         spaced = " ".join(as_base64(bytes(3000)))
         check_problem(await client.classify(image={"base64": spaced}), 413, "payload_too_large")
         for image in (bytes(2001), encoded(size=(200, 100))):
-            check_problem(await client.classify(image={"base64": as_base64(image)}), 413, "payload_too_large")
+            refused = check_problem(await client.classify(image={"base64": as_base64(image)}), 413, "payload_too_large")
+            assert re.search(r"at most (2,000 bytes|10,000) are accepted \(CMA_CLIP_MAX_IMAGE_\w+\)", refused["detail"])
             upload = await client.post("/v1/classify/upload", files={"image": ("a.png", image)})
             check_problem(upload, 413, "payload_too_large")
         assert (await client.classify(image={"base64": as_base64(encoded(size=(100, 100)))})).status_code == 200

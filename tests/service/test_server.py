@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import resource
+import socket
 import time
 from collections import Counter
 
@@ -56,3 +58,30 @@ def test_refusals_are_all_counted_and_logged_once_a_second(
         refusals(Overloaded("full"))
     assert counted == {"overloaded": 101, "malformed_request": 100}
     assert caplog.records[1].fields == {"refused": {"overloaded": 100, "malformed_request": 100}}  # type: ignore[attr-defined]
+
+
+def reached(host: str, port: int) -> bool:
+    try:
+        with socket.create_connection((host, port), timeout=2):
+            return True
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+def test_every_interface_is_both_families() -> None:
+    with server.listen("::", 0) as listener:
+        port = listener.getsockname()[1]
+        assert reached("::1", port)
+        assert reached("127.0.0.1", port)
+    with server.listen("::1", 0) as listener:
+        assert not reached("127.0.0.1", listener.getsockname()[1])
+
+
+def test_without_ipv6_the_error_says_what_to_listen_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> socket.socket:
+        raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+
+    monkeypatch.setattr(socket, "create_server", refuse)
+    with pytest.raises(ConfigError, match=r"cannot listen on :: port 8000.* 0\.0\.0\.0 is every interface"):
+        server.listen("::", 8000)

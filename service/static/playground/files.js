@@ -1,16 +1,26 @@
 // Dropped and chosen files, and the listings that they contain.
 
-import { readCsv } from "./csv.js";
 import { plural } from "./dom.js";
+import { readTable } from "./tables.js";
 
 const IMAGE = /\.(jpe?g|png|webp|gif|avif|bmp)$/i;
-const TABLE = /\.(csv|tsv)$/i;
+const TABLE = /\.(csv|tsv|tab|jsonl|ndjson|json|xml|parquet|pq|xlsx|xlsm|xls)(\.gz)?$/i;
+const FIRST = /\.(csv|tsv)(\.gz)?$/i; // where there are several tables
+const NO_IMAGE = /^(nan|none|null|n\/a|-)$/i;
 const EXTENSION = /\.[^.]*$/;
 const COLUMNS = {
   id: ["id", "sku", "productid", "articleid", "asin"],
   title: ["title", "productdisplayname", "producttitle", "productname", "name"],
   image: ["image", "imageurl", "url", "imagefile", "file", "filename", "picture", "path", "link"],
 };
+
+const find = (columns) => (names) => {
+  const normalised = names.map((name) => name.toLowerCase().replace(/[^a-z]/g, ""));
+  return columns.map((name) => normalised.indexOf(name)).find((at) => at >= 0) ?? -1;
+};
+
+/** Finds the columns of a table by their names. */
+export const WANTED = Object.fromEntries(Object.entries(COLUMNS).map(([what, names]) => [what, find(names)]));
 
 export const isImage = (file) => file.type.startsWith("image/") || IMAGE.test(file.name);
 export const isTable = (file) => TABLE.test(file.name);
@@ -51,22 +61,13 @@ export const listingsOf = async (files) => {
   const tables = files.filter(({ file }) => isTable(file));
   const rest = files.length - images.length - tables.length;
   const notes = [];
-  if (rest) notes.push(`${plural(rest, "file")} ignored: not an image or CSV file`);
-  if (tables.length > 1) notes.push(`${plural(tables.length, "CSV file")} found: only ${tables[0].path} is used`);
-  if (!tables.length) return { listings: images.map(({ file, path }) => blank({ id: path, image: file })), notes };
-  const table = readCsv(await textOf(tables[0].file, notes));
-  return { listings: join(table, finder(images, parts(tables[0].path).slice(0, -1)), notes), notes };
-};
-
-/** The text of a table: UTF-8, or else Windows-1252, which office programs often write. */
-const textOf = async (file, notes) => {
-  const bytes = await file.arrayBuffer();
-  try {
-    return new TextDecoder("utf-8", { fatal: true }).decode(bytes);
-  } catch {
-    notes.push("The CSV is not UTF-8 and was read as Windows-1252");
-    return new TextDecoder("windows-1252").decode(bytes);
-  }
+  if (rest) notes.push(`${plural(rest, "file")} ignored: not an image or a table`);
+  const table = tables.find(({ file }) => FIRST.test(file.name)) ?? tables[0];
+  if (tables.length > 1) notes.push(`${plural(tables.length, "table")} found: only ${table.path} is used`);
+  if (!table) return { listings: images.map(({ file, path }) => blank({ id: path, image: file })), notes };
+  const read = await readTable(table.file, WANTED);
+  notes.push(`${table.path}: ${read.form}`);
+  return { listings: join(read, finder(images, parts(table.path).slice(0, -1)), notes), notes };
 };
 
 // ── matching images to rows ────────────────────────────────────────────────────────────────────────────────
@@ -136,26 +137,34 @@ const pathFinder = ({ names, stems, paths }, folder, cells) => {
 
 const blank = (given) => ({ id: "", title: "", image: null, url: "", error: null, ...given });
 
-const join = ({ header, rows, repaired }, { images, byId, byPath }, notes) => {
-  const normalised = header.map((name) => name.toLowerCase().replace(/[^a-z]/g, ""));
-  const column = Object.fromEntries(
-    Object.entries(COLUMNS).map(([what, names]) => [what, names.map((name) => normalised.indexOf(name)).find((at) => at >= 0) ?? -1]),
-  );
-  if (column.title < 0 && column.image < 0 && (column.id < 0 || !images.length)) {
-    throw new Error(`The CSV has no column named title or image; it has ${header.join(", ").slice(0, 200) || "none"}.`);
+/** The first image that a cell names. */
+const firstImage = (cell) => {
+  if (NO_IMAGE.test(cell)) return "";
+  if (!cell.startsWith("[")) return /^data:/i.test(cell) ? cell : cell.split("|")[0].trim();
+  try {
+    return String(JSON.parse(cell)[0] ?? "");
+  } catch {
+    return cell;
   }
-  if (repaired) notes.push(`${plural(repaired, "row")} repaired: unquoted commas in the last column`);
-  const value = (row, what) => (column[what] < 0 ? "" : (row[column[what]] ?? "").trim());
-  const imageAt = byPath(rows.map((row) => value(row, "image")).filter(Boolean));
+};
+
+const join = ({ header, columns, rows }, { images, byId, byPath }, notes) => {
+  if (columns.title < 0 && columns.image < 0 && (columns.id < 0 || !images.length)) {
+    const named = header.filter(Boolean).join(", ").slice(0, 200);
+    throw new Error(`The table has no column named title or image; it has ${named || "none"}.`);
+  }
+  const repaired = rows.filter((row) => row.repaired).length;
+  if (repaired) notes.push(`${plural(repaired, "row")} repaired: unquoted commas in the last column, or a stray quote`);
+  const imageAt = byPath(rows.map((row) => firstImage(row.image)).filter(Boolean));
   const used = new Set();
   let missing = 0;
   let several = 0;
-  const listings = rows.map((row, at) => {
-    const cell = (what) => value(row, what);
-    const id = cell("id") || `row ${at + 2}`;
-    const named = cell("image");
-    const listing = blank({ id, title: cell("title"), url: /^https?:\/\//i.test(named) ? named : "" });
-    if (listing.url) return listing;
+  const listings = rows.map((row) => {
+    const id = row.id || `line ${row.line}`;
+    const named = firstImage(row.image);
+    const listing = blank({ id, title: row.title, url: /^(https?:\/\/|data:)/i.test(named) ? named : "" });
+    if (row.error) listing.error = `line ${row.line}: ${row.error}`;
+    if (listing.url || listing.error) return listing;
     const { image, ambiguous } = named ? { image: imageAt(named), ambiguous: false } : byId(id);
     listing.image = image;
     used.add(image);

@@ -88,7 +88,8 @@ def test_it_decides_only_where_the_product_type_is_accepted() -> None:
 def test_the_product_type_is_accepted_at_the_lowest_target_from_95_on() -> None:
     def minimum(*targets: float) -> list[float]:
         thresholds = {target: Certificate(target, 0.5, 100, 0.9) for target in targets}
-        return LEARNED.minimum_confidence(TASKS, AttributeCalibration(temperature=1, thresholds=thresholds)).tolist()
+        calibrated = AttributeCalibration(temperature=1, thresholds=thresholds)
+        return list(LEARNED.minimum_confidence(TASKS, calibrated))
 
     assert minimum(0.9, 0.95, 0.99) == [0.95] * 3
     assert minimum(0.9, 0.98) == [0.98] * 3

@@ -105,7 +105,7 @@ def test_label_sets_are_compared_as_a_whole() -> None:
 
     def chances(of: NDArray[np.float64]) -> NDArray[np.float64]:
         sets = np.array(list(itertools.product([False, True], repeat=4)))
-        return np.where(sets, of[:, None], 1 - of[:, None]).prod(axis=2)
+        return np.asarray(np.where(sets, of[:, None], 1 - of[:, None]).prod(axis=2))
 
     a, b = chances(p), chances(q)
     cosine = (a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)

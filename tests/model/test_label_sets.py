@@ -141,7 +141,7 @@ def test_where_the_product_type_is_not_accepted_nothing_is_decided(
     calibration = predictor.checkpoint.calibration
     assert calibration is not None
     uncertain = {
-        situation: attributes
+        situation: dict(attributes)
         | {"kind": dataclasses.replace(attributes["kind"], thresholds=dict.fromkeys((0.9, 0.95, 0.99)), labels={})}
         for situation, attributes in calibration.situations.items()
     }

@@ -32,7 +32,7 @@ def test_a_multi_valued_attribute_has_a_column_for_each_label() -> None:
     assert encode_row(TASKS, {"kind": "Hat"}, {}) == [OUT_OF_VOCABULARY, *[UNLABELLED] * 4]
     # A label that the model does not know: the listing still has none of the others.
     assert encode_row(TASKS, {}, {"material": ("Felt",)})[1:4] == [0, 0, 0]
-    assert MATERIAL.encode_set(["Felt", "Wool", "wool", "Wool"]) == ({2}, 1)
+    assert MATERIAL.encode_set(["Felt", "Wool", "wool", "Wool"]) == (frozenset({2}), 1)
 
 
 def test_single_valued_attributes_are_encoded_as_ever() -> None:

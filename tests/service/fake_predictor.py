@@ -29,7 +29,7 @@ from model.situations import Situation
 from model.tasks import Task
 from tests.verdicts import verdict
 
-TASKS = (
+TASKS: tuple[Task, ...] = (
     Task(name="baseColour", labels=("Black", "Blue", "Navy Blue", "Red")),
     Task(name="season", labels=("Summer", "Winter")),
 )

@@ -44,7 +44,7 @@ class SetPrediction(FakePrediction):
     def attribute(self, name: str, *, target_precision: float, top_k: int) -> AttributePrediction:
         if name != MATERIAL.name:
             return FakePrediction.attribute(self, name, target_precision=target_precision, top_k=top_k)
-        labels = (CERTAIN, LIKELY, UNLIKELY)
+        labels: tuple[LabelPrediction, ...] = (CERTAIN, LIKELY, UNLIKELY)
         if self.listing.says(NOWHERE):
             labels = tuple(replace(each, abstention=Abstention.NOT_APPLICABLE) for each in labels)
         accepted = sum(each.accepted for each in labels)

@@ -24,7 +24,7 @@ from model.inference.predictions import (
 from service.cli import main
 from service.commands import heat_map
 from service.commands import predict as oneshot
-from service.schemas import ClassifyReply
+from service.schemas import AttributeReply, ClassifyReply
 from tests.service.conftest import encoded
 from tests.service.fake_predictor import (
     CONTEXT,
@@ -122,6 +122,7 @@ def test_figures_are_never_cut_and_alternatives_never_left_out(width: int) -> No
     reply = reply_of()
     shown = drawn(reply, width)
     for attribute in reply.attributes.values():
+        assert isinstance(attribute, AttributeReply)
         assert all(
             candidate.label in " ".join(shown.split())
             for candidate in attribute.candidates

@@ -1,6 +1,7 @@
 // The view of many listings: the files, and the table of predictions.
 
 import { Problem, service } from "./api.js";
+import { joinCells, viewOf } from "./attributes.js";
 import { writeCsv } from "./csv.js";
 import { $, element, percent, plural, readable, save, segments } from "./dom.js";
 import { chosenFiles, listingsOf } from "./files.js";
@@ -87,7 +88,7 @@ const run = async () => {
 };
 
 const onDone = (job, result) => {
-  job.result = result;
+  job.result = viewOf(result);
   if (!names.length && result.attributes) {
     names = Object.keys(result.attributes);
     const options = names.map((name) => element("option", { value: name, textContent: readable(name) }));
@@ -205,7 +206,7 @@ const resultCells = (result) => {
     return element(
       "td",
       { className: prediction.accepted ? "accepted" : "abstained", title: reason(prediction) },
-      element("span", { className: "cell-label", textContent: prediction.label }),
+      element("span", { className: "cell-label", textContent: prediction.text }),
       element("span", { className: "number", textContent: confidenceCell(prediction) }),
     );
   });
@@ -224,8 +225,10 @@ const table = () => {
       ...names.flatMap((name) => {
         const prediction = result.attributes?.[name];
         if (!prediction) return columns.map(() => "");
-        const { label, confidence, accepted, abstention, modality_attention: weights } = prediction;
-        return [label, round(confidence), accepted, abstention, round(weights.image)];
+        const { answered, labels, modality_attention: weights } = prediction;
+        const verdicts = answered.map((each) => [each.label, round(each.confidence), each.accepted, each.abstention]);
+        const cells = labels ? verdicts[0].map((_, at) => joinCells(name, verdicts.map((cell) => cell[at]))) : verdicts[0];
+        return [...cells, round(weights.image)];
       }),
       round(result.scope?.familiarity ?? null),
       result.error ? `${result.error.code}: ${result.error.detail}` : "",

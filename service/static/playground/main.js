@@ -1,6 +1,7 @@
 // Sets up the playground: the two views, drag and drop, pasting, the state of the service, and the API key.
 
 import { Problem, call, pause, service, useKey } from "./api.js";
+import { useAttributes } from "./attributes.js";
 import * as batch from "./batch.js";
 import { $, tabs } from "./dom.js";
 import { droppedFiles, isImage } from "./files.js";
@@ -99,6 +100,7 @@ const loadModel = async () => {
   for (let attempt = 1; !controller.signal.aborted; attempt += 1) {
     try {
       const { reply } = await call("v1/model", { signal: controller.signal });
+      useAttributes((await call("v1/attributes", { signal: controller.signal })).reply);
       $("model").textContent = describe(reply);
       single.setModel(reply);
       return;

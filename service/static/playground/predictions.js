@@ -27,6 +27,7 @@ export const verdict = (accepted) =>
 export const shortReason = (abstention) =>
   ({
     unfamiliar_listing: "unfamiliar",
+    not_applicable: "not applicable",
     not_certified: "not certified",
     modalities_disagree: "contradictory",
     low_confidence: "low confidence",
@@ -34,6 +35,7 @@ export const shortReason = (abstention) =>
 
 const REASONS = {
   unfamiliar_listing: () => "The listing is unfamiliar",
+  not_applicable: () => "Products of this type don’t have this attribute",
   not_certified: ({ target_precision: target }) => `No threshold certified at ${shortPercent(target)} precision`,
   modalities_disagree: () => "Image and title contradict each other",
   low_confidence: () => "Confidence below the minimum",
@@ -73,15 +75,15 @@ const split = ({ image, text }) => {
   );
 };
 
-const others = ({ candidates }) =>
-  candidates.length < 2
+const others = (prediction) =>
+  !prediction.others.length
     ? null
     : element(
         "p",
         { className: "others" },
         element("span", { textContent: "or " }),
-        ...candidates.slice(1).map(({ label, confidence }) =>
-          element("span", { className: "other" }, label, " ", element("span", { className: "number", textContent: percent(confidence) })),
+        ...prediction.others.map(({ text, about, confidence }) =>
+          element("span", { className: "other", title: about }, text, " ", element("span", { className: "number", textContent: percent(confidence) })),
         ),
       );
 
@@ -96,7 +98,7 @@ export const row = (name, prediction, summary) => {
     "button",
     { type: "button", className: "head", attributes: { "aria-pressed": "false", ...(summary && { "aria-describedby": id }) } },
     element("span", { className: "attribute", textContent: readable(name) }),
-    element("span", { className: "label", textContent: prediction.label }),
+    element("span", { className: "label", textContent: prediction.text, title: prediction.about }),
   );
   const slot = element("div", { className: "slot", hidden: true });
   const item = element(

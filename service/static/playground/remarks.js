@@ -34,7 +34,7 @@ export const remarksOf = ({ scope, warnings, attributes }) => {
   if (scope.in_scope === false) remarks.push(unfamiliar(scope));
   else if (names.length) {
     // A contradiction over the whole listing leaves no attribute accepted, nor judged by its confidence.
-    const reasons = ["modalities_disagree", "not_certified"];
+    const reasons = ["modalities_disagree", "not_applicable", "not_certified"];
     const everywhere = Object.values(attributes).every(({ abstention }) => reasons.includes(abstention));
     remarks.push(contradiction(scope, names, everywhere));
   }

@@ -1,6 +1,7 @@
 // The view of one listing: the input, the request, and the predictions.
 
 import { Problem, call, hasKey, pause, service, unreadable } from "./api.js";
+import { viewOf } from "./attributes.js";
 import { $, element, plural, segments, shortPercent, tabs } from "./dom.js";
 import { describe, drawHeatMap, drawWords } from "./explanation.js";
 import { row } from "./predictions.js";
@@ -21,7 +22,7 @@ const EXAMPLES = [
 ]; // image, title, name
 
 const listing = { image: null, url: "", visible: true }; // the title is in its input field
-const answer = { attributes: null, request: null, reply: null, rows: new Map(), pinned: null, shown: null };
+const answer = { attributes: null, remarks: [], request: null, reply: null, rows: new Map(), pinned: null, shown: null };
 const model = { inputSize: [1, 1] };
 let precision = null;
 let current = null; // aborts the request in progress
@@ -191,12 +192,13 @@ const clear = () => {
 
 const show = (request, reply, milliseconds) => {
   const focused = document.activeElement.closest?.(".prediction")?.dataset.attribute;
-  Object.assign(answer, { attributes: reply.attributes, request, reply });
+  const view = viewOf(reply);
+  Object.assign(answer, { attributes: view.attributes, remarks: remarksOf(view), request, reply });
   answer.rows = new Map(
-    Object.entries(reply.attributes).map(([name, prediction]) => [name, row(name, prediction, describe(prediction))]),
+    Object.entries(answer.attributes).map(([name, prediction]) => [name, row(name, prediction, describe(prediction))]),
   );
   $("predictions").replaceChildren(...[...answer.rows.values()].map(({ item }) => item));
-  $("remarks").replaceChildren(...remarksOf(reply).map(remarkItem));
+  $("remarks").replaceChildren(...answer.remarks.map(remarkItem));
   $("predictions").setAttribute("aria-busy", "false");
   for (const [name, { item, button }] of answer.rows) listen(name, item, button);
   answer.rows.get(focused)?.button.focus();
@@ -212,7 +214,7 @@ const summarise = (milliseconds) => {
   const target = predictions.length ? ` at ${shortPercent(predictions[0].target_precision)} precision` : "";
   $("predictions-title").textContent = `${accepted} of ${plural(predictions.length, "attribute")} accepted${target}`;
   $("predictions-hint").hidden = true;
-  const remarks = remarksOf(answer.reply).map(({ title, text }) => ` ${title}: ${text}`).join("");
+  const remarks = answer.remarks.map(({ title, text }) => ` ${title}: ${text}`).join("");
   $("announce").textContent = `${$("predictions-title").textContent}, in ${Math.round(milliseconds)} milliseconds.${remarks}`;
 };
 

@@ -32,6 +32,14 @@ def carrying(checkpoint_folder: Path, compiled_folder: Path) -> Path:
     return checkpoint_folder
 
 
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is logged about the choice of an engine."""
+    lines: list[str] = []
+    monkeypatch.setattr(choose.log, "warning", lambda text, *values: lines.append(text % values))
+    return lines
+
+
 @pytest.fixture(scope="module")
 def engine(compiled_folder: Path) -> OpenVinoEngine:
     return OpenVinoEngine.load(load_checkpoint(compiled_folder.parent, F32))
@@ -46,13 +54,13 @@ def threaded(compiled_folder: Path) -> OpenVinoEngine:
 
 
 def test_a_checkpoint_that_carries_an_engine_is_computed_by_it(
-    carrying: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    carrying: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(choose, "GPU_DEVICES", ())
     info = Predictor.load(carrying).info
     assert (info.engine, info.device, info.dtype) == ("openvino-f32", "cpu", "float32")
     assert info.parameters == Predictor.load(carrying, engine="torch").info.parameters
-    assert not said(caplog)
+    assert not said
 
 
 def test_its_scores_are_not_certified_by_the_calibration_of_pytorch(carrying: Path) -> None:
@@ -61,11 +69,9 @@ def test_its_scores_are_not_certified_by_the_calibration_of_pytorch(carrying: Pa
 
 
 @pytest.mark.parametrize("asked", [{"dtype": "bfloat16"}, {"dtype": "float32", "device": "cpu"}])
-def test_a_number_format_of_pytorch_means_pytorch(
-    carrying: Path, asked: dict[str, str], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_number_format_of_pytorch_means_pytorch(carrying: Path, asked: dict[str, str], said: list[str]) -> None:
     assert Predictor.load(carrying, **asked).info.engine == "torch"
-    assert not said(caplog)
+    assert not said
     with pytest.raises(ConfigError, match=r"openvino-f32 cannot be used: the number format .* is PyTorch's"):
         Predictor.load(carrying, **asked, engine=F32)
 
@@ -86,11 +92,6 @@ def test_the_fastest_engine_that_the_processor_can_run_is_taken(
         Predictor.load(carrying, engine="openvino-int8")
 
 
-def said(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Return what was logged about the choice of an engine."""
-    return [record.getMessage() for record in caplog.records if record.name == choose.__name__]
-
-
 def cpu_info(folder: Path, flags: str) -> Path:
     path = folder / "cpuinfo"
     path.write_text(f"processor\t: 0\nflags\t\t: fpu {flags}\n")
@@ -99,7 +100,7 @@ def cpu_info(folder: Path, flags: str) -> Path:
 
 @pytest.mark.parametrize("without", ["package", "instructions", "engine"])
 def test_falling_back_to_pytorch_is_said_in_one_line(
-    carrying: Path, tmp_path: Path, without: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    carrying: Path, tmp_path: Path, without: str, monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
     monkeypatch.setattr(choose, "GPU_DEVICES", ())
     if without == "package":
@@ -113,7 +114,7 @@ def test_falling_back_to_pytorch_is_said_in_one_line(
         shutil.rmtree(carrying / ENGINES)
         reason = "carries no other engine"
     assert Predictor.load(carrying).info.engine == "torch"
-    (line,) = said(caplog)
+    (line,) = said
     assert reason in line
 
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from model.errors import ConfigError, ModelError
-from service.commands import evaluation, label, training
+from service.commands import compare, evaluation, label, training
 from service.settings import PREFIX, Settings, load_settings
 
 TRAINING_MODULES = ("matplotlib", "pyarrow", "scipy", "tensorboard")
@@ -35,6 +35,7 @@ for _command in (
     training.train,
     evaluation.calibrate,
     evaluation.evaluate,
+    compare.compare,
     label.label,
 ):
     app.command()(_command)

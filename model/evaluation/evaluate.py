@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,14 @@ from model.evaluation.heldout import (
     judgements,
     save_scores,
 )
+from model.evaluation.stability import (
+    COLUMNS,
+    change_rows,
+    measure_stability,
+    stability_rows,
+    stability_tables,
+)
+from model.evaluation.stability import LEGEND as STABILITY_LEGEND
 from model.inference.predictions import RawPredictor
 from model.inference.predictor import Predictor
 from model.situations import Situation
@@ -67,13 +75,15 @@ def evaluate(
     catalogue: Catalogue,
     *,
     scores_file: Path | None = None,
+    stability: int = 0,
     device: str = "auto",
     console: Console | None = None,
 ) -> Evaluation:
     """Measure a calibrated checkpoint folder on a catalogue's test part.
 
     Writes metrics.json and the results of the model card (README.md) into the folder; with `scores_file`, the answers
-    on the calibration and test parts too, for experiments (`.npz`).
+    on the calibration and test parts too, for experiments (`.npz`). `stability`: on how many test listings to measure
+    how answers change under unnoticeable changes (`model/evaluation/stability.py`).
 
         evaluation = evaluate("runs/shop/checkpoint", Catalogue.open("shop.toml"))
         evaluation.metrics["situations"]["title"]["attributes"]["colour"]["accuracy"]
@@ -85,7 +95,11 @@ def evaluate(
     calibration = predictor.checkpoint.calibration
     if calibration is None:
         raise ConfigError(f"{checkpoint} is not calibrated yet; run `cma-clip calibrate` on it first")
-    evaluation = measure(predictor, calibration, predictor.checkpoint.gate, catalogue, console=console)
+    gate = predictor.checkpoint.gate
+    evaluation = measure(predictor, calibration, gate, catalogue, console=console)
+    if stability:
+        found = measure_stability(predictor, calibration, gate, catalogue, listings=stability, console=console)
+        evaluation = replace(evaluation, metrics={**evaluation.metrics, "stability": found})
     write_part(predictor.checkpoint, METRICS, evaluation.metrics)
     update_card(predictor.checkpoint, model_card_tables(evaluation.metrics))
     if scores_file:
@@ -285,7 +299,7 @@ def evaluation_tables(metrics: Mapping[str, Any]) -> list[Table]:
             table.add_row(*_row(attribute, figures))
         table.caption = _gate_line(measured["gate"])
         tables.append(table)
-    return tables
+    return tables + (stability_tables(metrics["stability"], HEADINGS) if "stability" in metrics else [])
 
 
 def model_card_tables(metrics: Mapping[str, Any]) -> str:
@@ -299,7 +313,21 @@ def model_card_tables(metrics: Mapping[str, Any]) -> str:
         lines += [_markdown(headings), _markdown(["---", *["---:"] * (len(headings) - 1)])]
         lines += [_markdown(_row(attribute, figures)) for attribute, figures in measured["attributes"].items()]
         lines += ["", _gate_line(measured["gate"])]
+    if "stability" in metrics:
+        lines += ["", *_stability_lines(metrics["stability"])]
     return "\n".join(lines) + "\n"
+
+
+def _stability_lines(stability: Mapping[str, Any]) -> list[str]:
+    lines = ["### Stability", "", f"{stability['listings']:,} test listings. {STABILITY_LEGEND}"]
+    for situation, found in stability["situations"].items():
+        for headings, rows in (
+            (["attribute", *COLUMNS], stability_rows(found)),
+            (["labels that flip", *found["attributes"]], change_rows(found)),
+        ):
+            lines += ["", f"{HEADINGS[situation]}:", "", _markdown(headings)]
+            lines += [_markdown(["---", *["---:"] * (len(headings) - 1)]), *(_markdown(row) for row in rows)]
+    return lines
 
 
 def _headings(metrics: Mapping[str, Any]) -> list[str]:

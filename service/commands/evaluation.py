@@ -49,7 +49,7 @@ def calibrate(
         scope_level=scope_level,
         device=device,
     )
-    _tables().print(calibration_table(calibration))
+    tables_console().print(calibration_table(calibration))
 
 
 def evaluate(
@@ -60,6 +60,10 @@ def evaluate(
     scores: Annotated[
         Path | None, typer.Option(help="save scores of the calibration and test parts (.npz)", show_default=False)
     ] = None,
+    stability: Annotated[
+        bool, typer.Option("--stability", help="also how answers change when listings change unnoticeably")
+    ] = False,
+    stability_listings: Annotated[int, typer.Option(min=1, help="test listings to change for --stability")] = 1_000,
     device: Device = "auto",
 ) -> None:
     """Measure a calibrated checkpoint on the test part, in each situation.
@@ -75,15 +79,21 @@ def evaluate(
         raise ConfigError(f"{plots} is a file; plots need a folder")
     if scores and not scores.parent.is_dir():
         raise ConfigError(f"there is no folder {scores.parent} for the scores")
-    evaluation = run(checkpoint, Catalogue.open(catalogue), scores_file=scores, device=device)
+    evaluation = run(
+        checkpoint,
+        Catalogue.open(catalogue),
+        scores_file=scores,
+        stability=stability_listings if stability else 0,
+        device=device,
+    )
     for table in evaluation_tables(evaluation.metrics):
-        _tables().print(table)
+        tables_console().print(table)
     if plots:
         for path in save_plots(evaluation, plots):
             print(path)
 
 
-def _tables() -> Console:
-    """Where tables go: to a file or a pipe in their full width."""
+def tables_console() -> Console:
+    """Return where tables go: to a file or a pipe in their full width."""
     console = Console()
     return console if console.is_terminal else Console(width=MAX_TABLE_WIDTH)

@@ -16,10 +16,10 @@ from typing import Annotated, Any
 import typer
 
 from model.errors import ConfigError, ModelError
-from service.commands import compare, evaluation, label, training
+from service.commands import audit, compare, evaluation, label, training
 from service.settings import PREFIX, Settings, load_settings
 
-TRAINING_MODULES = ("matplotlib", "pyarrow", "scipy", "tensorboard")
+TRAINING_MODULES = ("cleanlab", "matplotlib", "pyarrow", "scipy", "tensorboard")
 """Installed by the extra `train`; serving does not need them."""
 
 app = typer.Typer(
@@ -36,6 +36,7 @@ for _command in (
     evaluation.calibrate,
     evaluation.evaluate,
     compare.compare,
+    audit.audit,
     label.label,
 ):
     app.command()(_command)

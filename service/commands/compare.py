@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Iterator, Sequence
 from html import escape
@@ -13,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from model.errors import ConfigError, ModelError
+from model.errors import ConfigError
 from service.commands.arguments import CatalogueFile, CheckpointFolder, Device
 from service.commands.evaluation import tables_console
-from service.commands.html_page import html_page
+from service.commands.html_page import html_page, html_table, thumbnail
 
 if TYPE_CHECKING:
     from model.catalogue.listings import Catalogue
@@ -24,8 +22,6 @@ if TYPE_CHECKING:
 
 SHOWN = 200
 """Changed answers that the HTML page shows, with images."""
-
-THUMBNAIL = (96, 96)
 
 
 def compare(
@@ -119,20 +115,20 @@ def page(found: Comparison, catalogue: Catalogue) -> str:
     for situation, attributes in found.figures["situations"].items():
         if rows := churn_rows(attributes):
             body = [[escape(cell) for cell in row] for row in rows]
-            parts.append(_table(HEADINGS[situation], ["attribute", *COLUMNS], body, numbers=True))
+            parts.append(html_table(HEADINGS[situation], ["attribute", *COLUMNS], body, numbers=True))
     shown = found.changed[:SHOWN]
     if shown:
         said = "all" if len(shown) == len(found.changed) else f"the first {len(shown)}"
         parts.append(f"<h2>Answers that change: {said} of {len(found.changed):,}</h2>\n")
         headings = ["image", "listing", "attribute", "before", "after", "catalogue"]
-        parts.append(_table("", headings, [_changed_row(each, catalogue) for each in shown]))
+        parts.append(html_table("", headings, [_changed_row(each, catalogue) for each in shown]))
     names = " → ".join(_name(found.figures[side]) for side in ("before", "after"))
     return html_page(f"{names}", "".join(parts))
 
 
 def _changed_row(each: Changed, catalogue: Catalogue) -> list[str]:
     return [
-        _thumbnail(each.image, catalogue),
+        thumbnail(each.image, catalogue),
         f"<strong>{escape(each.id)}</strong><br>{escape(each.title or '')}",
         escape(each.attribute),
         _reading(each.before),
@@ -144,33 +140,3 @@ def _changed_row(each: Changed, catalogue: Catalogue) -> list[str]:
 def _reading(reading: Reading) -> str:
     verdict = "accepted" if reading.accepted else "not accepted"
     return f"{escape(reading.label)}<br>{100 * reading.confidence:.0f} %, {verdict}"
-
-
-def _thumbnail(image: str | None, catalogue: Catalogue) -> str:
-    from model.inputs.decode import decode_image  # noqa: PLC0415
-
-    if image is None:
-        return "no image"
-    try:
-        small = decode_image(catalogue.image_bytes(image), THUMBNAIL).image
-    except ModelError:
-        return "not readable"
-    small.thumbnail(THUMBNAIL)
-    stream = io.BytesIO()
-    small.save(stream, "JPEG", quality=80)
-    data = base64.b64encode(stream.getvalue()).decode()
-    return f'<img alt="" width="{small.width}" height="{small.height}" src="data:image/jpeg;base64,{data}">'
-
-
-def _table(caption: str, headings: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = False) -> str:
-    """Return an HTML table; cells are HTML. `numbers`: all columns but the first are figures."""
-
-    def cell(tag: str, at: int, content: str) -> str:
-        kind = ' class="number"' if numbers and at else ""
-        scope = ' scope="col"' if tag == "th" else ""
-        return f"<{tag}{scope}{kind}>{content}</{tag}>"
-
-    head = "".join(cell("th", at, escape(heading)) for at, heading in enumerate(headings))
-    body = "".join(f"<tr>{''.join(cell('td', at, each) for at, each in enumerate(row))}</tr>\n" for row in rows)
-    title = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return f'<div class="scroll"><table>{title}<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n'

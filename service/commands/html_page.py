@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import io
+from collections.abc import Sequence
 from html import escape
+from typing import TYPE_CHECKING
+
+from model.errors import ModelError
+
+if TYPE_CHECKING:
+    from model.catalogue.listings import Catalogue
+
+THUMBNAIL = (96, 96)
 
 _STYLE = """
 :root { color-scheme: light dark; --line: color-mix(in srgb, currentColor 15%, transparent); }
@@ -28,3 +39,34 @@ def html_page(title: str, body: str) -> str:
         f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
         f"<h1>{escape(title)}</h1>\n{body}</main>\n</body>\n</html>\n"
     )
+
+
+def html_table(caption: str, headings: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = False) -> str:
+    """Return a table; cells are HTML. `numbers`: all columns but the first are figures."""
+
+    def cell(tag: str, at: int, content: str) -> str:
+        kind = ' class="number"' if numbers and at else ""
+        scope = ' scope="col"' if tag == "th" else ""
+        return f"<{tag}{scope}{kind}>{content}</{tag}>"
+
+    head = "".join(cell("th", at, escape(heading)) for at, heading in enumerate(headings))
+    body = "".join(f"<tr>{''.join(cell('td', at, each) for at, each in enumerate(row))}</tr>\n" for row in rows)
+    title = f"<caption>{escape(caption)}</caption>" if caption else ""
+    return f'<div class="scroll"><table>{title}<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n'
+
+
+def thumbnail(image: str | None, catalogue: Catalogue) -> str:
+    """Return a catalogue's image as HTML, or a word that says why it is not there."""
+    from model.inputs.decode import decode_image  # noqa: PLC0415
+
+    if image is None:
+        return "no image"
+    try:
+        small = decode_image(catalogue.image_bytes(image), THUMBNAIL).image
+    except ModelError:
+        return "not readable"
+    small.thumbnail(THUMBNAIL)
+    stream = io.BytesIO()
+    small.save(stream, "JPEG", quality=80)
+    data = base64.b64encode(stream.getvalue()).decode()
+    return f'<img alt="" width="{small.width}" height="{small.height}" src="data:image/jpeg;base64,{data}">'

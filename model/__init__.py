@@ -1,6 +1,6 @@
 """CMA-CLIP as a library: predict with a checkpoint, or make one from a catalogue.
 
-    from model import Catalogue, Predictor, calibrate, evaluate, label, train
+    from model import Catalogue, Predictor, audit, calibrate, evaluate, label, train
 
     predictor = Predictor.load("weights/fashion")
     for answer in predictor.classify([("Men Navy Blue Shirt", "shirt.jpg")], target_precision=0.95):
@@ -23,14 +23,16 @@ if TYPE_CHECKING:
     from model.evaluation.evaluate import evaluate
     from model.inference.label import label
     from model.inference.predictor import Predictor
+    from model.training.audit import audit
     from model.training.train import train
 
-__all__ = ["Catalogue", "ModelError", "Predictor", "calibrate", "evaluate", "label", "train"]
+__all__ = ["Catalogue", "ModelError", "Predictor", "audit", "calibrate", "evaluate", "label", "train"]
 
 _HOMES = {
     "Catalogue": "model.catalogue.listings",
     "ModelError": "model.errors",
     "Predictor": "model.inference.predictor",
+    "audit": "model.training.audit",
     "calibrate": "model.evaluation.calibrate",
     "evaluate": "model.evaluation.evaluate",
     "label": "model.inference.label",

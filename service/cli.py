@@ -17,11 +17,11 @@ import typer
 
 from model.errors import ConfigError, ModelError
 from model.threads import settle_threads
-from service.commands import check, evaluation, label, training
+from service.commands import audit, check, compare, evaluation, label, training
 from service.commands.arguments import Attributes, EngineSetting, split_names
 from service.settings import PREFIX, Settings, configured_threads, load_settings
 
-TRAINING_MODULES = ("matplotlib", "open_clip", "scipy", "tensorboard", "timm", "torch", "torchvision")
+TRAINING_MODULES = ("cleanlab", "matplotlib", "open_clip", "scipy", "tensorboard", "timm", "torch", "torchvision")
 
 EXTRAS = {**dict.fromkeys(TRAINING_MODULES, "train"), "nncf": "compile"}
 """Which extra installs a module that serving on CPUs does not need."""
@@ -41,6 +41,8 @@ for _command in (
     evaluation.calibrate,
     evaluation.evaluate,
     evaluation.compile,
+    compare.compare,
+    audit.audit,
     label.label,
 ):
     app.command()(_command)

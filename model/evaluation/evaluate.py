@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,14 @@ from model.evaluation.heldout import (
     not_applicable,
     save_scores,
 )
+from model.evaluation.stability import (
+    COLUMNS,
+    change_rows,
+    measure_stability,
+    stability_rows,
+    stability_tables,
+)
+from model.evaluation.stability import LEGEND as STABILITY_LEGEND
 from model.inference.calibrator import LIKELY
 from model.inference.predictions import RawPredictor
 from model.inference.predictor import Predictor
@@ -72,6 +80,7 @@ def evaluate(
     catalogue: Catalogue,
     *,
     scores_file: Path | None = None,
+    stability: int = 0,
     device: str = "auto",
     engine: str = "torch",
     console: Console | None = None,
@@ -79,8 +88,9 @@ def evaluate(
     """Measure a calibrated checkpoint folder on a catalogue's test part.
 
     Writes metrics.json and the results of the model card (README.md) into the folder; with `scores_file`, the answers
-    on the calibration and test parts too, for experiments (`.npz`). With an `engine` that the checkpoint carries, the
-    metrics.json in its folder is written, and the card is left as it is.
+    on the calibration and test parts too, for experiments (`.npz`). `stability`: on how many test listings to measure
+    how answers change under unnoticeable changes (`model/evaluation/stability.py`). With an `engine` that the
+    checkpoint carries, the metrics.json in its folder is written, and the card is left as it is.
 
         evaluation = evaluate("runs/shop/checkpoint", Catalogue.open("shop.toml"))
         evaluation.metrics["situations"]["title"]["attributes"]["colour"]["accuracy"]
@@ -94,6 +104,9 @@ def evaluate(
         raise ConfigError(f"{checkpoint} is not calibrated yet; run `cma-clip calibrate` on it first")
     trained, gate = predictor.checkpoint, predictor.checkpoint.gate
     evaluation = measure(predictor, calibration, gate, catalogue, applicability=trained.applicability, console=console)
+    if stability:
+        found = measure_stability(predictor, calibration, gate, catalogue, listings=stability, console=console)
+        evaluation = replace(evaluation, metrics={**evaluation.metrics, "stability": found})
     write_part(predictor.checkpoint, METRICS, evaluation.metrics)
     if predictor.checkpoint.compiled is None:
         update_card(predictor.checkpoint, model_card_tables(evaluation.metrics))
@@ -383,7 +396,7 @@ def evaluation_tables(metrics: Mapping[str, Any]) -> list[Table]:
             table.add_row(*_row(attribute, figures, sets=_any_sets(metrics)))
         table.caption = _gate_line(measured["gate"])
         tables.append(table)
-    return tables
+    return tables + (stability_tables(metrics["stability"], HEADINGS) if "stability" in metrics else [])
 
 
 def model_card_tables(metrics: Mapping[str, Any]) -> str:
@@ -401,6 +414,8 @@ def model_card_tables(metrics: Mapping[str, Any]) -> str:
         ]
         lines += map(_markdown, rows)
         lines += ["", _gate_line(measured["gate"])]
+    if "stability" in metrics:
+        lines += ["", *_stability_lines(metrics["stability"])]
     return "\n".join(lines) + "\n"
 
 
@@ -408,6 +423,18 @@ def _any_sets(metrics: Mapping[str, Any]) -> bool:
     """Whether an attribute is multi-valued."""
     first = next(iter(metrics["situations"].values()))
     return any("micro_f1" in figures for figures in first["attributes"].values())
+
+
+def _stability_lines(stability: Mapping[str, Any]) -> list[str]:
+    lines = ["### Stability", "", f"{stability['listings']:,} test listings. {STABILITY_LEGEND}"]
+    for situation, found in stability["situations"].items():
+        for headings, rows in (
+            (["attribute", *COLUMNS], stability_rows(found)),
+            (["labels that flip", *found["attributes"]], change_rows(found)),
+        ):
+            lines += ["", f"{HEADINGS[situation]}:", "", _markdown(headings)]
+            lines += [_markdown(["---", *["---:"] * (len(headings) - 1)]), *(_markdown(row) for row in rows)]
+    return lines
 
 
 def _headings(metrics: Mapping[str, Any]) -> list[str]:

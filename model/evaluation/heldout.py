@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.Image import Image
 from rich.console import Console
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -24,6 +25,7 @@ from model.catalogue.listings import Catalogue, Listing
 from model.catalogue.splits import Part
 from model.errors import ConfigError, ModelError
 from model.evaluation.scores import labelled
+from model.inference.calibrator import BatchRow, Calibrator
 from model.inference.predictions import RawPredictor, SituationOutputs
 from model.inference.stream import Failure, prepare_listing, stream
 from model.progress import progress_bar
@@ -304,6 +306,26 @@ def all_answers(
             for t, task in enumerate(listings.tasks)
         }
     return answers
+
+
+def answer_every_situation(
+    predictor: RawPredictor, calibrator: Calibrator, inputs: Sequence[tuple[str | None, Image | None]]
+) -> Iterator[tuple[Situation, int, BatchRow]]:
+    """Answer a batch of titles and images as they are given, and each modality of them alone.
+
+    Yields the situation, the place in `inputs`, and the answer; the towers run once.
+    """
+    items = [predictor.prepare(title, image) for title, image in inputs]
+    outputs = predictor.outputs(predictor.collate(items))
+    own = [
+        Situation.IMAGE if title is None else Situation.TITLE if image is None else Situation.IMAGE_AND_TITLE
+        for title, image in inputs
+    ]
+    for situation, found in outputs.items():
+        places = set(found.rows.tolist())
+        given = [situation if row in places else whole for row, whole in enumerate(own)]
+        answers = calibrator.predictions(given, outputs, [()] * len(items))
+        yield from ((situation, row, answers[row]) for row in sorted(places))
 
 
 def evidence_groups(listings: Sequence[Listing]) -> NDArray[np.int64]:

@@ -1,10 +1,11 @@
-"""Plots of an evaluation: coverage against precision, and reliability, one small panel per attribute."""
+"""Plots of an evaluation: coverage against precision, reliability and, where it was measured, stability."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -24,7 +25,10 @@ _FEWEST_ACCEPTED = 20
 
 
 def save_plots(evaluation: Evaluation, folder: Path) -> list[Path]:
-    """Write `coverage_precision.png` and `reliability.png` into `folder`, and return their paths."""
+    """Write `coverage_precision.png` and `reliability.png` into `folder`, and return their paths.
+
+    Also `stability.png`, where the evaluation measured it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     figures = {
         "coverage_precision.png": _small_multiples(
@@ -35,9 +39,30 @@ def save_plots(evaluation: Evaluation, folder: Path) -> list[Path]:
         ),
         "reliability.png": _small_multiples(evaluation, _reliability, "confidence", "share that is right"),
     }
+    if "stability" in evaluation.metrics:
+        figures["stability.png"] = _stability(evaluation.metrics["stability"])
     for name, figure in figures.items():
         figure.savefig(folder / name, dpi=120)
     return [folder / name for name in figures]
+
+
+def _stability(stability: Mapping[str, Any]) -> Figure:
+    """Draw a panel per situation: the labels that each change flips, a dot per attribute."""
+    figure = Figure(figsize=(4.2 * len(stability["situations"]), 5.0), layout="constrained")
+    panels = figure.subplots(1, len(stability["situations"]), squeeze=False).flat
+    for panel, (situation, found) in zip(panels, stability["situations"].items(), strict=True):
+        changes = list(reversed(found["changes"]))
+        for attribute in found["attributes"]:
+            cells = [found["changes"][change][attribute] for change in changes]
+            flipped = [math.nan if cell is None else 100 * cell["labels"] for cell in cells]
+            panel.plot(flipped, changes, "o", markersize=4, alpha=0.8, label=attribute)
+        panel.set_title(HEADINGS[situation], fontsize=10)
+        panel.set_xlabel("labels that flip, %", fontsize=9)
+        panel.set_xlim(left=0)
+        panel.grid(alpha=0.25)
+        panel.tick_params(labelsize=8)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=8, fontsize=8)
+    return figure
 
 
 def _small_multiples(

@@ -75,6 +75,11 @@ class BatchRow:
         """Return the class index of an attribute's label."""
         return int(self.attributes[name].order[self.row, 0])
 
+    def confidence_of(self, name: str, label: int) -> float:
+        """Return an attribute's confidence in one of its labels, by class index."""
+        batch = self.attributes[name]
+        return float(batch.confidences[self.row, np.nonzero(batch.order[self.row] == label)[0][0]])
+
     def attribute(self, name: str, *, target_precision: float, top_k: int) -> AttributePrediction:
         """Return the prediction of one attribute; at a target that was not calibrated, nothing is accepted."""
         batch, row, target = self.attributes[name], self.row, self.targets.get(target_precision)

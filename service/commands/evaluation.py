@@ -52,7 +52,7 @@ def calibrate(
         device=device,
         engine=engine,
     )
-    _tables().print(calibration_table(calibration))
+    tables_console().print(calibration_table(calibration))
 
 
 def evaluate(
@@ -63,6 +63,10 @@ def evaluate(
     scores: Annotated[
         Path | None, typer.Option(help="save scores of the calibration and test parts (.npz)", show_default=False)
     ] = None,
+    stability: Annotated[
+        bool, typer.Option("--stability", help="also how answers change when listings change unnoticeably")
+    ] = False,
+    stability_listings: Annotated[int, typer.Option(min=1, help="test listings to change for --stability")] = 1_000,
     device: Device = "auto",
     engine: MeasuredEngine = "torch",
 ) -> None:
@@ -79,9 +83,16 @@ def evaluate(
         raise ConfigError(f"{plots} is a file; plots need a folder")
     if scores and not scores.parent.is_dir():
         raise ConfigError(f"there is no folder {scores.parent} for the scores")
-    evaluation = run(checkpoint, Catalogue.open(catalogue), scores_file=scores, device=device, engine=engine)
+    evaluation = run(
+        checkpoint,
+        Catalogue.open(catalogue),
+        scores_file=scores,
+        stability=stability_listings if stability else 0,
+        device=device,
+        engine=engine,
+    )
     for table in evaluation_tables(evaluation.metrics):
-        _tables().print(table)
+        tables_console().print(table)
     if plots:
         for path in save_plots(evaluation, plots):
             print(path)
@@ -103,12 +114,12 @@ def compile(
     from model.evaluation.differences import differences_table  # noqa: PLC0415
 
     compiled = compile_engine(checkpoint, Catalogue.open(catalogue), engine=engine)
-    _tables().print(differences_table(compiled.differences))
-    _tables().print(calibration_table(compiled.calibration))
+    tables_console().print(differences_table(compiled.differences))
+    tables_console().print(calibration_table(compiled.calibration))
     print(compiled.folder)
 
 
-def _tables() -> Console:
-    """Where tables go: to a file or a pipe in their full width."""
+def tables_console() -> Console:
+    """Return where tables go: to a file or a pipe in their full width."""
     console = Console()
     return console if console.is_terminal else Console(width=MAX_TABLE_WIDTH)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -58,14 +59,18 @@ def stop(process: subprocess.Popen[bytes], *, seconds: float = 20.0) -> None:
     process.send_signal(signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(seconds)
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline and any(map(_alive, family[1:])):
-        time.sleep(0.1)
-    for pid in family:
-        if _alive(pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+    _wait_for_end(family, seconds / 4)
+    for pid in filter(_alive, family):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     process.wait()
+    _wait_for_end(family, seconds)
+
+
+def _wait_for_end(pids: Sequence[int], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while any(map(_alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def _alive(pid: int) -> bool:

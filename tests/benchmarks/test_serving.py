@@ -108,7 +108,7 @@ def test_a_server_is_counted_and_ended_with_its_descendants() -> None:
     assert len(family) == 2
     assert cpu_seconds(process.pid) > 0.01
     assert resident_mib(process.pid) > 5
-    stop(process, seconds=5)
+    stop(process, seconds=2)
     process.stdout.close()
     assert not any(_alive(pid) for pid in family)
 

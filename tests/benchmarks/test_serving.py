@@ -8,7 +8,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,6 @@ from benchmarks.serving.plan import Cell, LoadCase, Plan, plan
 from benchmarks.serving.processes import cpu_seconds, resident_mib, stop, tree
 from benchmarks.serving.results import Results
 from service.commands.bench import Listing
-from tests.service.test_lifecycle import replica
 
 CELL = Cell("fashion", "60x80", "torch")
 BY_NAME = {contender.name: contender for contender in CONTENDERS}
@@ -128,9 +129,22 @@ class NoFloor:
         return {"batch_cpu_ms": 1.0}
 
 
+class AnswersAnything(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """The servers that a run starts, by name: this service with a fake model, and LitServe, which cannot be had."""
+    """The servers that a run starts, by name: one that answers anything, and LitServe, which cannot be had."""
     names = []
 
     @contextlib.contextmanager
@@ -138,12 +152,14 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         names.append(server)
         if server == "litserve":
             raise environments.NotInstallableError("litserve: ERROR: no such package")
-        yield Running(service.url, os.getpid(), 0.5)
+        yield Running(f"http://127.0.0.1:{server_of_all.server_port}", os.getpid(), 0.5)
 
-    with replica(0.001) as service:
+    with ThreadingHTTPServer(("127.0.0.1", 0), AnswersAnything) as server_of_all:
+        threading.Thread(target=server_of_all.serve_forever, daemon=True).start()
         monkeypatch.setattr(program, "running", running)
         monkeypatch.setattr(program, "floor", lambda *_: contextlib.nullcontext(NoFloor()))
         yield names
+        server_of_all.shutdown()
 
 
 def test_a_run_measures_what_is_missing_and_says_what_cannot_be(started: list[str], tmp_path: Path) -> None:

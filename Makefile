@@ -38,7 +38,7 @@ install = $(call quietly,$(BIN)/python -m pip install --disable-pip-version-chec
 pytest = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 .PHONY: help serve test coverage test-lowest test-research lint format types test-deployment test-tools test-image test-browser
-.PHONY: soak fuzz hostile study rules constraints requirements sbom dist clean
+.PHONY: soak fuzz hostile bench study rules constraints requirements sbom dist clean
 
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -97,6 +97,9 @@ test-browser: $(VENV)/.browser ## Click through the playground in a real Chromiu
 test-research: $(VENV)/.research ## Test the study, the other experiments and the baselines
 	@$(pytest) tests/research tests/benchmarks $(ARGS)
 
+bench: $(VENV)/.research ## Compare with serving frameworks, each in an environment of its own (hours; minutes: ARGS=--quick)
+	@$(BIN)/python -m benchmarks.serving $(ARGS)
+
 study: $(VENV)/.research ## Run what the study lacks, and report (hours; ARGS="--init runs/towers/checkpoint --runs runs/study")
 	@$(BIN)/python -m research.study run $(ARGS)
 	@$(BIN)/python -m research.study report
@@ -132,7 +135,7 @@ dist: $(VENV)/.dist ## Build the source distribution and the wheel, and check wh
 	@$(BIN)/python .ci/check_wheel.py build/installed
 
 clean: ## Remove the virtual environments, caches and build products
-	rm -rf $(VENV) $(VENV)-lowest build dist htmlcov *.egg-info
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-bench build dist htmlcov *.egg-info
 	rm -rf .coverage* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -1,13 +1,17 @@
 """Throughput, latency and memory of a replica: the figures of docs/operations.md.
 
     python -m benchmarks.capacity [--out benchmarks/results/capacity.json]
+    python -m benchmarks.capacity --device cuda [--out benchmarks/results/capacity_cuda.json]
     python -m docs.capacity
 
-Each row is a separate server (`cma-clip serve`), limited to some of this machine's cores, under the load of `cma-clip
-bench`. If a core is left over, the client runs on it alone; if the server has all cores, the client shares them, so the
-row's figures are lower than the server could reach. Throughput is that of 32 callers, each sending one request after
-another, or of two callers with batches of 32; latency is measured at half the throughput of single requests, sent at
-fixed times. A row takes a minute: three loads of 15 s, and a start.
+Each row is a separate server (`cma-clip serve`), under the load of `cma-clip bench`. On CPUs it is limited to some of
+this machine's cores. If a core is left over, the client runs on it alone; if the server has all cores, the client
+shares them, so the row's figures are lower than the server could reach. Throughput is that of as many callers as fill a
+batch, each sending one request after another, or of two callers with full batches; latency is measured at half the
+throughput of single requests, sent at times fixed in advance. A row takes a minute: three loads of 15 s, and a start.
+
+On a GPU the rows differ in number format and batch size. They have twice as many callers as fill a batch, for the next
+batch is prepared while one computes.
 """
 
 from __future__ import annotations
@@ -30,33 +34,43 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.server import Server, server
-from model.device import training_dtype
-from service.commands.bench import Load, run
+from model.device import pick_device, training_dtype
+from service.commands.bench import Bodies, Listing, Load, run
 
 TITLE = "Turtle Check Men Navy Blue Shirt"
 IMAGE_SIZES = {"60 × 80": (60, 80), "1200 × 1600": (1200, 1600)}
-CALLERS = 32
 BATCH = 32
+GPU_BATCHES = (32, 128)
+WARM_UP_SECONDS = 2.0
+BODY_BYTES = 2**27
+"""Room for a full batch of photos."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One row: the server's cores and number format, and the size of the image that it is sent."""
+    """One row: the server's device, cores, number format and batch size, and the size of the image that it is sent."""
 
+    device: str
     cores: int
     dtype: str
+    batch: int
     image: str
 
+    @property
+    def callers(self) -> int:
+        """As many as keep a batch full while it waits, and on a GPU the next one too."""
+        return self.batch if self.device == "cpu" else 2 * self.batch
 
-def settings(cores: int) -> Iterator[Setting]:
+
+def settings(device: torch.device, cores: int) -> Iterator[Setting]:
     """Yield the rows for a machine with `cores` cores."""
-    dtypes = ["float32"]
-    if training_dtype(torch.device("cpu")) is torch.bfloat16:  # emulated, it would be a hundred times slower
-        dtypes.append("bfloat16")
+    natively = training_dtype(device) is torch.bfloat16  # emulated, it would be a hundred times slower
+    dtypes = ["float32", *(["float16"] if device.type == "cuda" else []), *(["bfloat16"] if natively else [])]
     for size in IMAGE_SIZES:
-        for some in sorted({1, cores}):
+        for some in sorted({1, cores} if device.type == "cpu" else {cores}):
             for dtype in dtypes:
-                yield Setting(some, dtype, size)
+                for batch in (BATCH,) if device.type == "cpu" else GPU_BATCHES:
+                    yield Setting(str(device), some, dtype, batch, size)
 
 
 @contextmanager
@@ -81,24 +95,20 @@ class Client:
     """Sends one image repeatedly, and records the server's memory."""
 
     def __init__(self, server: Server, image: Path) -> None:
-        self._server, self._image = server, image
+        self._server = server
+        self._listing = Listing(TITLE, image.read_bytes())
         self.held = [self.memory()]
 
     def memory(self) -> float:
         return round(self._server.pss_mib(), 1)
 
-    def load(
-        self, requests: float, *, concurrency: int = CALLERS, listings: int = 1, rate: float | None = None
-    ) -> dict[str, Any]:
-        """Return the figures of `requests` requests, at least one for each caller.
+    def load(self, seconds: float, *, callers: int = 1, listings: int = 1, rate: float | None = None) -> dict[str, Any]:
+        """Return the figures of a load: of `callers`, or at a `rate` of requests per second.
 
         Exits with status 1 if any was not answered with 200: the figures would mean nothing.
         """
-        load = Load(
-            url=self._server.url, requests=max(round(requests), min(concurrency, CALLERS)), concurrency=concurrency,
-            rate=rate, listings=listings, image=self._image, title=TITLE, api_key=None, timeout_ms=None,
-        )  # fmt: skip
-        figures = run(load).summary()
+        bodies = Bodies.single([self._listing]) if listings == 1 else Bodies.batches([self._listing], listings)
+        figures = run(Load(url=self._server.url, bodies=bodies, callers=callers, rate=rate, seconds=seconds)).summary()
         self.held.append(self.memory())
         if set(figures["statuses"]) != {"200"}:
             sys.exit(f"failed: not every request was answered: {figures['statuses']}")
@@ -109,15 +119,20 @@ def measure(setting: Setting, image: Path, *, checkpoint: Path, seconds: float) 
     """Start a server, saturate it, then load it with half of that."""
     cores = sorted(os.sched_getaffinity(0))
     ours, rest = cores[: setting.cores], cores[setting.cores :]
-    options = {"dtype": setting.dtype, "request_timeout_ms": 60_000}  # slow answers are measured too
+    options = {
+        "device": setting.device,
+        "dtype": setting.dtype,
+        "max_batch_size": setting.batch,
+        "max_listings": setting.batch,
+        "max_body_bytes": BODY_BYTES,
+        "request_timeout_ms": 60_000,  # slow answers are measured too
+    }
     with server(checkpoint, cores=ours, **options) as running, on_cores(rest or ours):
         client = Client(running, image)
-        roughly = client.load(4 * CALLERS)["requests_per_second"]
-        single = client.load(seconds * roughly)
-        batches = client.load(seconds * single["listings_per_second"] / BATCH, concurrency=2, listings=BATCH)
-        rate = single["requests_per_second"] / 2
-        # More callers than ever wait at a time, so that every request is sent on time.
-        half_load = client.load(seconds * rate, rate=rate, concurrency=256)
+        client.load(WARM_UP_SECONDS, callers=setting.callers)
+        single = client.load(seconds, callers=setting.callers)
+        batches = client.load(seconds, callers=2, listings=setting.batch)
+        half_load = client.load(seconds, rate=single["requests_per_second"] / 2)
         return {
             **asdict(setting),
             "image_bytes": image.stat().st_size,
@@ -132,20 +147,22 @@ def measure(setting: Setting, image: Path, *, checkpoint: Path, seconds: float) 
         }  # fmt: skip
 
 
-def machine() -> dict[str, Any]:
-    """Describe this machine, on which the figures depend."""
+def machine(device: torch.device) -> dict[str, Any]:
+    """Describe this machine and the device that computes, on which the figures depend."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {"processor": names[0] if names else "unknown", "cores": len(names), "torch": torch.__version__}
+    gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
+    return {"processor": names[0] if names else "unknown", "cores": len(names), "torch": torch.__version__, **gpu}
 
 
 def draw(rows: Sequence[dict[str, Any]]) -> None:
     """Print the rows as a table."""
-    table = Table("cores", "dtype", "image", "listings/s", "in batches", "p50 ms", "p99 ms", "MiB")
+    table = Table("device", "cores", "dtype", "batch", "image", "listings/s", "in batches", "p50 ms", "p99 ms", "MiB")
     for row in rows:
         rates = (row[load]["listings_per_second"] for load in ("single", "batches"))
         latency = row["half_load"]["latency_ms"]
-        cells = (row["cores"], row["dtype"], row["image"], *rates, latency["p50"], latency["p99"])
+        of = (row[name] for name in ("device", "cores", "dtype", "batch", "image"))
+        cells = (*of, *rates, latency["p50"], latency["p99"])
         table.add_row(*map(str, cells), str(row["memory_mib"]["loaded"]))
     Console().print(table)
 
@@ -153,13 +170,14 @@ def draw(rows: Sequence[dict[str, Any]]) -> None:
 def main(
     *,
     checkpoint: Annotated[Path, typer.Option(help="checkpoint folder")] = Path("weights/fashion"),
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
     seconds: Annotated[float, typer.Option(min=1, help="duration of each load, in seconds")] = 15,
     out: Annotated[Path | None, typer.Option(help="write the figures as JSON")] = None,
 ) -> None:
     """Measure every setting that this machine allows; nothing else should be running on it."""
-    rows = []
+    target, rows = pick_device(device), []
     with tempfile.TemporaryDirectory() as folder:
-        for setting in settings(len(os.sched_getaffinity(0))):
+        for setting in settings(target, len(os.sched_getaffinity(0))):
             image = Path(folder) / "image.jpg"
             write_image(image, IMAGE_SIZES[setting.image])
             print(f"{setting} …", file=sys.stderr, flush=True)
@@ -167,7 +185,7 @@ def main(
     draw(rows)
     if out is not None:
         version = json.loads((checkpoint / "metrics.json").read_text())["version"]
-        found = {"machine": machine(), "model": version, "seconds": seconds, "rows": rows}
+        found = {"machine": machine(target), "model": version, "seconds": seconds, "rows": rows}
         out.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

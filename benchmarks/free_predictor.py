@@ -7,7 +7,9 @@ from typing import Any
 
 from PIL import Image
 
+from model.config import PreprocessConfig
 from model.inference.predictions import AttributePrediction, Candidate, ListingWarning, ModelInfo, Scope
+from model.inputs.preprocess import ModelImage
 from model.situations import Situation
 from model.tasks import Task
 
@@ -52,6 +54,7 @@ class FreePredictor:
         engine="none",
         scope_gate=True,
     )
+    resizing = PreprocessConfig(image_size=(8, 8), context_length=8)
     tasks = (Task(name="colour", labels=("Blue", "Red")),)
 
     def thresholds(self, attribute: str) -> Mapping[Situation, Mapping[float, float | None]]:
@@ -61,7 +64,7 @@ class FreePredictor:
     def prepare(
         self,
         title: str | None,
-        image: Image.Image | None,
+        image: Image.Image | ModelImage | None,
         *,
         explain: bool = False,
         warnings: Sequence[ListingWarning] = (),

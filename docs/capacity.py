@@ -1,6 +1,7 @@
 """Writes the measured figures of docs/operations.md, and the plan that follows from them.
 
     python -m benchmarks.capacity --out benchmarks/results/capacity.json
+    python -m benchmarks.capacity --device cuda --out benchmarks/results/capacity_cuda.json    (where there is a GPU)
     python -m benchmarks.soak --out benchmarks/results/soak.json
     python -m docs.capacity
 
@@ -22,6 +23,7 @@ from service.settings import Settings
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs/operations.md"
 CAPACITY = ROOT / "benchmarks/results/capacity.json"
+GPU_CAPACITY = ROOT / "benchmarks/results/capacity_cuda.json"
 SOAK = ROOT / "benchmarks/results/soak.json"
 BLOCKS = ("sizing", "growth", "plan")
 
@@ -43,7 +45,8 @@ Figures = Mapping[str, Any]
 
 def main() -> None:
     """Write the blocks into the page."""
-    PAGE.write_text(with_figures(PAGE.read_text(encoding="utf-8"), read(CAPACITY), read(SOAK)), encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(with_figures(page, read(CAPACITY), read(SOAK), read(GPU_CAPACITY)), encoding="utf-8")
     print(PAGE)
 
 
@@ -52,12 +55,12 @@ def read(path: Path) -> Figures | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def with_figures(page: str, capacity: Figures | None, soak: Figures | None) -> str:
+def with_figures(page: str, capacity: Figures | None, soak: Figures | None, gpu_capacity: Figures | None) -> str:
     """Return `page` with each of `BLOCKS` between its markers."""
     measure = NOT_MEASURED.format(command="python -m benchmarks.capacity --out benchmarks/results/capacity.json")
     watch = NOT_MEASURED.format(command="python -m benchmarks.soak --minutes 15 --out benchmarks/results/soak.json")
     texts = {
-        "sizing": sizing(capacity) if capacity else measure,
+        "sizing": f"{sizing(capacity)}\n\n{on_gpus(gpu_capacity)}" if capacity else measure,
         "growth": growth(soak) if soak else watch,
         "plan": plan(capacity) if capacity else measure,
     }
@@ -89,18 +92,33 @@ def sizing(capacity: Figures) -> str:
 
 
 def _replica(row: Figures) -> str:
+    if row["device"] != "cpu":
+        return f"GPU, {row['dtype']}, batch {row['batch']}"
     return f"{row['cores']} core{'s' if row['cores'] > 1 else ''}, {row['dtype']}"
 
 
+def on_gpus(capacity: Figures | None) -> str:
+    """Return the same for GPUs, or say that nothing was measured on one."""
+    return sizing(capacity) if capacity else "**No GPU was available: none of these figures is for one.**"
+
+
 def _conditions(machine: Figures, capacity: Figures) -> str:
+    sizes = sorted({row["batch"] for row in capacity["rows"]})
+    on_gpu = any(row["device"] != "cpu" for row in capacity["rows"])
+    batches = " or ".join(map(str, sizes))
+    callers = "twice as many callers as a batch has places" if on_gpu else f"{batches} callers"
     return (
-        f"Measured on {machine['cores']} cores of {machine['processor']} with torch {machine['torch']}, checkpoint "
+        f"Measured on {_hardware(machine)} with torch {machine['torch']}, checkpoint "
         f"`{capacity['model']}`, {capacity['seconds']:.0f} s of each load; each listing has a title and the image. "
-        "*listings/s*: 32 callers, one listing per request; *in batches*: two callers, 32 listings per request. *p50*, "
-        "*p99*: latency of single requests at half of that load. *loaded*: the maximum after a load; *peak*: the "
-        "maximum at any time, including while the checkpoint is loaded. **No GPU was available: none of these figures "
-        "is for one.**"
+        f"*listings/s*: {callers}, one listing per request; *in batches*: two callers, {batches} listings per request. "
+        "*p50*, *p99*: latency of single requests at half of that load. *loaded*: the maximum after a load; *peak*: "
+        "the maximum at any time, including while the checkpoint is loaded."
     )
+
+
+def _hardware(machine: Figures) -> str:
+    cores = f"{machine['cores']} cores of {machine['processor']}"
+    return f"{machine['gpu']} and {cores}" if "gpu" in machine else cores
 
 
 def _shared(rows: Sequence[Figures]) -> Iterator[str]:

@@ -183,26 +183,41 @@ def predict(  # noqa: PLR0917 - typer passes by name
 @app.command()
 def bench(  # noqa: PLR0917 - typer passes by name
     url: Annotated[str, typer.Argument(help="a running service")] = "http://127.0.0.1:8000",
-    requests: Annotated[int, typer.Option(min=1, help="requests to send")] = 1000,
-    concurrency: Annotated[int, typer.Option(min=1, max=1024, help="requests at a time")] = 32,
-    rate: Annotated[
-        float | None, typer.Option(min=0.01, help="requests per second, answered or not", show_default=False)
+    image: Annotated[
+        Path | None, typer.Option(help="an image, or a folder of images sent in turn", show_default=False)
     ] = None,
+    title: Annotated[list[str] | None, typer.Option(help="a title; several: sent in turn", show_default=False)] = None,
+    titles: Annotated[Path | None, typer.Option(help="a file of titles, one a line", show_default=False)] = None,
+    callers: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="send one request after the other from each (16)")
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="send so many requests per second, answered or not", show_default=False),
+    ] = None,
+    duration: Annotated[float, typer.Option(min=0.1, help="seconds")] = 10.0,
+    requests: Annotated[int | None, typer.Option(min=1, help="stop after so many", show_default=False)] = None,
     listings: Annotated[int, typer.Option(min=1, help="listings per request; more than one: as batches")] = 1,
-    image: Annotated[Path | None, typer.Option(help="send this image", show_default=False)] = None,
-    title: Annotated[str | None, typer.Option(help="send this title", show_default=False)] = None,
+    upload: Annotated[bool, typer.Option("--upload", help="send multipart forms instead of JSON")] = False,
     api_key: Annotated[str | None, typer.Option(help="API key", show_default=False)] = None,
     timeout_ms: Annotated[int | None, typer.Option(min=1, help="deadline of each", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print figures as JSON")] = False,
 ) -> None:
     """Load a running service; print statuses, throughput and latency percentiles."""
-    from service.commands.bench import Load, draw, run  # noqa: PLC0415
+    from service.commands.bench import Bodies, Load, draw, read_listings, read_titles, run  # noqa: PLC0415
 
-    if image is None and title is None:
-        raise ConfigError("give an --image, a --title, or both")
+    if rate is not None and (callers is not None or requests is not None):
+        raise ConfigError("--rate says by itself how much is sent; leave out --callers and --requests")
+    if upload and listings > 1:
+        raise ConfigError("--upload sends one listing per request; leave out --listings")
+    found = read_listings(image, [*(title or ()), *(read_titles(titles) if titles else ())])
+    if upload:
+        bodies = Bodies.forms(found)
+    else:
+        bodies = Bodies.single(found) if listings == 1 else Bodies.batches(found, listings)
     load = Load(
-        url=url, requests=requests, concurrency=concurrency, rate=rate, listings=listings, image=image, title=title,
-        api_key=api_key, timeout_ms=timeout_ms,
+        url=url, bodies=bodies, callers=callers or 16, rate=rate, seconds=duration, limit=requests, api_key=api_key,
+        timeout_ms=timeout_ms,
     )  # fmt: skip
     figures = run(load)
     if as_json:

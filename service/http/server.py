@@ -47,6 +47,10 @@ ANY_IPV6 = "::"
 RESERVED_FILES = 128
 """Open files that are not callers' connections: images being fetched, libraries, the log."""
 
+SWITCH_SECONDS = 0.0005
+"""How long a thread keeps the interpreter while another waits for it. By default it is 5 ms, and a lone caller's
+request passes from thread to thread four times."""
+
 log = logging.getLogger(__name__)
 
 
@@ -95,6 +99,7 @@ def serve(app: FastAPI, settings: Settings) -> Exception | None:
     lifecycle: Lifecycle = app.state.lifecycle
     lifecycle.once_warm = freeze
     raise_limit_of_files()
+    sys.setswitchinterval(SWITCH_SECONDS)
     config = configuration(app)
     for sig in (signal.SIGINT, signal.SIGTERM):
         # Before uvicorn handles signals, and after: threads that it does not know of may still be waited for then.

@@ -7,9 +7,12 @@ methods, reasons, attributes and labels come from closed lists. Each app has its
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any, Self
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+import prometheus_client
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics import MetricWrapperBase
 
 from model.inference.predictions import Abstention, AttributePrediction, ModelInfo, Scope
 from model.inputs.pool import Kill
@@ -33,6 +36,32 @@ STAGES = ("fetch", "decode", "queue", "inference", "respond")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 UNKNOWN = "unknown"
+
+
+class Remembering(MetricWrapperBase):
+    """A collector that looks up each of its series once: an answer touches fifty, and a look-up takes a lock.
+
+    Series are never removed, and there are no more than closed lists of labels have combinations.
+    """
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        self._found: dict[object, Self] = {}
+        super().__init__(*args, **settings)
+
+    def labels(self, *labelvalues: object, **labelkwargs: object) -> Self:
+        """Return the series with these values of the labels, in their order or by name."""
+        values = labelvalues or tuple(labelkwargs.items())
+        if (series := self._found.get(values)) is None:
+            series = self._found[values] = super().labels(*labelvalues, **labelkwargs)
+        return series
+
+
+class Counter(Remembering, prometheus_client.Counter):
+    pass
+
+
+class Histogram(Remembering, prometheus_client.Histogram):
+    pass
 
 
 class Metrics:

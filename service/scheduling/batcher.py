@@ -2,12 +2,15 @@
 
 Two threads work beside the event loop, so that neither side waits for the other:
 
-    event loop            collate thread                    compute thread
-    submit ──► waiting ──► take ► collate ──► sealed ──► compute ──► answers ──► event loop
+    event loop                                   compute thread
+    submit ──► waiting ──► take ► collate ──► compute ──► answers ──► event loop
+                  └──────► take ► collate ──► sealed ──► compute
+                           collate thread
 
 A batch leaves as soon as the device is free, with whatever waits; there is no timer unless one is configured.
-A *full* batch is collated while its predecessor computes. A partial one is not: sealing it early would save
-little copying, and keep out every listing that arrives in the meantime.
+A *full* batch is collated while its predecessor computes, in a thread for that. A partial one is not: sealing it early
+would save little copying, and keep out every listing that arrives in the meantime. So while the load is light, a
+listing passes from the event loop to one thread and back, and no thread is woken up for nothing.
 
 An item with much work (an explanation) fills several places of a batch, or has a batch to itself, so that others
 are not slowed down by it. Predictions of the waiting time count its places.
@@ -26,7 +29,6 @@ from __future__ import annotations
 
 import asyncio
 import bisect
-import itertools
 import logging
 import statistics
 import threading
@@ -149,8 +151,9 @@ class MicroBatcher(Generic[Item, Batch, Result]):
             threading.Thread(target=self._run, args=(step,), name=name, daemon=True)
             for name, step in (("collate", self._collate_next), ("compute", self._compute_next))
         ]
-        # What the threads share, guarded by the lock inside `_changed`.
-        self._changed = threading.Condition()
+        # What the threads share, guarded by one lock; each condition is for one thread.
+        self._lock = threading.Lock()
+        self._may_compute, self._may_collate = threading.Condition(self._lock), threading.Condition(self._lock)
         self._waiting: deque[Waiter[Item, Result]] = deque()
         self._sealing: list[Waiter[Item, Result]] = []  # being collated, or collated and waiting for the device
         self._sealed: Sealed[Item, Batch, Result] | None = None
@@ -174,11 +177,14 @@ class MicroBatcher(Generic[Item, Batch, Result]):
         even alone), `NotReady` (a thread has died) or `Draining` (closed).
         """
         waiter = Waiter[Item, Result](item, deadline, asyncio.get_running_loop().create_future())
-        with self._changed:
+        with self._lock:
             if self._closed is not None:
                 raise self._closed()
             self._waiting.append(waiter)
-            self._changed.notify_all()
+            if self._idle:
+                self._may_compute.notify()
+            elif self._collates_next():
+                self._may_collate.notify()
         try:
             return await waiter.future
         finally:
@@ -197,18 +203,18 @@ class MicroBatcher(Generic[Item, Batch, Result]):
     @property
     def waiting(self) -> int:
         """Listings that wait for the device."""
-        with self._changed:
+        with self._lock:
             return len(self._waiting) + len(self._sealing)
 
     @property
     def computing_for(self) -> float:
         """Seconds that the current batch has been computing; 0 if there is none."""
-        with self._changed:
+        with self._lock:
             return time.monotonic() - self._computing_since if self._computing else 0.0
 
     def expected_seconds(self, listings: int) -> float:
         """Predict how long until `listings` are answered, those included that are here already."""
-        with self._changed:
+        with self._lock:
             computing, elapsed = self._places(self._computing), time.monotonic() - self._computing_since
             here = [*self._waiting, *self._sealing, *self._computing]
         remaining = max(0.0, self.cost.seconds(computing) - elapsed) if computing else 0.0
@@ -224,7 +230,7 @@ class MicroBatcher(Generic[Item, Batch, Result]):
         return sum(self._work(waiter.item) for waiter in waiters)
 
     def _forget(self, waiter: Waiter[Item, Result]) -> None:
-        with self._changed:
+        with self._lock:
             if waiter in self._waiting:
                 self._waiting.remove(waiter)
 
@@ -241,54 +247,73 @@ class MicroBatcher(Generic[Item, Batch, Result]):
             self._fail_all(lambda: NotReady("the inference thread has died", retry_after=5))
 
     def _collate_next(self) -> bool:
-        with self._changed:
-            # The clock is read once, to decide and to set the time-out: between two readings, the moment could pass.
-            while self._closed is None and not self._may_seal(due := self._until_due()):
-                self._changed.wait(due)
+        """Collate a full batch while its predecessor computes."""
+        with self._lock:
+            while self._closed is None and not self._collates_next():
+                self._may_collate.wait()
             if self._closed is not None:
                 return False
-            taken = [self._waiting.popleft()]
-            room = self._max_batch_size - self._places(taken)
-            while self._waiting and (needed := self._work(self._waiting[0].item)) <= room:
-                taken.append(self._waiting.popleft())
-                room -= needed
-            self._sealing = taken
+            self._sealing = taken = self._take()
         wanted = self._still_wanted(taken)
         sealed = Sealed(wanted, self._try_to_collate(wanted)) if wanted else None
-        with self._changed:
+        with self._lock:
             self._sealed, self._sealing = sealed, wanted
-            self._changed.notify_all()
+            if not self._computing:  # it has ended meanwhile, and waits for this one
+                self._may_compute.notify()
         return True
 
     def _compute_next(self) -> bool:
-        with self._changed:
-            while self._closed is None and self._sealed is None:
-                self._changed.wait()
-            if self._closed is not None or self._sealed is None:
+        """Compute the batch that is sealed, or whatever waits."""
+        with self._lock:
+            # The clock is read once, to decide and to set the time-out: between two readings, the moment could pass.
+            while self._closed is None and not self._computes_next(due := self._until_due()):
+                self._may_compute.wait(due)
+            if self._closed is not None:
                 return False
-            sealed, self._sealed, self._sealing = self._sealed, None, []
+            sealed, self._sealed, self._sealing = self._sealed or Sealed(self._take(), None), None, []
             self._computing, self._computing_since = sealed.waiters, time.monotonic()
-            self._changed.notify_all()  # the slot is free: the next full batch may be collated
+            if self._collates_next():  # the slot is free
+                self._may_collate.notify()
         self._answer(sealed)
-        with self._changed:
+        with self._lock:
             self._computing = []
-            self._changed.notify_all()  # the device is free: a partial batch may leave
         return True
 
-    def _may_seal(self, due: float | None) -> bool:
-        """Whether a batch leaves now: a full one as soon as the slot is free, a partial one if the device is idle.
+    @property
+    def _idle(self) -> bool:
+        """Whether the device does nothing, and no batch is on its way to it."""
+        return not self._computing and not self._sealing
 
-        due: what `_until_due` has just returned
+    def _collates_next(self) -> bool:
+        """Whether a full batch waits, while the device computes another and the slot between is free."""
+        return bool(self._computing) and not self._sealing and self._is_full()
+
+    def _computes_next(self, due: float | None) -> bool:
+        """Whether the device may begin: with the batch that is sealed, or else, if none is being, with what waits.
+
+        due: what `_until_due` has just returned; a full batch doesn't wait for it
         """
-        if not self._waiting or self._sealed is not None:
-            return False
-        if self._places(itertools.islice(self._waiting, self._max_batch_size)) >= self._max_batch_size:
+        if self._sealed is not None:
             return True
-        return not self._computing and due is None
+        return bool(self._waiting) and not self._sealing and (due is None or self._is_full())
+
+    def _is_full(self) -> bool:
+        """Whether what waits fills a batch. Each item fills a place at least."""
+        waiting, room = self._waiting, self._max_batch_size
+        return len(waiting) >= room or self._places(waiting) >= room
+
+    def _take(self) -> list[Waiter[Item, Result]]:
+        """Take as many items as fit into a batch, the oldest first; one alone may need more places than there are."""
+        taken = [self._waiting.popleft()]
+        room = self._max_batch_size - self._places(taken)
+        while self._waiting and (needed := self._work(self._waiting[0].item)) <= room:
+            taken.append(self._waiting.popleft())
+            room -= needed
+        return taken
 
     def _until_due(self) -> float | None:
         """Seconds that the oldest item still waits for more; None if there is nothing to wait for."""
-        if not self._max_wait or not self._waiting or self._computing:
+        if not self._max_wait or not self._waiting:
             return None
         left = self._waiting[0].arrived + self._max_wait - time.monotonic()
         return left if left > 0 else None
@@ -368,11 +393,12 @@ class MicroBatcher(Generic[Item, Batch, Result]):
         )
 
     def _fail_all(self, reason: Callable[[], ServiceError]) -> None:
-        with self._changed:
+        with self._lock:
             self._closed = self._closed or reason
             waiters = [*self._waiting, *self._sealing, *self._computing]
             self._waiting.clear()
-            self._changed.notify_all()
+            self._may_compute.notify()
+            self._may_collate.notify()
         self._deliver([(waiter, reason()) for waiter in waiters])
 
     def _deliver(self, outcomes: list[tuple[Waiter[Item, Result], Answer[Result] | ServiceError]]) -> None:

@@ -103,8 +103,10 @@ def test_what_decoding_may_take_is_as_the_pool_has_it() -> None:
 def row(*, cores: int, image: str, rate: float, peak: float) -> dict[str, Any]:
     load = {"listings_per_second": rate, "latency_ms": {"p50": 20.4, "p99": 44.6}}
     return {
+        "device": "cpu",
         "cores": cores,
         "dtype": "float32",
+        "batch": 32,
         "image": image,
         "image_bytes": 1500,
         "client_has_a_core": cores == 1,
@@ -115,7 +117,7 @@ def row(*, cores: int, image: str, rate: float, peak: float) -> dict[str, Any]:
     }
 
 
-MEASURED = {
+MEASURED: dict[str, Any] = {
     "machine": {"processor": "Abacus 3", "cores": 2, "torch": "2.0"},
     "model": "abc",
     "seconds": 15,
@@ -136,29 +138,40 @@ SOAKED = {
 
 
 def test_the_page_holds_what_was_measured() -> None:
-    found = capacity.with_figures(TEXT, capacity.read(capacity.CAPACITY), capacity.read(capacity.SOAK))
+    figures = map(capacity.read, (capacity.CAPACITY, capacity.SOAK, capacity.GPU_CAPACITY))
+    found = capacity.with_figures(TEXT, *figures)
     assert found == TEXT, "run: python -m docs.capacity"
 
 
 def test_without_figures_the_page_says_so_and_how_to_get_them() -> None:
-    page = capacity.with_figures(TEXT, None, None)
+    page = capacity.with_figures(TEXT, None, None, None)
     assert page.count("*Not measured yet.*") == len(capacity.BLOCKS)
     assert "python -m benchmarks.capacity --out" in page
 
 
 def test_figures_take_the_place_of_those_before() -> None:
-    page = capacity.with_figures(capacity.with_figures(TEXT, None, None), MEASURED, SOAKED)
+    page = capacity.with_figures(capacity.with_figures(TEXT, None, None, None), MEASURED, SOAKED, None)
     assert "Not measured" not in page
-    assert page == capacity.with_figures(page, MEASURED, SOAKED)
+    assert page == capacity.with_figures(page, MEASURED, SOAKED, None)
     assert "| 1 core, float32 | small (2 kB) | 30.0 | 60.0 | 20 | 45 | 500 | 600 | 700 |" in page
     assert "2 cores of Abacus 3 with torch 2.0, checkpoint `abc`" in page
     assert "In a soak test of 2 minutes" in page
     assert "changed by +0.2 MiB a minute (95 % interval -0.5 to +1.0)" in page
 
 
+def test_what_was_measured_on_a_gpu_stands_beside_it() -> None:
+    assert "No GPU was available" in capacity.with_figures(TEXT, MEASURED, SOAKED, None)
+    machine = {**MEASURED["machine"], "gpu": "Slide Rule 9"}
+    rows = [{**each, "device": "cuda", "dtype": "float16", "batch": 128} for each in MEASURED["rows"]]
+    page = capacity.with_figures(TEXT, MEASURED, SOAKED, {**MEASURED, "machine": machine, "rows": rows})
+    assert "No GPU was available" not in page
+    assert "| GPU, float16, batch 128 | small (2 kB) | 30.0 | 60.0 | 20 | 45 | 500 | 600 | 700 |" in page
+    assert "Measured on Slide Rule 9 and 2 cores of Abacus 3" in page
+
+
 def test_a_page_without_the_markers_is_refused() -> None:
     with pytest.raises(ValueError, match="lacks the markers"):
-        capacity.with_figures("# Running the service", MEASURED, SOAKED)
+        capacity.with_figures("# Running the service", MEASURED, SOAKED, None)
 
 
 def test_the_plan_has_a_replica_to_replace_and_two_at_least() -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from model.catalogue.config import CatalogueConfig
 from model.catalogue.listings import Catalogue, Listing, ReadReport
 from model.catalogue.splits import Part
+from model.config import PreprocessConfig
 from model.inference.predictions import ListingWarning, ModelInfo, RawOutputs, SituationOutputs
 from model.situations import Situation
 from model.tasks import Task
@@ -98,6 +99,7 @@ class ColourReader:
         )
     )
     batches: list[int] = field(default_factory=list)
+    resizing: PreprocessConfig = field(default=PreprocessConfig(image_size=(4, 4), context_length=8))
 
     def prepare(
         self, title: str | None, image: Any, *, warnings: Sequence[ListingWarning] = ()

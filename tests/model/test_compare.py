@@ -13,7 +13,8 @@ from rich.console import Console
 
 from model.catalogue.listings import Catalogue
 from model.catalogue.splits import Part
-from model.checkpoint.folder import CALIBRATION, load_checkpoint, save_checkpoint, write_part
+from model.checkpoint.folder import CALIBRATION, load_checkpoint, write_part
+from model.checkpoint.weights import save_checkpoint
 from model.config import ModelConfig
 from model.errors import ConfigError
 from model.evaluation.compare import compare, comparison_tables

@@ -169,7 +169,7 @@ def test_predict_prints_what_the_service_would_answer(tmp_path: Path) -> None:
         (["serve", "--api-keys", "", "--max-queue", "0"], "CMA_CLIP_MAX_QUEUE"),
         (["bench"], "--title"),
         (["bench", "http://127.0.0.1:1", "--title", "a"], "nobody answers"),
-        (["bench", "nonsense", "--title", "a"], "nobody answers"),
+        (["bench", "nonsense", "--title", "a"], "not the address"),
         (["bench", "http://127.0.0.1:1", "--image", "/no/such/photo.jpg"], "No such file"),
     ],
 )
@@ -186,20 +186,6 @@ def test_a_broken_checkpoint_is_one_line(capsys: pytest.CaptureFixture[str], mon
     monkeypatch.setattr(predict_command, "load_predictor", broken)
     line = failed(capsys, monkeypatch, "predict", "--title", "a")
     assert line == "cma-clip: weights/x: config.json is missing\n"
-
-
-def test_bench_puts_load_on_a_running_service() -> None:
-    with replica(0.001) as server:
-        result = run("bench", server.url, "--title", "a", "--requests", "100", "--concurrency", "8", "--json")
-        assert result.exit_code == 0, result.exception
-        figures = json.loads(result.stdout)
-        assert figures["requests"] == 100
-        assert figures["statuses"] == {"200": 100}
-        assert 0 < figures["latency_ms"]["p50"] <= figures["latency_ms"]["p99"] <= figures["latency_ms"]["max"]
-        paced = run("bench", server.url, "--title", "a", "--requests", "10", "--rate", "20", "--json")
-        assert json.loads(paced.stdout)["seconds"] > 0.45
-        batches = run("bench", server.url, "--title", "a", "--requests", "5", "--listings", "10")
-        assert "listings per second" in batches.output
 
 
 def test_predict_and_the_service_have_one_limit_on_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

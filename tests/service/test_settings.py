@@ -20,8 +20,8 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_defaults_are_as_agreed() -> None:
     settings = load_settings()
     assert settings.model_dump() == {
-        "checkpoint": Path("weights/fashion"), "device": "auto", "dtype": "auto", "threads": 0, "host": "127.0.0.1",
-        "port": 8000,
+        "checkpoint": Path("weights/fashion"), "device": "auto", "dtype": "auto", "engine": "auto", "threads": 0,
+        "host": "127.0.0.1", "port": 8000,
         "max_batch_size": 32, "max_queue": 512, "max_wait_ms": 0, "request_timeout_ms": 10_000,
         "max_body_bytes": 32 * 2**20, "max_image_bytes": 10 * 2**20, "max_image_pixels": 50_000_000,
         "max_listings": 64, "target_precision": 0.95, "api_keys": (), "key_rate": 0, "key_queue_share": 1,

@@ -1,0 +1,1 @@
+"""This service beside serving frameworks, all with the same checkpoint: `make bench`."""

@@ -70,6 +70,10 @@ END_SECONDS = 2.0
 TRIES = 2
 """Workers that an image is given to: it may not be to blame for the death of the first."""
 
+START_TRIES = 5
+"""Workers that are started one after the other until one gets ready: somebody, or a system short of memory, may kill one
+while it starts."""
+
 INHERITED = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "SYSTEMROOT")
 """What a worker has of this process's environment, besides coverage's variables: no secret."""
 
@@ -335,7 +339,7 @@ class _Slot:
 
     def running(self) -> _Worker:
         """Return a worker that is ready. Raises `DecodingStoppedError`."""
-        for _ in range(TRIES):  # somebody may kill one while it starts
+        for _ in range(START_TRIES):
             self.start()
             worker = self._worker
             if worker is not None and worker.becomes_ready():

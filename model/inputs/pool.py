@@ -71,8 +71,8 @@ TRIES = 2
 """Workers that an image is given to: it may not be to blame for the death of the first."""
 
 START_TRIES = 5
-"""Workers that are started one after the other until one gets ready: somebody, or a system short of memory, may kill one
-while it starts."""
+"""Workers that are started one after the other until one gets ready: somebody, or a system short of memory, may kill
+one while it starts."""
 
 INHERITED = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "SYSTEMROOT")
 """What a worker has of this process's environment, besides coverage's variables: no secret."""

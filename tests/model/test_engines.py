@@ -217,3 +217,19 @@ def test_a_row_comes_out_the_same_in_any_batch_and_slice(
 def _rows(row: int, kind: int) -> Rows:
     at = np.array([row], dtype=np.intp)
     return Rows(image=at if kind & 1 else None, text=at if kind & 2 else None)
+
+
+def test_a_signal_is_handled_after_an_engine_was_freed_in_another_thread() -> None:
+    """OpenVINO's plugin frees the signal stack of the thread that loaded it; in a process of its own: it was ended."""
+    code = (
+        "import gc, os, signal, threading\n"
+        "from model.inference.predictor import Predictor\n"
+        "held = [Predictor.load('weights/fashion', engine='openvino-f32')]\n"
+        "thread = threading.Thread(target=lambda: (held.clear(), gc.collect()))\n"
+        "thread.start(); thread.join()\n"
+        "signal.signal(signal.SIGTERM, lambda *_: print('handled'))\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr

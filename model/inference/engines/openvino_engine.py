@@ -9,6 +9,7 @@ modalities in the order image, text, C_t labels of attribute t.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,7 @@ class OpenVinoEngine:
             warms_each_shape=False,  # milliseconds
         )
         threads = thread_count(threads)
-        core = ov.Core()
+        core = _core()
         self._image, self._text, self._fusion = (
             _Network(core, folder / f"{part}.xml", compiled.precision[part], threads)
             for part in ("image", "text", "fusion")
@@ -146,6 +147,16 @@ def _fusion_inputs(encoded: Encoded, rows: Rows) -> Arrays:
     else:
         pooled[:, 0] = 0
     return np.concatenate(tokens, axis=1), np.concatenate(masks, axis=1), pooled, here
+
+
+@functools.cache
+def _core() -> ov.Core:
+    """Return the process's only one, which is never freed.
+
+    OpenVINO gives the thread that loads its CPU plugin another stack for signal handlers, and frees it with the plugin,
+    in whichever thread: the next signal would end the process.
+    """
+    return ov.Core()
 
 
 class _Network:

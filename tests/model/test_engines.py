@@ -231,5 +231,7 @@ def test_a_signal_is_handled_after_an_engine_was_freed_in_another_thread() -> No
         "os.kill(os.getpid(), signal.SIGTERM)\n"
     )
     root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
+    done = subprocess.run(  # noqa: S603 - our own code
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr

@@ -61,8 +61,8 @@ WALL_SECONDS = 60.0
 """A worker that is at one image for this long is killed, though it has used less CPU time than it may: it has been
 stopped, or the machine is hopelessly overloaded."""
 
-STUCK_SECONDS = 10.0
-"""When every worker is at one image for this long, no image is being answered."""
+STUCK_SECONDS = 15.0
+"""When every worker is at one image for this long, no image is being answered. Longer than any may take of CPU time."""
 
 END_SECONDS = 2.0
 """How long workers have to end by themselves when the pool is closed."""

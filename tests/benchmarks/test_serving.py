@@ -142,6 +142,12 @@ class AnswersAnything(BaseHTTPRequestHandler):
         pass
 
 
+class Server(ThreadingHTTPServer):
+    """Takes as many connections at once as an open loop may open: by default, more than 5 that wait are refused."""
+
+    request_queue_size = 1024
+
+
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """The servers that a run starts, by name: one that answers anything, and LitServe, which cannot be had."""
@@ -154,7 +160,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
             raise environments.NotInstallableError("litserve: ERROR: no such package")
         yield Running(f"http://127.0.0.1:{server_of_all.server_port}", os.getpid(), 0.5)
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), AnswersAnything) as server_of_all:
+    with Server(("127.0.0.1", 0), AnswersAnything) as server_of_all:
         threading.Thread(target=server_of_all.serve_forever, daemon=True).start()
         monkeypatch.setattr(program, "running", running)
         monkeypatch.setattr(program, "floor", lambda *_: contextlib.nullcontext(NoFloor()))

@@ -202,7 +202,7 @@ def test_a_folder_is_dropped(playground: Playground, tmp_path: Path) -> None:
     folder = write(tmp_path / "shop", "id,title,image", *rows, images=tuple(names))
     devtools = playground.context.new_cdp_session(playground.page)
     data = {"items": [], "files": [str(folder)], "dragOperationsMask": 1}
-    # A mouse that hovers: a drop before the page has answered the first move would be taken for one that is not allowed.
+    # As a mouse hovers: a drop before the page has answered the first move may be taken for one that is not allowed.
     for kind in ("dragEnter", "dragOver", "dragOver", "dragOver", "drop"):
         devtools.send("Input.dispatchDragEvent", {"type": kind, "x": 400, "y": 300, "data": data})
         if kind == "dragOver":

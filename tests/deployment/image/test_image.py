@@ -232,7 +232,7 @@ def test_the_container_classifies_a_listing_and_says_that_it_is_healthy(
 ) -> None:
     port = free_port()
     healthy = ["env", f"CMA_CLIP_PORT={port}", *image["Healthcheck"]["Test"][1:]]
-    with pytest.raises(AssertionError, match="refused"):
+    with pytest.raises(AssertionError, match="exited with status 1"):  # buildah may lose what it wrote before
         container.run(*healthy)
     start = [*image["Entrypoint"], *image["Cmd"]]
     service = Process(

@@ -76,7 +76,12 @@ def with_tables(page: str) -> str:
 
 def with_accepted(page: str) -> str:
     """Return docs/results.md with what the benchmarks of accepted labels measured, before and after the gate."""
-    for name, table in (("photos", photos()), ("mismatched", mismatched()), ("familiarity", familiarity())):
+    for name, table in (
+        ("photos", photos()),
+        ("mismatched", mismatched()),
+        ("familiarity", familiarity()),
+        ("held-out classes", held_out_classes()),
+    ):
         page = _written(page, name, table)
     return page
 
@@ -159,6 +164,32 @@ def familiarity() -> str:
         )
     levels = " / ".join(f"{100 * level:g} %" for level in found["false_alarms"])
     return "\n".join([*lines, "", f"At limits of {levels} on validation listings; checkpoint {found['checkpoint']}."])
+
+
+def held_out_classes() -> str:
+    """Return what becomes of listings of article types that a network was not trained on, as Markdown tables in %."""
+    document = _read("benchmarks/results/held_out_classes.json")
+    found, kind = document["held_out_classes"], "held-out classes"
+    accepted = found["accepted"]
+    names = list(accepted["attributes"])
+    rows = [accepted["attributes"][name] for name in names]
+    lines = [
+        f"{accepted['listings']:,} test listings of {', '.join(found['labels'])}.",
+        "",
+        f"| image and title, at a target of 0.95 | {' | '.join(names)} |",
+        "| --- |" + " ---: |" * len(names),
+        f"| accepted | {' | '.join(_percent(row['accepted']) for row in rows)} |",
+        f"| of these right | {' | '.join(_percent(row['image']) for row in rows)} |",
+        "",
+        "| refused by the gate | in-scope test listings | these |",
+        "| --- | ---: | ---: |",
+    ]
+    for each in document["results"]:
+        if each["method"] == "the gate":
+            shares = [" / ".join(f"{share:.1f}" for share in pair) for pair in (each["refused"], each["caught"][kind])]
+            lines.append(f"| {SITUATIONS[each['situation']]} | {' | '.join(shares)} |")
+    nothing = _percent(accepted["nothing_accepted"])
+    return "\n".join([*lines, "", f"Nothing is accepted for {nothing} %. Limits and levels as above."])
 
 
 def _written(page: str, name: str, text: str) -> str:

@@ -15,6 +15,13 @@ class Situation(StrEnum):
     IMAGE = "image"
     TITLE = "title"
 
+    @classmethod
+    def of(cls, *, image: bool, title: bool) -> Situation:
+        """Return that of a listing which has an image, a title, or both."""
+        if not title:
+            return cls.IMAGE
+        return cls.IMAGE_AND_TITLE if image else cls.TITLE
+
     @property
     def uses_image(self) -> bool:
         return self is not Situation.TITLE

@@ -88,7 +88,10 @@ class ZipDirectory:
 
     @classmethod
     def open(cls, path: Path) -> ZipDirectory:
-        """Read the directory once. Raises `CatalogueError` for what is no zip file, or has a member we cannot read."""
+        """Read the directory once.
+
+        Raises `CatalogueError` for a file that is not a zip file, or that has a member of a form not known here.
+        """
         try:
             with path.open("rb") as file:
                 begin, end, shift = _find_directory(file)

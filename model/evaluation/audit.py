@@ -129,7 +129,7 @@ class Evidence:
         self, tasks: Sequence[Task], situation: Situation, found: HeldOut, temperatures: Mapping[str, float]
     ) -> None:
         """Keep the answers to those listings that have the modalities of `situation`, and no more."""
-        own = [row for row, listing in enumerate(found.listings) if situation_of(listing) is situation]
+        own = [row for row, listing in enumerate(found.listings) if situation is _own(listing)]
         for task in (each for each in tasks if not each.multi_valued):
             rows = [row for row in own if task.name in found.listings[row].labels]
             if rows:
@@ -179,11 +179,8 @@ class Evidence:
         )
 
 
-def situation_of(listing: Listing) -> Situation:
-    """Return what a listing has."""
-    if listing.title is None:
-        return Situation.IMAGE
-    return Situation.TITLE if listing.image is None else Situation.IMAGE_AND_TITLE
+def _own(listing: Listing) -> Situation:
+    return Situation.of(image=listing.image is not None, title=listing.title is not None)
 
 
 # --- without a model ---------------------------------------------------------------------------------------

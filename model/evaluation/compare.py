@@ -167,17 +167,22 @@ def compare(
                 f"{', '.join(map(str, predictor.info.target_precisions)) or 'no targets: run cma-clip calibrate'}"
             )
     tally, changed = _Tally(_common_labels(before, after), target_precision), list[Changed]()
-    height, width = (max(sides) for sides in zip(before.info.image_size, after.info.image_size, strict=True))
+    sides = [(predictor, _calibrator(predictor)) for predictor in (before, after)]
+    height, width = (max(lengths) for lengths in zip(before.info.image_size, after.info.image_size, strict=True))
     pairs, read = _listings(catalogue, listings, (height, width)), 0
     with progress_bar(console) as progress:
         bar = progress.add_task("listings", total=len(listings))
         while batch := list(islice(pairs, BATCH)):
             inputs = [(listings[row].title, image) for row, image in batch]
-            both = [_answers(predictor, inputs) for predictor in (before, after)]
+            both = [
+                {(situation, place): answer for situation, place, answer in answer_every_situation(*side, inputs)}
+                for side in sides
+            ]
             for situation, place in both[0]:
                 row, answers = batch[place][0], (both[0][situation, place], both[1][situation, place])
                 found = list(tally.enter(situation, row, listings[row], answers))
-                if situation is _own(inputs[place]):
+                title, image = inputs[place]
+                if situation is Situation.of(image=image is not None, title=title is not None):
                     changed += found
             read += len(batch)
             progress.update(bar, completed=batch[-1][0] + 1)
@@ -225,21 +230,9 @@ def _listings(
             continue
 
 
-def _answers(
-    predictor: Predictor, inputs: Sequence[tuple[str | None, Image.Image | None]]
-) -> dict[tuple[Situation, int], BatchRow]:
-    checkpoint = predictor.checkpoint
-    calibrator = Calibrator(predictor.tasks, checkpoint.calibration, checkpoint.gate)
-    return {
-        (situation, place): answer for situation, place, answer in answer_every_situation(predictor, calibrator, inputs)
-    }
-
-
-def _own(given: tuple[str | None, Image.Image | None]) -> Situation:
-    title, image = given
-    if title is None:
-        return Situation.IMAGE
-    return Situation.TITLE if image is None else Situation.IMAGE_AND_TITLE
+def _calibrator(predictor: Predictor) -> Calibrator:
+    own = predictor.checkpoint
+    return Calibrator(predictor.tasks, own.calibration, own.gate, own.applicability)
 
 
 # --- tables ------------------------------------------------------------------------------------------------

@@ -105,7 +105,15 @@ def evaluate(
     trained, gate = predictor.checkpoint, predictor.checkpoint.gate
     evaluation = measure(predictor, calibration, gate, catalogue, applicability=trained.applicability, console=console)
     if stability:
-        found = measure_stability(predictor, calibration, gate, catalogue, listings=stability, console=console)
+        found = measure_stability(
+            predictor,
+            calibration,
+            gate,
+            catalogue,
+            applicability=trained.applicability,
+            listings=stability,
+            console=console,
+        )
         evaluation = replace(evaluation, metrics={**evaluation.metrics, "stability": found})
     write_part(predictor.checkpoint, METRICS, evaluation.metrics)
     if predictor.checkpoint.compiled is None:

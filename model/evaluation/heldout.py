@@ -317,10 +317,7 @@ def answer_every_situation(
     """
     items = [predictor.prepare(title, image) for title, image in inputs]
     outputs = predictor.outputs(predictor.collate(items))
-    own = [
-        Situation.IMAGE if title is None else Situation.TITLE if image is None else Situation.IMAGE_AND_TITLE
-        for title, image in inputs
-    ]
+    own = [Situation.of(image=image is not None, title=title is not None) for title, image in inputs]
     for situation, found in outputs.items():
         places = set(found.rows.tolist())
         given = [situation if row in places else whole for row, whole in enumerate(own)]

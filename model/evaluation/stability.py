@@ -32,6 +32,7 @@ from model.inputs.unnoticeable import IMAGE_CHANGES, TITLE_CHANGES, LabelWords
 from model.progress import progress_bar
 from model.situations import Situation
 from model.tasks import Task
+from model.trust.applicability import Applicability
 from model.trust.calibration import Calibration
 from model.trust.gate import Gate
 from model.trust.stability import Answered, Flips, flips, spread
@@ -100,6 +101,7 @@ def measure_stability(
     gate: Gate | None,
     catalogue: Catalogue,
     *,
+    applicability: Applicability | None = None,
     listings: int = LISTINGS,
     console: Console,
 ) -> dict[str, Any]:
@@ -111,7 +113,7 @@ def measure_stability(
     chosen = _drawn(catalogue.part(Part.TEST), listings)
     targets = calibration.target_precisions
     target = PREFERRED_TARGET if PREFERRED_TARGET in targets else min(targets)
-    calibrator = Calibrator(predictor.tasks, calibration, gate)
+    calibrator = Calibrator(predictor.tasks, calibration, gate, applicability)
     tables = {situation: _Table.empty(len(chosen), len(predictor.tasks)) for situation in Situation}
     with progress_bar(console) as progress:
         bar = progress.add_task("stability", total=len(chosen))

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.catalogue.listings import Catalogue, Listing
-from model.checkpoint.folder import load_checkpoint
 from model.errors import ConfigError
 from model.evaluation import scores
 from model.inference.calibrator import BatchRow, Calibrator
@@ -54,12 +53,12 @@ def measure_shipped(folder: Path, catalogue: Catalogue, device: str = "auto") ->
     A title without words counts as absent; where there is no image either, the listing is not counted. Raises
     `ConfigError` for a checkpoint that is not calibrated at 0.95.
     """
-    checkpoint = load_checkpoint(folder)
+    predictor = Predictor.load(folder, device=device, engine="torch")  # as the study's other networks
+    checkpoint = predictor.checkpoint
     calibration = checkpoint.calibration
     if calibration is None or TARGET not in calibration.target_precisions:
         raise ConfigError(f"{folder} is not calibrated at {TARGET}")
-    predictor = Predictor.load(folder, device=device)
-    calibrator = Calibrator(predictor.tasks, calibration, checkpoint.gate)
+    calibrator = Calibrator(predictor.tasks, calibration, checkpoint.gate, checkpoint.applicability)
     part = TestPart(catalogue, predictor.tasks)
     subset = part.subset(SUBSET)
     everything = _answers(predictor, calibrator, range(len(part.listings)), _uncorrupted(part, part.listings))

@@ -14,8 +14,10 @@ from pathlib import Path, PurePosixPath
 
 PROC = Path("/proc/self")
 
-PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
-"""How GNU's and Intel's OpenMP are told to sleep where they wait for one another."""
+PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "OPENBLAS_NUM_THREADS": "1"}
+"""How GNU's and Intel's OpenMP are told to sleep where they wait for one another. OpenBLAS, which numpy brings, cannot be told
+so: its threads spin after each matrix product, and took half of the processor's time on a lone caller. Numpy's products are
+small here, so one thread computes them."""
 
 
 def thread_count(wanted: int = 0) -> int:
@@ -39,9 +41,9 @@ def available_cores(proc: Path = PROC) -> int:
 def settle_threads(wanted: int = 0) -> int:
     """Make `thread_count(wanted)` the number of threads of this process from now on, and return it.
 
-    Before torch is imported, OpenMP is also told to let its threads sleep where they wait, unless the environment says
-    otherwise. By default they spin. As soon as another process needs a core, the thread that spins takes the time of
-    the one that it waits for, and two threads on two cores are slower than one.
+    Before torch and numpy are imported, OpenMP and OpenBLAS are also told to let no thread spin where it waits, unless
+    the environment says otherwise. By default they do. As soon as another process needs a core, the thread that spins
+    takes the time of the one that it waits for, and two threads on two cores are slower than one.
     """
     threads = thread_count(wanted)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # what `thread_count` says everywhere else, in child processes too

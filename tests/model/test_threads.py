@@ -117,6 +117,16 @@ settle_threads()
 print(os.environ["OMP_WAIT_POLICY"], "torch" in sys.modules)
 """
 
+COUNT = """
+import os
+from model.threads import settle_threads
+settle_threads(4)
+import numpy
+square = numpy.ones((600, 600), numpy.float32)
+square @ square
+print(len(os.listdir("/proc/self/task")))
+"""
+
 
 @pytest.mark.parametrize(
     ("given", "expected"), [({}, "PASSIVE False"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE False")]
@@ -128,3 +138,12 @@ def test_threads_are_told_to_wait_passively_before_torch_is_there_unless_somethi
     environment = {**inherited, "PYTHONPATH": os.pathsep.join(sys.path), **given}
     answer = subprocess.run([sys.executable, "-c", ASK], env=environment, capture_output=True, text=True, check=True)  # noqa: S603
     assert answer.stdout.strip() == expected
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads as Linux shows them")
+def test_numpys_matrix_products_leave_no_thread_that_spins() -> None:
+    spinning = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
+    inherited = {name: value for name, value in os.environ.items() if name not in spinning}
+    environment = {**inherited, "PYTHONPATH": os.pathsep.join(sys.path)}
+    answer = subprocess.run([sys.executable, "-c", COUNT], env=environment, capture_output=True, text=True, check=True)  # noqa: S603
+    assert answer.stdout.strip() == "1"

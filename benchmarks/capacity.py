@@ -10,8 +10,9 @@ shares them, so the row's figures are lower than the server could reach. Through
 batch, each sending one request after another, or of two callers with full batches; latency is measured at half the
 throughput of single requests, sent at times fixed in advance. A row takes a minute: three loads of 15 s, and a start.
 
-On a GPU the rows differ in number format and batch size. They have twice as many callers as fill a batch, for the next
-batch is prepared while one computes.
+On CPUs, the rows differ in the engine: those that the checkpoint carries, and PyTorch. On a GPU, where PyTorch is the
+engine, they differ in number format and batch size. They have twice as many callers as fill a batch, for the next batch
+is prepared while one computes.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ from rich.table import Table
 
 from benchmarks.server import Server, server
 from model.device import pick_device, training_dtype
+from model.inference.engines.choose import usable_engines
+from model.inference.engines.engine import EngineName
 from service.commands.bench import Bodies, Listing, Load, run
 
 TITLE = "Turtle Check Men Navy Blue Shirt"
@@ -42,17 +45,20 @@ IMAGE_SIZES = {"60 × 80": (60, 80), "1200 × 1600": (1200, 1600)}
 BATCH = 32
 GPU_BATCHES = (32, 128)
 WARM_UP_SECONDS = 2.0
+KEPT = ("requests", "statuses", "seconds", "requests_per_second", "listings_per_second", "latency_ms")
 BODY_BYTES = 2**27
 """Room for a full batch of photos."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One row: the server's device, cores, number format and batch size, and the size of the image that it is sent."""
+    """One row: the server's device, cores, engine, number format, batch size, and the size of the image it is sent."""
 
     device: str
     cores: int
+    engine: str
     dtype: str
+    """Only PyTorch's can be chosen; `auto` for another engine."""
     batch: int
     image: str
 
@@ -62,15 +68,18 @@ class Setting:
         return self.batch if self.device == "cpu" else 2 * self.batch
 
 
-def settings(device: torch.device, cores: int) -> Iterator[Setting]:
-    """Yield the rows for a machine with `cores` cores."""
-    natively = training_dtype(device) is torch.bfloat16  # emulated, it would be a hundred times slower
-    dtypes = ["float32", *(["float16"] if device.type == "cuda" else []), *(["bfloat16"] if natively else [])]
+def settings(device: torch.device, cores: int, checkpoint: Path) -> Iterator[Setting]:
+    """Yield the rows for a machine with `cores` cores; the default engine first."""
+    on_cpu = device.type == "cpu"
+    formats = [*((name, "auto") for name in usable_engines(checkpoint)), (EngineName.TORCH, "float32")]
+    if not on_cpu:
+        natively = training_dtype(device) is torch.bfloat16
+        formats = [(EngineName.TORCH, name) for name in ("float32", "float16", *(["bfloat16"] if natively else []))]
     for size in IMAGE_SIZES:
-        for some in sorted({1, cores} if device.type == "cpu" else {cores}):
-            for dtype in dtypes:
-                for batch in (BATCH,) if device.type == "cpu" else GPU_BATCHES:
-                    yield Setting(str(device), some, dtype, batch, size)
+        for some in sorted({1, cores} if on_cpu else {cores}):
+            for engine, dtype in formats:
+                for batch in (BATCH,) if on_cpu else GPU_BATCHES:
+                    yield Setting(str(device), some, engine, dtype, batch, size)
 
 
 @contextmanager
@@ -112,7 +121,7 @@ class Client:
         self.held.append(self.memory())
         if set(figures["statuses"]) != {"200"}:
             sys.exit(f"failed: not every request was answered: {figures['statuses']}")
-        return figures
+        return {name: figures[name] for name in KEPT}
 
 
 def measure(setting: Setting, image: Path, *, checkpoint: Path, seconds: float) -> dict[str, Any]:
@@ -121,6 +130,7 @@ def measure(setting: Setting, image: Path, *, checkpoint: Path, seconds: float) 
     ours, rest = cores[: setting.cores], cores[setting.cores :]
     options = {
         "device": setting.device,
+        "engine": setting.engine,
         "dtype": setting.dtype,
         "max_batch_size": setting.batch,
         "max_listings": setting.batch,
@@ -157,11 +167,11 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 def draw(rows: Sequence[dict[str, Any]]) -> None:
     """Print the rows as a table."""
-    table = Table("device", "cores", "dtype", "batch", "image", "listings/s", "in batches", "p50 ms", "p99 ms", "MiB")
+    table = Table("cores", "engine", "dtype", "batch", "image", "listings/s", "in batches", "p50 ms", "p99 ms", "MiB")
     for row in rows:
         rates = (row[load]["listings_per_second"] for load in ("single", "batches"))
         latency = row["half_load"]["latency_ms"]
-        of = (row[name] for name in ("device", "cores", "dtype", "batch", "image"))
+        of = (row[name] for name in ("cores", "engine", "dtype", "batch", "image"))
         cells = (*of, *rates, latency["p50"], latency["p99"])
         table.add_row(*map(str, cells), str(row["memory_mib"]["loaded"]))
     Console().print(table)
@@ -177,7 +187,7 @@ def main(
     """Measure every setting that this machine allows; nothing else should be running on it."""
     target, rows = pick_device(device), []
     with tempfile.TemporaryDirectory() as folder:
-        for setting in settings(target, len(os.sched_getaffinity(0))):
+        for setting in settings(target, len(os.sched_getaffinity(0)), checkpoint):
             image = Path(folder) / "image.jpg"
             write_image(image, IMAGE_SIZES[setting.image])
             print(f"{setting} …", file=sys.stderr, flush=True)

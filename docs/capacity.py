@@ -94,7 +94,7 @@ def sizing(capacity: Figures) -> str:
 def _replica(row: Figures) -> str:
     if row["device"] != "cpu":
         return f"GPU, {row['dtype']}, batch {row['batch']}"
-    return f"{row['cores']} core{'s' if row['cores'] > 1 else ''}, {row['dtype']}"
+    return f"{row['cores']} core{'s' if row['cores'] > 1 else ''}, {row['engine']}"
 
 
 def on_gpus(capacity: Figures | None) -> str:
@@ -185,7 +185,7 @@ def plan(capacity: Figures) -> str:
 
 def _planned_with(rows: Sequence[Figures]) -> list[Figures]:
     """For each image the row of a replica as it is deployed, or else of the largest that was measured."""
-    plain = [row for row in rows if row["dtype"] == "float32"]
+    plain = [row for row in rows if row["engine"] == rows[0]["engine"]]
     cores = CORES if any(row["cores"] == CORES for row in plain) else max(row["cores"] for row in plain)
     return [row for row in plain if row["cores"] == cores]
 

@@ -157,6 +157,8 @@ def _environment(checkpoint: Path, engine: str) -> dict[str, str]:
         CHECKPOINT: str(checkpoint),
         ENGINE: engine,
         "PYTHONPATH": str(ROOT),
+        # As this service does: the familiarity is a product of numpy's, whose threads would spin after it.
+        "OPENBLAS_NUM_THREADS": "1",
         "LD_LIBRARY_PATH": os.pathsep.join(filter(None, [library, os.environ.get("LD_LIBRARY_PATH")])),
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",

@@ -105,7 +105,8 @@ def row(*, cores: int, image: str, rate: float, peak: float) -> dict[str, Any]:
     return {
         "device": "cpu",
         "cores": cores,
-        "dtype": "float32",
+        "engine": "openvino-f32",
+        "dtype": "auto",
         "batch": 32,
         "image": image,
         "image_bytes": 1500,
@@ -153,7 +154,7 @@ def test_figures_take_the_place_of_those_before() -> None:
     page = capacity.with_figures(capacity.with_figures(TEXT, None, None, None), MEASURED, SOAKED, None)
     assert "Not measured" not in page
     assert page == capacity.with_figures(page, MEASURED, SOAKED, None)
-    assert "| 1 core, float32 | small (2 kB) | 30.0 | 60.0 | 20 | 45 | 500 | 600 | 700 |" in page
+    assert "| 1 core, openvino-f32 | small (2 kB) | 30.0 | 60.0 | 20 | 45 | 500 | 600 | 700 |" in page
     assert "2 cores of Abacus 3 with torch 2.0, checkpoint `abc`" in page
     assert "In a soak test of 2 minutes" in page
     assert "changed by +0.2 MiB a minute (95 % interval -0.5 to +1.0)" in page
@@ -181,10 +182,12 @@ def test_the_plan_has_a_replica_to_replace_and_two_at_least() -> None:
 
 def test_the_plan_is_for_replicas_as_they_are_deployed() -> None:
     assert f"${{REPLICA_CPUS:-{capacity.CORES}}}" in COMPOSE
-    plan = capacity.plan(MEASURED)
-    assert "| small, *r* = 50.0: replicas of 2 cores, float32 | 2 | 5 | 335 |" in plan
+    slower = [{**each, "engine": "torch", "dtype": "float32"} for each in MEASURED["rows"]]
+    plan = capacity.plan({**MEASURED, "rows": [*MEASURED["rows"], *slower]})
+    assert "torch" not in plan
+    assert "| small, *r* = 50.0: replicas of 2 cores, openvino-f32 | 2 | 5 | 335 |" in plan
     assert "| small, *r* = 50.0: cores | 4 | 10 | 670 |" in plan
     # 1 GiB seen, 0.25 GiB of bodies, 2 × 0.125 GiB for small images, 1.55 GiB for large ones: 3.05 GiB.
     assert "| small, *r* = 50.0: maximum memory, GiB | 6 | 15 | 1,022 |" in plan
-    assert "| large, *r* = 16.0: replicas of 2 cores, float32 | 2 | 12 | 1,043 |" in plan
+    assert "| large, *r* = 16.0: replicas of 2 cores, openvino-f32 | 2 | 12 | 1,043 |" in plan
     assert "1 core" not in plan

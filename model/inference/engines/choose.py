@@ -63,14 +63,20 @@ def _chosen(folder: Path, device: str, dtype: str) -> tuple[EngineName, str]:
     """Return the engine that `auto` means, and why it is not a faster one; empty where that needs no explanation."""
     if _unfit(device, dtype) or (device == "auto" and _has_gpu()):
         return EngineName.TORCH, ""
-    carried = [name for name in FASTEST_FIRST if (folder / ENGINES / name).is_dir()]
-    if not carried:
+    if usable := usable_engines(folder):
+        return usable[0], ""
+    if not (carried := _carried(folder)):
         return EngineName.TORCH, f"{folder} carries no other engine (`cma-clip compile` makes one)"
-    reasons = {name: unable(name) for name in carried}
-    able = [name for name, reason in reasons.items() if not reason]
-    if able:
-        return able[0], ""
-    return EngineName.TORCH, "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    return EngineName.TORCH, "; ".join(f"{name}: {unable(name)}" for name in carried)
+
+
+def usable_engines(folder: Path) -> list[EngineName]:
+    """Return the engines that a checkpoint carries besides PyTorch and this machine can run, the fastest first."""
+    return [name for name in _carried(folder) if not unable(name)]
+
+
+def _carried(folder: Path) -> list[EngineName]:
+    return [name for name in FASTEST_FIRST if (folder / ENGINES / name).is_dir()]
 
 
 def _unfit(device: str, dtype: str) -> str:

@@ -33,8 +33,8 @@ from benchmarks.hostile_images import HOSTILE, encoded
 from benchmarks.server import MemoryWatch, Server, server
 
 EXPECTED = {"200", "400", "408", "413", "415", "422", "closed"}
-"""No 503 and no 504: a file at fault is called so before it could make the service busy or late. `closed`: refused by its
-head alone, and the connection closed before all of the body was sent."""
+"""No 503 and no 504: a file at fault is called so before it could make the service busy or late. `closed`: refused by
+its head alone, and the connection closed before all of the body was sent."""
 
 RECOVERY_SECONDS = 60
 

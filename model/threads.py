@@ -15,9 +15,9 @@ from pathlib import Path, PurePosixPath
 PROC = Path("/proc/self")
 
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "OPENBLAS_NUM_THREADS": "1"}
-"""How GNU's and Intel's OpenMP are told to sleep where they wait for one another. OpenBLAS, which numpy brings, cannot
-be told so: its threads spin after each matrix product, and took half of a lone caller's processor time. Numpy's products
-are small here, so one thread computes them."""
+"""How GNU's and Intel's OpenMP are told to sleep where they wait for one another. OpenBLAS, which numpy brings, has no
+such setting: its threads spin after each matrix product, and took half of a lone caller's processor time. Numpy's
+products are small here, so one thread computes them."""
 
 
 def thread_count(wanted: int = 0) -> int:

@@ -6,7 +6,6 @@ Both must write the same bytes, so all that decides them is here.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from rich.console import Console
 from model.catalogue.config import CatalogueConfig
 from model.catalogue.image_store import Images
 from model.catalogue.listings import BadRow, Listing, MissingImages, ReadReport, has_images, iter_listings
-from model.catalogue.tables import estimate_rows
+from model.catalogue.tables import estimate_rows, hash_table
 from model.errors import CatalogueError, ConfigError, DecodingStoppedError, ModelError
 from model.inference.output import OutputFormat, OutputRow, Sink, columns_of, joined
 from model.inference.parts import open_output
@@ -251,11 +250,6 @@ def _settings(
 ) -> dict[str, Any]:
     """Return all that the output depends on; rows of different settings must not meet in one file."""
     images = config.images
-    try:
-        with config.table.open("rb") as file:
-            table = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise CatalogueError(f"cannot read {config.table}: {error.strerror}") from error
     return {
         "layout of the output": list(columns_of(["attribute"])),  # which another release may have
         "checkpoint": info.version,
@@ -265,7 +259,7 @@ def _settings(
         "number format": info.dtype,
         "target precision": target_precision,
         "attributes": list(names),
-        "table": table,
+        "table": hash_table(config.table),
         "columns": [config.id, config.title, config.image],
         "reading": [config.delimiter, config.encoding, dict(config.separator), config.placeholders],
         "images": [images.name, images.stat().st_size if images.is_file() else None] if images else None,

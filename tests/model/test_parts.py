@@ -98,6 +98,22 @@ def test_an_empty_table_gives_a_part_with_the_columns(tmp_path: Path) -> None:
     assert "colour" in pq.read_table(tmp_path / "labels" / "part-0000000000-0-0.parquet").schema.names
 
 
+def test_a_table_in_several_files_is_labelled_as_one(tmp_path: Path) -> None:
+    toml = write_catalogue(tmp_path, "", {})
+    (tmp_path / "rows").mkdir()
+    lines = LISTINGS.splitlines(keepends=True)
+    for number, first in enumerate(range(1, ROWS, 8)):
+        (tmp_path / "rows" / f"{number}.csv").write_text("".join([lines[0], *lines[first : first + 8]]))
+    toml.write_text(toml.read_text().replace("table.csv", "rows"))
+    (tmp_path / "one").mkdir()
+    label(write_catalogue(tmp_path / "one", LISTINGS, {}), tmp_path / "one.csv", batch_size=4)
+    label(toml, tmp_path / "several.csv", batch_size=4)
+    one, several = (read_csv(tmp_path / f"{name}.csv") for name in ("one", "several"))
+    for row in (*one, *several):
+        row["error"] = row["error"].partition(": ")[2]  # its line is another one, after another header
+    assert several == one
+
+
 # --- mistakes ----------------------------------------------------------------------------------------------
 
 

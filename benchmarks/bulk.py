@@ -82,7 +82,7 @@ def write_catalogue(folder: Path, rows: int, side: int) -> Path:
                 break
             if isinstance(item, Listing) and item.title and item.image:
                 data = images.read(item.image)
-                (folder / "images" / f"{item.id}.jpg").write_bytes(_enlarged(data, side) if side else data)
+                (folder / "images" / f"{item.id}.jpg").write_bytes(enlarged(data, side))
                 writer.writerow([item.id, item.title])
                 written += 1
     toml = folder / "catalogue.toml"
@@ -92,7 +92,10 @@ def write_catalogue(folder: Path, rows: int, side: int) -> Path:
     return toml
 
 
-def _enlarged(data: bytes, side: int) -> bytes:
+def enlarged(data: bytes, side: int) -> bytes:
+    """Return an image file enlarged so that its longer side has so many pixels; 0: as it is."""
+    if not side:
+        return data
     with Image.open(io.BytesIO(data)) as image:
         scale = side / max(image.size)
         large = image.convert("RGB").resize((round(image.width * scale), round(image.height * scale)))
@@ -313,7 +316,7 @@ def main(
             found: dict[str, Any] = {"reading": reading(reads, folder / "table")}
         else:
             runs = measure(write_catalogue(folder / "shop", rows, side), rows, side, folder)
-            found = {f"labelling, {side or 80} pixels": [asdict(each) for each in runs]}
+            found = {"labelling": [asdict(each) for each in runs]}
     print(json.dumps(found, indent=1))
     if out:
         earlier = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}

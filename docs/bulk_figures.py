@@ -56,11 +56,11 @@ def measured(found: Mapping[str, Any]) -> str:
     reading = found["reading"]
     said = (
         f"The middle {runs[0]['rows']:,} listings of a table of the fashion set, images enlarged to {runs[0]['side']} "
-        "pixels, one thread for each worker, one run of each (`python -m benchmarks.bulk`). **The machine has two cores and was shared with "
-        "other work at the time**, so listings per second say little, and can't be compared with each other: CPU time "
-        "can. All runs wrote the same bytes. The process that reads the table and writes the labels takes 1 s of CPU "
-        f"time for {reading['rows_per_cpu_second']:,} listings (`--reading {reading['rows']}`). In the line of the one "
-        "process, measuring is counted too."
+        "pixels, one thread for each worker, one run of each (`python -m benchmarks.bulk`). **The machine has two "
+        "cores and was shared with other work at the time**, so listings per second say little, and can't be compared "
+        "with each other: CPU time can. All runs wrote the same bytes. The process that reads the table and writes the "
+        f"labels takes 1 s of CPU time for {reading['rows_per_cpu_second']:,} listings (`--reading "
+        f"{reading['rows']}`). In the line of the one process, measuring is counted too."
     )
     return "\n".join([*lines, "", said])
 
@@ -90,8 +90,8 @@ def on_paper(found: Mapping[str, Any]) -> str:
     most = int(reads / 1000 * (predict + decode))
     end = (
         f"One process reads and writes for at most {most:,} cores that compute. Beyond that, split the table, with a "
-        "run for each part. With GPUs, predicting takes far less, so the decoders' CPUs decide: as many as listings per "
-        "second × decode ms / 1000. No GPU was at hand for this page."
+        "run for each part. With GPUs, predicting takes far less, so the decoders' CPUs decide: as many as listings "
+        "per second × decode ms / 1000. No GPU was at hand for this page."
     )
     return "\n".join([said, "", *lines, "", end])
 

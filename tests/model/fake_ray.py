@@ -49,8 +49,8 @@ class Reference:
         if self._finished is None:
             try:
                 self._finished = self._run(), None
-            except RayError as error:
-                self._finished = None, error
+            except RayError as raised:
+                self._finished = None, raised
         value, error = self._finished
         if error is not None:
             raise error

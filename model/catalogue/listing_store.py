@@ -1,8 +1,8 @@
 """Listings of a catalogue as a sequence: in memory while there are few, in a temporary file from `IN_MEMORY` on.
 
-A listing as an object takes half a kilobyte and more, so a machine can hold some millions. In the file it takes what it
-says, and in memory nothing; where it is, 8 bytes each, is in a second file. A part of the listings takes 4 bytes each in
-memory. All of it may be pickled, which sends the file's name alone, and read by threads and processes at once.
+A listing as an object takes half a kilobyte and more, so a machine can hold some millions. In the file it takes what
+it says, and in memory nothing; where it is, 8 bytes each, is in a second file. A part of the listings takes 4 bytes
+each in memory. All of it may be pickled, which sends places and the file's name, and read by several at once.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tables to rows of text, streamed: CSV of any separator, JSON, Parquet, product feeds in XML, and Excel workbooks.
+"""Tables to rows of text, streamed: CSV of any separator, JSON, Parquet, XML feeds, Excel workbooks, WebDataset shards.
 
 A table's form is recognised by its content, then by its name, and told: `Table.form`. Real tables are dirty. A row
 that cannot be used is yielded as well, with its line number and what is wrong.
@@ -23,6 +23,7 @@ from model.catalogue.csv_table import read_csv
 from model.catalogue.files import detect_encoding, open_bytes, open_text
 from model.catalogue.json_table import read_json
 from model.catalogue.parquet_table import count_parquet, import_pyarrow, read_parquet
+from model.catalogue.webdataset import read_webdataset
 from model.catalogue.workbook import read_workbook
 from model.catalogue.xml_feed import read_xml
 from model.errors import CatalogueError
@@ -47,6 +48,7 @@ _SUFFIXES = {
     "Parquet": (".parquet", ".pq"),
     "XML": (".xml",),
     "Excel": (".xlsx", ".xlsm"),
+    "WebDataset": (".tar",),
 }
 
 SUFFIXES = tuple(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)
@@ -129,6 +131,8 @@ def _open(path: Path, wanted: Wanted) -> tuple[str, Iterator[Record]]:
         return f"an Excel workbook, sheet {sheet!r}", records
     if kind == "XML":
         return "an XML feed", read_xml(path, wanted)
+    if kind == "WebDataset":
+        return "a WebDataset shard", read_webdataset(path, wanted)
     encoding = wanted.encoding or detect_encoding(path)
 
     def open_file() -> IO[str]:
@@ -148,6 +152,8 @@ def _kind(path: Path, head: bytes) -> str:
         return "Parquet"
     if head.startswith(b"PK\3\4"):
         return "Excel"
+    if head[257:262] == b"ustar":
+        return "WebDataset"
     if head.startswith(b"\xd0\xcf\x11\xe0"):
         raise CatalogueError(f"{path} is an Excel workbook of the old kind (.xls); save it as .xlsx or CSV")
     start = head.replace(b"\0", b"").lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n")

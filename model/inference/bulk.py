@@ -250,6 +250,7 @@ def _settings(
 ) -> dict[str, Any]:
     """Return all that the output depends on; rows of different settings must not meet in one file."""
     images = config.images
+    placeholders = None if config.placeholders is None else list(config.placeholders)  # as JSON gives them back
     return {
         "layout of the output": list(columns_of(["attribute"])),  # which another release may have
         "checkpoint": info.version,
@@ -261,6 +262,6 @@ def _settings(
         "attributes": list(names),
         "table": hash_table(config.table),
         "columns": [config.id, config.title, config.image],
-        "reading": [config.delimiter, config.encoding, dict(config.separator), config.placeholders],
+        "reading": [config.delimiter, config.encoding, dict(config.separator), placeholders],
         "images": [images.name, images.stat().st_size if images.is_file() else None] if images else None,
     }

@@ -80,9 +80,9 @@ def label_on_cluster(
     `ModelError` where actors end again and again.
     """
     check_batch_size(batch_size)
-    config = CatalogueConfig.load(Path(catalogue)).without_labels()
+    config = CatalogueConfig.load(Path(catalogue).absolute()).without_labels()  # actors work in folders of their own
     images = open_images(config.images)
-    load = partial(Predictor.load, os.fspath(checkpoint), device=device, dtype=dtype, engine=engine)
+    load = partial(Predictor.load, os.path.abspath(checkpoint), device=device, dtype=dtype, engine=engine)
     with _connected(cluster.address) as ray, Crews(ray) as crews:
         shares = _shares(ray, cluster, device)
         predictors = crews.hire(PredictActor, (load, cluster.threads, batch_size), shares.predictors, check_same)

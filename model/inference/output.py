@@ -372,15 +372,15 @@ def _check_absent(out: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep `folder`, made where there is none, for this run alone.
+def locked(folder: Path, lock: str = LOCK) -> Iterator[None]:
+    """Keep `folder`, made where there is none, for this run alone, by the file `lock` in it.
 
     The lock ends with the process, however that ends. Raises `ConfigError` where another run has it.
     """
     while True:
         folder.mkdir(exist_ok=True)
         try:
-            file = (folder / LOCK).open("ab")
+            file = (folder / lock).open("ab")
         except FileNotFoundError:  # another run has just finished, and removed the folder
             continue
         with file:
@@ -388,7 +388,7 @@ def locked(folder: Path) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ConfigError(f"another run is writing {folder}; wait for it, or name another output") from None
-            if not _is_at(file.fileno(), folder / LOCK):
+            if not _is_at(file.fileno(), folder / lock):
                 continue
             yield
             return

@@ -37,7 +37,8 @@ from model.inference.output import (
 PART_ROWS = 65_536
 """Rows of a part, and of a Parquet row group: what a run that is killed loses at most."""
 
-SETTINGS, SUCCESS = "_settings.json", "_SUCCESS"
+SETTINGS, SUCCESS, LOCK = "_settings.json", "_SUCCESS", "_lock"
+"""Files beside the parts: who reads a folder as one table passes over names that begin with an underscore."""
 
 
 @contextmanager
@@ -229,7 +230,7 @@ class LocalFolder:
             raise ConfigError(f"{path} is no folder")
         is_new = not path.exists()
         folder = cls(path)
-        with locked(path):
+        with locked(path, LOCK):
             try:
                 yield folder
             finally:
@@ -242,7 +243,7 @@ class LocalFolder:
 
     def names(self) -> list[str]:
         """Return the names of the files in it, besides the lock and what is half-written."""
-        return [each.name for each in self._path.iterdir() if each.name != "lock" and each.suffix != ".half-written"]
+        return [each.name for each in self._path.iterdir() if each.name != LOCK and each.suffix != ".half-written"]
 
     def read(self, name: str) -> bytes:
         """Return a file's bytes."""

@@ -542,6 +542,12 @@ def test_rows_of_a_release_with_other_columns_are_refused(long_toml: Path, tmp_p
         label(long_toml, out)
 
 
+def test_a_run_with_placeholders_of_its_own_goes_on(long_toml: Path, tmp_path: Path) -> None:
+    long_toml.write_text(long_toml.read_text() + 'placeholders = ["Title 3"]\n')
+    interrupt(long_toml, tmp_path / "out.csv", 9)
+    assert label(long_toml, tmp_path / "out.csv").resumed >= 9
+
+
 def test_another_batch_size_is_fine(long_toml: Path, tmp_path: Path) -> None:
     interrupt(long_toml, tmp_path / "out.csv", 9)
     assert label(long_toml, tmp_path / "out.csv", batch_size=1).resumed == 9

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -40,7 +39,7 @@ def toml(tmp_path: Path) -> Path:
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(each.name for each in folder.iterdir() if each.name != "lock")
+    return sorted(each.name for each in folder.iterdir() if each.name != "_lock")
 
 
 PARTS = ["part-0000000000-8-1", "part-0000000008-8-1", "part-0000000016-6-1"]
@@ -59,7 +58,7 @@ def test_a_folder_holds_parts_that_are_the_file(toml: Path, tmp_path: Path, part
         rows = [row for each in PARTS for row in read_csv(folder / f"{each}.csv")]
         assert rows == read_csv(file)
     else:
-        assert pa.concat_tables(pq.read_table(folder / f"{each}.parquet") for each in PARTS) == pq.read_table(file)
+        assert pq.read_table(folder) == pq.read_table(file), "a folder is read as one table"
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])

@@ -176,7 +176,7 @@ def test_a_file_in_s3_is_that_of_one_machine(
 def test_parts_in_s3_are_those_of_one_machine(toml: Path, tmp_path: Path, bucket: s3fs.S3FileSystem) -> None:
     on_cluster(toml, "s3://shop/labels/")
     label(CHECKPOINT, toml, f"{tmp_path}/labels/", batch_size=8)
-    here = {each.name: each.read_bytes() for each in (tmp_path / "labels").iterdir() if each.name != "lock"}
+    here = {each.name: each.read_bytes() for each in (tmp_path / "labels").iterdir() if each.name != "_lock"}
     bucket.invalidate_cache()
     assert {Path(each).name: bucket.cat_file(each) for each in bucket.find("shop/labels")} == here
     assert len(here) == 4 + 2

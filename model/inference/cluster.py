@@ -102,7 +102,7 @@ def label_on_cluster(
 
         def fill(items: Iterator[Item], output: OutputFormat, sink: Sink, advance: Callable[[int], None]) -> None:
             schedule = Schedule(ray, decoders, predictors, job.rows, output.suffix)
-            for block in schedule.blocks(cut(items, batch_size)):
+            for block in schedule.blocks(cut(items, batch_size, sink.rows)):
                 sink.add_block(block)
                 advance(block.rows)
 
@@ -201,8 +201,13 @@ class PredictActor:
         self._predictor = loaded = self._load()
         return Loaded(host=socket.gethostname(), info=loaded.info, tasks=loaded.tasks, resizing=loaded.resizing)
 
-    def predict(self, shown: Sequence[tuple[str, Shown | Failure]], rows: RowMaker, suffix: str) -> Block:
-        """Return the rows of some listings, encoded as an output of this suffix has them."""
+    def predict(
+        self, shown: Sequence[tuple[str, Shown | Failure]], rows: RowMaker, suffix: str, first: int
+    ) -> list[Block]:
+        """Return the rows of some listings, encoded as an output of this suffix has them: the `first` ones, the others.
+
+        Either is left out where it is empty.
+        """
         predictor = self._predictor
         assert predictor is not None, "an actor is started before it is given work"
 
@@ -211,7 +216,8 @@ class PredictActor:
 
         batches = stream(shown, lambda each: prepare_shown(predictor, each[1]), compute, batch_size=self._batch_size)
         made = [rows.row(listing_id, answer) for batch in batches for (listing_id, _), answer in batch.answers()]
-        return output_format(suffix, rows.names, rows.separators).encode(made)
+        output = output_format(suffix, rows.names, rows.separators)
+        return [output.encode(some) for some in (made[:first], made[first:]) if some]
 
 
 class DecodeActor:

@@ -12,6 +12,7 @@ from itertools import count, islice
 from typing import Any
 
 from model.errors import DecodingStoppedError, ModelError
+from model.inference import parts
 from model.inference.bulk import Item, RowMaker
 from model.inference.output import Block
 
@@ -179,6 +180,8 @@ class Unit:
     """Some consecutive items of the table, and how far they are."""
 
     number: int
+    first: int
+    """How many rows of the table come before it."""
     items: list[Item]
     attempts: int = 0
     shown: Any = None
@@ -195,14 +198,17 @@ class Call:
     shown: Any = None
 
 
-def cut(items: Iterator[Item], batch_size: int) -> Iterator[Unit]:
-    """Cut the items into units of whole batches: every batch holds the listings that it would on one machine."""
+def cut(items: Iterator[Item], batch_size: int, first: int = 0) -> Iterator[Unit]:
+    """Cut the items into units of whole batches: every batch holds the listings that it would on one machine.
+
+    first: how many rows of the table come before them.
+    """
     size = max(1, UNIT_ROWS // batch_size) * batch_size
     for number in count():
         chosen = list(islice(items, size))
         if not chosen:
             return
-        yield Unit(number, chosen)
+        yield Unit(number, first + number * size, chosen)
 
 
 @dataclass
@@ -221,10 +227,10 @@ class Schedule:
     _to_decode: deque[Unit] = field(default_factory=deque)
     _to_predict: deque[Unit] = field(default_factory=deque)
     _calls: dict[Any, Call] = field(default_factory=dict)
-    _done: dict[int, Block] = field(default_factory=dict)
+    _done: dict[int, list[Block]] = field(default_factory=dict)
 
     def blocks(self, units: Iterator[Unit]) -> Iterator[Block]:
-        """Yield the rows of each unit, in order."""
+        """Yield the rows of each unit, in order; no block reaches over the end of a part (`model.inference.parts`)."""
         most = 2 * DEPTH * (len(self.decoders.workers) + len(self.predictors.workers))
         begun = given = 0
         while True:
@@ -236,13 +242,14 @@ class Schedule:
             self._assign()
             self._wait()
             while given in self._done:
-                yield self._done.pop(given)
+                yield from self._done.pop(given)
                 given += 1
 
     def _assign(self) -> None:
         while self._to_predict and (worker := self.predictors.free()) is not None:
             unit = self._to_predict.popleft()
-            reference = worker.handle.predict.remote(unit.shown, self.rows, self.suffix)
+            until_next_part = -unit.first % parts.PART_ROWS
+            reference = worker.handle.predict.remote(unit.shown, self.rows, self.suffix, until_next_part)
             self._begin(reference, Call(self.predictors, worker, unit))
         # Decoded pixels take memory while they wait, so not too many do.
         room = DEPTH * len(self.predictors.workers) - len(self._to_predict)

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from model.errors import CheckpointError, ConfigError, DecodingStoppedError, ModelError
-from model.inference import cluster, output, schedule
+from model.inference import cluster, output, parts, schedule
 from model.inference.bulk import LabellingInterrupted
 from model.inference.cluster import Cluster, import_ray, label_on_cluster
 from model.inference.predictor import Predictor
@@ -91,6 +91,18 @@ def test_the_bytes_and_the_report_are_those_of_one_machine(toml: Path, tmp_path:
     assert many.read_bytes() == one.read_bytes()
     assert str(there.report) == str(here.report)
     assert (there.rows, there.failed, there.resumed) == (here.rows, here.failed, 0)
+
+
+@pytest.mark.parametrize("part_format", ["csv", "parquet"])
+def test_parts_are_those_of_one_machine(
+    toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part_format: str
+) -> None:
+    monkeypatch.setattr(parts, "PART_ROWS", 8)  # units of 6 rows reach over their ends
+    label(toml, f"{tmp_path}/one/", part_format=part_format)
+    on_cluster(toml, f"{tmp_path}/many/", FakeRay(), part_format=part_format)
+    one, many = ({each.name: each.read_bytes() for each in (tmp_path / name).iterdir()} for name in ("one", "many"))
+    assert many == one
+    assert len(one) == 6 + 3
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

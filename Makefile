@@ -37,7 +37,7 @@ install = $(call quietly,$(BIN)/python -m pip install --disable-pip-version-chec
 # One worker per core, and one thread per worker: the tests' networks are too small for more.
 pytest = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: help serve test coverage test-lowest test-research lint format types test-deployment test-tools test-image test-browser
+.PHONY: help serve test coverage test-lowest test-research test-ray lint format types test-deployment test-tools test-image test-browser
 .PHONY: soak fuzz hostile bench study rules constraints requirements sbom dist clean
 
 help: ## List the commands
@@ -97,6 +97,9 @@ test-browser: $(VENV)/.browser ## Click through the playground in a real Chromiu
 test-research: $(VENV)/.research ## Test the study, the other experiments and the baselines
 	@$(pytest) tests/research tests/benchmarks $(ARGS)
 
+test-ray: $(VENV)/.ray ## Label on a Ray cluster of this machine whose workers are killed, and write to an S3 server
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/ray $(ARGS)
+
 bench: $(VENV)/.research ## Compare with serving frameworks, each in an environment of its own (hours; minutes: ARGS=--quick)
 	@$(BIN)/python -m benchmarks.serving $(ARGS)
 
@@ -110,7 +113,8 @@ rules: ## Write the alerts' expectations of the shipped checkpoint, and all rule
 
 constraints: ## Write deploy/constraints.txt anew, from the newest versions that pyproject.toml allows
 	@rm -rf $(VENV)
-	@$(MAKE) --no-print-directory $(VENV)/.deployment $(VENV)/.browser $(VENV)/.research $(VENV)/.dist CONSTRAINTS=/dev/null
+	@$(MAKE) --no-print-directory $(VENV)/.deployment $(VENV)/.browser $(VENV)/.research $(VENV)/.ray $(VENV)/.dist \
+		CONSTRAINTS=/dev/null
 	@sed -i '/^#/!d' deploy/constraints.txt
 	@$(BIN)/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools \
 		| grep -vE '^(nvidia|cuda|triton)' >>deploy/constraints.txt
@@ -173,6 +177,11 @@ $(VENV)/.deployment: pyproject.toml $(CONSTRAINTS) | $(VENV)/.created
 $(VENV)/.browser: pyproject.toml $(CONSTRAINTS) | $(VENV)/.created
 	@echo "Installing what the playground's tests need"
 	@$(call install,[browser])
+	@touch $@ $(VENV)/.test $(VENV)/.gpu $(VENV)/.cpu
+
+$(VENV)/.ray: pyproject.toml $(CONSTRAINTS) | $(VENV)/.created
+	@echo "Installing what the tests of clusters need"
+	@$(call install,[ray-test])
 	@touch $@ $(VENV)/.test $(VENV)/.gpu $(VENV)/.cpu
 
 $(VENV)/.dist: pyproject.toml $(CONSTRAINTS) | $(VENV)/.created

@@ -58,7 +58,12 @@ def with_small_catalogues(page: str) -> str:
     return _written(page, "small", "\n".join([*lines, "", said]))
 
 
-TASKS = {"read": "reading, as `label` does", "check": "`check`", "label": "`label`, with a model that costs nothing"}
+TASKS = {
+    "read": "reading, as `label` does",
+    "check": "`check`",
+    "label": "`label`, with a model that costs nothing",
+    "open": "opening it to train",
+}
 
 
 def with_tables(page: str) -> str:

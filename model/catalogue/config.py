@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from model.catalogue.cells import Wanted
-from model.catalogue.tables import SUFFIXES, suffix_of
+from model.catalogue.tables import SUFFIXES, is_table_name
 from model.errors import ConfigError
 from model.tasks import is_label_name
 
@@ -20,6 +20,7 @@ from model.tasks import is_label_name
 class CatalogueConfig:
     """The `[catalogue]` table of a TOML file; its paths are relative to that file.
 
+    `table` is a file, a folder of files, or a pattern that several match (`part-*.parquet`).
     `image` is a template inside the folder or zip that may name any column (`images/{id}.jpg`). Rows that
     share the values of all `group` columns (letter case and white space aside) land in one part. Without `images` the
     template names URLs, or a column that holds the images themselves.
@@ -91,9 +92,10 @@ class CatalogueConfig:
         return cls(path=path, **values)
 
     def __post_init__(self) -> None:
-        if suffix_of(self.table) not in SUFFIXES:
+        if not is_table_name(self.table):
             raise ConfigError(
-                f"'table' must end in {', '.join(SUFFIXES)}, or these with .gz; not in {self.table.suffix!r}"
+                f"'table' must end in {', '.join(SUFFIXES)}, or these with .gz, or be a folder of such files; "
+                f"not end in {self.table.suffix!r}"
             )
         count = self.min_label_count
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:

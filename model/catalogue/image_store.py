@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import struct
 import tempfile
@@ -166,32 +167,38 @@ class CopiedImages:
 
     def __init__(self, others: Images) -> None:
         """others: the images that are not inside the table."""
-        self._others, self._places = others, dict[str, tuple[int, int]]()
+        self._others = others
         folder = tempfile.mkdtemp(prefix="cma-clip-images-")
         self._path, self._end = Path(folder, "images"), 0
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
 
-    def add(self, name: str, data: bytes) -> None:
-        """Copy an image. Raises `CatalogueError` where the disk is full."""
+    def add(self, listing_id: str, data: bytes) -> str:
+        """Copy an image, and return its name. Raises `CatalogueError` where the disk is full."""
         try:
             with self._path.open("ab") as file:
                 file.write(data)
         except OSError as error:
             raise CatalogueError(f"cannot copy the table's images to {self._path}: {error.strerror}") from error
-        self._places[name] = self._end, len(data)
+        # Its place is in its name, since a table of names in memory would grow with the catalogue. No name of a table
+        # has a NUL (`model.catalogue.image_names`), so none can mean another row's image.
+        name = f"{listing_id}, in the table\0{self._end}+{len(data)}"
         self._end += len(data)
+        return name
 
     def __contains__(self, name: str) -> bool:
-        return name in self._places or name in self._others
+        return _COPIED.fullmatch(name) is not None or name in self._others
 
     def read(self, name: str) -> bytes:
         """Return the bytes of an image file; raises `CatalogueError` where that fails."""
-        if name not in self._places:
+        place = _COPIED.fullmatch(name)
+        if place is None:
             return self._others.read(name)
-        start, size = self._places[name]
         try:
             with self._path.open("rb") as file:
-                file.seek(start)
-                return file.read(size)
+                file.seek(int(place[1]))
+                return file.read(int(place[2]))
         except OSError as error:
             raise CatalogueError(f"cannot read image {name}: {error.strerror}") from error
+
+
+_COPIED = re.compile(r".*\0(\d+)\+(\d+)", re.DOTALL)

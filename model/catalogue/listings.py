@@ -12,19 +12,27 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
+
 from model.catalogue.config import CatalogueConfig, template_columns
+from model.catalogue.hashes import HashSet, hash64
 from model.catalogue.image_names import FoundImages, ImageFinder
 from model.catalogue.image_store import CopiedImages, Images, is_url, open_images
+from model.catalogue.listing_store import ListingWriter, StoredListings
 from model.catalogue.splits import Part, part_of
 from model.catalogue.tables import Row, Table, open_table
-from model.catalogue.words import Placeholders, as_list, joined_spellings, plain_label
+from model.catalogue.words import Placeholders, SpellingCounts, as_list, plain_label
 from model.errors import CatalogueError
 
 _LINES_SHOWN = 5
 
 _LABELS_REMEMBERED = 100_000
+
+_BLOCK = 64
+"""Rows whose ids are looked up at once; few, since images that they hold are in memory until then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,10 +223,10 @@ def _shown(lines: Sequence[int], count: int) -> str:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """A whole catalogue in memory but for its images, which are read on demand. May be pickled and forked."""
+    """A whole catalogue, read but for its images; a large one lies in a temporary file. May be pickled and forked."""
 
     config: CatalogueConfig
-    listings: tuple[Listing, ...]
+    listings: Sequence[Listing]
     report: ReadReport
     images: Images
 
@@ -236,28 +244,28 @@ class Catalogue:
         report = ReadReport(config.table.name)
         reader = CatalogueReader(config, images, report)
         copied: CopiedImages | None = None
-        listings: dict[str, Listing] = {}
-        for line, item in reader.items():
+        written, spellings = ListingWriter(), SpellingCounts()
+        for item in _each_once(reader.items()):
             if isinstance(item, BadRow):
                 report.leave_out(item)
-            elif item.id in listings:
-                report.leave_out(BadRow(id=item.id, line=line, reason="duplicate id"))
+                continue
+            report.add_listing(item, config.attributes)
+            spellings.add(item.labels, item.label_sets)
+            if item.embedded is None:
+                written.add(item)
             else:
-                report.add_listing(item, config.attributes)
-                if item.embedded is None:
-                    listings[item.id] = item
-                else:
-                    copied = copied or CopiedImages(images)
-                    listings[item.id] = _copied(item, copied)
+                copied = copied or CopiedImages(images)
+                written.add(replace(item, image=copied.add(item.id, item.embedded), embedded=None))
         reader.check_found()
-        if not listings:
+        if not written:
             raise CatalogueError(f"{config.table} holds no usable listing:\n{report}")
-        report.spellings = joined_spellings(_each_label(listings.values()))
-        joined = tuple(_respelt(listing, report.spellings) for listing in listings.values())
-        return cls(config, joined, report, copied or images)
+        report.spellings = spellings.joined()
+        return cls(config, written.finish(report.spellings), report, copied or images)
 
-    def part(self, part: Part) -> list[Listing]:
+    def part(self, part: Part) -> Sequence[Listing]:
         """Return the listings of one part, in the table's order."""
+        if isinstance(self.listings, StoredListings):
+            return self.listings.part(part)
         return [listing for listing in self.listings if listing.part is part]
 
     @property
@@ -275,31 +283,17 @@ class Catalogue:
         return self.images.read(name)
 
 
-def _copied(listing: Listing, images: CopiedImages) -> Listing:
-    """Return the listing with the image that its row holds among `images`."""
-    name = f"{listing.id}, in the table"
-    images.add(name, listing.embedded or b"")
-    return replace(listing, image=name, embedded=None)
-
-
-def _each_label(listings: Iterable[Listing]) -> Iterator[Mapping[str, str]]:
-    """Yield labels by attribute, those of a label set one after the other."""
-    for listing in listings:
-        yield listing.labels
-        for attribute, labels in listing.label_sets.items():
-            yield from ({attribute: label} for label in labels)
-
-
-def _respelt(listing: Listing, spellings: Mapping[str, Mapping[str, str]]) -> Listing:
-    changed = {a: spellings[a][label] for a, label in listing.labels.items() if label in spellings.get(a, ())}
-    sets = {
-        a: tuple(dict.fromkeys(spellings[a].get(label, label) for label in labels))
-        for a, labels in listing.label_sets.items()
-        if a in spellings
-    }
-    if not changed and not sets:
-        return listing
-    return replace(listing, labels={**listing.labels, **changed}, label_sets={**listing.label_sets, **sets})
+def _each_once(items: Iterator[tuple[int, Listing | BadRow]]) -> Iterator[Listing | BadRow]:
+    """Yield the items, a listing whose id was there already as a `BadRow`; 8 bytes of memory for each listing."""
+    seen = HashSet()
+    while block := list(islice(items, _BLOCK)):
+        ids = [hash64(item.id.encode(errors="surrogatepass")) for _, item in block if isinstance(item, Listing)]
+        known = iter(seen.add(np.array(ids, dtype=np.uint64)).tolist())
+        for line, item in block:
+            if isinstance(item, Listing) and next(known):
+                yield BadRow(id=item.id, line=line, reason="duplicate id")
+            else:
+                yield item
 
 
 class MissingImages(Enum):

@@ -6,7 +6,7 @@ import ast
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from model.tasks import fold_label
 
@@ -71,20 +71,33 @@ def as_list(text: str) -> list[str] | None:
     return None
 
 
-def joined_spellings(labels: Iterable[Mapping[str, str]]) -> dict[str, dict[str, str]]:
-    """Return, per attribute, the label that each other spelling of it is replaced by: the most frequent one.
+class SpellingCounts:
+    """How often each spelling of a label occurs; bounded by the different ones."""
 
-    Spellings that differ in case, white space or the form of their characters (full width, ligatures) are one label.
-    """
-    counts: dict[str, Counter[str]] = {}
-    for row in labels:
-        for attribute, label in row.items():
-            counts.setdefault(attribute, Counter())[label] += 1
-    return {attribute: joined for attribute, found in counts.items() if (joined := join_spellings(found))}
+    def __init__(self) -> None:
+        self._counts: dict[str, Counter[str]] = {}
+
+    def add(self, labels: Mapping[str, str], sets: Mapping[str, Sequence[str]]) -> None:
+        """Count the labels of a row, by attribute: single ones, and several."""
+        for attribute, label in labels.items():
+            self._of(attribute)[label] += 1
+        for attribute, several in sets.items():
+            self._of(attribute).update(several)
+
+    def _of(self, attribute: str) -> Counter[str]:
+        return self._counts.setdefault(attribute, Counter())
+
+    def joined(self) -> dict[str, dict[str, str]]:
+        """Return, per attribute, the label that each other spelling of it is replaced by: the most frequent one.
+
+        Spellings that differ in case, white space or the form of their characters (full width, ligatures) are one
+        label.
+        """
+        return {attribute: joined for attribute, found in self._counts.items() if (joined := join_spellings(found))}
 
 
 def join_spellings(counts: Counter[str]) -> dict[str, str]:
-    """Return the label that each other spelling is replaced by (see `joined_spellings`), from counts of labels."""
+    """Return the label that each other spelling is replaced by (see `SpellingCounts.joined`), from counts of labels."""
     chosen: dict[str, str] = {}
     by_frequency = sorted(counts, key=lambda label: (-counts[label], label))
     for label in by_frequency:

@@ -6,6 +6,7 @@ Shapes: B listings, L tokens of the longest title in the batch, T attributes, H 
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
 import signal
 import sys
@@ -27,6 +28,10 @@ from model.inputs.decode import decode_image
 from model.inputs.normalise import TensorTransform
 from model.inputs.tokenizer import TitleTokenizer, pad_tokens
 from model.tasks import UNLABELLED, Task, encode_row
+from model.threads import available_cores
+
+MOST_WORKERS = 16
+"""Processes that load listings by default, at most: each holds its batches in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,10 +161,25 @@ class ShuffledSampler(Sampler[int]):
         return self.length - self.start
 
 
+def loader_workers(wanted: int | None) -> int:
+    """Return how many processes load listings: `wanted`, or (None) as many as pay.
+
+    A GPU computes faster than one core loads: all cores that this process has to itself, but for one. On a CPU
+    computing takes the cores, and one process keeps ahead of it.
+    """
+    if wanted is not None:
+        return wanted
+    if not torch.cuda.is_available():
+        return 1
+    together = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes that torchrun has started on this machine
+    return min(MOST_WORKERS, max(1, available_cores() // together - 1))
+
+
 def load_batches(
-    dataset: ListingDataset, *, batch_size: int, workers: int, **options: Any
+    dataset: ListingDataset, *, batch_size: int, workers: int | None, **options: Any
 ) -> DataLoader[TrainingBatch]:
     """Return a loader of batches of a data set; `options` are further ones of `DataLoader`."""
+    workers = loader_workers(workers)
     return DataLoader(
         dataset,  # type: ignore[arg-type]
         batch_size=batch_size,
@@ -196,8 +216,8 @@ def collate(examples: Sequence[Example]) -> TrainingBatch:
 class TrainingBatches:
     """Shuffled, augmented batches of a dataset, epoch by epoch; the incomplete last batch is left out."""
 
-    def __init__(self, dataset: ListingDataset, *, batch_size: int, workers: int, seed: int) -> None:
-        self.dataset, self.batch_size, self.workers = dataset, batch_size, workers
+    def __init__(self, dataset: ListingDataset, *, batch_size: int, workers: int | None, seed: int) -> None:
+        self.dataset, self.batch_size, self.workers = dataset, batch_size, loader_workers(workers)
         self.sampler = ShuffledSampler(len(dataset), seed=seed)
 
     def __len__(self) -> int:

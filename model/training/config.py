@@ -28,6 +28,7 @@ class OptimiserConfig:
     part cannot tell such epochs apart, and the later one has seen a lower rate.
     patience: the share of `epochs` that may pass without a better validation score; then training ends early. With 1,
     it never does. A share, since the score rises slowly at first where the rate decays over many epochs.
+    workers: processes that load listings; None: as many as pay (`model.inputs.dataset.loader_workers`).
     """
 
     epochs: int
@@ -41,7 +42,7 @@ class OptimiserConfig:
     tolerance: float = 0.0
     patience: float = 0.5
     seed: int = 0
-    workers: int = 1
+    workers: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "learning_rate", "clip_norm"):
@@ -56,7 +57,7 @@ class OptimiserConfig:
             raise ConfigError("warmup_share must be at least 0 and below 1")
         if not 0 < self.patience <= 1:
             raise ConfigError(f"patience must be above 0 and at most 1, it is {self.patience:g}")
-        if self.workers < 0:
+        if (self.workers or 0) < 0:
             raise ConfigError("workers cannot be negative")
 
     @property

@@ -31,7 +31,7 @@ class Validation:
     """
 
     def __init__(
-        self, dataset: ListingDataset, weights: SituationWeights, *, device: torch.device, workers: int
+        self, dataset: ListingDataset, weights: SituationWeights, *, device: torch.device, workers: int | None
     ) -> None:
         if not any(listing.labels or listing.label_sets for listing in dataset.listings):
             raise CatalogueError("the validation part holds no labelled listing: there are too few listings, or groups")

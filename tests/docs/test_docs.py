@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import typer.main
 
-from docs import figures, generate
+from docs import bulk_figures, figures, generate
 from model.trust.binomial import binomial_tail
 from service import cli
 from service.settings import PREFIX, SECRETS, Settings
@@ -43,6 +43,13 @@ def test_the_figures_about_accepted_labels_are_the_measured_ones() -> None:
 def test_the_figures_about_tables_are_the_measured_ones() -> None:
     page = figures.CHECK.read_text(encoding="utf-8")
     assert page == figures.with_tables(page), "run: python -m docs.figures"
+
+
+def test_the_figures_about_bulk_labelling_are_the_measured_ones() -> None:
+    page = bulk_figures.PAGE.read_text(encoding="utf-8")
+    assert page == bulk_figures.with_figures(page), "run: python -m docs.bulk_figures"
+    page = bulk_figures.TRAINING.read_text(encoding="utf-8")
+    assert page == bulk_figures.with_loading(page), "run: python -m docs.bulk_figures"
 
 
 def test_the_figures_about_small_catalogues_are_the_measured_ones() -> None:

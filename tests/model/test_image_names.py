@@ -132,11 +132,12 @@ def test_urls_are_fetched_where_there_is_a_fetcher(cell: str, names: tuple[str, 
 
 def test_images_inside_a_table_are_read_in_any_order(tmp_path: Path) -> None:
     images = CopiedImages(store(tmp_path, "folder", "a.jpg"))
-    for n in range(3):
-        images.add(str(n), b"x" * n + str(n).encode())
-    assert [images.read(str(n)) for n in (2, 0, 1)] == [b"xx2", b"0", b"x1"]
+    names = [images.add(f"sku-{n}", b"x" * n + str(n).encode()) for n in range(3)]
+    assert [images.read(names[n]) for n in (2, 0, 1)] == [b"xx2", b"0", b"x1"]
     assert images.read("a.jpg") == b"a.jpg"
-    assert "2" in images
+    assert names[2] in images
+    assert names[2].startswith("sku-2, in the table")
+    assert "sku-2" not in images
     path = images._path
     del images
     assert not path.exists()

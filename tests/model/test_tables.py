@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from model.catalogue.cells import Row
-from model.catalogue.tables import Table, Wanted, estimate_rows, open_table
+from model.catalogue.tables import Table, Wanted, estimate_rows, hash_table, open_table, table_files
 from model.errors import CatalogueError, ConfigError
 
 COLUMNS = ("id", "title", "image")
@@ -271,3 +271,58 @@ def test_the_number_of_rows_is_estimated(tmp_path: Path) -> None:
     assert estimate_rows(tmp_path / "t.csv.gz") == 3
     write_parquet(tmp_path / "t.parquet", id=[1, 2], title=["a", "b"])
     assert estimate_rows(tmp_path / "t.parquet") == 2
+
+
+# --- several files -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Path:
+    """A folder with a table in three files, of three forms, and others that are none of it."""
+    folder = tmp_path / "parts"
+    (folder / "more").mkdir(parents=True)
+    (folder / "part-1.csv").write_text("id,title\n1,One\n2\n")
+    pq.write_table(pa.table({"title": ["Three", "Four"], "id": [3, 4]}), folder / "part-2.parquet")
+    (folder / "more" / "part-0.jsonl").write_text('{"id": 0, "title": "Zero"}\n')
+    for other in ("_SUCCESS", ".part-9.csv", "notes.md", "_part-8.csv"):
+        (folder / other).write_text("no,table\n")
+    return folder
+
+
+def test_the_files_of_a_folder_are_one_table(parts: Path) -> None:
+    table = open_table(parts, Wanted(columns=("id", "title"), id="id", title="title"))
+    assert table.form == "JSON objects in UTF-8; 3 files"
+    rows = [(row.line, row.values["id"], row.error) for row in table.rows]
+    assert rows == [(1, "0", None), (3, "1", None), (4, "2", "too few fields"), (5, "3", None), (6, "4", None)]
+    assert estimate_rows(parts) == 1 + 3 + 2
+
+
+def test_the_files_that_match_a_pattern_are_one_table(parts: Path) -> None:
+    assert [each.name for each in table_files(parts / "part-*")] == ["part-1.csv", "part-2.parquet"]
+    table = open_table(parts / "part-*", Wanted(columns=("id",), id="id"))
+    assert [row.values["id"] for row in table.rows if not row.error] == ["1", "3", "4"]
+    with pytest.raises(CatalogueError, match=r"no file matches .*other-\*\.csv"):
+        table_files(parts / "other-*.csv")
+    (parts / "empty").mkdir()
+    with pytest.raises(CatalogueError, match="empty holds no table"):
+        table_files(parts / "empty")
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path: Path) -> None:
+    (tmp_path / "part-[1].csv").write_text("id\n1\n")
+    assert table_files(tmp_path / "part-[1].csv") == [tmp_path / "part-[1].csv"]
+
+
+def test_a_file_that_lacks_a_column_is_named(parts: Path) -> None:
+    (parts / "part-3.csv").write_text("sku,title\n5,Five\n")
+    table = open_table(parts, Wanted(columns=("id",), id="id"))
+    with pytest.raises(CatalogueError, match=r"part-3\.csv has no column 'id'"):
+        list(table.rows)
+
+
+def test_the_hash_of_a_table_is_that_of_its_files(parts: Path) -> None:
+    before = hash_table(parts)
+    (parts / "notes.md").write_text("changed")
+    assert hash_table(parts) == before
+    (parts / "part-1.csv").write_text("id,title\n1,One\n2,Two\n")
+    assert hash_table(parts) != before

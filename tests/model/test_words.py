@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from model.catalogue.words import Placeholders, as_list, joined_spellings, plain_label
+from model.catalogue.words import Placeholders, SpellingCounts, as_list, plain_label
 from model.tasks import OUT_OF_VOCABULARY, UNLABELLED, Task
 
 
@@ -49,8 +49,11 @@ def test_lists() -> None:
 
 
 def test_the_most_frequent_spelling_is_kept() -> None:
-    rows = [{"colour": each} for each in ("Red", "Red", "red", "RED", "Ｒed", "Blue", "Grün", "GRÜN")]
-    assert joined_spellings(rows) == {"colour": {"RED": "Red", "red": "Red", "Ｒed": "Red", "Grün": "GRÜN"}}
+    counts = SpellingCounts()
+    for each in ("Red", "red", "RED", "Ｒed", "Blue", "Grün", "GRÜN"):
+        counts.add({"colour": each}, {})
+    counts.add({}, {"colour": ["Red", "Blue"]})
+    assert counts.joined() == {"colour": {"RED": "Red", "red": "Red", "Ｒed": "Red", "Grün": "GRÜN"}}
 
 
 def test_a_task_knows_other_spellings_of_its_labels() -> None:

@@ -18,8 +18,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from model.catalogue.listings import ReadReport
-from model.errors import CheckpointError
-from model.inference.label import Labelling, LabellingInterrupted
+from model.errors import CatalogueError, CheckpointError
+from model.inference.bulk import Labelling, LabellingInterrupted
+from model.inference.cluster import Cluster
 from service import app as app_module
 from service import cli
 from service.commands import predict as predict_command
@@ -111,7 +112,7 @@ def test_an_attribute_that_the_checkpoint_does_not_know_is_named(
 )
 def test_ctrl_c_in_label_is_one_line(monkeypatch: pytest.MonkeyPatch, rows: int, then: str) -> None:
     def interrupted(*_arguments: Any, **_options: Any) -> None:
-        raise LabellingInterrupted(rows, 5000, Path("out.csv.partial"))
+        raise LabellingInterrupted(rows, 5000, "out.csv.partial")
 
     monkeypatch.setattr("model.inference.label.label", interrupted)
     result = run("label", "shop.toml", "--out", "out.csv")
@@ -140,6 +141,31 @@ def test_label_where_not_one_image_is_there_says_so(monkeypatch: pytest.MonkeyPa
     result = run("label", "shop.toml", "--out", "out.csv")
     assert result.exit_code == 1
     assert "no listing could be labelled: not one image is there, such as 0.jpg; --allow-missing" in result.stderr
+
+
+def test_label_on_a_cluster_passes_on_what_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def label_on_cluster(checkpoint: Path, catalogue: Path, out: str, cluster: Cluster, **options: Any) -> Labelling:
+        asked.update(options, out=out, cluster=cluster)
+        return Labelling(rows=2, failed=0, resumed=0, report=ReadReport("table.csv"))
+
+    monkeypatch.setattr("model.inference.cluster.label_on_cluster", label_on_cluster)
+    options = ("--ray", "auto", "--workers", "3", "--decoders", "5", "--threads", "2", "--format", "csv")
+    result = run("label", "shop.toml", "--out", "s3://bucket/labels/", *options)
+    assert result.exit_code == 0, result.exception
+    assert asked["cluster"] == Cluster(address="auto", workers=3, decoders=5, threads=2)
+    assert (asked["out"], asked["part_format"]) == ("s3://bucket/labels/", "csv")
+    assert "s3://bucket/labels/: 2 rows, 0 of them with an error" in result.stderr
+    with asked["open_fetch"]() as fetch, pytest.raises(CatalogueError, match=r"http://127\.0\.0\.1/1\.jpg: "):
+        fetch("http://127.0.0.1/1.jpg")  # by the rules of the service: no private address
+
+
+def test_workers_are_for_clusters(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    said = failed(capsys, monkeypatch, "label", "shop.toml", "--out", "labels.csv", "--workers", "2")
+    assert said == (
+        "cma-clip: --workers and --decoders are for --ray; on one machine --threads says how many compute\n"
+    )
 
 
 def test_predict_prints_a_table(tmp_path: Path) -> None:

@@ -49,27 +49,20 @@ def first_console() -> Console:
     return Console(stderr=True, quiet=not is_first())
 
 
-@contextmanager
-def joined(device: str) -> Iterator[torch.device]:
-    """Join the processes that `torchrun` started, for as long as the block runs; yield the device of this one.
+def join(device: str) -> torch.device:
+    """Join the processes that `torchrun` started, until this one ends; return its device.
 
     `device` is `auto`, `cpu` or `cuda`, and any name that `pick_device` knows where a process trains alone. Raises
-    `ConfigError` for a device that is not there. A block inside another one joins nothing anew.
+    `ConfigError` for a device that is not there.
     """
     if process_count() == 1:
-        yield pick_device(device)
-        return
+        return pick_device(device)
     target = _own_device(device)
-    if dist.is_initialized():
-        yield target
-        return
-    if target.type == "cuda":
-        torch.cuda.set_device(target)
-    dist.init_process_group("nccl" if target.type == "cuda" else "gloo")
-    _patient_group.cache_clear()
-    yield target
-    # Not after an error: the others may wait for this process then, and learn of it when it ends.
-    dist.destroy_process_group()
+    if not dist.is_initialized():
+        if target.type == "cuda":
+            torch.cuda.set_device(target)
+        dist.init_process_group("nccl" if target.type == "cuda" else "gloo")
+    return target
 
 
 @cache
@@ -197,7 +190,7 @@ class Learner:
         if dist.is_initialized():
             self.module = DistributedDataParallel(
                 module,
-                broadcast_buffers=False,  # they are averaged instead
+                forward_sync_buffers=False,  # they are averaged instead
                 find_unused_parameters=True,  # not every batch has every modality
                 gradient_as_bucket_view=True,
             )

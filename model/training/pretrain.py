@@ -147,27 +147,27 @@ def pretrain(
         catalogue, pairs, (), model.preprocess, augment=[config.augment] * optimiser.epochs, seed=optimiser.seed
     )
     network = _initial_network(model, config, initial)
-    with distributed.joined(device) as target:
-        validate = _Validation(ListingDataset(catalogue, held_out, (), model.preprocess), optimiser.batch_size)
-        best = Trainer(
-            network=network,
-            loss=ContrastiveLoss(examples.transform, micro_batch=optimiser.micro_batch, gathered=True),
-            batches=TrainingBatches(
-                examples,
-                batch_size=optimiser.batch_size,
-                workers=optimiser.workers,
-                seed=optimiser.seed,
-                share=distributed.share_of(optimiser.batch_size),
-            ),
-            optimiser=optimiser,
-            folder=out,
-            device=target,
-            validate=validate,
-            save_best=save,
-            fingerprint={"name": name, "model": to_json(model), "digest": catalogue.digest, **training},
-            ema_decay=0.0,  # a few hundred steps are too few to average over
-            console=console,
-        ).run()
+    target = distributed.join(device)
+    validate = _Validation(ListingDataset(catalogue, held_out, (), model.preprocess), optimiser.batch_size)
+    best = Trainer(
+        network=network,
+        loss=ContrastiveLoss(examples.transform, micro_batch=optimiser.micro_batch, gathered=True),
+        batches=TrainingBatches(
+            examples,
+            batch_size=optimiser.batch_size,
+            workers=optimiser.workers,
+            seed=optimiser.seed,
+            share=distributed.share_of(optimiser.batch_size),
+        ),
+        optimiser=optimiser,
+        folder=out,
+        device=target,
+        validate=validate,
+        save_best=save,
+        fingerprint={"name": name, "model": to_json(model), "digest": catalogue.digest, **training},
+        ema_decay=0.0,  # a few hundred steps are too few to average over
+        console=console,
+    ).run()
     if warning := chance_warning(best, pairs=validate.pairs, batch_size=validate.batch_size):
         console.print(f"warning: {warning}")
     return finished_checkpoint(out)

@@ -339,15 +339,15 @@ def run_recipe(
     )
     asked = [_asked(stage, recipe, context) for stage in recipe.stages]
     checkpoints = {stage.name: out / stage.name / CHECKPOINT for stage in recipe.stages}
-    with distributed.joined(device):
-        for number, stage in enumerate(recipe.stages):
-            context.console.rule(f"stage {number + 1} of {len(recipe.stages)}: {stage.name} ({_kind(stage)})")
-            start = str(checkpoints[stage.start]) if stage.start else getattr(stage, "init", None)
-            if distributed.is_first() or isinstance(stage, TrainingStage):
-                _run_stage(stage, asked[number], out / stage.name, start, context)
-            distributed.wait_for_all()
-        if distributed.is_first():
-            _publish(checkpoints[recipe.stages[-1].name], out / CHECKPOINT)
+    distributed.join(device)
+    for number, stage in enumerate(recipe.stages):
+        context.console.rule(f"stage {number + 1} of {len(recipe.stages)}: {stage.name} ({_kind(stage)})")
+        start = str(checkpoints[stage.start]) if stage.start else getattr(stage, "init", None)
+        if distributed.is_first() or isinstance(stage, TrainingStage):
+            _run_stage(stage, asked[number], out / stage.name, start, context)
+        distributed.wait_for_all()
+    if distributed.is_first():
+        _publish(checkpoints[recipe.stages[-1].name], out / CHECKPOINT)
     return out / CHECKPOINT
 
 

@@ -159,8 +159,7 @@ class FineTuning:
 
     def run(self, out: Path, *, device: str = "auto") -> Path:
         """Train, or resume, in the folder `out`; return the checkpoint folder."""
-        with distributed.joined(device) as target:
-            self._trainer(out, target).run()
+        self._trainer(out, distributed.join(device)).run()
         return finished_checkpoint(out)
 
     def _trainer(self, out: Path, device: torch.device) -> Trainer[CMAClip]:

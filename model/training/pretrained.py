@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import open_clip
 from open_clip.pretrained import download_pretrained_from_hf
@@ -61,13 +61,15 @@ def read_pretrained(backbone: str | None, initial: str) -> PretrainedTowers:
         config, resizing = content["model_cfg"], content.get("preprocess_cfg") or {}
         name = initial.removeprefix(HUB) if initial.startswith(HUB) else _folder(initial).resolve().name
     else:
-        name, (config, resizing) = backbone or "", _built_in(backbone, initial)
+        name, (config, resizing) = backbone or "", built_in(backbone, initial)
     config.setdefault("vision_cfg", {}).pop("timm_model_pretrained", None)
     check_towers(config)
     return PretrainedTowers(
         name=name,
         backbone={key: value for key, value in config.items() if key != "custom_text"},
-        preprocess=_preprocess(config, resizing, _own_tokenizer(config["text_cfg"], _tokenizer_files(initial, config))),
+        preprocess=preprocessing(
+            config, resizing, _own_tokenizer(config["text_cfg"], _tokenizer_files(initial, config))
+        ),
     )
 
 
@@ -90,7 +92,7 @@ def pretrained_weights(backbone: str, initial: str) -> Path:
         raise ConfigError(f"the weights of {initial} cannot be had: {error}") from error
 
 
-def _built_in(backbone: str | None, initial: str) -> tuple[dict[str, Any], Mapping[str, Any]]:
+def built_in(backbone: str | None, initial: str) -> tuple[dict[str, Any], Mapping[str, Any]]:
     """Return the configuration of an open_clip model and the preprocessing of its weights, a tag's or a file's."""
     if backbone is None or backbone in BACKBONES:
         raise ConfigError(_which_backbone(initial))
@@ -195,21 +197,39 @@ def _weights_in(folder: Path) -> Path:
 # --- what they say -----------------------------------------------------------------------------------------
 
 
-def _preprocess(
+RESIZE_MODES: Mapping[str, Literal["longest", "shortest", "squash"]] = {
+    "longest": "longest",
+    "shortest": "shortest",
+    "squash": "squash",
+}
+
+INTERPOLATIONS: Mapping[str, Literal["bicubic", "bilinear"]] = {
+    "bicubic": "bicubic",
+    "bilinear": "bilinear",
+    "random": "bicubic",  # in training alone
+}
+
+
+def preprocessing(
     config: Mapping[str, Any], resizing: Mapping[str, Any], tokenizer: TokenizerConfig | None
 ) -> PreprocessConfig:
+    """Return what open_clip does with images for a model, `resizing` being its `preprocess_cfg`, or a tag's.
+
+    Raises `ConfigError` for a way of resizing that is not known.
+    """
     size = config["vision_cfg"].get("image_size", 224)
-    resize = resizing.get("resize_mode") or "shortest"
-    interpolation = resizing.get("interpolation") or "bicubic"
-    if resize not in ("longest", "shortest", "squash") or interpolation not in ("bicubic", "bilinear", "random"):
-        raise ConfigError(f"images that are resized by {resize}, {interpolation} are not supported")
+    try:
+        resize = RESIZE_MODES[resizing.get("resize_mode") or "shortest"]
+        interpolation = INTERPOLATIONS[resizing.get("interpolation") or "bicubic"]
+    except KeyError as error:
+        raise ConfigError(f"images that are resized by {error} are not supported") from None
     return PreprocessConfig(
         image_size=(size, size) if isinstance(size, int) else (int(size[0]), int(size[1])),
         context_length=config["text_cfg"].get("context_length", 77),
         resize=resize,
         # What else is padded has no colour of its own: parts that an explanation covers are white, as most grounds are.
         fill=int(resizing.get("fill_color") or 0) if resize == "longest" else 255,
-        interpolation="bilinear" if interpolation == "bilinear" else "bicubic",
+        interpolation=interpolation,
         mean=_channels(resizing.get("mean") or CLIP_MEAN),
         std=_channels(resizing.get("std") or CLIP_STD),
         tokenizer=tokenizer,

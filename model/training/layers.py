@@ -1,36 +1,12 @@
-"""The layers of towers, from the input up: which stay as they are, which learn more slowly, which save memory.
-
-Layer 0 holds what comes before the blocks: patches, class token, token embeddings, positions. Then come the blocks,
-the last one with the norm after it, and at the top what pools them, where a tower has such a layer.
-"""
+"""The layers of towers, from the input up: which stay as they are, which learn more slowly, which save memory."""
 
 from __future__ import annotations
 
-from timm.models import group_parameters
 from torch import nn
 
 from model.errors import ConfigError
 from model.network.towers import Backbone
 from model.training.config import OptimiserConfig
-
-_OPEN_CLIP = {
-    "stem": r"^(?:conv1|class_embedding|positional_embedding|patchnorm_pre_ln|ln_pre|token_embedding|cls_emb)",
-    "blocks": [(r"^transformer\.resblocks\.(\d+)", None), (r"^ln_(?:post|final)", (99999,))],
-}
-"""Which parameters of open_clip's Transformers are in which layer, as timm's towers say it of theirs."""
-
-
-def layers(tower: nn.Module) -> list[list[nn.Parameter]]:
-    """Return the parameters of a tower, layer by layer, the lowest first."""
-    inner = next((each for each in tower.modules() if hasattr(each, "group_matcher")), None)
-    matcher = _OPEN_CLIP if inner is None else inner.group_matcher(coarse=False)
-    if inner is None:
-        inner = next((each for each in tower.modules() if hasattr(each, "transformer")), tower)
-    parameters = dict(inner.named_parameters())
-    found = [[parameters[name] for name in names] for _, names in sorted(group_parameters(inner, matcher).items())]
-    known = {id(parameter) for layer in found for parameter in layer}
-    above = [parameter for parameter in tower.parameters() if id(parameter) not in known]
-    return [*found, above] if above else found
 
 
 def layers_below_top(backbone: Backbone) -> dict[int, int]:
@@ -38,7 +14,7 @@ def layers_below_top(backbone: Backbone) -> dict[int, int]:
     return {
         id(parameter): depth
         for tower in (backbone.image, backbone.text)
-        for depth, layer in enumerate(reversed(layers(tower)))
+        for depth, layer in enumerate(reversed(tower.layers()))
         for parameter in layer
     }
 
@@ -50,7 +26,7 @@ def freeze_lower(backbone: Backbone, blocks: int) -> None:
     """
     _refuse_batch_norm(backbone, "freeze")
     for tower in (backbone.image, backbone.text):
-        for layer in layers(tower)[: blocks + 1]:
+        for layer in tower.layers()[: blocks + 1]:
             for parameter in layer:
                 parameter.requires_grad_(False)
 
@@ -62,9 +38,8 @@ def save_memory(backbone: Backbone, config: OptimiserConfig) -> None:
     """
     if config.activation_checkpointing:
         _refuse_batch_norm(backbone, "activation_checkpointing")
-        for module in backbone.modules():
-            if hasattr(module, "grad_checkpointing"):
-                module.grad_checkpointing = True
+        backbone.image.checkpoint_activations()
+        backbone.text.checkpoint_activations()
     if config.compile:
         backbone.image.compile()
         backbone.text.compile()

@@ -180,9 +180,7 @@ def default_config(catalogue: Catalogue) -> PretrainConfig:
 
 def _initial_network(model: ModelConfig, config: PretrainConfig, initial: Path | None) -> ContrastiveModel:
     torch.manual_seed(config.optimiser.seed)
-    backbone = build_backbone(
-        model.backbone, image_size=model.preprocess.image_size, context_length=model.preprocess.context_length
-    )
+    backbone = build_backbone(model.backbone, model.preprocess)
     if initial:
         take_image_tower(backbone, initial)
         backbone.lock_image()

@@ -31,7 +31,14 @@ from model.training.config import (
     few_listings_training,
     small_training,
 )
-from model.training.initialise import IMAGENET, initial_model, initial_network, keep_heads, start_from_frequencies
+from model.training.initialise import (
+    IMAGENET,
+    initial_model,
+    initial_network,
+    is_pretrained,
+    keep_heads,
+    start_from_frequencies,
+)
 from model.training.layers import freeze_lower, save_memory
 from model.training.objective import TrainingLoss
 from model.training.trainer import Trainer, finished_checkpoint
@@ -57,7 +64,7 @@ def train(
 
     Writes the run to `out` and its best checkpoint to `out/checkpoint`; called again with the same arguments,
     it resumes where it was interrupted. `initial` is another checkpoint of ours (towers and fusion are kept,
-    heads are new), an open_clip pretrained tag, a local weights file, or `imagenet`. Where neither it nor `model` is
+    heads are new), pretrained towers (`model/training/pretrained.py`), or `imagenet`. Where neither it nor `model` is
     given, it is `default_initial(catalogue)`; None beside a `model` starts from random weights. `model` is
     `default_model(catalogue, None, initial)` and `config` is `default_config(catalogue, initial)` where they are None.
     In processes that `torchrun` started, each takes its share of every batch; all need the same storage at `out`.
@@ -99,8 +106,7 @@ def config_for(listings: int, initial: str | None) -> TrainConfig:
     """Return what `default_config` does for a catalogue with so many training listings."""
     if initial == IMAGENET and listings < FEW_LISTINGS:
         return few_listings_training(listings)
-    pretrained_clip = initial not in (None, IMAGENET) and not Path(initial).is_dir()
-    return clip_training(listings) if pretrained_clip else small_training(listings)
+    return clip_training(listings) if is_pretrained(initial) else small_training(listings)
 
 
 def model_for(listings: int, backbone: str | None, initial: str | None) -> ModelConfig:

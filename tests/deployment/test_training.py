@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from argparse import Namespace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,12 @@ def container() -> dict[str, Any]:
     return dict(only)
 
 
+def options() -> Namespace:
+    """Return what `torchrun` is told, by the first machine."""
+    arguments = [argument.replace("$(NODE_RANK)", "0") for argument in container()["args"]]
+    return get_args_parser().parse_args(arguments)
+
+
 @needs_kubectl
 def test_the_jobset_fits_its_schema() -> None:
     jobset = rendered()["JobSet"]
@@ -61,15 +68,14 @@ def test_what_kubernetes_itself_defines_fits_its_schemas() -> None:
 
 @needs_kubectl
 def test_the_machines_find_each_other() -> None:
-    jobset, parser = rendered()["JobSet"], get_args_parser()
+    jobset, told = rendered()["JobSet"], options()
     assert container()["command"] == ["torchrun"]
-    options = parser.parse_args(container()["args"])
-    assert options.nnodes == str(job()["parallelism"]) == str(job()["completions"])
+    assert told.nnodes == str(job()["parallelism"]) == str(job()["completions"])
     name, (machines,) = jobset["metadata"]["name"], jobset["spec"]["replicatedJobs"]
-    assert options.master_addr == f"{name}-{machines['name']}-0-0.{name}"
+    assert told.master_addr == f"{name}-{machines['name']}-0-0.{name}"
     (port,) = container()["ports"]
-    assert port["containerPort"] == options.master_port
-    assert "$(NODE_RANK)" in "".join(container()["args"])
+    assert port["containerPort"] == told.master_port
+    assert "--node-rank=$(NODE_RANK)" in container()["args"]
     (rank,) = container()["env"]
     assert rank["name"] == "NODE_RANK"
     assert (
@@ -80,10 +86,10 @@ def test_the_machines_find_each_other() -> None:
 
 @needs_kubectl
 def test_the_command_exists_and_writes_where_all_machines_do() -> None:
-    options = get_args_parser().parse_args(container()["args"])
-    assert options.training_script == "/opt/venv/bin/cma-clip"
-    check_command_line([each.partition("=")[0] for each in options.training_script_args])
-    out = next(each for each in options.training_script_args if each.startswith("--out="))
+    told = options()
+    assert told.training_script == "/opt/venv/bin/cma-clip"
+    check_command_line([each.partition("=")[0] for each in told.training_script_args])
+    out = next(each for each in told.training_script_args if each.startswith("--out="))
     (claim,) = [each for each in pod()["volumes"] if "persistentVolumeClaim" in each]
     assert claim["persistentVolumeClaim"]["claimName"] == rendered()["PersistentVolumeClaim"]["metadata"]["name"]
     (mounted,) = [each["mountPath"] for each in container()["volumeMounts"] if each["name"] == claim["name"]]

@@ -16,11 +16,11 @@ from model.errors import ConfigError
 from model.inputs.dataset import TrainingBatch
 from model.inputs.normalise import TensorTransform
 from model.network.cma_clip import CMAClip, build_cma_clip
-from model.network.towers import Backbone
+from model.network.towers import Backbone, ImageTower, TextTower
 from model.tasks import Task
 from model.training.config import OptimiserConfig, TrainConfig
 from model.training.initialise import initial_model
-from model.training.layers import freeze_lower, layers, layers_below_top, save_memory
+from model.training.layers import freeze_lower, layers_below_top, save_memory
 from model.training.objective import TrainingLoss
 from model.training.optimiser import parameter_groups
 
@@ -30,7 +30,7 @@ TEXT = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "lay
 
 TOWERS: dict[str, dict[str, Any]] = {
     "open_clip": {"layers": 3, "width": 32, "head_width": 16, "patch_size": 8, "image_size": [24, 16]},
-    "timm": {"timm_model_name": "vit_tiny_patch16_224", "timm_proj": "none", "image_size": [224, 224]},
+    "timm": {"timm_model_name": "vit_tiny_patch16_224", "timm_proj": "none", "image_size": [32, 32]},
 }
 
 
@@ -42,9 +42,9 @@ def backbone(kind: str) -> Backbone:
     return build_cma_clip(ModelConfig(backbone_name=kind, backbone=config, preprocess=preprocess), tasks).backbone
 
 
-def names(tower: nn.Module) -> list[list[str]]:
+def names(tower: ImageTower | TextTower) -> list[list[str]]:
     by_identity = {id(parameter): name for name, parameter in tower.named_parameters()}
-    return [[by_identity[id(parameter)] for parameter in layer] for layer in layers(tower)]
+    return [[by_identity[id(parameter)] for parameter in layer] for layer in tower.layers()]
 
 
 @pytest.mark.parametrize(("kind", "blocks"), [("open_clip", 3), ("timm", 12)])
@@ -75,7 +75,7 @@ def test_each_layer_learns_at_a_share_of_the_rate_of_the_one_above() -> None:
     towers = backbone("open_clip")
     rates = {id(each): group["peak"] for group in parameter_groups(towers, OPTIMISER) for each in group["params"]}
     for tower in (towers.image, towers.text):
-        found = layers(tower)
+        found = tower.layers()
         for below_top, layer in enumerate(reversed(found)):
             assert {rates[id(each)] for each in layer} == {pytest.approx(0.1 * 0.5**below_top)}
             assert {layers_below_top(towers)[id(each)] for each in layer} == {below_top}
@@ -84,7 +84,7 @@ def test_each_layer_learns_at_a_share_of_the_rate_of_the_one_above() -> None:
 def test_lower_blocks_stay_and_upper_ones_learn() -> None:
     towers = backbone("open_clip")
     freeze_lower(towers, 2)
-    image, text = layers(towers.image), layers(towers.text)
+    image, text = towers.image.layers(), towers.text.layers()
     for layer in (*image[:3], *text):  # the text tower has no more than two
         assert not any(each.requires_grad for each in layer)
     assert all(each.requires_grad for each in image[3])

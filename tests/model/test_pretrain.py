@@ -76,7 +76,7 @@ def test_a_new_text_tower_is_taught_to_match_a_locked_image_tower(
 
 def test_micro_batches_have_the_contrastive_loss_and_gradients_of_the_whole_batch(model_config: ModelConfig) -> None:
     torch.manual_seed(0)
-    backbone = build_backbone(model_config.backbone, image_size=(24, 16), context_length=16)
+    backbone = build_backbone(model_config.backbone, model_config.preprocess)
     network = ContrastiveModel(backbone, 16)
     batch = TrainingBatch(
         pixels=torch.randint(0, 255, (8, 3, 24, 16), dtype=torch.uint8),

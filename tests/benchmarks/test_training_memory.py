@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.training_memory import footprint
+from benchmarks.training_memory import TITLE_TOKENS, footprint
 from model.network import towers
 from tests.conftest import TINY_BACKBONE
 
@@ -30,6 +30,7 @@ def test_frozen_blocks_and_checkpointed_activations_take_less(monkeypatch: pytes
     deep = {
         **TINY_BACKBONE,
         "vision_cfg": {**TINY_BACKBONE["vision_cfg"], "layers": 6},  # type: ignore[dict-item]
+        "text_cfg": {**TINY_BACKBONE["text_cfg"], "context_length": TITLE_TOKENS},  # type: ignore[dict-item]
     }
     monkeypatch.setattr(towers, "BACKBONES", {"deep": deep})
     usual = footprint("deep", freeze=0, checkpointing=False)

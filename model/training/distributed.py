@@ -71,7 +71,9 @@ def _patient_group() -> dist.ProcessGroup:
 
     The other one gives up after minutes, so that training does not hang where a machine is gone.
     """
-    return dist.new_group(backend="gloo", timeout=PATIENCE)
+    group = dist.new_group(backend="gloo", timeout=PATIENCE)
+    assert isinstance(group, dist.ProcessGroup), "every process is in it"
+    return group
 
 
 def _own_device(device: str) -> torch.device:
@@ -149,7 +151,8 @@ def average_buffers(network: nn.Module) -> None:
     if not dist.is_initialized() or not buffers:
         return
     together = total(torch.cat([buffer.flatten() for buffer in buffers])) / process_count()
-    for buffer, value in zip(buffers, together.split([buffer.numel() for buffer in buffers]), strict=True):
+    values = torch.split(together, [buffer.numel() for buffer in buffers])
+    for buffer, value in zip(buffers, values, strict=True):
         buffer.copy_(value.view_as(buffer))
 
 
@@ -159,7 +162,7 @@ def gather_rows(rows: Tensor) -> Tensor:
     For a loss that each process computes of all rows: the gradient of its own rows is then the sum over the processes,
     which are all the same.
     """
-    return _GatherRows.apply(rows) if dist.is_initialized() else rows  # type: ignore[no-untyped-call, no-any-return]
+    return _GatherRows.apply(rows) if dist.is_initialized() else rows
 
 
 class _GatherRows(torch.autograd.Function):

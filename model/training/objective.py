@@ -48,14 +48,13 @@ class TrainingLoss:
         mismatched pairs, which come from the same part.
         """
         size = self.config.optimiser.micro_batch or len(batch.labels)
-        columns = (getattr(batch, each.name) for each in dataclasses.fields(batch))
-        parts = [
-            TrainingBatch(*rows)
-            for rows in zip(*(each.tensor_split(math.ceil(len(each) / size)) for each in columns), strict=True)
-        ]
+        number = math.ceil(len(batch.labels) / size)
+        names = [each.name for each in dataclasses.fields(batch)]
+        columns = [getattr(batch, name).tensor_split(number) for name in names]
+        parts = [TrainingBatch(*rows) for rows in zip(*columns, strict=True)]
         counts = distributed.total(torch.stack([self.counts(part) for part in parts]).sum(dim=0))
         counts = counts.clamp(min=1) / distributed.process_count()
-        return [PartOfBatch(*(getattr(part, each.name) for each in dataclasses.fields(part)), counts) for part in parts]
+        return [PartOfBatch(**{name: getattr(part, name) for name in names}, counts=counts) for part in parts]
 
     def counts(self, batch: TrainingBatch) -> Tensor:
         """Return how many rows of `batch` each mean is over, by column, `[5, columns]` int64: of the loss with both

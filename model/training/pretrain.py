@@ -90,7 +90,7 @@ class ContrastiveLoss:
             return network(images, tokens)  # type: ignore[no-any-return]
         parts = [
             checkpoint(network, *part, use_reentrant=False)
-            for part in zip(images.split(self.micro_batch), tokens.split(self.micro_batch), strict=True)
+            for part in zip(*(torch.split(each, self.micro_batch) for each in (images, tokens)), strict=True)
         ]
         image, text, scales = zip(*parts, strict=True)
         return torch.cat(image), torch.cat(text), scales[0]

@@ -93,8 +93,8 @@ class Trainer(Generic[Network]):
     def run(self) -> float:
         """Train to the end, resuming where an earlier run in the folder stopped; return the best score."""
         self._start()
-        options = {"steps": self.steps, "done": self.step, "batch_size": self.optimiser.batch_size}
-        options |= {"settings": self.fingerprint}
+        options: dict[str, Any] = {"steps": self.steps, "done": self.step, "batch_size": self.optimiser.batch_size}
+        options["settings"] = self.fingerprint
         with open_log(self.folder, self.console, **options) as log, _defer_interrupts() as interrupted:
             while self.validated < self.optimiser.epochs and not self._out_of_patience:
                 if self.step < (self.validated + 1) * len(self.batches):

@@ -106,9 +106,7 @@ def assert_alike(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]) -
     """Weights are the same to float tolerance."""
     assert expected.keys() == actual.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(
-            actual[name], value, rtol=1e-3, atol=1e-3, msg=lambda text, name=name: f"{name}: {text}"
-        )
+        assert torch.allclose(actual[name], value, rtol=1e-3, atol=1e-3), name
 
 
 @pytest.fixture(scope="module")

@@ -271,10 +271,9 @@ def test_the_losses_and_gradients_of_a_batches_parts_add_up_to_its_own(
     network: CMAClip, train_config: TrainConfig, model_config: ModelConfig, size: int
 ) -> None:
     """Whatever is missing where: a mean is over what the whole batch has, never a mean of means."""
-    undrawn = {"modality_dropout": 0.0, "mismatched_titles": 0.0, "mismatched_images": 0.0}
-    config = dataclasses.replace(
-        train_config, optimiser=dataclasses.replace(train_config.optimiser, micro_batch=size), **undrawn
-    )
+    optimiser = dataclasses.replace(train_config.optimiser, micro_batch=size)
+    undrawn = dataclasses.replace(train_config, modality_dropout=0.0, mismatched_titles=0.0, mismatched_images=0.0)
+    config = dataclasses.replace(undrawn, optimiser=optimiser)
     loss, batch = TrainingLoss(config, TensorTransform(model_config.preprocess)), incomplete_batch()
 
     def backward(parts: Sequence[TrainingBatch]) -> tuple[dict[str, float], list[torch.Tensor]]:

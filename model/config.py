@@ -19,6 +19,9 @@ from model.errors import ConfigError
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 """How every configuration is read: no field but its own, no value of another type, no number but a finite one."""
 
+CLIP_END = 49_407
+"""The token that ends a title in CLIP's vocabulary."""
+
 # OpenAI CLIP's channel statistics; open_clip's towers expect them, and ours are trained with them too.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 
@@ -31,6 +34,22 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @with_config(STRICT)
 @dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """The tokenizer that towers bring along: all but CLIP's.
+
+    definition: in the JSON format of the library `tokenizers`; in a checkpoint it is a file of its own,
+    `tokenizer.json`. clean: what is done to a title first (`model/inputs/cleaning.py`). end: the token that ends every
+    title, whatever the definition puts there. padding: the token behind it, for towers that read their padding.
+    """
+
+    definition: str = field(repr=False)
+    clean: Literal["canonicalize", "lower", "whitespace"] = "whitespace"
+    end: int
+    padding: int
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, kw_only=True)
 class PreprocessConfig:
     """How an image and a title become tensors; it travels with the weights.
 
@@ -38,16 +57,18 @@ class PreprocessConfig:
     `fill` (white, as product images have it), `shortest` fills the frame and crops the centre, `squash`
     ignores the aspect ratio. framing: `product` trims uniform borders first and pads with their colour
     (`model/inputs/framing.py`), `whole` shows every image as it is. context_length: tokens a title may have, start and
-    end tokens included.
+    end tokens included. tokenizer: None for CLIP's byte pairs, which are part of the program.
     """
 
     image_size: tuple[int, int]
     context_length: int
     resize: Literal["longest", "shortest", "squash"] = "longest"
     fill: int = 255
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     framing: Literal["product", "whole"] = "whole"
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
+    tokenizer: TokenizerConfig | None = None
 
     def __post_init__(self) -> None:
         if min(self.image_size) < 1:
@@ -56,6 +77,16 @@ class PreprocessConfig:
             raise ConfigError(f"std must be positive, it is {self.std}")
         if self.context_length < 3:
             raise ConfigError("context_length must leave room for start, one token and end: 3 at least")
+
+    @property
+    def end(self) -> int:
+        """The token that ends every title."""
+        return CLIP_END if self.tokenizer is None else self.tokenizer.end
+
+    @property
+    def padding(self) -> int:
+        """The token behind the end of a title, for towers that read their padding."""
+        return 0 if self.tokenizer is None else self.tokenizer.padding
 
 
 @with_config(STRICT)

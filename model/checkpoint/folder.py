@@ -2,6 +2,7 @@
 
     config.json         name, version, backbone, preprocessing, fusion sizes, attributes with ordered labels, and which
                         product types never bear an attribute
+    tokenizer.json      the towers' own tokenizer (absent for CLIP's, which is part of the program)
     model.safetensors   weights: matrices in half precision, vectors and statistics in float32
     calibration.json    temperatures and certified thresholds (absent until calibrated)
     scope.safetensors   what familiarity and agreement are measured against (absent until calibrated)
@@ -42,7 +43,7 @@ FORMAT = 1
 
 WEIGHTS, CONFIG, CALIBRATION, METRICS = "model.safetensors", "config.json", "calibration.json", "metrics.json"
 
-SCOPE = "scope.safetensors"
+SCOPE, TOKENIZER = "scope.safetensors", "tokenizer.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +120,7 @@ def _load(folder: Path, home: Path | None) -> Checkpoint:
             raise ConfigError("an attribute is listed twice")
         learned = content.pop("applicability", None)
         applicability = None if learned is None else Applicability.from_json(learned, tasks)
+        _put_in_tokenizer(folder, content)
         config = from_json(ModelConfig, content)
     except (KeyError, TypeError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error
@@ -138,6 +140,32 @@ def _load(folder: Path, home: Path | None) -> Checkpoint:
     return checkpoint if home is None else _with_parts(checkpoint)
 
 
+def take_out_tokenizer(content: dict[str, Any]) -> bytes | None:
+    """Take a tokenizer's definition out of a configuration, which names its hash instead; None where it has none."""
+    tokenizer = content["preprocess"]["tokenizer"]
+    if tokenizer is None:
+        return None
+    definition = bytes(tokenizer.pop("definition").encode())
+    tokenizer["sha256"] = hashlib.sha256(definition).hexdigest()
+    return definition
+
+
+def _put_in_tokenizer(folder: Path, content: dict[str, Any]) -> None:
+    """Put back what `take_out_tokenizer` has taken out. Raises `CheckpointError` where the file is another one."""
+    preprocess = content.get("preprocess")
+    tokenizer = preprocess.get("tokenizer") if isinstance(preprocess, dict) else None
+    if not isinstance(tokenizer, dict):
+        return
+    path = folder / TOKENIZER
+    try:
+        definition = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    if hashlib.sha256(definition).hexdigest() != tokenizer.pop("sha256", None):
+        raise CheckpointError(f"{path} is not the one that {CONFIG} describes: it is damaged or replaced")
+    tokenizer["definition"] = definition.decode()
+
+
 def _with_parts(checkpoint: Checkpoint) -> Checkpoint:
     """Read calibration, gate and metrics."""
     home, version, engine = checkpoint.home, checkpoint.version, checkpoint.compiled_digest
@@ -155,7 +183,8 @@ def _with_parts(checkpoint: Checkpoint) -> Checkpoint:
 def provenance(initial: str | Path | None) -> Any:
     """Say where a training started: a checkpoint of ours with its own training, or the name of what was given."""
     if not initial or not Path(initial).is_dir():
-        return Path(initial).name if initial else None
+        named = str(initial or "")
+        return named if named.startswith("hf-hub:") else Path(named).name or None
     checkpoint = load_checkpoint(Path(initial))
     return {"name": checkpoint.name, "version": checkpoint.version, "training": checkpoint.training}
 

@@ -13,7 +13,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from model.checkpoint.folder import CONFIG, FORMAT, WEIGHTS, Checkpoint, replace_folder, weights_version, write_json
+from model.checkpoint.folder import (
+    CONFIG,
+    FORMAT,
+    TOKENIZER,
+    WEIGHTS,
+    Checkpoint,
+    replace_folder,
+    take_out_tokenizer,
+    weights_version,
+    write_json,
+)
 from model.config import ModelConfig, to_json
 from model.errors import CheckpointError
 from model.tasks import Task
@@ -42,12 +52,14 @@ def save_checkpoint(
         temporary.chmod(0o755)
         save_file(tensors, temporary / WEIGHTS)
         (temporary / WEIGHTS).chmod(0o644)  # safetensors lets the owner alone read, and a container is another user
-        version = weights_version(temporary / WEIGHTS)
+        version, model = weights_version(temporary / WEIGHTS), to_json(config)
+        if (tokenizer := take_out_tokenizer(model)) is not None:
+            (temporary / TOKENIZER).write_bytes(tokenizer)
         content = {
             "format": FORMAT,
             "name": name,
             "version": version,
-            **to_json(config),
+            **model,
             "attributes": [task.to_json() for task in tasks],
             **({} if applicability is None else {"applicability": applicability.to_json()}),
             "training": dict(training),

@@ -45,11 +45,10 @@ class TitleVariants:
     @property
     def tokens(self) -> list[NDArray[np.int64]]:
         """Tokens with start and end of each variant."""
-        start, *_, end = self.title.tokens
-        inner, owner = self.title.tokens[1:-1], np.array(self.title.word_of_token, dtype=np.int64)
-        without = [inner[owner != word] for word in self.words]
-        alone = [inner[owner == word] for word in self.words]
-        return [np.array([start, *kept, end]) for kept in (inner, inner[:0], *without, *alone)]
+        owner = np.array(self.title.word_of_token, dtype=np.int64)
+        without = [self.title.keep(owner != word) for word in self.words]
+        alone = [self.title.keep(owner == word) for word in self.words]
+        return [self.title.tokens, self.title.keep(np.zeros(owner.shape, dtype=np.bool_)), *without, *alone]
 
     def explain(self, odds: NDArray[np.float64]) -> tuple[TokenWeight, ...]:
         """Weigh the words, summing to 1, by the label's log-odds in each variant, `[2 + 2W]`.

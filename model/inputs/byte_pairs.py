@@ -8,14 +8,14 @@ The vocabulary is CLIP's own (openai/CLIP, MIT licence). A token is a byte insid
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator
 from itertools import chain, pairwise
 from pathlib import Path
 
-import ftfy
 import numpy as np
 import regex
+
+from model.inputs.cleaning import lower
 
 MERGES = Path(__file__).with_name("clip_merges.npy")
 
@@ -45,7 +45,7 @@ class BytePairs:
 
     def encode(self, text: str) -> Iterator[int]:
         """Yield the tokens of a text, without start and end; the text of a special token has none."""
-        for piece in PIECES.findall(clean(text)):
+        for piece in PIECES.findall(lower(text)):
             if piece not in SPECIAL:
                 yield from self._merge(piece)
 
@@ -74,8 +74,3 @@ def _replace(tokens: list[int], merged: list[int], best: int) -> list[int]:
             kept.append(tokens[at])
             at += 1
     return kept
-
-
-def clean(text: str) -> str:
-    """Mend wrong encodings and HTML entities, make white space single spaces, and lower the case."""
-    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()).lower()

@@ -144,10 +144,13 @@ class ListingDataset(Dataset[Example]):
 
 
 class ShuffledSampler(Sampler[int]):
-    """A permutation per (seed, epoch), from `start` on: where an interrupted epoch resumes."""
+    """A permutation per (seed, epoch) in whole batches, from batch `start` on: where an interrupted epoch resumes.
 
-    def __init__(self, length: int, *, seed: int) -> None:
-        self.length, self.seed = length, seed
+    Of each batch it yields the rows of `share`: those of one of several processes.
+    """
+
+    def __init__(self, length: int, *, batch_size: int, seed: int, share: slice) -> None:
+        self.length, self.batch_size, self.seed, self.share = length, batch_size, seed, share
         self.epoch, self.start = 0, 0
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
@@ -155,10 +158,11 @@ class ShuffledSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
-        return iter(order[self.start :].tolist())
+        batches = order[: self.length - self.length % self.batch_size].reshape(-1, self.batch_size)
+        return iter(batches[self.start :, self.share].ravel().tolist())
 
     def __len__(self) -> int:
-        return self.length - self.start
+        return (self.length // self.batch_size - self.start) * len(range(self.batch_size)[self.share])
 
 
 def loader_workers(wanted: int | None) -> int:
@@ -214,11 +218,23 @@ def collate(examples: Sequence[Example]) -> TrainingBatch:
 
 
 class TrainingBatches:
-    """Shuffled, augmented batches of a dataset, epoch by epoch; the incomplete last batch is left out."""
+    """Shuffled, augmented batches of a dataset, epoch by epoch; the incomplete last batch is left out.
 
-    def __init__(self, dataset: ListingDataset, *, batch_size: int, workers: int | None, seed: int) -> None:
+    share: the rows of each batch that are loaded here, where several processes share them.
+    """
+
+    def __init__(
+        self,
+        dataset: ListingDataset,
+        *,
+        batch_size: int,
+        workers: int | None,
+        seed: int,
+        share: slice = slice(None),
+    ) -> None:
         self.dataset, self.batch_size, self.workers = dataset, batch_size, loader_workers(workers)
-        self.sampler = ShuffledSampler(len(dataset), seed=seed)
+        self.loaded = len(range(batch_size)[share])
+        self.sampler = ShuffledSampler(len(dataset), batch_size=batch_size, seed=seed, share=share)
 
     def __len__(self) -> int:
         return len(self.dataset) // self.batch_size
@@ -226,11 +242,11 @@ class TrainingBatches:
     def epoch(self, epoch: int, *, first_step: int = 0) -> Iterator[TrainingBatch]:
         """Iterate over the batches of `epoch` from `first_step` on."""
         self.dataset.set_epoch(epoch)
-        self.sampler.set_epoch(epoch, start=first_step * self.batch_size)
+        self.sampler.set_epoch(epoch, start=first_step)
         return iter(
             load_batches(
                 self.dataset,
-                batch_size=self.batch_size,
+                batch_size=self.loaded,
                 workers=self.workers,
                 sampler=self.sampler,
                 drop_last=True,

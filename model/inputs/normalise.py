@@ -18,7 +18,7 @@ class TensorTransform(ImageTransform):
         super().__init__(config)
 
     def normalise(self, pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """uint8 `[B, 3, H, W]` -> floats of `dtype`, each channel with CLIP's mean and deviation, channels last."""
+        """uint8 `[B, 3, H, W]` -> floats of `dtype`, each channel with its mean and deviation, channels last."""
         mean = torch.tensor(self.config.mean, device=pixels.device).view(3, 1, 1)
         std = torch.tensor(self.config.std, device=pixels.device).view(3, 1, 1)
         normalised = (pixels.float() / 255 - mean) / std

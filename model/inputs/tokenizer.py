@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model.config import PreprocessConfig
+from model.config import PreprocessConfig, TokenizerConfig
+from model.errors import ConfigError
 from model.inputs.byte_pairs import BytePairs
+from model.inputs.cleaning import CLEANING
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 MAX_WORD_CHARACTERS = 128
-"""Of a longer word only the beginning is tokenized: byte-pair merging takes time quadratic in a word's length."""
+"""Of a longer word CLIP's tokenizer reads the beginning: byte-pair merging takes time quadratic in a word's length."""
 
 MAX_CACHED_WORDS = 20_000
-"""Words whose tokens are cached; beyond it the cache is emptied, so that no input can grow it without bound."""
+"""Words that are cached; beyond it the cache is emptied, so that no input can grow it without bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +36,37 @@ class TokenizedTitle:
     word_of_token: tuple[int, ...]
     truncated: bool
     """Whether the title has more tokens, which were cut."""
+    before: int = 1
+    """How many tokens come before the inner ones; those behind them end the title."""
+
+    def keep(self, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Return the tokens of the title with the inner tokens that are `chosen` (one for each), and no others."""
+        first, last = self.before, self.before + len(self.word_of_token)
+        return np.concatenate([self.tokens[:first], self.tokens[first:last][chosen], self.tokens[last:]])
 
 
 class TitleTokenizer:
-    """CLIP's byte-pair encoding, word by word, so that tokens can be traced to the caller's own words.
+    """Titles to tokens as the model's towers were trained, so that tokens can be traced to the caller's own words.
 
-    Thread-safe. Titles are cut at the context length; ordinary titles get the same tokens as from open_clip's own call.
+    Thread-safe. Titles are cut at the context length.
     """
 
     def __init__(self, config: PreprocessConfig) -> None:
-        self.context_length = config.context_length
+        """Raises `ConfigError` for a tokenizer that cannot be read."""
+        self.context_length = length = config.context_length
+        self._tokenize: Callable[[str], TokenizedTitle] = (
+            ClipTokenizer(length) if config.tokenizer is None else OwnTokenizer(config.tokenizer, length)
+        )
+
+    def __call__(self, title: str) -> TokenizedTitle:
+        return self._tokenize(title)
+
+
+class ClipTokenizer:
+    """CLIP's byte-pair encoding, word by word. Ordinary titles get the same tokens as from open_clip's own call."""
+
+    def __init__(self, context_length: int) -> None:
+        self.context_length = context_length
         self._pairs = BytePairs()
         self._known: dict[str, tuple[int, ...]] = {}
 
@@ -64,6 +93,82 @@ class TitleTokenizer:
             known = tuple(itertools.islice(self._pairs.encode(word), self.context_length))  # more are never used
             self._known[word] = known
         return known
+
+
+def read_definition(definition: str) -> Tokenizer:
+    """Read a tokenizer's definition in the format of the library `tokenizers`.
+
+    It neither pads nor cuts, and takes special tokens that a title spells out for plain text. Raises `ConfigError` for
+    a definition that cannot be read, and where the library is not installed.
+    """
+    if find_spec("tokenizers") is None:
+        raise ConfigError(
+            "this checkpoint has a tokenizer of its own; install the extra: pip install 'cma-clip[tokenizers]'"
+        )
+    from tokenizers import Tokenizer  # noqa: PLC0415 - optional: CLIP's tokenizer is part of the program
+
+    try:
+        tokenizer = Tokenizer.from_str(definition)
+    except Exception as error:  # the library raises nothing more special
+        raise ConfigError(f"the tokenizer cannot be read: {error}") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+class OwnTokenizer:
+    """A tokenizer that towers bring along. The same tokens as from open_clip's own call, whole titles at a time."""
+
+    def __init__(self, config: TokenizerConfig, context_length: int) -> None:
+        """Raises as `read_definition` does."""
+        self.end = config.end
+        self._tokenizer = read_definition(config.definition)
+        self._tokenizer.enable_truncation(context_length)
+        self._clean = CLEANING[config.clean]
+        self._cleaned: dict[str, str] = {}
+
+    def __call__(self, title: str) -> TokenizedTitle:
+        cleaned = self._clean(title)
+        encoding = self._tokenizer.encode(cleaned)
+        tokens = np.array(encoding.ids, dtype=np.int64)
+        tokens[-1] = self.end
+        words, ends = self._words(title, cleaned)
+        inner = [at for at, special in enumerate(encoding.special_tokens_mask) if not special]
+        return TokenizedTitle(
+            tokens,
+            words,
+            tuple(_owner(cleaned, *encoding.offsets[at], ends) for at in inner),
+            truncated=bool(encoding.overflowing),
+            before=inner[0] if inner else len(tokens) - 1,
+        )
+
+    def _words(self, title: str, cleaned: str) -> tuple[tuple[str, ...], list[int]]:
+        """Return a title's words, and for each the position in `cleaned` where the next one starts.
+
+        They are the caller's own words; where cleaning them one by one gives another text, those of the cleaned title.
+        """
+        words = tuple(title.split())
+        parts = [self._clean_word(word) for word in words]
+        if " ".join(filter(None, parts)) != cleaned:
+            words = tuple(parts := cleaned.split())
+        return words, list(itertools.accumulate(len(part) + 1 if part else 0 for part in parts))
+
+    def _clean_word(self, word: str) -> str:
+        """Return a word as it is cleaned; cached, since that takes longer than tokenizing it."""
+        known = self._cleaned.get(word)
+        if known is None:
+            if len(self._cleaned) >= MAX_CACHED_WORDS:
+                self._cleaned = {}
+            known = self._cleaned[word] = self._clean(word)
+        return known
+
+
+def _owner(cleaned: str, start: int, stop: int, ends: list[int]) -> int:
+    """Return the word that the token of `cleaned[start:stop]` belongs to; a space belongs to the word behind it."""
+    while start < stop and cleaned[start] == " ":
+        start += 1
+    return min(bisect_right(ends, start), len(ends) - 1)
 
 
 def pad_tokens(titles: Sequence[NDArray[np.int64] | None], length: int) -> NDArray[np.int64]:

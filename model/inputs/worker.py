@@ -60,6 +60,7 @@ class Fitting:
     image_size: tuple[int, int]
     resize: Literal["longest", "shortest", "squash"]
     fill: int
+    interpolation: Literal["bicubic", "bilinear"]
     framing: Literal["product", "whole"]
 
 
@@ -75,13 +76,13 @@ class Job:
     def encode(self) -> bytes:
         limits, to = self.limits, self.resizing
         what = (self.nbytes, self.memory, limits.max_pixels, limits.any_format)
-        return json.dumps((*what, *to.image_size, to.resize, to.fill, to.framing)).encode()
+        return json.dumps((*what, *to.image_size, to.resize, to.fill, to.interpolation, to.framing)).encode()
 
     @classmethod
     def decode(cls, message: bytes) -> Job:
-        nbytes, memory, max_pixels, any_format, height, width, resize, fill, framing = json.loads(message)
+        nbytes, memory, max_pixels, any_format, height, width, *fitting = json.loads(message)
         limits = Limits(max_pixels=max_pixels, any_format=any_format)
-        return cls(nbytes, memory, limits, Fitting((height, width), resize, fill, framing))
+        return cls(nbytes, memory, limits, Fitting((height, width), *fitting))
 
 
 class AddressSpace:

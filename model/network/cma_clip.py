@@ -91,7 +91,5 @@ def _head(width: int, labels: int, dropout: float) -> nn.Sequential:
 
 def build_cma_clip(config: ModelConfig, tasks: Sequence[Task], backbone: Backbone | None = None) -> CMAClip:
     """Build the network with random weights, on `backbone` where one is given (pretrained towers)."""
-    backbone = backbone or build_backbone(
-        config.backbone, image_size=config.preprocess.image_size, context_length=config.preprocess.context_length
-    )
+    backbone = backbone or build_backbone(config.backbone, config.preprocess)
     return CMAClip(backbone, tasks, config.fusion)

@@ -1,16 +1,17 @@
 """open_clip towers as token sequences: every patch and every title token, not the pooled vectors alone.
 
-Supported: open_clip's ViT image towers, timm image towers (convolutional or ViT), and open_clip's causal text
-Transformer. Any other tower raises a `ConfigError` that names it. May import torch, open_clip and timm; knows
-nothing about attributes.
+Supported: open_clip's ViT image towers, timm image towers (convolutional or ViT), and open_clip's text Transformer,
+causal (CLIP) or not (SigLIP). Each is pooled as it was trained: an image's first token, and the last one of a title,
+are what open_clip's own model would project. Any other tower raises a `ConfigError` that names it. May import torch,
+open_clip and timm; knows nothing about attributes.
 
-Shapes: B listings, N image patches, L text tokens, d width of a tower.
+Shapes: B listings, N image patches, L text tokens, C context length, d width of a tower.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -21,11 +22,12 @@ import torch
 import torch.nn.functional as F
 from open_clip.model import CustomTextCLIP
 from open_clip.timm_model import TimmModel
-from open_clip.transformer import TextTransformer, VisionTransformer
-from timm.models import register_model
+from open_clip.transformer import TextTransformer, VisionTransformer, text_global_pool
+from timm.models import group_parameters, register_model
 from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
 from torch import Tensor, nn
 
+from model.config import CLIP_END, PreprocessConfig
 from model.errors import ConfigError
 
 
@@ -131,9 +133,11 @@ def backbone_config(name: str) -> dict[str, Any]:
 
 
 class ImageTower(nn.Module):
-    """Images `[B, 3, H, W]` -> tokens `[B, 1+N, d_img]`: the class (or pooled) token, then the patches row by row.
+    """Images `[B, 3, H, W]` -> tokens `[B, 1+N, d_img]`: the pooled token, then the patches row by row.
 
-    width: d_img. grid: rows and columns of patches, N = rows x columns.
+    The pooled token is what the tower was trained to pool: a class token, a mean, or what attention pooling makes of
+    the patches. width: d_img. grid: rows and columns of patches; N = rows x columns, unless the tower itself pools its
+    patches to fewer tokens (CoCa).
     """
 
     width: int
@@ -142,88 +146,140 @@ class ImageTower(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def layers(self) -> list[list[nn.Parameter]]:
+        """Return all parameters by depth: of the embeddings, then of each block; pooling and the last norm at the end.
+
+        For what changes with depth: learning rates that decay towards the embeddings, lower layers that are frozen.
+        """
+        raise NotImplementedError
+
+    def checkpoint_activations(self) -> None:
+        """Recompute the activations of each block in the backward pass, instead of keeping them."""
+        raise NotImplementedError
+
 
 class VitTower(ImageTower):
-    """open_clip's VisionTransformer without its pooling and projection."""
+    """open_clip's VisionTransformer without its contrastive projection."""
 
     def __init__(self, visual: VisionTransformer) -> None:
         super().__init__()
-        if visual.attn_pool is not None or visual.final_ln_after_pool:
-            raise ConfigError("image towers with attentional pooling are not supported: patches lose their positions")
-        visual.proj = None  # the contrastive projection is not used here
+        if visual.pool_type == "none":
+            raise ConfigError("image towers that are not pooled to one token are not supported")
+        visual.proj = None
+        visual.output_tokens = True
         self.visual = visual
-        self.width = visual.conv1.out_channels
+        self.width = visual.ln_post.normalized_shape[0]
         self.grid = visual.grid_size
 
     def forward(self, images: Tensor) -> Tensor:
-        last: dict[str, list[Tensor]] = self.visual.forward_intermediates(
-            images,
-            indices=1,
-            normalize_intermediates=True,
-            intermediates_only=True,
-            output_fmt="NLC",
-            output_extra_tokens=True,
-        )
-        # [B, 1, d] and [B, N, d] -> [B, 1+N, d]
-        return torch.cat([*last["image_intermediates_prefix"], *last["image_intermediates"]], dim=1)
+        pooled, patches = self.visual(images)
+        return torch.cat([pooled[:, None], patches], dim=1)
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        pooling = [part for part in (self.visual.ln_post, self.visual.attn_pool) if part is not None]
+        return _by_depth(self, self.visual.transformer.resblocks, pooling)
+
+    def checkpoint_activations(self) -> None:
+        self.visual.set_grad_checkpointing(True)
 
 
 class TimmTower(ImageTower):
-    """A timm tower; where it has no class token, the mean of the patches is the first token."""
+    """A timm tower without its classifier, which open_clip uses as the contrastive projection."""
 
     def __init__(self, visual: TimmModel) -> None:
         super().__init__()
+        if hasattr(visual.head, "pool"):
+            raise ConfigError("timm towers whose pooling is open_clip's own (abs_attn, rot_attn) are not supported")
         self.trunk = visual.trunk
         self.trunk.reset_classifier(0)
         self.prefix = int(getattr(self.trunk, "num_prefix_tokens", 0))
-        height, width = visual.image_size
-        with torch.no_grad():
-            was_training = self.trunk.training
-            features = self.trunk.eval().forward_features(torch.zeros(1, 3, height, width))
-            self.trunk.train(was_training)
-        if features.ndim == 4:
-            self.grid = (features.shape[2], features.shape[3])
-            self.width = features.shape[1]
-        elif features.ndim == 3 and hasattr(self.trunk, "patch_embed"):
-            self.grid = tuple(self.trunk.patch_embed.grid_size)
-            self.width = features.shape[2]
-        else:
-            raise ConfigError(
-                f"timm tower {type(self.trunk).__name__} returns features of shape {list(features.shape)}, "
-                "neither maps [B, C, H, W] nor patch tokens [B, N, C]"
-            )
+        self.channels_last = getattr(self.trunk, "output_fmt", None) == "NHWC"
+        features, pooled = self._of_blank(visual.image_size)
+        self.grid = self._grid(features)
+        self.width = self._patches(features).shape[2]
+        if pooled.shape != (1, self.width):
+            name, shape = type(self.trunk).__name__, list(pooled.shape[1:])
+            raise ConfigError(f"timm tower {name} pools patches of width {self.width} to {shape}")
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.trunk.forward_features(images)
+        pooled = self.trunk.forward_head(features, pre_logits=True)
+        return torch.cat([pooled[:, None], self._patches(features)], dim=1)
+
+    @torch.no_grad()
+    def _of_blank(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Return the features of one blank image of `size` (height, width), which the trunk is made ready for."""
+        try:
+            if getattr(getattr(self.trunk, "patch_embed", None), "img_size", size) != size:
+                self.trunk.set_input_size(size)
+            was_training = self.trunk.training
+            features = self.trunk.eval().forward_features(torch.zeros(1, 3, *size))
+            pooled = self.trunk.forward_head(features, pre_logits=True)
+            self.trunk.train(was_training)
+        except Exception as error:  # timm checks few of its sizes
+            name = type(self.trunk).__name__
+            raise ConfigError(
+                f"timm tower {name} cannot read images of {size[0]} x {size[1]} pixels: {_first_line(error)}"
+            ) from error
+        return features, pooled
+
+    def _patches(self, features: Tensor) -> Tensor:
+        """Return what the trunk makes of an image as `[B, N, d]`."""
         if features.ndim == 4:
-            patches = features.flatten(2).transpose(1, 2)  # [B, d, h, w] -> [B, N, d]
-            return torch.cat([patches.mean(dim=1, keepdim=True), patches], dim=1)
-        patches = features[:, self.prefix :]
-        first = features[:, :1] if self.prefix else patches.mean(dim=1, keepdim=True)
-        return torch.cat([first, patches], dim=1)
+            return features.flatten(1, 2) if self.channels_last else features.flatten(2).transpose(1, 2)
+        return features[:, self.prefix :]
+
+    def _grid(self, features: Tensor) -> tuple[int, int]:
+        if features.ndim == 4:
+            rows, columns = features.shape[1:3] if self.channels_last else features.shape[2:]
+            return rows, columns
+        if features.ndim == 3 and hasattr(self.trunk, "patch_embed"):
+            rows, columns = self.trunk.patch_embed.grid_size
+            return rows, columns
+        raise ConfigError(
+            f"timm tower {type(self.trunk).__name__} returns features of shape {list(features.shape)}, "
+            "neither maps [B, C, H, W] nor patch tokens [B, N, C]"
+        )
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        named = dict(self.trunk.named_parameters())
+        groups = group_parameters(self.trunk, self.trunk.group_matcher(coarse=False))
+        return [[named[name] for name in groups[depth]] for depth in sorted(groups)]
+
+    def checkpoint_activations(self) -> None:
+        self.trunk.set_grad_checkpointing(True)
 
 
 class TextTower(nn.Module):
     """Token ids `[B, L]` -> tokens `[B, L, d_txt]`, for any L up to the context length.
 
-    The tower is causal, so tokens after EOT cannot influence it: padding to the longest title of the batch gives the
-    same result as padding to the full context.
+    A title ends with the token `end`; what stands behind it does not matter. In its place stands what the tower was
+    trained to pool, wherever that is, so that the token at the end represents the title whatever the tower is.
+
+    A causal tower that is pooled at the end sees nothing behind it: padding to the longest title of the batch gives the
+    same result as padding to the full context. Any other tower reads its padding: titles are padded with `padding` to
+    the full context, as in its training.
 
     bag_of_words: the tower starts as a bag of words and learns to be more. To each token the Transformer's output and
     the sum of the words before it are added (as in wide and deep networks, arXiv:1606.07792), and the weights at the
     end of its residual branches start at zero: a few thousand titles teach a bag of words far more than attention.
     """
 
-    def __init__(self, text: nn.Module, *, bag_of_words: bool = False) -> None:
+    def __init__(self, text: nn.Module, *, end: int, padding: int, bag_of_words: bool = False) -> None:
         super().__init__()
         if not isinstance(text, TextTransformer):
             raise ConfigError(f"text tower {type(text).__name__} is not supported; open_clip's own text Transformer is")
-        if text.attn_mask is None or text.cls_emb is not None or text.pool_type != "argmax":
-            raise ConfigError("only causal text towers pooled at the EOT token (CLIP's) are supported")
+        if text.pool_type == "none":
+            raise ConfigError("text towers that are not pooled to one token are not supported")
+        self.causal = text.attn_mask is not None
+        # CLIP's `argmax` takes the highest token: the end.
+        self.pooled_at_end = (text.pool_type, end) in (("argmax", CLIP_END), ("eos", text.eos_id))
+        self.reads_padding = not (self.causal and self.pooled_at_end)
         # Built in `forward` for the batch's length; as a buffer, its infinities would enter the average of weights.
         text.attn_mask = None
         text.text_projection = None  # the contrastive projection is not used here
         self.text = text
+        self.end, self.padding = end, padding
         self.width = int(text.token_embedding.embedding_dim)
         self.bag_of_words = bag_of_words
         if bag_of_words:
@@ -232,13 +288,53 @@ class TextTower(nn.Module):
                 nn.init.zeros_(block.attn.out_proj.weight)
                 nn.init.zeros_(block.mlp.c_proj.weight)
 
+    def ends(self, tokens: Tensor) -> Tensor:
+        """Return where each title of `tokens` `[B, L]` ends, `[B]` int64; 0 for a row that holds no title."""
+        return (tokens == self.end).int().argmax(dim=1)
+
     def forward(self, tokens: Tensor) -> Tensor:
-        text, length = self.text, tokens.shape[1]
-        words = text.token_embedding(tokens)
-        embeddings = words + text.positional_embedding[:length]
-        future = torch.full((length, length), float("-inf"), device=tokens.device, dtype=embeddings.dtype).triu(1)
-        hidden: Tensor = text.ln_final(text.transformer(embeddings, attn_mask=future))
-        return hidden + sum_of_words(words) if self.bag_of_words else hidden
+        length = tokens.shape[1]
+        read = self._padded(tokens) if self.reads_padding else tokens
+        words = self.text.token_embedding(read)
+        hidden = self._transform(words)
+        if not self.pooled_at_end:
+            pooled = text_global_pool(hidden, read, self.text.pool_type, self.text.eos_id)  # [B, d]
+            here = torch.arange(hidden.shape[1], device=tokens.device) == self.ends(tokens)[:, None]
+            hidden = torch.where(here[:, :, None], pooled[:, None], hidden)
+        if self.bag_of_words:
+            hidden = hidden + sum_of_words(words)
+        return hidden[:, :length] if self.reads_padding else hidden
+
+    def _padded(self, tokens: Tensor) -> Tensor:
+        """Return titles as the tower was trained on them: `[B, C]`, with its padding behind their ends."""
+        context = self.text.context_length
+        whole = torch.cat([tokens, tokens.new_zeros(tokens.shape[0], context)], dim=1)[:, :context]
+        behind = torch.arange(context, device=tokens.device) > self.ends(tokens)[:, None]
+        return torch.where(behind, self.padding, whole)
+
+    def _transform(self, words: Tensor) -> Tensor:
+        length, mask = words.shape[1], None
+        embeddings = words + self.text.positional_embedding[:length]
+        if self.causal:
+            mask = torch.full((length, length), float("-inf"), device=words.device, dtype=embeddings.dtype).triu(1)
+        hidden: Tensor = self.text.ln_final(self.text.transformer(embeddings, attn_mask=mask))
+        return hidden
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        """Return all parameters by depth, as `ImageTower.layers` does."""
+        return _by_depth(self, self.text.transformer.resblocks, [self.text.ln_final])
+
+    def checkpoint_activations(self) -> None:
+        """Recompute the activations of each block in the backward pass, instead of keeping them."""
+        self.text.set_grad_checkpointing(True)
+
+
+def _by_depth(tower: nn.Module, blocks: Sequence[nn.Module], last: Sequence[nn.Module]) -> list[list[nn.Parameter]]:
+    """Return the parameters of `tower` by depth: what is neither in a block nor `last` comes first."""
+    above = [list(block.parameters()) for block in blocks]
+    above[-1] += [parameter for module in last for parameter in module.parameters()]
+    known = {id(parameter) for layer in above for parameter in layer}
+    return [[parameter for parameter in tower.parameters() if id(parameter) not in known], *above]
 
 
 def sum_of_words(words: Tensor) -> Tensor:
@@ -278,30 +374,67 @@ class Backbone(nn.Module):
         return TokenSequence.pooled_first(self.image(images))
 
     def encode_text(self, tokens: Tensor) -> TokenSequence:
-        """Encode `tokens`, `[B, L]` int64 padded with zeros, to `[B, L, d_txt]`, pooled at EOT, the highest id."""
-        pooled = tokens.argmax(dim=1)
+        """Encode `tokens`, `[B, L]` int64, to `[B, L, d_txt]`, pooled at each title's end; what is behind is masked."""
+        pooled = self.text.ends(tokens)
         mask = torch.arange(tokens.shape[1], device=tokens.device) <= pooled[:, None]
         return TokenSequence(self.text(tokens), mask, pooled)
 
 
-def build_backbone(config: Mapping[str, Any], *, image_size: tuple[int, int], context_length: int) -> Backbone:
-    """Build both towers with random weights from an open_clip configuration.
+def build_backbone(config: Mapping[str, Any], preprocess: PreprocessConfig, weights: Path | None = None) -> Backbone:
+    """Build both towers from an open_clip configuration, with random weights or those of a file in open_clip's format.
 
-    Raises `ConfigError` for towers that cannot be built or are not supported.
+    Raises `ConfigError` for towers that cannot be built or are not supported, and for weights that do not fit them.
     """
     config = copy.deepcopy(dict(config))
-    bag_of_words = bool(config.get(BAG_OF_WORDS))
-    if missing := [key for key in ("vision_cfg", "text_cfg") if not isinstance(config.get(key), dict)]:
-        raise ConfigError(f"the backbone has no {missing[0]}")
-    wanted = {key: config[key] for key in ("embed_dim", "quick_gelu") if key in config} | {
-        "vision_cfg": _image_settings(config["vision_cfg"]) | {"image_size": list(image_size)},
-        "text_cfg": _text_settings(config["text_cfg"]) | {"context_length": context_length},
+    image, text = _image_settings(_part(config, "vision_cfg")), _text_settings(_part(config, "text_cfg"))
+    wanted = {key: config[key] for key in _WHOLE_SETTINGS if key in config} | {
+        "vision_cfg": image | {"image_size": list(preprocess.image_size)},
+        "text_cfg": text | {"context_length": preprocess.context_length},
     }
     try:
         clip = CustomTextCLIP(**wanted)
     except Exception as error:  # open_clip and timm check few of their settings
         raise ConfigError(f"the towers cannot be built: {_first_line(error)}") from error
-    return _from_clip(clip, bag_of_words=bag_of_words)
+    if weights is not None:
+        _load(clip, weights)
+    return Backbone(
+        _image_tower(clip.visual),
+        TextTower(
+            clip.text, end=preprocess.end, padding=preprocess.padding, bag_of_words=bool(config.get(BAG_OF_WORDS))
+        ),
+    )
+
+
+def _load(clip: CustomTextCLIP, weights: Path) -> None:
+    try:
+        open_clip.load_checkpoint(clip, str(weights))
+    except Exception as error:  # a file that holds no weights can fail in any way
+        raise ConfigError(f"{weights} does not fit the towers: {_first_line(error)}") from error
+
+
+def _image_tower(visual: nn.Module) -> ImageTower:
+    if isinstance(visual, VisionTransformer):
+        return VitTower(visual)
+    if isinstance(visual, TimmModel):
+        return TimmTower(visual)
+    raise ConfigError(f"image tower {type(visual).__name__} is not supported; ViT and timm towers are")
+
+
+_WHOLE_SETTINGS = ("embed_dim", "quick_gelu", "init_logit_bias")
+"""Settings of the model around the towers: what weights in open_clip's format need to be read."""
+
+
+def check_towers(config: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for an open_clip configuration of towers that are not supported, as far as it says so."""
+    _image_settings(_part(config, "vision_cfg"))
+    _text_settings(_part(config, "text_cfg"))
+
+
+def _part(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    part = config.get(name)
+    if not isinstance(part, dict):
+        raise ConfigError(f"the backbone has no {name}")
+    return part
 
 
 _TIMM = frozenset({"timm_model_name", "timm_pool", "timm_proj", "timm_proj_bias", "timm_drop", "timm_drop_path"})
@@ -385,6 +518,8 @@ def _text_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a text tower as `_image_settings` does."""
     if "hf_model_name" in settings:
         raise ConfigError("Hugging Face text towers are not supported; open_clip's own text Transformer is")
+    if settings.get("embed_cls"):
+        raise ConfigError("text towers with a class token behind the title (CoCa's) are not supported")
     settings = {name: value for name, value in settings.items() if name not in _OF_TOKENIZERS}
     _check_known("text_cfg", settings, _TEXT_SETTINGS)
     return settings
@@ -397,30 +532,3 @@ def _check_known(part: str, settings: Mapping[str, Any], known: frozenset[str]) 
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def pretrained_backbone(name: str, weights: str) -> Backbone:
-    """Build open_clip's `name` with pretrained `weights`: one of its tags (downloaded) or a local file.
-
-    Raises `ConfigError` for an unknown tag or weights that do not fit the model.
-    """
-    if not Path(weights).is_file() and weights not in open_clip.list_pretrained_tags_by_model(name):
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
-        raise ConfigError(f"{weights!r} is neither a file nor a pretrained tag of {name} (tags: {tags})")
-    try:
-        clip = open_clip.create_model(name, pretrained=weights, force_custom_text=True)
-    except Exception as error:  # a file that holds no weights can fail in any way
-        raise ConfigError(f"{weights} does not fit {name}: {_first_line(error)}") from error
-    return _from_clip(clip)
-
-
-def _from_clip(clip: CustomTextCLIP, *, bag_of_words: bool = False) -> Backbone:
-    visual: nn.Module = clip.visual
-    text: nn.Module = clip.text
-    if isinstance(visual, VisionTransformer):
-        image: ImageTower = VitTower(visual)
-    elif isinstance(visual, TimmModel):
-        image = TimmTower(visual)
-    else:
-        raise ConfigError(f"image tower {type(visual).__name__} is not supported; ViT and timm towers are")
-    return Backbone(image, TextTower(text, bag_of_words=bag_of_words))

@@ -22,13 +22,21 @@ from model.inputs.augment import CORRUPTION_SHARES, AugmentConfig
 class OptimiserConfig:
     """AdamW with linear warm-up and cosine decay to zero, in optimiser steps of `batch_size` listings.
 
+    batch_size counts the listings of all processes that train together.
     backbone_rate: learning rate of the towers, as a share of `learning_rate`. embedding_rate: that of the text tower's
-    token embeddings, as a multiple of the towers'.
+    token embeddings, as a multiple of the towers'. layer_decay: the rate of each layer of a tower, as a share of that
+    of the layer above it (BEiT, arXiv:2106.08254, appendix); the top one has `backbone_rate`.
     tolerance: how far below the best validation score a later epoch may be and still replace it: a small validation
     part cannot tell such epochs apart, and the later one has seen a lower rate.
     patience: the share of `epochs` that may pass without a better validation score; then training ends early. With 1,
     it never does. A share, since the score rises slowly at first where the rate decays over many epochs.
-    workers: processes that load listings; None: as many as pay (`model.inputs.dataset.loader_workers`).
+
+    What saves memory or time, and is not meant to change what is learned:
+    micro_batch: how many listings at most a process puts through the network at once; the gradients of such parts of a
+    batch add up. 0: all of its share. activation_checkpointing: keep nothing of a tower's blocks but their inputs, and
+    compute each block a second time in the backward pass. compile: compile the towers (`torch.compile`). workers:
+    processes that load listings, for each process that trains; None: as many as pay
+    (`model.inputs.dataset.loader_workers`).
     """
 
     epochs: int
@@ -36,12 +44,16 @@ class OptimiserConfig:
     learning_rate: float
     backbone_rate: float = 1.0
     embedding_rate: float = 1.0
+    layer_decay: float = 1.0
     weight_decay: float = 0.05
     warmup_share: float = 0.05
     clip_norm: float = 5.0
     tolerance: float = 0.0
     patience: float = 0.5
     seed: int = 0
+    micro_batch: int = 0
+    activation_checkpointing: bool = False
+    compile: bool = False
     workers: int | None = None
 
     def __post_init__(self) -> None:
@@ -57,8 +69,11 @@ class OptimiserConfig:
             raise ConfigError("warmup_share must be at least 0 and below 1")
         if not 0 < self.patience <= 1:
             raise ConfigError(f"patience must be above 0 and at most 1, it is {self.patience:g}")
-        if (self.workers or 0) < 0:
-            raise ConfigError("workers cannot be negative")
+        if not 0 < self.layer_decay <= 1:
+            raise ConfigError(f"layer_decay must be above 0 and at most 1, it is {self.layer_decay:g}")
+        for name in ("micro_batch", "workers"):
+            if (getattr(self, name) or 0) < 0:
+                raise ConfigError(f"{name} cannot be negative, it is {getattr(self, name)}")
 
     @property
     def patient_epochs(self) -> int:
@@ -100,7 +115,8 @@ class TrainConfig:
     both. mismatched_titles, mismatched_images: the share of that loss that is of images with the title of another
     listing, labelled as the image's listing, or as the title's: the network learns to see when the two do not belong
     together, and which to believe. lock_image: the image tower stays as it was given, which saves its backward pass
-    and keeps a tower that has learned enough from overfitting its images. keep_heads: everything is kept of the
+    and keeps a tower that has learned enough from overfitting its images. freeze: so many of the lowest blocks of each
+    tower, and what comes before them, stay as they were given. keep_heads: everything is kept of the
     checkpoint that training starts from, its heads too, for which it must know the very same labels. ema_decay: decay
     of the exponential moving average of the weights, which is what is validated and saved. label_prior: new heads start
     from the frequencies of their labels.
@@ -117,6 +133,7 @@ class TrainConfig:
     mismatched_images: float = 0.02
     label_smoothing: float = 0.02
     lock_image: bool = False
+    freeze: int = 0
     keep_heads: bool = False
     label_prior: bool = False
     ema_decay: float = 0.998
@@ -128,6 +145,10 @@ class TrainConfig:
                 raise ConfigError(f"{name} must be at least 0 and below 1")
         if self.mismatched_titles + self.mismatched_images >= 1:
             raise ConfigError("mismatched_titles and mismatched_images must be below 1 together")
+        if self.freeze < 0:
+            raise ConfigError(f"freeze cannot be negative, it is {self.freeze}")
+        if self.optimiser.micro_batch == 1 and self.mismatched_titles + self.mismatched_images:
+            raise ConfigError("mismatched pairs are made within a micro-batch: micro_batch must be 2 at least, or 0")
         if not 0 <= self.anneal <= 1:
             raise ConfigError("anneal must be from 0 to 1")
         if self.anneal:

@@ -14,8 +14,9 @@ from model.checkpoint.weights import load_weights, read_tensors
 from model.config import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, FusionConfig, ModelConfig, PreprocessConfig
 from model.errors import ConfigError
 from model.network.cma_clip import CMAClip, build_cma_clip
-from model.network.towers import Backbone, backbone_config, pretrained_backbone
+from model.network.towers import Backbone, backbone_config, build_backbone
 from model.tasks import Task, label_columns
+from model.training.pretrained import pretrained_weights, read_pretrained
 
 DEFAULT_BACKBONE = "cma-small"
 
@@ -26,8 +27,9 @@ IMAGENET, IMAGENET_BACKBONE = "imagenet", "cma-lite"
 def initial_model(backbone: str | None, initial: str | None, *, fusion: FusionConfig | None = None) -> ModelConfig:
     """Return the model configuration for a start from `initial`, or for a new network on `backbone`.
 
-    A start from a checkpoint of ours keeps its towers, preprocessing and (unless `fusion` is given) its fusion.
-    `backbone` is `cma-small`, or `cma-lite` from ImageNet, unless `initial` or the caller says otherwise. Raises
+    A start from a checkpoint of ours keeps its towers, preprocessing and (unless `fusion` is given) its fusion; one
+    from pretrained towers has their preprocessing (`read_pretrained`). Otherwise `backbone` is `cma-small`, or
+    `cma-lite` from ImageNet, unless the caller says another. Raises
     `ConfigError` where the two differ.
     """
     if initial and Path(initial).is_dir():
@@ -39,6 +41,14 @@ def initial_model(backbone: str | None, initial: str | None, *, fusion: FusionCo
             backbone=config.backbone,
             preprocess=config.preprocess,
             fusion=fusion or config.fusion,
+        )
+    if is_pretrained(initial):
+        towers = read_pretrained(backbone, str(initial))
+        return ModelConfig(
+            backbone_name=towers.name,
+            backbone=towers.backbone,
+            preprocess=towers.preprocess,
+            fusion=fusion or FusionConfig(),
         )
     imagenet = initial == IMAGENET
     backbone = backbone or (IMAGENET_BACKBONE if imagenet else DEFAULT_BACKBONE)
@@ -57,6 +67,11 @@ def initial_model(backbone: str | None, initial: str | None, *, fusion: FusionCo
     )
 
 
+def is_pretrained(initial: str | None) -> bool:
+    """Say whether a start is from pretrained towers: not from a checkpoint of ours, ImageNet's or random weights."""
+    return bool(initial) and initial != IMAGENET and not Path(str(initial)).is_dir()
+
+
 def initial_network(model: ModelConfig, tasks: Sequence[Task], initial: str | None) -> CMAClip:
     """Build the network and fill it from `initial` (see `train`)."""
     if not initial:
@@ -65,8 +80,9 @@ def initial_network(model: ModelConfig, tasks: Sequence[Task], initial: str | No
         network = build_cma_clip(model, tasks)
         take_imagenet(network.backbone)
         return network
-    if not Path(initial).is_dir():
-        return build_cma_clip(model, tasks, backbone=_pretrained(model, initial))
+    if is_pretrained(initial):
+        weights = pretrained_weights(model.backbone_name, initial)
+        return build_cma_clip(model, tasks, backbone=build_backbone(model.backbone, model.preprocess, weights))
     network = build_cma_clip(model, tasks)
     kept = {
         key: value
@@ -93,14 +109,6 @@ def keep_heads(network: CMAClip, tasks: Sequence[Task], initial: str | None) -> 
     if checkpoint.tasks != tuple(tasks):
         raise ConfigError(f"{initial} knows other attributes or labels than this catalogue; its heads cannot be kept")
     load_weights(network, checkpoint)
-
-
-def _pretrained(model: ModelConfig, weights: str) -> Backbone:
-    backbone = pretrained_backbone(model.backbone_name, weights)
-    expected = _size(model.backbone["vision_cfg"]["image_size"])
-    if expected != model.preprocess.image_size:
-        raise ConfigError(f"{model.backbone_name} pretrained needs image size {expected}")
-    return backbone
 
 
 def _size(value: int | Sequence[int]) -> tuple[int, int]:

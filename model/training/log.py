@@ -1,4 +1,4 @@
-"""What a training run reports while it runs: TensorBoard, a progress bar, and lines where there is no terminal."""
+"""What a training run reports while it runs: to its trackers, by a progress bar, and in lines without a terminal."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress, TaskID
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from model.progress import progress_bar
+from model.training import distributed
+from model.training.tracking import Tracking
 
 LOG_EVERY_STEPS = 20
 
@@ -24,7 +26,7 @@ class TrainingLog:
     """The log of one run of `steps` optimiser steps, each of a batch of `batch_size` listings."""
 
     console: Console
-    writer: SummaryWriter
+    tracking: Tracking
     bar: Progress
     task: TaskID
     steps: int
@@ -37,9 +39,8 @@ class TrainingLog:
             return
         values = {name: value.item() for name, value in losses.items()}
         rate = self.batch_size * step / seconds
-        for name, value in values.items():
-            self.writer.add_scalar(f"train/{name}", value, step)
-        self.writer.add_scalar("train/listings_per_second", rate, step)
+        followed = {f"train/{name}": value for name, value in values.items()}
+        self.tracking.log(followed | {"train/listings_per_second": rate}, step)
         self.bar.update(self.task, description=f"loss {values['total']:.3f} {rate:.0f} listings/s")
         if not self.console.is_terminal and step % PRINT_EVERY_STEPS == 0:
             minutes = (self.steps - step) * seconds / step / 60
@@ -48,13 +49,25 @@ class TrainingLog:
 
     def validation(self, step: int, scores: Mapping[str, float]) -> None:
         """Record validation scores."""
-        for name, value in scores.items():
-            self.writer.add_scalar(f"validation/{name}", value, step)
+        self.tracking.log({f"validation/{name}": value for name, value in scores.items()}, step)
 
 
 @contextmanager
-def open_log(folder: Path, console: Console, *, steps: int, done: int, batch_size: int) -> Iterator[TrainingLog]:
-    """Open the log of a run in `folder`, of which `done` steps are done; it is closed whatever happens."""
-    with SummaryWriter(str(folder / "tensorboard"), purge_step=done) as writer, progress_bar(console) as bar:
-        task = bar.add_task("training", total=steps, completed=done)
-        yield TrainingLog(console=console, writer=writer, bar=bar, task=task, steps=steps, batch_size=batch_size)
+def open_log(
+    folder: Path, console: Console, *, steps: int, done: int, batch_size: int, settings: Mapping[str, Any]
+) -> Iterator[TrainingLog]:
+    """Open the log of a run in `folder`, of which `done` steps are done; it is closed whatever happens.
+
+    Of several processes, the first one alone reports to trackers.
+    """
+    tracking = Tracking(folder if distributed.is_first() else None, console, done=done, settings=settings)
+    failed = True
+    try:
+        with progress_bar(console) as bar:
+            task = bar.add_task("training", total=steps, completed=done)
+            yield TrainingLog(
+                console=console, tracking=tracking, bar=bar, task=task, steps=steps, batch_size=batch_size
+            )
+        failed = False
+    finally:
+        tracking.close(failed=failed)

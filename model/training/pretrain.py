@@ -16,19 +16,21 @@ import torch.nn.functional as F
 from open_clip.loss import ClipLoss
 from rich.console import Console
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from model.catalogue.listings import Catalogue, Listing
 from model.catalogue.splits import Part
 from model.checkpoint.folder import provenance
 from model.checkpoint.weights import save_checkpoint
 from model.config import ModelConfig, to_json
-from model.device import pick_device
-from model.errors import CatalogueError
+from model.errors import CatalogueError, ConfigError
 from model.inputs.dataset import ListingDataset, TrainingBatch, TrainingBatches, load_batches
 from model.inputs.normalise import TensorTransform
 from model.network.towers import Backbone, build_backbone
+from model.training import distributed
 from model.training.config import PretrainConfig, describe_schedule, small_pretraining
 from model.training.initialise import initial_model, take_image_tower
+from model.training.layers import has_batch_norm, save_memory
 from model.training.trainer import Trainer, finished_checkpoint
 from model.trust.binomial import binomial_tail
 
@@ -63,18 +65,35 @@ class ContrastiveModel(nn.Module):
 
 
 class ContrastiveLoss:
-    """open_clip's symmetric contrastive loss of a batch; `accuracy` is the share of images that find their title."""
+    """open_clip's symmetric contrastive loss of a batch; `accuracy` is the share of images that find their title.
 
-    def __init__(self, transform: TensorTransform) -> None:
-        self.transform = transform
+    Each listing is contrasted with all others of the batch: those of the other processes, where several share it
+    (`gathered`), and those of all micro-batches. As the loss does not add up over micro-batches, each is encoded twice,
+    the second time to compute its gradients (gradient caching, arXiv:2101.06983): exact, at a third more computation.
+    """
+
+    def __init__(self, transform: TensorTransform, *, micro_batch: int = 0, gathered: bool = False) -> None:
+        self.transform, self.micro_batch, self.gathered = transform, micro_batch, gathered
         self.clip_loss = ClipLoss()
 
     def __call__(self, network: ContrastiveModel, batch: TrainingBatch, _progress: float) -> dict[str, Tensor]:
         pairs = batch.has_image & batch.has_title  # an image that cannot be decoded is absent
-        image, text, scale = network(self.transform.normalise(batch.pixels[pairs]), batch.tokens[pairs])
+        image, text, scale = self._embed(network, self.transform.normalise(batch.pixels[pairs]), batch.tokens[pairs])
+        if self.gathered:
+            image, text = distributed.gather_rows(image), distributed.gather_rows(text)
         best = (image @ text.T).argmax(dim=1)
         found = (best == torch.arange(len(best), device=best.device)).float().mean()
         return {"total": self.clip_loss(image, text, scale), "accuracy": found}
+
+    def _embed(self, network: ContrastiveModel, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if not 0 < self.micro_batch < len(images):
+            return network(images, tokens)  # type: ignore[no-any-return]
+        parts = [
+            checkpoint(network, *part, use_reentrant=False)
+            for part in zip(*(torch.split(each, self.micro_batch) for each in (images, tokens)), strict=True)
+        ]
+        image, text, scales = zip(*parts, strict=True)
+        return torch.cat(image), torch.cat(text), scales[0]
 
 
 def pretrain(
@@ -97,7 +116,7 @@ def pretrain(
     of validation images that find their own title within a batch; where that is no more than chance, a warning says so.
     Raises `CatalogueError`, `CheckpointError`, `ConfigError` or `TrainingError`.
     """
-    console = console or Console(stderr=True)
+    console = console or distributed.first_console()
     console.print(str(catalogue.report))
     pairs, held_out = _pairs(catalogue, Part.TRAIN), _pairs(catalogue, Part.VALIDATION)
     if not held_out:
@@ -127,17 +146,22 @@ def pretrain(
     examples = ListingDataset(
         catalogue, pairs, (), model.preprocess, augment=[config.augment] * optimiser.epochs, seed=optimiser.seed
     )
-    loss = ContrastiveLoss(examples.transform)
-    validate = _Validation(ListingDataset(catalogue, held_out, (), model.preprocess), loss, optimiser.batch_size)
+    network = _initial_network(model, config, initial)
+    target = distributed.join(device)
+    validate = _Validation(ListingDataset(catalogue, held_out, (), model.preprocess), optimiser.batch_size)
     best = Trainer(
-        network=_initial_network(model, config, initial),
-        loss=loss,
+        network=network,
+        loss=ContrastiveLoss(examples.transform, micro_batch=optimiser.micro_batch, gathered=True),
         batches=TrainingBatches(
-            examples, batch_size=optimiser.batch_size, workers=optimiser.workers, seed=optimiser.seed
+            examples,
+            batch_size=optimiser.batch_size,
+            workers=optimiser.workers,
+            seed=optimiser.seed,
+            share=distributed.share_of(optimiser.batch_size),
         ),
         optimiser=optimiser,
         folder=out,
-        device=pick_device(device),
+        device=target,
         validate=validate,
         save_best=save,
         fingerprint={"name": name, "model": to_json(model), "digest": catalogue.digest, **training},
@@ -156,12 +180,15 @@ def default_config(catalogue: Catalogue) -> PretrainConfig:
 
 def _initial_network(model: ModelConfig, config: PretrainConfig, initial: Path | None) -> ContrastiveModel:
     torch.manual_seed(config.optimiser.seed)
-    backbone = build_backbone(
-        model.backbone, image_size=model.preprocess.image_size, context_length=model.preprocess.context_length
-    )
+    backbone = build_backbone(model.backbone, model.preprocess)
     if initial:
         take_image_tower(backbone, initial)
         backbone.lock_image()
+    if config.optimiser.micro_batch and has_batch_norm(backbone.text if initial else backbone):
+        raise ConfigError(
+            "micro_batch in pre-training is for Transformers: batch normalisation would see each micro-batch twice"
+        )
+    save_memory(backbone, config.optimiser)
     return ContrastiveModel(backbone, config.embed_dim)
 
 
@@ -172,21 +199,32 @@ def _pairs(catalogue: Catalogue, part: Part) -> list[Listing]:
 class _Validation:
     """Contrastive loss and accuracy over the validation pairs, within batches of the training size.
 
-    The last batch is left out where it is incomplete: `pairs` counts those of the others.
+    The last batch is left out where it is incomplete: `pairs` counts those of the others. Processes that train together
+    each judge some of the batches, and all return the scores of all.
     """
 
-    def __init__(self, dataset: ListingDataset, loss: ContrastiveLoss, batch_size: int) -> None:
+    def __init__(self, dataset: ListingDataset, batch_size: int) -> None:
         self.batch_size = min(batch_size, len(dataset))
-        self.loader = load_batches(dataset, batch_size=self.batch_size, workers=0, drop_last=True)
-        self.pairs = len(self.loader) * self.batch_size
-        self.loss = loss
+        self.pairs = len(dataset) // self.batch_size * self.batch_size
+        rows = [
+            row
+            for batch in distributed.part_of(len(dataset) // self.batch_size)
+            for row in range(batch * self.batch_size, (batch + 1) * self.batch_size)
+        ]
+        self.loader = load_batches(dataset, batch_size=self.batch_size, workers=0, sampler=rows)
+        self.loss = ContrastiveLoss(dataset.transform)
 
     @torch.inference_mode()
     def __call__(self, network: ContrastiveModel) -> dict[str, float]:
         device = next(network.parameters()).device
         losses = [self.loss(network, batch.to(device), 1.0) for batch in self.loader]
-        scores = {name: float(torch.stack([each[name] for each in losses]).mean()) for name in losses[0]}
+        found = [each for part in distributed.gathered([_numbers(loss) for loss in losses]) for each in part]
+        scores = {name: float(torch.tensor([each[name] for each in found]).mean()) for name in found[0]}
         return {"loss": scores["total"], "accuracy": scores["accuracy"], "score": scores["accuracy"]}
+
+
+def _numbers(scalars: Mapping[str, Tensor]) -> dict[str, float]:
+    return {name: value.item() for name, value in scalars.items()}
 
 
 def chance_warning(accuracy: float, *, pairs: int, batch_size: int) -> str | None:

@@ -30,7 +30,7 @@ from model.config import STRICT, FusionConfig, ModelConfig, from_json, to_json, 
 from model.errors import ConfigError, TrainingError
 from model.evaluation.calibrate import calibrate, calibration_table
 from model.evaluation.evaluate import evaluate, evaluation_tables
-from model.training import pretrain, train
+from model.training import distributed, pretrain, train
 from model.training.config import PretrainConfig, TrainConfig
 from model.training.initialise import initial_model
 from model.training.trainer import STATE, finished_checkpoint
@@ -323,6 +323,7 @@ def run_recipe(
     """Carry out what is not done yet of a recipe in the folder `out`; return the final checkpoint, OUT/checkpoint.
 
     `catalogue` takes the place of the recipe's own. Every setting of every stage is checked before the first one runs.
+    Processes that `torchrun` started train together; the first one alone does the rest, while the others wait.
     Raises `ConfigError` for a wrong setting or where no catalogue is named, `TrainingError` for a stage that was run
     with other settings, and what the stages raise.
     """
@@ -334,15 +335,20 @@ def run_recipe(
         catalogue=catalogue,
         name=recipe.name,
         device=device,
-        console=console or Console(stderr=True),
+        console=console or distributed.first_console(),
     )
     asked = [_asked(stage, recipe, context) for stage in recipe.stages]
-    checkpoints: dict[str, Path] = {}
+    checkpoints = {stage.name: out / stage.name / CHECKPOINT for stage in recipe.stages}
+    distributed.join(device)
     for number, stage in enumerate(recipe.stages):
         context.console.rule(f"stage {number + 1} of {len(recipe.stages)}: {stage.name} ({_kind(stage)})")
         start = str(checkpoints[stage.start]) if stage.start else getattr(stage, "init", None)
-        checkpoints[stage.name] = _run_stage(stage, asked[number], out / stage.name, start, context)
-    return _publish(checkpoints[recipe.stages[-1].name], out / CHECKPOINT)
+        if distributed.is_first() or isinstance(stage, TrainingStage):
+            _run_stage(stage, asked[number], out / stage.name, start, context)
+        distributed.wait_for_all()
+    if distributed.is_first():
+        _publish(checkpoints[recipe.stages[-1].name], out / CHECKPOINT)
+    return out / CHECKPOINT
 
 
 def _asked(stage: Stage, recipe: Recipe, context: Context) -> dict[str, Any]:
@@ -352,7 +358,7 @@ def _asked(stage: Stage, recipe: Recipe, context: Context) -> dict[str, Any]:
         raise ConfigError(f"{recipe.path}: stage {stage.name!r}: {error}") from error
 
 
-def _run_stage(stage: Stage, asked: Mapping[str, Any], folder: Path, start: str | None, context: Context) -> Path:
+def _run_stage(stage: Stage, asked: Mapping[str, Any], folder: Path, start: str | None, context: Context) -> None:
     asked = {**asked, "from": load_checkpoint(Path(start)).version if start and Path(start).is_dir() else start}
     path = folder / RECORD
     record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"asked": asked, "version": None}
@@ -368,13 +374,14 @@ def _run_stage(stage: Stage, asked: Mapping[str, Any], folder: Path, start: str 
                 f"{folder / CHECKPOINT} is not the one that stage {stage.name!r} made; remove {folder} to run it again"
             )
         context.console.print("finished already")
-        return folder / CHECKPOINT
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"asked": asked, "version": None})
+        return
+    if distributed.is_first():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"asked": asked, "version": None})
     checkpoint = stage.run(context, folder, start)
-    write_json(path, {"asked": asked, "version": load_checkpoint(checkpoint).version})
-    (folder / STATE).unlink(missing_ok=True)  # several times as large as the weights, and of no more use
-    return checkpoint
+    if distributed.is_first():
+        write_json(path, {"asked": asked, "version": load_checkpoint(checkpoint).version})
+        (folder / STATE).unlink(missing_ok=True)  # several times as large as the weights, and of no more use
 
 
 def _differences(before: Any, now: Any, path: str = "") -> list[str]:
@@ -400,14 +407,14 @@ def _copy(source: str | Path | None, folder: Path) -> Path:
     return folder
 
 
-def _publish(checkpoint: Path, folder: Path) -> Path:
+def _publish(checkpoint: Path, folder: Path) -> None:
     """Make `folder` a copy of `checkpoint`, unless it is one already, whose card may have been edited since."""
     parts = _parts(checkpoint)
     if folder.is_dir() and _parts(folder) == parts:
         _, differing, unreadable = filecmp.cmpfiles(checkpoint, folder, parts, shallow=False)
         if not differing and not unreadable:
-            return folder
-    return _copy(checkpoint, folder)
+            return
+    _copy(checkpoint, folder)
 
 
 def _parts(checkpoint: Path) -> set[str]:

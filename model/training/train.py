@@ -15,12 +15,12 @@ from model.catalogue.splits import Part
 from model.checkpoint.folder import provenance
 from model.checkpoint.weights import save_checkpoint
 from model.config import ModelConfig, to_json
-from model.device import pick_device
 from model.errors import ConfigError
 from model.inputs.augment import AugmentConfig
 from model.inputs.dataset import ListingDataset, TrainingBatches
 from model.network.cma_clip import CMAClip
 from model.tasks import Task, build_tasks, encode_row, multi_valued_places
+from model.training import distributed
 from model.training.config import (
     FEW_LISTINGS,
     FEW_LISTINGS_FUSION,
@@ -31,7 +31,15 @@ from model.training.config import (
     few_listings_training,
     small_training,
 )
-from model.training.initialise import IMAGENET, initial_model, initial_network, keep_heads, start_from_frequencies
+from model.training.initialise import (
+    IMAGENET,
+    initial_model,
+    initial_network,
+    is_pretrained,
+    keep_heads,
+    start_from_frequencies,
+)
+from model.training.layers import freeze_lower, save_memory
 from model.training.objective import TrainingLoss
 from model.training.trainer import Trainer, finished_checkpoint
 from model.training.validation import Validation
@@ -56,9 +64,10 @@ def train(
 
     Writes the run to `out` and its best checkpoint to `out/checkpoint`; called again with the same arguments,
     it resumes where it was interrupted. `initial` is another checkpoint of ours (towers and fusion are kept,
-    heads are new), an open_clip pretrained tag, a local weights file, or `imagenet`. Where neither it nor `model` is
+    heads are new), pretrained towers (`model/training/pretrained.py`), or `imagenet`. Where neither it nor `model` is
     given, it is `default_initial(catalogue)`; None beside a `model` starts from random weights. `model` is
     `default_model(catalogue, None, initial)` and `config` is `default_config(catalogue, initial)` where they are None.
+    In processes that `torchrun` started, each takes its share of every batch; all need the same storage at `out`.
     Raises `CatalogueError`, `ConfigError`, `CheckpointError` or `TrainingError`.
 
         train(Catalogue.open("shop.toml"), "runs/shop")
@@ -70,7 +79,7 @@ def train(
         model=model or default_model(catalogue, None, start),
         config=config or default_config(catalogue, start),
         initial=start,
-        console=console or Console(stderr=True),
+        console=console or distributed.first_console(),
     ).run(Path(out), device=device)
 
 
@@ -97,8 +106,7 @@ def config_for(listings: int, initial: str | None) -> TrainConfig:
     """Return what `default_config` does for a catalogue with so many training listings."""
     if initial == IMAGENET and listings < FEW_LISTINGS:
         return few_listings_training(listings)
-    pretrained_clip = initial not in (None, IMAGENET) and not Path(initial).is_dir()
-    return clip_training(listings) if pretrained_clip else small_training(listings)
+    return clip_training(listings) if is_pretrained(initial) else small_training(listings)
 
 
 def model_for(listings: int, backbone: str | None, initial: str | None) -> ModelConfig:
@@ -157,28 +165,37 @@ class FineTuning:
 
     def run(self, out: Path, *, device: str = "auto") -> Path:
         """Train, or resume, in the folder `out`; return the checkpoint folder."""
-        config, optimiser, target = self.config, self.config.optimiser, pick_device(device)
+        self._trainer(out, distributed.join(device)).run()
+        return finished_checkpoint(out)
+
+    def _trainer(self, out: Path, device: torch.device) -> Trainer[CMAClip]:
+        config, optimiser = self.config, self.config.optimiser
         usual = default_config(self.catalogue, self.initial).optimiser
         self.console.print(describe_schedule(len(self.listings), "training listings", optimiser, usual))
         network = self._initial_network()
         examples = self.dataset(self.listings, _augment_by_epoch(config))
         held_out = self.dataset(self.catalogue.part(Part.VALIDATION))
-        Trainer(
+        loss = TrainingLoss(config, examples.transform, multi_valued_places(self.tasks))
+        return Trainer(
             network=network,
-            loss=TrainingLoss(config, examples.transform, multi_valued_places(self.tasks)),
+            loss=loss,
+            split=loss.split,
             batches=TrainingBatches(
-                examples, batch_size=optimiser.batch_size, workers=optimiser.workers, seed=optimiser.seed
+                examples,
+                batch_size=optimiser.batch_size,
+                workers=optimiser.workers,
+                seed=optimiser.seed,
+                share=distributed.share_of(optimiser.batch_size),
             ),
             optimiser=optimiser,
             folder=out,
-            device=target,
-            validate=Validation(held_out, config.weights, device=target, workers=optimiser.workers),
+            device=device,
+            validate=Validation(held_out, config.weights, device=device, workers=optimiser.workers),
             save_best=lambda best, scores: self._save(out / "checkpoint", best, scores),
             fingerprint=self._fingerprint(),
             ema_decay=config.ema_decay,
             console=self.console,
-        ).run()
-        return finished_checkpoint(out)
+        )
 
     def _initial_network(self) -> CMAClip:
         torch.manual_seed(self.config.optimiser.seed)
@@ -190,6 +207,9 @@ class FineTuning:
             keep_heads(network, self.tasks, self.initial)
         if self.config.lock_image:
             network.backbone.lock_image()
+        if self.config.freeze:
+            freeze_lower(network.backbone, self.config.freeze)
+        save_memory(network.backbone, self.config.optimiser)
         return network
 
     def _save(self, folder: Path, network: CMAClip, scores: Mapping[str, float]) -> None:

@@ -2,7 +2,8 @@
 
 A run folder holds `state.pt` (what a resumed run needs), `tensorboard/` and what its owner saves. A run is
 deterministic by its seed on one machine, also across an interruption: batches, augmentation and dropout depend
-on the step alone.
+on the step alone. Where several processes train together (`model/training/distributed.py`), each runs this trainer on
+its share of every batch; after each step all hold the same weights, averages and optimiser state.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,14 +23,15 @@ from typing import Any, Generic, TypeVar, cast
 import torch
 from rich.console import Console
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
-from model.device import training_precision
+from model.device import training_attention, training_precision
 from model.errors import TrainingError
 from model.inputs.dataset import TrainingBatch, TrainingBatches
-from model.network.towers import Backbone
+from model.training import distributed
 from model.training.config import OptimiserConfig
 from model.training.log import TrainingLog, open_log
+from model.training.optimiser import moving_average, parameter_groups, rate_factor
 
 STATE = "state.pt"
 
@@ -37,15 +39,14 @@ SAVE_EVERY_SECONDS = 180.0
 
 Network = TypeVar("Network", bound=nn.Module)
 
-Tensors = tuple[Tensor, ...] | list[Tensor]
-
 
 @dataclass(kw_only=True)
 class Trainer(Generic[Network]):
     """One training run over `batches`, for at most `optimiser.epochs` epochs.
 
-    loss: called with the network, a batch on the device and the share of the training that is done; returns named
-    scalars, of which `total` is minimised.
+    loss: called with the network, a part of a batch on the device and the share of the training that is done; returns
+    named scalars, always the same ones, of which `total` is minimised. A batch's are the sum over its parts, and the
+    mean over processes. split: divides a process's share of a batch into parts, to save memory; as a rule it has one.
     validate: called after every epoch with the averaged network; its `score` decides what is best, and when training
     ends early (`OptimiserConfig.patience`).
     save_best: called with the averaged network and the scores when `score` is the best so far, or not further below it
@@ -65,9 +66,11 @@ class Trainer(Generic[Network]):
     save_best: Callable[[Network, Mapping[str, float]], None]
     fingerprint: Mapping[str, Any]
     ema_decay: float
-    console: Console = field(default_factory=lambda: Console(stderr=True))
+    split: Callable[[TrainingBatch], Sequence[TrainingBatch]] = lambda batch: [batch]
+    console: Console = field(default_factory=distributed.first_console)
     average: AveragedModel = field(init=False)
     adamw: torch.optim.AdamW = field(init=False)
+    learner: distributed.Learner = field(init=False)
     step: int = field(default=0, init=False)
     validated: int = field(default=0, init=False)
     best: float = field(default=-math.inf, init=False)
@@ -85,11 +88,13 @@ class Trainer(Generic[Network]):
         self.network.to(self.device).to(memory_format=torch.channels_last)
         self.average = AveragedModel(self.network, multi_avg_fn=moving_average(self.ema_decay), use_buffers=True)
         self.adamw = torch.optim.AdamW(parameter_groups(self.network, self.optimiser), fused=True)
+        self.learner = distributed.Learner(self.network, lambda *part: self.loss(self.network, *part))
 
     def run(self) -> float:
         """Train to the end, resuming where an earlier run in the folder stopped; return the best score."""
-        self._resume()
-        options = {"steps": self.steps, "done": self.step, "batch_size": self.optimiser.batch_size}
+        self._start()
+        options: dict[str, Any] = {"steps": self.steps, "done": self.step, "batch_size": self.optimiser.batch_size}
+        options["settings"] = self.fingerprint
         with open_log(self.folder, self.console, **options) as log, _defer_interrupts() as interrupted:
             while self.validated < self.optimiser.epochs and not self._out_of_patience:
                 if self.step < (self.validated + 1) * len(self.batches):
@@ -120,34 +125,50 @@ class Trainer(Generic[Network]):
             now = time.monotonic()
             self.seconds, began = self.seconds + now - began, now
             log.step(self.step, losses, self.seconds)
-            if interrupted() or now - saved > SAVE_EVERY_SECONDS:
+            stop = distributed.any_of(interrupted())
+            if stop or now - saved > SAVE_EVERY_SECONDS:
                 self._save()
                 saved = now
-            if interrupted():
+            if stop:
+                distributed.wait_for_all()  # a process that ends has the others ended: not before all is saved
                 raise KeyboardInterrupt
 
     def _update(self, batch: TrainingBatch, epoch: int) -> dict[str, Tensor]:
-        torch.manual_seed(self.optimiser.seed * 1_000_000_007 + self.step)
         self._set_rate()
-        with training_precision(self.device, self.network):
-            losses = self.loss(self.network, batch, self.step / self.steps)
+        self.adamw.zero_grad(set_to_none=True)
+        losses, learned = self._backward(batch)
         if not torch.isfinite(losses["total"]):
             raise TrainingError(
                 f"the loss is {losses['total'].item()} at epoch {epoch + 1}, batch {self.step % len(self.batches)} "
                 f"(step {self.step}); nothing was updated. A smaller learning rate may help."
             )
-        if not losses["total"].requires_grad:  # nothing in this batch belongs to a situation that is trained
+        if not learned:  # nothing in this batch belongs to a situation that is trained
             self.step += 1
             return losses
-        self.adamw.zero_grad(set_to_none=True)
-        losses["total"].backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.optimiser.clip_norm)
         if not torch.isfinite(norm):
             raise TrainingError(f"the gradient is not finite at step {self.step}; nothing was updated")
         self.adamw.step()
+        distributed.average_buffers(self.network)
         self.average.update_parameters(self.network)
         self.step += 1
         return losses | {"gradient_norm": norm}
+
+    def _backward(self, batch: TrainingBatch) -> tuple[dict[str, Tensor], bool]:
+        """Add up the gradients of a batch, part by part; return its losses, and whether anything was learned from."""
+        parts, losses, learned = self.split(batch), list[dict[str, Tensor]](), False
+        for number, part in enumerate(parts):
+            # Each part draws numbers of its own; the first one of all, those of a batch that is not divided.
+            stream = distributed.rank() * len(parts) + number
+            torch.manual_seed(self.optimiser.seed * 1_000_000_007 + self.step + (stream << 40))
+            with self.learner.accumulating(last=part is parts[-1]) as learn, training_attention(self.device):
+                with training_precision(self.device, self.network):
+                    values, useful = learn(part, self.step / self.steps)
+                values["total"].backward()  # type: ignore[no-untyped-call]
+            losses.append({name: value.detach() for name, value in values.items()})
+            learned |= useful
+        sums = {name: torch.stack([each[name] for each in losses]).sum() for name in losses[0]}
+        return distributed.mean(sums), distributed.any_of(learned)
 
     def _set_rate(self) -> None:
         factor = rate_factor(self.step, self.steps, warmup=round(self.steps * self.optimiser.warmup_share))
@@ -167,14 +188,18 @@ class Trainer(Generic[Network]):
         self.best = max(self.best, scores["score"])
         if better:
             self.best_epoch = self.validated
-            self.save_best(averaged, scores)
+            if distributed.is_first():
+                self.save_best(averaged, scores)
         self._save()
+        distributed.wait_for_all()
         summary = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
         self.console.print(
             f"epoch {self.validated}/{self.optimiser.epochs}  {self.seconds:.0f} s  {summary}{'  *best' * better}"
         )
 
     def _save(self) -> None:
+        if not distributed.is_first():  # all hold the same
+            return
         state = {
             "fingerprint": digest(self.fingerprint),
             "network": self.network.state_dict(),
@@ -207,6 +232,14 @@ class Trainer(Generic[Network]):
             setattr(self, name, state[name])
         self.console.print(f"resuming {self.folder} at step {self.step}")
 
+    def _start(self) -> None:
+        """Resume, and make sure that all processes start from the same state."""
+        self._resume()
+        if len(set(distributed.gathered(self.step))) > 1:
+            raise TrainingError(
+                f"not every process finds the run's {STATE} in {self.folder}: all machines need the same storage there"
+            )
+
 
 PROGRESS = ("step", "validated", "best", "best_epoch", "seconds")
 """How far a `Trainer` has come: what its state holds besides tensors."""
@@ -218,66 +251,6 @@ def finished_checkpoint(out: Path) -> Path:
     if not folder.is_dir():
         raise TrainingError(f"the run in {out} has ended, but its checkpoint is gone; remove {out} to start afresh")
     return folder
-
-
-def moving_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
-    """Return PyTorch's exponential moving average of `decay`, with a warm-up.
-
-    After n updates the decay is at most `1 - (1 + n) ** (-2/3)`, as timm's `ModelEmaV3` has it: an average over more
-    steps than that would remember, in a short run, weights from before the learning rate fell.
-    """
-
-    def move(averages: Tensors, values: Tensors, updates: Tensor | int) -> None:
-        warmed_up = min(decay, 1 - (1 + int(updates)) ** (-2 / 3))
-        get_ema_multi_avg_fn(warmed_up)(averages, values, updates)  # type: ignore[no-untyped-call]
-
-    return move
-
-
-def parameter_groups(network: nn.Module, config: OptimiserConfig) -> list[dict[str, Any]]:
-    """Split what is trained by learning rate (towers, token embeddings, rest) and by decay.
-
-    Matrices decay; vectors and embeddings do not.
-    """
-    modules = list(network.modules())
-    towers = {id(each) for module in modules if isinstance(module, Backbone) for each in module.parameters()}
-    tables = {id(module.weight) for module in modules if isinstance(module, nn.Embedding)}
-    embeddings = {id(each) for module in modules for each in _embeddings(module)}
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    for parameter in network.parameters():
-        if not parameter.requires_grad:  # a locked tower
-            continue
-        rate = config.backbone_rate if id(parameter) in towers else 1.0
-        if id(parameter) in tables:
-            rate *= config.embedding_rate
-        decays = parameter.ndim >= 2 and id(parameter) not in embeddings
-        groups.setdefault((rate, decays), []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "peak": config.learning_rate * rate,
-            "lr": 0.0,
-            "weight_decay": config.weight_decay if decays else 0.0,
-        }
-        for (rate, decays), parameters in groups.items()
-    ]
-
-
-def _embeddings(module: nn.Module) -> Iterable[Tensor]:
-    """Yield what `module` itself says must not decay: towers of timm and of open_clip name theirs by a method."""
-    if isinstance(module, nn.Embedding):
-        yield module.weight
-    named = getattr(module, "no_weight_decay", None)
-    if named is not None:
-        names = named()
-        yield from (parameter for name, parameter in module.named_parameters() if name in names)
-
-
-def rate_factor(step: int, total: int, *, warmup: int) -> float:
-    """Return the learning rate's share of its peak: linear warm-up, then half a cosine to zero."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
 @contextmanager

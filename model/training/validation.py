@@ -16,6 +16,7 @@ from model.errors import CatalogueError
 from model.inputs.dataset import ListingDataset, TrainingBatch, load_batches
 from model.network.cma_clip import CMAClip, Output
 from model.tasks import UNLABELLED, label_columns
+from model.training import distributed
 from model.training.config import SituationWeights
 
 VALIDATION_BATCH = 128
@@ -27,7 +28,7 @@ class Validation:
 
     Labels out of the vocabulary count as errors, as they do in every measure. The accuracy of a multi-valued attribute
     is its R-precision: of a listing with k known labels, the share that is among its k best. With one label that is the
-    accuracy.
+    accuracy. Processes that train together each judge a part of the listings, and all return the scores of all.
     """
 
     def __init__(
@@ -39,7 +40,8 @@ class Validation:
         self.trained = [situation for situation, weight in vars(weights).items() if weight]
         self.transform = dataset.transform
         self.tasks = dataset.tasks
-        self.loader = load_batches(dataset, batch_size=VALIDATION_BATCH, workers=workers)
+        share = distributed.part_of(len(dataset))
+        self.loader = load_batches(dataset, batch_size=VALIDATION_BATCH, workers=workers, sampler=share)
 
     @torch.inference_mode()
     def __call__(self, network: CMAClip) -> dict[str, float]:
@@ -53,7 +55,10 @@ class Validation:
                 ("title", network(None, text), batch.has_title),
             ):
                 right[situation].append(self._right(output, batch.labels)[rows].cpu().numpy())
-        scores = _mean_accuracies({situation: np.concatenate(parts) for situation, parts in right.items()})
+        found = distributed.gathered(right)
+        scores = _mean_accuracies(
+            {name: np.concatenate([rows for each in found for rows in each[name]]) for name in right}
+        )
         counted = [scores[situation] for situation in self.trained if situation in scores]
         if not counted:
             raise CatalogueError("the validation part holds no labelled listing; the catalogue is too small")

@@ -95,8 +95,7 @@ def with_random_text(build: BuildNetwork) -> BuildNetwork:
 
     def built(model: ModelConfig, tasks: Sequence[Task], initial: str | None) -> AttributeNetwork:
         network = build(model, tasks, initial)
-        size, length = model.preprocess.image_size, model.preprocess.context_length
-        network.backbone.text = build_backbone(model.backbone, image_size=size, context_length=length).text
+        network.backbone.text = build_backbone(model.backbone, model.preprocess).text
         return network
 
     return built

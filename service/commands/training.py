@@ -30,6 +30,13 @@ Epochs = Annotated[
     int | None, typer.Option(min=1, help="passes over the train part", show_default="by the size of the catalogue")
 ]
 
+Freeze = Annotated[
+    int | None,
+    typer.Option(
+        min=0, help="keep the lowest FREEZE blocks of each tower, and its embeddings, as they are", show_default="0"
+    ),
+]
+
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
@@ -75,7 +82,7 @@ def pretrain(
         initial=init,
         device=device,
     )
-    print(folder)
+    _print_once(folder)
 
 
 def train(
@@ -99,6 +106,7 @@ def train(
         ),
     ] = None,
     epochs: Epochs = None,
+    freeze: Freeze = None,
     device: Device = "auto",
     settings: Overrides = None,
 ) -> None:
@@ -106,23 +114,28 @@ def train(
 
     Calibrate and evaluate it next. A recipe does all of it, from pre-training to evaluation, stage by stage; called
     again, it continues where it was interrupted.
+
+    On several devices or machines: torchrun --nproc-per-node 2 $(which cma-clip) train …
     """
     if recipe is not None:
-        given = {"name": name, "backbone": backbone, "init": init, "epochs": epochs, "set": settings}
+        given = {"name": name, "backbone": backbone, "init": init, "epochs": epochs, "freeze": freeze, "set": settings}
         if extra := [f"--{option}" for option, value in given.items() if value]:
             raise ConfigError(f"{extra[0]} cannot be combined with --recipe; change the recipe instead")
-        print(_follow(recipe, catalogue, out, device))
+        _print_once(_follow(recipe, catalogue, out, device))
         return
     if catalogue is None:
         raise ConfigError("name the catalogue's TOML file, or a --recipe")
     from model.catalogue.listings import Catalogue  # noqa: PLC0415
     from model.config import override  # noqa: PLC0415
+    from model.training.distributed import is_first  # noqa: PLC0415
     from model.training.train import NAME, default_config, default_initial, default_model  # noqa: PLC0415
     from model.training.train import train as run  # noqa: PLC0415
 
     fusion, own = split_settings(settings, epochs)
+    own |= {"freeze": str(freeze)} if freeze else {}
     listings = Catalogue.open(catalogue)
-    print_warnings(listings, catalogue)
+    if is_first():
+        print_warnings(listings, catalogue)
     if init is None and backbone is None:
         init = default_initial(listings)
     folder = run(
@@ -134,19 +147,28 @@ def train(
         initial=init,
         device=device,
     )
-    print(folder)
+    _print_once(folder)
 
 
 def _follow(recipe: Path, catalogue: Path | None, out: Path, device: str) -> Path:
     from model.catalogue.listings import Catalogue  # noqa: PLC0415
+    from model.training.distributed import is_first  # noqa: PLC0415
     from model.training.recipe import Recipe, run_recipe  # noqa: PLC0415
 
     stages = Recipe.load(recipe)
     toml = catalogue or stages.catalogue
     listings = Catalogue.open(toml) if toml else None
-    if toml and listings:
+    if toml and listings and is_first():
         print_warnings(listings, toml)
     return run_recipe(stages, out, catalogue=listings, device=device)
+
+
+def _print_once(folder: Path) -> None:
+    """Print a result, from the first of several processes alone."""
+    from model.training.distributed import is_first  # noqa: PLC0415
+
+    if is_first():
+        print(folder)
 
 
 def split_settings(texts: list[str] | None, epochs: int | None) -> tuple[dict[str, str], dict[str, str]]:

@@ -96,11 +96,13 @@ def check(words: list[str]) -> None:
             assert arguments[0] in targets, arguments
             for flags in (argument.removeprefix("ARGS=") for argument in arguments[1:]):
                 check_command_line([*arguments[:1], *shlex.split(flags)])
+        case "torchrun":
+            check_command_line(arguments[arguments.index("cma-clip)") + 1 :])
         case "python" if arguments[0] == "-m":
             assert find_spec(arguments[1]) is not None, arguments
         case "python":
             assert (ROOT / arguments[0]).is_file(), arguments
-        case "curl" | "pip" | "tensorboard":
+        case "curl" | "docker" | "kubectl" | "pip" | "tensorboard":
             pass
         case _:
             raise AssertionError(f"unknown command: {words}")

@@ -50,7 +50,8 @@ def threaded(compiled_folder: Path) -> OpenVinoEngine:
     """The same one, whose batches are computed in three slices at most."""
     checkpoint = load_checkpoint(compiled_folder.parent, F32)
     assert checkpoint.compiled is not None
-    return OpenVinoEngine(checkpoint.compiled, checkpoint.home, [len(t.labels) for t in checkpoint.tasks], threads=3)
+    labels = [len(task.labels) for task in checkpoint.tasks]
+    return OpenVinoEngine(checkpoint.compiled, checkpoint.home, labels, end=checkpoint.config.preprocess.end, threads=3)
 
 
 def test_a_checkpoint_that_carries_an_engine_is_computed_by_it(

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.catalogue.listings import Catalogue
-from model.config import CLIP_MEAN, IMAGENET_MEAN, FusionConfig, ModelConfig, from_json, to_json
+from model.config import CLIP_MEAN, IMAGENET_MEAN, FusionConfig, ModelConfig, PreprocessConfig, from_json, to_json
 from model.errors import ConfigError
 from model.network.cma_clip import CMAClip, build_cma_clip
 from model.network.towers import BACKBONES, TextTower, build_backbone, sum_of_words
@@ -30,7 +30,7 @@ TOKENS[1, :4] = torch.tensor([49406, 330, 320, 49407])
 
 def text_tower() -> TextTower:
     torch.manual_seed(0)
-    return build_backbone(BAG, image_size=(24, 16), context_length=16).text.eval()
+    return build_backbone(BAG, PreprocessConfig(image_size=(24, 16), context_length=16)).text.eval()
 
 
 # --- schedule and start ------------------------------------------------------------------------------------

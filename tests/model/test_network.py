@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import socket
-from pathlib import Path
 from typing import Any
 
-import open_clip
 import pytest
 import torch
 from open_clip.model import CustomTextCLIP
@@ -17,11 +15,13 @@ from model.config import FusionConfig, ModelConfig, PreprocessConfig
 from model.errors import ConfigError
 from model.network.attention import EncoderBlock, ModalityAttention, tokens_at
 from model.network.cma_clip import CMAClip, Output, build_cma_clip
-from model.network.towers import TokenSequence, VitTower, backbone_config, build_backbone, pretrained_backbone
+from model.network.towers import TokenSequence, VitTower, backbone_config, build_backbone
 from model.tasks import Task
 from model.training.initialise import initial_model
 from research.attention_maps import forward_with_attention, plain_block
 from tests.conftest import TINY_BACKBONE
+
+PREPROCESS = PreprocessConfig(image_size=(224, 224), context_length=77)
 
 IMAGES = torch.randn(5, 3, 24, 16, generator=torch.Generator().manual_seed(1))
 TOKENS = torch.zeros(5, 12, dtype=torch.long)
@@ -177,14 +177,14 @@ def test_vit_b_32_is_wrapped_whole(tasks: tuple[Task, ...]) -> None:
 @pytest.mark.parametrize("name", ["ViT-B-16", "ViT-L-14"])
 def test_larger_vits_are_wrapped(name: str) -> None:
     with torch.device("meta"):
-        backbone = build_backbone(backbone_config(name), image_size=(224, 224), context_length=77)
+        backbone = build_backbone(backbone_config(name), PREPROCESS)
     assert (backbone.image.grid, backbone.image.width) == (((14, 14), 768) if name == "ViT-B-16" else ((16, 16), 1024))
 
 
 @pytest.mark.parametrize(("name", "width"), [("cma-small", 320), ("cma-tiny", 256)])
 def test_our_towers_pool_their_patches(name: str, width: int) -> None:
     model = initial_model(name, None)
-    backbone = build_backbone(model.backbone, image_size=model.preprocess.image_size, context_length=40).eval()
+    backbone = build_backbone(model.backbone, model.preprocess).eval()
     with torch.inference_mode():
         tokens = backbone.encode_image(torch.randn(2, 3, 80, 64)).embeddings
     assert backbone.image.grid == (5, 4)
@@ -196,14 +196,17 @@ def test_our_towers_pool_their_patches(name: str, width: int) -> None:
     ("name", "message"),
     [
         ("RN50", "ModifiedResNet is not supported"),
-        ("coca_ViT-B-32", "attentional pooling"),
+        ("coca_ViT-B-32", "class token behind the title"),
+        ("xlm-roberta-base-ViT-B-32", "Hugging Face text towers"),
         ("no-such", "unknown backbone"),
     ],
 )
 def test_unsupported_towers_are_refused(name: str, message: str) -> None:
     with torch.device("meta"), pytest.raises(ConfigError, match=message):
-        build_backbone(backbone_config(name), image_size=(224, 224), context_length=77)
+        build_backbone(backbone_config(name), PREPROCESS)
 
+
+SMALL = PreprocessConfig(image_size=(16, 16), context_length=16)
 
 VIT = {"width": 64, "layers": 1, "head_width": 32, "patch_size": 8}
 
@@ -231,29 +234,12 @@ def test_a_configuration_cannot_make_a_download(
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_: pytest.fail("went out to the network"))
     config = {"embed_dim": 64, "vision_cfg": {**VIT, **image}, "text_cfg": {**TEXT, **text}}
     with pytest.raises(ConfigError, match=message):
-        build_backbone(config, image_size=(16, 16), context_length=16)
+        build_backbone(config, SMALL)
 
 
 def test_what_names_a_tokenizer_is_not_handed_on() -> None:
     config = {"embed_dim": 64, "vision_cfg": VIT, "text_cfg": {**TEXT, "hf_tokenizer_name": "somebody/words"}}
-    assert build_backbone(config, image_size=(16, 16), context_length=16).text.width == 64
-
-
-def test_pretrained_weights_come_from_a_local_file(tmp_path: Path) -> None:
-    clip = open_clip.create_model("ViT-S-32-alt", load_weights=False)
-    path = tmp_path / "weights.pt"
-    torch.save(clip.state_dict(), path)
-    backbone = pretrained_backbone("ViT-S-32-alt", str(path))
-    assert isinstance(backbone.image, VitTower)
-    assert torch.equal(backbone.image.visual.conv1.weight, clip.visual.conv1.weight)
-    assert torch.equal(backbone.text.text.token_embedding.weight, clip.token_embedding.weight)
-
-
-def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "weights.pt"
-    torch.save({"visual.conv1.weight": torch.zeros(1)}, path)
-    with pytest.raises(ConfigError, match="does not fit ViT-S-32-alt"):
-        pretrained_backbone("ViT-S-32-alt", str(path))
+    assert build_backbone(config, SMALL).text.width == 64
 
 
 @pytest.mark.parametrize("depth", [0, 1, 3])

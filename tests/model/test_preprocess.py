@@ -21,7 +21,7 @@ from model.inputs.decode import decode_image
 from model.inputs.framing import MARGIN, Box
 from model.inputs.normalise import TensorTransform
 from model.inputs.preprocess import ImageTransform
-from model.inputs.tokenizer import MAX_WORD_CHARACTERS, TitleTokenizer, pad_tokens
+from model.inputs.tokenizer import MAX_WORD_CHARACTERS, ClipTokenizer, TitleTokenizer, pad_tokens
 
 Resize = Literal["longest", "shortest", "squash"]
 CONFIG = PreprocessConfig(image_size=(24, 16), context_length=16)
@@ -191,7 +191,7 @@ def test_a_long_word_is_read_by_its_beginning() -> None:
 
 def test_what_is_remembered_of_words_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("model.inputs.tokenizer.MAX_CACHED_WORDS", 50)
-    tokenize = TitleTokenizer(CONFIG)
+    tokenize = ClipTokenizer(CONFIG.context_length)
     before = tokenize("navy blue shirt").tokens.tolist()
     held = len(pickle.dumps(tokenize))
     for number in range(500):

@@ -16,10 +16,13 @@ from model.checkpoint.folder import WEIGHTS, load_checkpoint
 from model.checkpoint.weights import read_tensors
 from model.config import ModelConfig
 from model.errors import CheckpointError, ConfigError
+from model.inputs.dataset import TrainingBatch
+from model.inputs.normalise import TensorTransform
+from model.network.towers import build_backbone
 from model.tasks import Task
 from model.training.config import OptimiserConfig, PretrainConfig
 from model.training.initialise import initial_model, initial_network
-from model.training.pretrain import chance_warning, pretrain
+from model.training.pretrain import ContrastiveLoss, ContrastiveModel, chance_warning, pretrain
 from tests.conftest import write_catalogue
 
 
@@ -69,6 +72,44 @@ def test_a_new_text_tower_is_taught_to_match_a_locked_image_tower(
     other = dataclasses.replace(model_config, backbone=wider)
     with pytest.raises(ConfigError, match="another image tower"):
         pretrain(catalogue, tmp_path / "other", model=other, initial=checkpoint_folder, **arguments)
+
+
+def test_micro_batches_have_the_contrastive_loss_and_gradients_of_the_whole_batch(model_config: ModelConfig) -> None:
+    torch.manual_seed(0)
+    backbone = build_backbone(model_config.backbone, model_config.preprocess)
+    network = ContrastiveModel(backbone, 16)
+    batch = TrainingBatch(
+        pixels=torch.randint(0, 255, (8, 3, 24, 16), dtype=torch.uint8),
+        tokens=torch.tensor([[49406, 320 + row, 49407] for row in range(8)]),
+        labels=torch.zeros(8, 0, dtype=torch.long),
+        has_image=torch.arange(8) != 3,
+        has_title=torch.arange(8) != 5,
+    )
+    found = []
+    for size in (0, 1, 4, 6, 100):
+        network.zero_grad()
+        losses = ContrastiveLoss(TensorTransform(model_config.preprocess), micro_batch=size)(network, batch, 0.0)
+        losses["total"].backward()  # type: ignore[no-untyped-call]
+        found.append((losses, [each.grad for each in network.parameters()]))
+    (expected, gradients), *others = found
+    assert expected["total"] > 0
+    for losses, others_gradients in others:
+        torch.testing.assert_close(losses, expected)
+        torch.testing.assert_close(others_gradients, gradients)
+
+
+def test_micro_batches_are_refused_where_statistics_would_see_each_twice(
+    catalogue: Catalogue, tmp_path: Path, console: Console
+) -> None:
+    optimiser = OptimiserConfig(epochs=1, batch_size=16, learning_rate=1e-3, micro_batch=8)
+    with pytest.raises(ConfigError, match="micro_batch in pre-training is for Transformers"):
+        pretrain(
+            catalogue,
+            tmp_path,
+            model=initial_model("cma-tiny", None),
+            config=PretrainConfig(optimiser=optimiser),
+            console=console,
+        )
 
 
 @pytest.mark.parametrize(

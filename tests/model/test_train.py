@@ -251,6 +251,102 @@ def test_a_mismatched_pair_counts_by_its_share_and_asks_for_the_labels_of_either
     assert "mismatched" not in TrainingLoss(none, transform)(network, batch, 0.5)
 
 
+def incomplete_batch() -> TrainingBatch:
+    """Seven listings, each of which lacks something: labels, the image or the title."""
+    generator = torch.Generator().manual_seed(1)
+    words = [[49406, 320 + row, 49407] if row % 3 else [0, 0, 0] for row in range(7)]
+    return TrainingBatch(
+        pixels=torch.randint(0, 255, (7, 3, 24, 16), dtype=torch.uint8, generator=generator),
+        tokens=torch.tensor(words),
+        labels=torch.tensor(
+            [[0, UNLABELLED], [1, 0], [UNLABELLED, 1], [UNLABELLED, UNLABELLED], [OUT_OF_VOCABULARY, 1], [3, 0], [2, 0]]
+        ),
+        has_image=torch.tensor([True, False, True, True, True, False, True]),
+        has_title=torch.tensor([bool(each[0]) for each in words]),
+    )
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 6, 7, 100])
+def test_the_losses_and_gradients_of_a_batches_parts_add_up_to_its_own(
+    network: CMAClip, train_config: TrainConfig, model_config: ModelConfig, size: int
+) -> None:
+    """Whatever is missing where: a mean is over what the whole batch has, never a mean of means."""
+    optimiser = dataclasses.replace(train_config.optimiser, micro_batch=size)
+    undrawn = dataclasses.replace(train_config, modality_dropout=0.0, mismatched_titles=0.0, mismatched_images=0.0)
+    config = dataclasses.replace(undrawn, optimiser=optimiser)
+    loss, batch = TrainingLoss(config, TensorTransform(model_config.preprocess)), incomplete_batch()
+
+    def backward(parts: Sequence[TrainingBatch]) -> tuple[dict[str, float], list[torch.Tensor]]:
+        network.zero_grad()
+        sums: dict[str, float] = {}
+        for part in parts:
+            losses = loss(network, part, 0.5)
+            losses["total"].backward()  # type: ignore[no-untyped-call]
+            sums = {name: sums.get(name, 0.0) + value.item() for name, value in losses.items()}
+        return sums, [each.grad.clone() for each in network.parameters() if each.grad is not None]
+
+    parts = loss.split(batch)
+    assert max(len(part.labels) for part in parts) <= size
+    (expected, gradients), (actual, added) = backward([batch]), backward(parts)
+    assert actual == pytest.approx(expected, rel=1e-5)
+    for one, other in zip(gradients, added, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-6)
+
+
+def test_mismatched_pairs_of_parts_count_as_much_as_those_of_the_whole(
+    network: CMAClip, train_config: TrainConfig, model_config: ModelConfig
+) -> None:
+    """Of equal listings every pairing is the same, and so is the loss."""
+    rows = torch.zeros(8, dtype=torch.long)
+    one = TrainingBatch(
+        pixels=torch.full((1, 3, 24, 16), 7, dtype=torch.uint8),
+        tokens=torch.tensor([[49406, 320, 49407]]),
+        labels=torch.tensor([[0, 1]]),
+        has_image=torch.tensor([True]),
+        has_title=torch.tensor([True]),
+    )
+    batch = TrainingBatch(*(getattr(one, each.name)[rows] for each in dataclasses.fields(one)))
+    optimiser = dataclasses.replace(train_config.optimiser, micro_batch=3)
+    config = dataclasses.replace(train_config, optimiser=optimiser, modality_dropout=0.0, mismatched_titles=0.3)
+    loss = TrainingLoss(config, TensorTransform(model_config.preprocess))
+    parts = loss.split(batch)
+    assert [len(part.labels) for part in parts] == [3, 3, 2]
+    whole = loss(network, batch, 0.5)["mismatched"].item()
+    assert whole > 0
+    assert sum(loss(network, part, 0.5)["mismatched"].item() for part in parts) == pytest.approx(whole, rel=1e-5)
+
+
+def test_a_run_in_micro_batches_learns_what_a_run_in_batches_does(
+    catalogue: Catalogue, tmp_path: Path, model_config: ModelConfig, train_config: TrainConfig, console: Console
+) -> None:
+    undrawn = dataclasses.replace(train_config, modality_dropout=0.0, mismatched_titles=0.0, mismatched_images=0.0)
+    parts = dataclasses.replace(undrawn, optimiser=dataclasses.replace(undrawn.optimiser, micro_batch=5))
+    folders = [
+        train(catalogue, tmp_path / name, model=model_config, config=config, console=console)
+        for name, config in (("whole", undrawn), ("parts", parts))
+    ]
+    expected, actual = (load_checkpoint(folder).training["validation"] for folder in folders)
+    assert actual == pytest.approx(expected, abs=0.1)
+
+
+def test_lower_blocks_stay_as_they_were_given(
+    catalogue: Catalogue,
+    tmp_path: Path,
+    model_config: ModelConfig,
+    train_config: TrainConfig,
+    checkpoint_folder: Path,
+    console: Console,
+) -> None:
+    config = dataclasses.replace(train_config, freeze=1)
+    folder = train(
+        catalogue, tmp_path / "run", model=model_config, config=config, initial=checkpoint_folder, console=console
+    )
+    before, after = tensors(checkpoint_folder), tensors(folder)
+    same = {key for key in before if key in after and torch.equal(before[key], after[key])}
+    assert {key for key in before if key.startswith("backbone.")} <= same, "each tower has one block"
+    assert not any(key.startswith("sequence_attention.blocks.0.mlp") for key in same)
+
+
 def test_corruption_shares_fall_along_a_line_and_nothing_else_changes(train_config: TrainConfig) -> None:
     augment = AugmentConfig(corrupted_images=0.2, blank_images=0.02, title_dropout=0.3, label_word_dropout=0.04)
     config = dataclasses.replace(

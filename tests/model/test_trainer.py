@@ -23,8 +23,9 @@ from model.tasks import Task
 from model.training.config import OptimiserConfig, TrainConfig
 from model.training.log import TrainingLog
 from model.training.objective import TrainingLoss
+from model.training.optimiser import moving_average, parameter_groups, rate_factor
 from model.training.pretrain import ContrastiveModel
-from model.training.trainer import Trainer, moving_average, parameter_groups, rate_factor
+from model.training.trainer import Trainer
 
 PREPROCESS = PreprocessConfig(image_size=(24, 16), context_length=16)
 

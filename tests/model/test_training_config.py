@@ -78,3 +78,20 @@ def test_patience_is_a_share_of_the_epochs(patience: float, epochs: int, patient
 def test_an_impossible_patience_is_refused(patience: float) -> None:
     with pytest.raises(ConfigError, match="patience must be above 0 and at most 1"):
         OptimiserConfig(epochs=1, batch_size=1, learning_rate=1.0, patience=patience)
+
+
+def test_impossible_settings_of_large_models_are_refused() -> None:
+    usual = small_training(30_139)
+    for wrong, message in (
+        ({"layer_decay": 0.0}, "layer_decay must be above 0 and at most 1"),
+        ({"layer_decay": 1.5}, "layer_decay must be above 0 and at most 1"),
+        ({"micro_batch": -1}, "micro_batch cannot be negative"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            dataclasses.replace(usual.optimiser, **wrong)
+    with pytest.raises(ConfigError, match="freeze cannot be negative"):
+        dataclasses.replace(usual, freeze=-1)
+    single = dataclasses.replace(usual.optimiser, micro_batch=1)
+    with pytest.raises(ConfigError, match="micro_batch must be 2 at least"):
+        dataclasses.replace(usual, optimiser=single)
+    dataclasses.replace(usual, optimiser=single, mismatched_titles=0.0, mismatched_images=0.0)

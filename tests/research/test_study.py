@@ -65,10 +65,7 @@ def pooled(model_config: ModelConfig, tasks: tuple[Task, ...]) -> PooledClip:
 def towers(tmp_path_factory: pytest.TempPathFactory, model_config: ModelConfig) -> Path:
     """A checkpoint of towers alone, as `cma-clip pretrain` leaves it."""
     torch.manual_seed(1)
-    preprocess = model_config.preprocess
-    backbone = build_backbone(
-        model_config.backbone, image_size=preprocess.image_size, context_length=preprocess.context_length
-    )
+    backbone = build_backbone(model_config.backbone, model_config.preprocess)
     folder = tmp_path_factory.mktemp("towers") / "checkpoint"
     save_checkpoint(
         folder, nn.ModuleDict({"backbone": backbone}), name="towers", config=model_config, tasks=(), training={}

@@ -59,10 +59,13 @@ class Encoded:
 class OpenVinoEngine:
     """Implements `model.inference.engines.engine.Engine`."""
 
-    def __init__(self, compiled: CompiledNetwork, folder: Path, labels: Sequence[int], *, threads: int = 0) -> None:
+    def __init__(
+        self, compiled: CompiledNetwork, folder: Path, labels: Sequence[int], *, end: int, threads: int = 0
+    ) -> None:
         """
         folder: where the network's files are
         labels: how many each attribute has
+        end: the token that ends a title
         threads: 0 for `model.threads.thread_count`
 
         Raises `CheckpointError` for files that OpenVINO cannot read.
@@ -82,13 +85,14 @@ class OpenVinoEngine:
             _Network(core, folder / f"{part}.xml", compiled.precision[part], threads)
             for part in ("image", "text", "fusion")
         )
-        self._ends = np.cumsum(labels)[:-1]
+        self._ends, self._end = np.cumsum(labels)[:-1], end
 
     @classmethod
     def load(cls, checkpoint: Checkpoint) -> OpenVinoEngine:
         """Load the compiled network of a checkpoint. Raises `CheckpointError` where it cannot be read."""
         assert checkpoint.compiled is not None
-        return cls(checkpoint.compiled, checkpoint.home, [len(task.labels) for task in checkpoint.tasks])
+        labels = [len(task.labels) for task in checkpoint.tasks]
+        return cls(checkpoint.compiled, checkpoint.home, labels, end=checkpoint.config.preprocess.end)
 
     def place(self, pixels: NDArray[np.uint8] | None, tokens: NDArray[np.int64] | None) -> Placed:
         return Placed(pixels, tokens)
@@ -103,8 +107,7 @@ class OpenVinoEngine:
         return Encoded(
             image=None if placed.pixels is None else next(found)[0],
             text=None if placed.tokens is None else next(found)[0],
-            # The end of a title is its highest token id.
-            end=None if placed.tokens is None else placed.tokens.argmax(axis=1),
+            end=None if placed.tokens is None else (placed.tokens == self._end).argmax(axis=1),
         )
 
     def fuse(self, encoded: Encoded, parts: Sequence[Rows]) -> list[RawOutputs]:

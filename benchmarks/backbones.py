@@ -92,6 +92,14 @@ def examine(name: str, *, whole: bool) -> dict[str, Any]:
     except ConfigError as error:
         return {"verdict": "refused", "why": str(error)}
     share(reference, ours)
+    try:
+        return compare(name, ours, reference, preprocess)
+    except AssertionError as error:
+        return {"verdict": "different", "why": f"open_clip's own model cannot be run: {error}"}
+
+
+def compare(name: str, ours: Backbone, reference: Any, preprocess: PreprocessConfig) -> dict[str, Any]:
+    """Compare pooled images and titles of the same weights, and the pixels of each tag."""
     pixels = [pixels_apart(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
     apart = {
         "image": images_apart(ours, reference),

@@ -141,7 +141,7 @@ def test_every_parameter_gets_a_gradient(pair: Pair) -> None:
     pair.ours.zero_grad()
     image = pair.ours.encode_image(torch.randn(2, 3, height, width))
     text = pair.ours.encode_text(torch.from_numpy(our_tokens(pair)))
-    (image.embeddings.pow(3).sum() + text.embeddings[text.mask].pow(3).sum()).backward()
+    (image.embeddings.pow(3).sum() + text.embeddings[text.mask].pow(3).sum()).backward()  # type: ignore[no-untyped-call]
     assert [name for name, each in pair.ours.named_parameters() if each.grad is None or not each.grad.any()] == []
 
 

@@ -131,16 +131,17 @@ class OwnTokenizer:
     def __call__(self, title: str) -> TokenizedTitle:
         cleaned = self._clean(title)
         encoding = self._tokenizer.encode(cleaned)
-        tokens = np.array(encoding.ids, dtype=np.int64)
-        tokens[-1] = self.end
+        ids, special = encoding.ids, encoding.special_tokens_mask
+        before = special.index(0) if 0 in special else len(ids) - 1
+        # A title that spells the end out may get its token; it ends where it ends.
+        inner = [at for at in range(before, len(ids) - 1) if ids[at] != self.end]
         words, ends = self._words(title, cleaned)
-        inner = [at for at, special in enumerate(encoding.special_tokens_mask) if not special]
         return TokenizedTitle(
-            tokens,
+            np.array([*ids[:before], *(ids[at] for at in inner), self.end], dtype=np.int64),
             words,
             tuple(_owner(cleaned, *encoding.offsets[at], ends) for at in inner),
             truncated=bool(encoding.overflowing),
-            before=inner[0] if inner else len(tokens) - 1,
+            before=before,
         )
 
     def _words(self, title: str, cleaned: str) -> tuple[tuple[str, ...], list[int]]:

@@ -92,6 +92,40 @@ def pretrained_weights(backbone: str, initial: str) -> Path:
         raise ConfigError(f"the weights of {initial} cannot be had: {error}") from error
 
 
+@dataclass(frozen=True, kw_only=True)
+class BackboneFacts:
+    """One of open_clip's model configurations. `refused`: why it is not supported; None where it is."""
+
+    name: str
+    image_size: tuple[int, int]
+    context_length: int
+    tokenizer: str
+    tags: tuple[str, ...]
+    refused: str | None
+
+
+def list_backbones() -> list[BackboneFacts]:
+    """Return what is known of each configuration that open_clip ships; nothing is built, and no hub asked."""
+    return [_facts(name) for name in open_clip.list_models()]
+
+
+def _facts(name: str) -> BackboneFacts:
+    config, refused = backbone_config(name), None
+    try:
+        check_towers(config)
+    except ConfigError as error:
+        refused = str(error)
+    text, preprocess = config["text_cfg"], preprocessing(config, {}, None)
+    return BackboneFacts(
+        name=name,
+        image_size=preprocess.image_size,
+        context_length=preprocess.context_length,
+        tokenizer=text.get("hf_tokenizer_name") or "CLIP",
+        tags=tuple(open_clip.list_pretrained_tags_by_model(name)),
+        refused=refused,
+    )
+
+
 def built_in(backbone: str | None, initial: str) -> tuple[dict[str, Any], Mapping[str, Any]]:
     """Return the configuration of an open_clip model and the preprocessing of its weights, a tag's or a file's."""
     if backbone is None or backbone in BACKBONES:

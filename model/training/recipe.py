@@ -33,6 +33,7 @@ from model.evaluation.evaluate import evaluate, evaluation_tables
 from model.training import distributed, pretrain, train
 from model.training.config import PretrainConfig, TrainConfig
 from model.training.initialise import initial_model
+from model.training.pretrained import FOLDER
 from model.training.trainer import STATE, finished_checkpoint
 from model.trust.certificates import TARGET_PRECISIONS
 from model.trust.scope import SCOPE_LEVEL
@@ -289,8 +290,8 @@ def _read_stage(table: Mapping[str, Any], number: int, folder: Path, earlier: Ma
 
 def _local(init: str, folder: Path) -> str:
     """Take a path as relative to the recipe; if there is none, it is the tag of pretrained weights."""
-    path = folder / init
-    return str(path) if path.exists() else init
+    scheme, path = (FOLDER if init.startswith(FOLDER) else ""), folder / init.removeprefix(FOLDER)
+    return f"{scheme}{path}" if path.exists() else init
 
 
 def _linked(stage: Stage, where: str, earlier: Mapping[str, Stage]) -> Stage:

@@ -21,7 +21,7 @@ RunFolder = Annotated[Path, typer.Option(help="folder of the run; an interrupted
 Backbone = Annotated[
     str | None,
     typer.Option(
-        help="cma-small, cma-tiny, cma-lite, or an open_clip ViT such as ViT-B-32",
+        help="cma-small, cma-tiny, cma-lite, or a model of open_clip's such as ViT-B-32",
         show_default="INIT's; cma-lite for imagenet, else cma-small",
     ),
 ]
@@ -34,6 +34,40 @@ Freeze = Annotated[
     int | None,
     typer.Option(
         min=0, help="keep the lowest FREEZE blocks of each tower, and its embeddings, as they are", show_default="0"
+    ),
+]
+
+
+def print_backbones(wanted: bool) -> None:
+    """Print which of open_clip's models can be named as the backbone, and end the command."""
+    if not wanted:
+        return
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    from model.training.pretrained import list_backbones  # noqa: PLC0415
+
+    found = list_backbones()
+    table = Table("backbone", "image", "tokens", "tokenizer", "pretrained tags", box=None, pad_edge=False)
+    for each in found:
+        if each.refused is None:
+            size = "{} x {}".format(*each.image_size)
+            table.add_row(each.name, size, str(each.context_length), each.tokenizer, ", ".join(each.tags) or "none")
+    console = Console()
+    console.print(table)
+    for reason in sorted({each.refused for each in found if each.refused}):
+        names = ", ".join(each.name for each in found if each.refused == reason)
+        console.print(f"\nnot supported ({reason}): {names}", markup=False)
+    raise typer.Exit
+
+
+ListBackbones = Annotated[
+    bool,
+    typer.Option(
+        "--list-backbones",
+        callback=print_backbones,
+        is_eager=True,
+        help="print open_clip's models that can be the backbone, with their pretrained tags, and exit",
     ),
 ]
 
@@ -101,7 +135,8 @@ def train(
     init: Annotated[
         str | None,
         typer.Option(
-            help="start from a checkpoint folder of ours, an open_clip pretrained tag, a weights file, or imagenet",
+            help="start from a checkpoint folder of ours, hf-hub:ORG/NAME, local-dir:FOLDER, an open_clip pretrained "
+            "tag or a weights file (both with --backbone), or imagenet",
             show_default="imagenet for few listings and no --backbone, else random weights",
         ),
     ] = None,
@@ -109,6 +144,7 @@ def train(
     freeze: Freeze = None,
     device: Device = "auto",
     settings: Overrides = None,
+    list_backbones: ListBackbones = False,
 ) -> None:
     """Train CMA-CLIP on a catalogue. The best checkpoint by validation is OUT/checkpoint.
 

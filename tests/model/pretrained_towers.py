@@ -66,19 +66,19 @@ def write_towers(folder: Path, family: Family) -> Any:
 def t5_tokenizer(folder: Path) -> None:
     """SigLIP's: pieces of sentences by a unigram model, an end and no start; padded with the end."""
     tokenizer = Tokenizer(models.Unigram())
-    tokenizer.normalizer = normalizers.NFKC()  # type: ignore[assignment]
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()  # type: ignore[assignment]
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     special = ["<pad>", "</s>", "<unk>"]
     tokenizer.train_from_iterator(CORPUS, _unigram(special))
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])  # type: ignore[assignment]
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     _save(tokenizer, folder, {"pad_token": "</s>", "eos_token": {"content": "</s>"}})
 
 
 def gemma_tokenizer(folder: Path) -> None:
     """SigLIP2's: byte pairs over whole titles; that it adds an end stands in its settings alone."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True))
-    tokenizer.normalizer = normalizers.Replace(" ", "▁")  # type: ignore[assignment]
-    tokenizer.decoder = decoders.Replace("▁", " ")  # type: ignore[assignment]
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.decoder = decoders.Replace("▁", " ")
     special = ["<pad>", "<eos>", "<bos>", "<unk>"]
     tokenizer.train_from_iterator(
         CORPUS, trainers.BpeTrainer(vocab_size=120, special_tokens=special, show_progress=False)
@@ -90,10 +90,10 @@ def gemma_tokenizer(folder: Path) -> None:
 def xlm_tokenizer(folder: Path) -> None:
     """MetaCLIP 2's: a unigram model with start and end; padded with a token of its own."""
     tokenizer = Tokenizer(models.Unigram())
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     special = ["<s>", "<pad>", "</s>", "<unk>"]
     tokenizer.train_from_iterator(CORPUS, _unigram(special))
-    tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+    tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
     _save(tokenizer, folder, {"pad_token": "<pad>"})
@@ -102,13 +102,13 @@ def xlm_tokenizer(folder: Path) -> None:
 def bert_tokenizer(folder: Path) -> None:
     """CLIPA's: word pieces between a start and a separator, which open_clip strips."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # noqa: S106 - no password
-    tokenizer.normalizer = normalizers.BertNormalizer()  # type: ignore[assignment]
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # type: ignore[assignment]
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
     tokenizer.train_from_iterator(
         CORPUS, trainers.WordPieceTrainer(vocab_size=120, special_tokens=special, show_progress=False)
     )
-    tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+    tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     _save(tokenizer, folder, {"pad_token": "[PAD]", "sep_token": "[SEP]"})
@@ -144,7 +144,7 @@ SIGLIP_TEXT = {
     "pool_type": "last",
     "norm_kwargs": {"eps": 1e-6},
 }
-SIGLIP = {"whole": {"init_logit_bias": -10}, "preprocess": {**UNIT, "resize_mode": "squash"}}
+SIGLIP: Mapping[str, Any] = {"whole": {"init_logit_bias": -10}, "preprocess": {**UNIT, "resize_mode": "squash"}}
 
 
 @register_model
@@ -154,7 +154,7 @@ def vit_siglip_cut(**options: Any) -> nn.Module:
     tower = VisionTransformer(
         img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, **{**options, "class_token": False}
     )
-    tower.default_cfg = {}
+    tower.default_cfg = {}  # type: ignore[assignment]
     return tower
 
 
@@ -165,7 +165,7 @@ def swin_cut(**options: Any) -> nn.Module:
     tower = SwinTransformer(
         img_size=56, patch_size=4, window_size=7, embed_dim=16, depths=(2, 2), num_heads=(2, 4), **options
     )
-    tower.default_cfg = {"pool_size": (7, 7)}
+    tower.default_cfg = {"pool_size": (7, 7)}  # type: ignore[assignment]
     return tower
 
 

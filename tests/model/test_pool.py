@@ -151,7 +151,12 @@ FILES = {
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize(
-    "resizing", [SERVING, replace(SERVING, resize="squash", framing="whole"), replace(SERVING, image_size=(24, 16))]
+    "resizing",
+    [
+        SERVING,
+        replace(SERVING, resize="squash", framing="whole", interpolation="bilinear"),
+        replace(SERVING, image_size=(24, 16)),
+    ],
 )
 def test_a_workers_pixels_are_those_of_this_process(workers: Watched, name: str, resizing: PreprocessConfig) -> None:
     """What is served, what is labelled, and what a certificate was measured on."""

@@ -211,3 +211,15 @@ def test_a_tokeniser_that_was_sent_to_another_process_reads_the_same() -> None:
 def test_impossible_configurations_are_refused(fields: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         dataclasses.replace(CONFIG, **fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("size", "allowed"), [((60, 400), 0), ((40, 4000), 2)])
+def test_a_crop_is_what_is_left_of_the_whole_image_resized(size: tuple[int, int], allowed: int) -> None:
+    """Of very long images the part that is kept is resized alone: the same but for rounding."""
+    config = PreprocessConfig(image_size=(32, 32), context_length=8, resize="shortest", interpolation="bilinear")
+    image = Image.radial_gradient("L").resize(size).convert("RGB")
+    long = int(32 * size[1] / size[0])
+    whole = image.resize((32, long), Image.Resampling.BILINEAR)
+    top = round((long - 32) / 2)
+    expected = np.asarray(whole.crop((0, top, 32, top + 32))).transpose(2, 0, 1)
+    assert np.abs(ImageTransform(config)(image).astype(int) - expected).max() <= allowed

@@ -30,7 +30,7 @@ from model.network.towers import VitTower
 from model.tasks import Task
 from model.training import pretrained
 from model.training.initialise import initial_model, initial_network
-from model.training.pretrained import pretrained_weights, read_pretrained
+from model.training.pretrained import list_backbones, pretrained_weights, read_pretrained
 from tests.model.pretrained_towers import FAMILIES, write_towers
 
 FUSION = FusionConfig(width=32, depth=1, heads=2, dropout=0.0)
@@ -178,6 +178,18 @@ def test_towers_read_images_of_another_size(towers: Callable[[str], Path], tasks
         backbone = initial_network(model, tasks, initial).backbone
         assert backbone.image.grid == grid
         assert backbone.encode_image(torch.randn(1, 3, *size)).embeddings.shape[1] == 1 + grid[0] * grid[1]
+
+
+def test_what_is_listed_is_what_was_compared_with_open_clip() -> None:
+    results = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "backbones.json").read_text())
+    compared = results["configurations"]
+    listed = {each.name: each for each in list_backbones()}
+    assert listed.keys() == compared.keys() == set(open_clip.list_models())
+    assert {name for name, each in listed.items() if each.refused is None} == {
+        name for name, each in compared.items() if each["now"]["verdict"] != "refused"
+    }
+    assert listed["ViT-B-16-SigLIP"].tags == ("webli",)
+    assert (listed["ViT-SO400M-14-SigLIP"].context_length, listed["ViT-B-32"].tokenizer) == (16, "CLIP")
 
 
 # --- what is refused ---------------------------------------------------------------------------------------

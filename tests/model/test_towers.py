@@ -136,17 +136,13 @@ def test_pixels(pair: Pair) -> None:
     torch.testing.assert_close(ours.contiguous(), expected, rtol=0, atol=1e-5)
 
 
-def test_every_parameter_gets_a_gradient_and_has_a_depth(pair: Pair) -> None:
+def test_every_parameter_gets_a_gradient(pair: Pair) -> None:
     height, width = pair.model.preprocess.image_size
     pair.ours.zero_grad()
     image = pair.ours.encode_image(torch.randn(2, 3, height, width))
     text = pair.ours.encode_text(torch.from_numpy(our_tokens(pair)))
-    (image.embeddings.pow(3).sum() + text.embeddings[text.mask].pow(3).sum()).backward()
+    (image.embeddings.pow(3).sum() + text.embeddings[text.mask].pow(3).sum()).backward()  # type: ignore[no-untyped-call]
     assert [name for name, each in pair.ours.named_parameters() if each.grad is None or not each.grad.any()] == []
-    for tower in (pair.ours.image, pair.ours.text):
-        layers = [parameter for layer in tower.layers() for parameter in layer]
-        assert sorted(map(id, layers)) == sorted(map(id, tower.parameters()))
-        assert len(tower.layers()) > 2
 
 
 def projected(pooled: Tensor, projection: nn.Linear | Tensor | None) -> Tensor:

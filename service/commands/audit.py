@@ -188,10 +188,16 @@ def _sections(audits: Sequence[AttributeAudit], found: Sequence[Contradiction], 
 
 def _contradiction(each: Contradiction, catalogue: Catalogue) -> list[str]:
     shown = each.listings[:LISTINGS_SHOWN]
-    lines = [f"{_listing(one)}: <strong>{escape(one.labels[each.attribute])}</strong>" for one in shown]
+    lines = [f"{_listing(one)}: <strong>{escape(_labels(one, each.attribute))}</strong>" for one in shown]
     if len(each.listings) > len(shown):
         lines.append(f"and {len(each.listings) - len(shown)} more")
     return [escape(each.attribute), each.same, thumbnail(shown[0].image, catalogue), "<br>".join(lines)]
+
+
+def _labels(listing: Listing, attribute: str) -> str:
+    from model.catalogue.corrections import labels_of  # noqa: PLC0415
+
+    return ", ".join(labels_of(listing, attribute))
 
 
 def _listing(listing: Listing) -> str:

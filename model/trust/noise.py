@@ -21,6 +21,14 @@ Bools = NDArray[np.bool_]
 
 RESAMPLES = 40
 
+LIKELY = 0.5
+"""A listing counts as one of a label that it is likelier to have than not, at least.
+
+Confident learning asks for no more than the mean probability of the label among the listings that bear it. Where most
+of a rare label's listings are wrong, that is next to nothing, and any other listing counts as one of it: with 5 % noise,
+the estimate for 46 colours was 10 points too high.
+"""
+
 
 def suspicion(probabilities: Floats, labels: Ints) -> NDArray[np.float64]:
     """Return how likely each label is wrong, `[n]`: 1 less the probability of the given label ("self-confidence").
@@ -52,17 +60,27 @@ def estimate_noise(probabilities: Floats, labels: Ints, group: Ints) -> NoiseEst
 
     group: listings of one number are not independent evidence, `[n]`.
     """
-    from cleanlab.count import estimate_joint  # noqa: PLC0415 - seconds, and an extra
-
     if len(labels) < 2 or probabilities.shape[1] < 2:
         return None
 
     def joint(rows: Ints) -> NDArray[np.float64]:
-        return np.asarray(estimate_joint(labels[rows], probabilities[rows]), dtype=np.float64)
+        return _joint(labels[rows], probabilities[rows])
 
     whole = joint(np.arange(len(labels)))
     interval = _interval(lambda rows: float(1 - np.trace(joint(rows))), group)
     return NoiseEstimate(share=float(1 - np.trace(whole)), interval=interval, joint=whole)
+
+
+def _joint(labels: Ints, probabilities: Floats) -> NDArray[np.float64]:
+    """Return the estimated share of listings with given label i that should have label j, `[C, C]`; sums to 1."""
+    from cleanlab.count import compute_confident_joint  # noqa: PLC0415 - seconds, and an extra
+
+    size = probabilities.shape[1]
+    counts = np.bincount(labels, minlength=size)
+    own = np.bincount(labels, weights=probabilities[np.arange(len(labels)), labels], minlength=size)
+    thresholds = np.maximum(own / np.maximum(counts, 1), LIKELY)
+    found = np.asarray(compute_confident_joint(labels, probabilities, thresholds=thresholds), dtype=np.float64)
+    return found / found.sum()
 
 
 def _interval(share: Callable[[Ints], float], group: Ints) -> tuple[float, float]:
@@ -89,8 +107,6 @@ def estimate_set_noise(confidences: Floats, given: Bools, group: Ints) -> NoiseE
 
     confidences, given: `[n, C]`. A label that all listings or none have is taken for right: nothing tells its errors.
     """
-    from cleanlab.count import estimate_joint  # noqa: PLC0415 - seconds, and an extra
-
     if len(given) < 2:
         return None
     size = given.shape[1]
@@ -102,7 +118,7 @@ def estimate_set_noise(confidences: Floats, given: Bools, group: Ints) -> NoiseE
             if own.all() or not own.any():
                 found[label, label] = own.mean()
                 continue
-            pair = estimate_joint(own.astype(np.int64), np.stack([1 - chance, chance], axis=1))
+            pair = _joint(own.astype(np.int64), np.stack([1 - chance, chance], axis=1))
             found[label, size], found[size, label], found[label, label] = pair[1, 0], pair[0, 1], pair[1, 1]
         return found
 

@@ -25,8 +25,8 @@ LIKELY = 0.5
 """A listing counts as one of a label that it is likelier to have than not, at least.
 
 Confident learning asks for no more than the mean probability of the label among the listings that bear it. Where most
-of a rare label's listings are wrong, that is next to nothing, and any other listing counts as one of it: with 5 % noise,
-the estimate for 46 colours was 10 points too high.
+of a rare label's listings are wrong, that is next to nothing, and any other listing counts as one of it: with 5 %
+noise, the estimate for 46 colours was 10 points too high.
 """
 
 

@@ -28,14 +28,12 @@ from model.inputs.unnoticeable import IMAGE_CHANGES, TITLE_CHANGES, LabelWords
 from model.situations import Situation
 from model.tasks import UNLABELLED, Task, build_tasks
 from model.trust.calibration import fit_temperature, softmax
-from model.trust.certificates import certify
 from model.trust.noise import estimate_noise, suspicion
+from research.noise.calibration import by_id, threshold
 from research.noise.features import Images
 from research.noise.folds import out_of_fold
 from research.noise.kinds import KINDS
 from research.noise.proxy import Listings, Proxy, Remedy, train_proxy
-
-TARGET = 0.95
 
 SERVED = 100
 """The seed of the network that counts as served: what a teacher says, and what churn is measured against."""
@@ -71,17 +69,14 @@ class Study:
 
     def __init__(self, catalogue: Catalogue, images: Images, folder: Path) -> None:
         self.catalogue, self.images, self.folder = catalogue, images, folder
-        training = sorted(catalogue.part(Part.TRAIN), key=_by_id)
+        training = sorted(catalogue.part(Part.TRAIN), key=by_id)
         third = {each.id: hashlib.sha256(f"third/{each.group}".encode()).digest()[0] % 3 == 0 for each in training}
         self.training = [each for each in training if third[each.id]]
         self.others = [each for each in training if not third[each.id]]
         self.tasks, _ = build_tasks(
             [each.labels for each in self.training], catalogue.config.attributes, min_label_count=5
         )
-        self.parts = {
-            part: sorted(catalogue.part(part), key=_by_id) if part is Part.CALIBRATION else catalogue.part(part)
-            for part in (Part.VALIDATION, Part.CALIBRATION, Part.TEST)
-        }
+        self.parts = {part: catalogue.part(part) for part in (Part.VALIDATION, Part.CALIBRATION, Part.TEST)}
         self.words = LabelWords.of(label for task in self.tasks for label in task.labels)
         self._rows = {each.id: row for row, each in enumerate(catalogue.listings)}
         folder.mkdir(parents=True, exist_ok=True)
@@ -96,31 +91,25 @@ class Study:
         return np.array([[task.encode(each.labels.get(task.name)) for task in self.tasks] for each in listings])
 
     @cached_property
-    def chances(self) -> dict[str, list[NDArray[np.float32]]]:
-        """What the reference says of training and calibration listings: `[n, C]` for each attribute."""
+    def chances(self) -> list[NDArray[np.float32]]:
+        """What the reference says of training listings: `[n, C]` for each attribute."""
         path = self.folder / "reference.npz"
-        wanted = {"training": self.training, "calibration": self.parts[Part.CALIBRATION]}
         if not path.is_file():
             reference = train_proxy(
                 self.read(self.others), self.labels(self.others), self.tasks, Remedy(), seed=0, epochs=4
             )
-            found = {
-                f"{name}/{t}": scores.softmax(dim=1).numpy()
-                for name, listings in wanted.items()
-                for t, scores in enumerate(reference.answer(self.read(listings), Situation.IMAGE_AND_TITLE))
-            }
-            _save(path, found)
+            answers = reference.answer(self.read(self.training), Situation.IMAGE_AND_TITLE)
+            _save(path, {str(t): scores.softmax(dim=1).numpy() for t, scores in enumerate(answers)})
         with np.load(path) as file:
-            return {name: [file[f"{name}/{t}"] for t in range(len(self.tasks))] for name in wanted}
+            return [file[str(t)] for t in range(len(self.tasks))]
 
-    def noisy(self, part: str, labels: Ints, kind: str, rate: float, draw: int = 0) -> Ints:
-        """Return labels `[n, T]` with noise of a kind, each attribute's by itself; as they are where kind is empty."""
+    def noisy(self, kind: str, rate: float) -> Ints:
+        """Return the training labels `[n, T]` with noise of a kind, each attribute's by itself; kind empty: without."""
+        labels = self.labels(self.training)
         if not kind:
             return labels
-        rng = np.random.default_rng((draw, round(1000 * rate)))
-        return np.stack(
-            [KINDS[kind](labels[:, t], chances, rate, rng) for t, chances in enumerate(self.chances[part])], axis=1
-        )
+        rng = np.random.default_rng(round(1000 * rate))
+        return np.stack([KINDS[kind](labels[:, t], own, rate, rng) for t, own in enumerate(self.chances)], axis=1)
 
     @cached_property
     def similar(self) -> Ints:
@@ -176,7 +165,7 @@ class Study:
     def train(self, cell: Cell, remedy: Remedy) -> Proxy:
         """Train on the third of the train part, under the cell's noise."""
         listings = self.read(self.training)
-        labels = self.noisy("training", self.labels(self.training), cell.kind, cell.rate)
+        labels = self.noisy(cell.kind, cell.rate)
         teacher = self._teacher(cell) if remedy.teacher else None
         neighbours = self.neighbours(labels) if remedy.neighbours else None
         if remedy.audit:
@@ -205,9 +194,9 @@ class Study:
         for t, task in enumerate(self.tasks):
             scores = {part: own[t].numpy() for part, own in logits.items()}
             temperature = fit_temperature(scores[Part.VALIDATION], labels[Part.VALIDATION][:, t])
-            threshold = self.threshold(scores[Part.CALIBRATION], labels[Part.CALIBRATION][:, t], temperature)
+            minimum = self._threshold(scores[Part.CALIBRATION], labels[Part.CALIBRATION][:, t], temperature)
             chances = softmax(scores[Part.TEST], temperature)
-            accepted, predicted = chances.max(axis=1) >= threshold, chances.argmax(axis=1)
+            accepted, predicted = chances.max(axis=1) >= minimum, chances.argmax(axis=1)
             truth = labels[Part.TEST][:, t]
             counted, right = truth != UNLABELLED, predicted == truth
             figures["accuracy"][task.name] = float(right[counted].mean())
@@ -218,14 +207,10 @@ class Study:
         figures["flips"] = self._flips(network)
         return figures, answers
 
-    def threshold(self, scores: NDArray[np.float32], labels: Ints, temperature: float) -> float:
-        """Return the confidence that is certified at `TARGET` on calibration listings; infinite where none is."""
+    def _threshold(self, scores: NDArray[np.float32], labels: Ints, temperature: float) -> float:
         counted = labels != UNLABELLED
-        chances = softmax(scores[counted], temperature)
-        correct = chances.argmax(axis=1) == labels[counted]
         group = evidence_groups(self.parts[Part.CALIBRATION])[counted]
-        found = certify(chances.max(axis=1), correct, [TARGET], group=group)[TARGET]
-        return float("inf") if found is None else found.threshold
+        return threshold(softmax(scores[counted], temperature), labels[counted], group)
 
     def _flips(self, network: Proxy) -> dict[str, Any]:
         """Return the share of labels that flip under changes of titles, and of images, by situation and attribute."""
@@ -254,11 +239,6 @@ class Study:
 
 def _save(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     np.savez_compressed(path, allow_pickle=False, **arrays)
-
-
-def _by_id(listing: Listing) -> tuple[int, str]:
-    """Order ids as numbers where they are: who labelled one listing labelled its neighbours too."""
-    return len(listing.id), listing.id
 
 
 def _labels(logits: Sequence[Tensor]) -> Ints:

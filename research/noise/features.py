@@ -75,6 +75,12 @@ def image_features(catalogue: Catalogue, cache: Path, console: Console) -> Image
     return found
 
 
+def no_images(catalogue: Catalogue) -> Images:
+    """Return what stands for images where titles are studied alone."""
+    n = len(catalogue.listings)
+    return Images(np.zeros(n, np.bool_), np.zeros((n, 1)), np.zeros((len(IMAGE_CHANGES), CHANGED, 1)))
+
+
 class _Tower:
     """An EfficientNet-Lite0 as ImageNet left it."""
 

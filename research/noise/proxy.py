@@ -225,6 +225,8 @@ class _Run:
     def __init__(self, listings: Listings, labels: Tensor, targets: Sequence[Tensor], remedy: Remedy) -> None:
         """targets: what each listing is to be answered, `[n, C_t]` for each attribute; labels: `[n, T]`."""
         self.listings, self.labels, self.targets, self.remedy = listings, labels, targets, remedy
+        self.weights = WEIGHTS if listings.has_image.any() else {Situation.TITLE: 1.0}
+        self.main = next(iter(self.weights))
         self.earlier = [torch.zeros_like(target) for target in targets]
 
     def losses(
@@ -232,14 +234,14 @@ class _Run:
     ) -> list[Tensor]:
         """Return each student's loss."""
         columns = (self.listings.images[rows], self.listings.has_image[rows], tokens[1], self.listings.has_title[rows])
-        answers = [{situation: student(*columns, situation) for situation in WEIGHTS} for student in students]
-        keep = [self._easy(rows, each[Situation.IMAGE_AND_TITLE], progress) for each in reversed(answers)]
+        answers = [{situation: student(*columns, situation) for situation in self.weights} for student in students]
+        keep = [self._easy(rows, each[self.main], progress) for each in reversed(answers)]
         found = []
         for student, answer, kept in zip(students, answers, keep, strict=True):
             total = sum(
                 (
                     weight * self._loss(rows, answer[situation], kept, situation)
-                    for situation, weight in WEIGHTS.items()
+                    for situation, weight in self.weights.items()
                 ),
                 torch.zeros(()),
             )
@@ -258,7 +260,7 @@ class _Run:
                 each = (1 - own.clamp(min=1e-6) ** remedy.gce) / remedy.gce
             else:
                 each = -(target * scores.log_softmax(dim=1)).sum(dim=1)
-            if remedy.elr and situation is Situation.IMAGE_AND_TITLE:
+            if remedy.elr and situation is self.main:
                 answer = scores.softmax(dim=1).clamp(1e-4, 1 - 1e-4)
                 with torch.no_grad():
                     self.earlier[t][rows] = 0.7 * self.earlier[t][rows] + 0.3 * answer
@@ -285,7 +287,7 @@ class _Run:
         """Return how far answers to rewritten titles are from those to the titles as they are, in nats."""
         images, has_image, _, has_title = columns
         total = torch.zeros(())
-        for situation in (Situation.IMAGE_AND_TITLE, Situation.TITLE):
+        for situation in (each for each in self.weights if each.uses_title):
             with torch.no_grad():
                 before = student(images, has_image, plain, has_title, situation)
             for old, new in zip(before, answer[situation], strict=True):

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-RESULTS, AUDIT = ROOT / "research" / "results" / "noise.json", ROOT / "research" / "results" / "audit.json"
+FOLDER = ROOT / "research" / "results"
+RESULTS, SHIPPED = FOLDER / "noise.json", FOLDER / "noise-shipped.json"
 PAGE = ROOT / "docs" / "noise.md"
 
 NOISY = ("articleType", "baseColour", "season", "usage")
@@ -39,9 +40,12 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
                 lines += ["", f"Noise: {KIND_NAMES[kind]}{_rate(own[0])}.", ""]
                 lines += _rows(own, "remedy", lambda row: row["remedy"])
         shown["remedies"] = "\n".join(lines).strip()
-    if "calibration" in found:
-        shown["calibration"] = "\n".join(_calibration(found["calibration"]))
     return shown
+
+
+def shipped_tables(found: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tables of what was measured beside a finished checkpoint."""
+    return {"planted": audit_lines(found["audit"]), "calibration": "\n".join(_calibration(found["calibration"]))}
 
 
 def _rate(row: Mapping[str, Any]) -> str:
@@ -120,7 +124,7 @@ def with_tables(page: str, shown: Mapping[str, str]) -> str:
 def current() -> dict[str, str]:
     """Return all tables that there are figures for."""
     shown = tables(json.loads(RESULTS.read_text())) if RESULTS.is_file() else {}
-    return shown | ({"audit": audit_lines(json.loads(AUDIT.read_text()))} if AUDIT.is_file() else {})
+    return shown | (shipped_tables(json.loads(SHIPPED.read_text())) if SHIPPED.is_file() else {})
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from model.situations import Situation
 from model.tasks import Task
 from model.trust.calibration import softmax
 from model.trust.noise import estimate_noise, suspicion
+from research.noise.calibration import Answered, calibration_noise
 from research.noise.folds import PLANTED, Floats, Ints, ranking
 from research.noise.kinds import similar
 
@@ -33,7 +34,7 @@ def main(
     *,
     out: Annotated[Path, typer.Option(help="the JSON file to write", show_default=False)],
 ) -> None:
-    """Plant 10 % noise between similar labels into the calibration and test parts, and audit them."""
+    """Plant noise into labels of the calibration and test parts, audit them, and certify on them."""
     shop, console, predictor = Catalogue.open(catalogue), Console(stderr=True), Predictor.load(checkpoint)
     calibration = predictor.checkpoint.calibration
     if calibration is None:
@@ -42,14 +43,26 @@ def main(
     found = collect(predictor, shop, listings, console=console, what="listings")[Situation.IMAGE_AND_TITLE]
     temperatures = calibration.situations[Situation.IMAGE_AND_TITLE]
     chances = [softmax(found.logits_of(task), temperatures[task.name].temperature) for task in predictor.tasks]
-    out.write_text(json.dumps(planted(predictor.tasks, found.listings, chances), indent=1) + "\n")
+    out.write_text(json.dumps(measured(predictor.tasks, found.listings, chances), indent=1) + "\n")
+
+
+def measured(tasks: tuple[Task, ...], listings: tuple[Listing, ...], chances: list[Floats]) -> dict[str, Any]:
+    """Return the figures of planted noise, and of noise in the calibration part.
+
+    chances: of each attribute what a model says of listings of the calibration and test parts, `[n, C]`.
+    """
+    rows = []
+    for task, own in zip(tasks, chances, strict=True):
+        parts = []
+        for part in (Part.CALIBRATION, Part.TEST):
+            places = [row for row, each in enumerate(listings) if each.part is part]
+            parts.append(Answered.of(task, tuple(listings[row] for row in places), own[places]))
+        rows += calibration_noise(task, *parts)
+    return {"audit": planted(tasks, listings, chances), "calibration": rows}
 
 
 def planted(tasks: tuple[Task, ...], listings: tuple[Listing, ...], chances: list[Floats]) -> dict[str, Any]:
-    """Return by attribute, as means over draws of the noise, how well wrong labels are ranked and counted.
-
-    chances: of each attribute what a model says of the listings, `[n, C]`.
-    """
+    """Return by attribute, as means over draws of the noise, how well wrong labels are ranked and counted."""
     group, figures = evidence_groups(listings), {}
     for task, own in zip(tasks, chances, strict=True):
         labels = np.array([task.encode(each.labels.get(task.name)) for each in listings])

@@ -12,13 +12,16 @@ import pytest
 from model.catalogue.listings import Catalogue
 from model.catalogue.splits import Part
 from model.inputs.unnoticeable import IMAGE_CHANGES
+from model.tasks import Task
 from research.noise import cells as cells_module
-from research.noise import folds, proxy, report
+from research.noise import folds, proxy
 from research.noise.__main__ import REMEDIES, cells, over_seeds, summary
-from research.noise.calibration import calibration_noise
 from research.noise.cells import SERVED, Cell, Study
-from research.noise.features import Images
+from research.noise.features import Images, no_images
 from research.noise.kinds import BLOCKS, KINDS
+from research.noise.proxy import Remedy
+from research.noise.report import shipped_tables, tables
+from research.noise.shipped import measured
 from tests.model.held_out_catalogue import COLOURS, catalogue, noisy_listings
 
 N = 6_000
@@ -120,15 +123,24 @@ def test_a_cell_is_trained_once_and_summed_up(study: Study, monkeypatch: pytest.
     assert row["accuracy"]["colour"]["half"] >= 0
     assert 0 <= row["churn"]["labels"]["colour"] < 0.3
     json.dumps(found)
-    assert "| none" in report.tables(found)["influence"]
+    assert "| none" in tables(found)["influence"]
 
 
-def test_noise_in_the_calibration_part_costs_coverage(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = calibration_noise(study)
-    coverage = {(row["kind"], row["rate"]): row["coverage"] for row in rows}
-    assert coverage["uniform", 0.0] > 0.9
+def test_noise_in_the_calibration_part_costs_coverage(shop: Catalogue) -> None:
+    colour = Task(name="colour", labels=tuple(COLOURS))
+    listings = (*shop.part(Part.CALIBRATION), *shop.part(Part.TEST))
+    truth = np.array([colour.encode(each.labels["colour"]) for each in listings])
+    chances = np.full((len(listings), 3), 0.005, np.float32)
+    chances[np.arange(len(listings)), truth] = 0.99
+    found = measured((colour,), listings, [chances])
+    coverage = {(row["kind"], row["rate"]): row["coverage"] for row in found["calibration"]}
+    assert coverage["uniform", 0.0] == 1
     assert coverage["uniform", 0.1] == 0
-    assert "| colour |" in report.tables({"rows": [], "calibration": rows})["calibration"]
+    assert found["audit"]["colour"]["auroc"] == 1
+    assert found["audit"]["colour"]["points_off"] == pytest.approx(0, abs=0.5)
+    shown = shipped_tables(found)
+    assert "| colour | uniform | 100.0 / 100.0" in shown["calibration"]
+    assert "| colour | 280 | 1.0000 |" in shown["planted"]
 
 
 def test_an_audit_by_folds_finds_planted_noise(shop: Catalogue, images: Images, study: Study) -> None:
@@ -136,6 +148,14 @@ def test_an_audit_by_folds_finds_planted_noise(shop: Catalogue, images: Images, 
     assert colour["auroc"] > 0.9
     assert colour["planted"] == pytest.approx(0.1, abs=0.01)
     assert colour["share_with_planted"] - colour["share"] == pytest.approx(0.1, abs=0.05)
+
+
+def test_titles_can_be_studied_alone(shop: Catalogue, study: Study, tmp_path: Path) -> None:
+    alone = Study(shop, no_images(shop), tmp_path / "titles")
+    for remedy in (Remedy(), Remedy(consistency=1.0, rewritten=0.5, elr=1.0), Remedy(coteaching=True)):
+        figures, _ = alone.measure(alone.train(Cell(kind="", rate=0.0, remedy="base", seed=0), remedy))
+        assert figures["accuracy"]["colour"] > 0.9
+        assert "image/images" not in figures["flips"]
 
 
 def test_a_served_network_comes_before_its_pupils() -> None:

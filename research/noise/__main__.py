@@ -97,7 +97,8 @@ def main(
         if len(done) % 10 == 0:
             out.write_text(json.dumps(summary(study, done, shop), indent=1) + "\n")
     found = summary(study, done, shop)
-    found["audit"] = audit_table(shop, images, runs)
+    if most is None:
+        found["audit"] = audit_table(shop, images, runs)
     out.write_text(json.dumps(found, indent=1) + "\n")
 
 

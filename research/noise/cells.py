@@ -69,17 +69,21 @@ class Study:
 
     def __init__(self, catalogue: Catalogue, images: Images, folder: Path) -> None:
         self.catalogue, self.images, self.folder = catalogue, images, folder
-        training = sorted(catalogue.part(Part.TRAIN), key=by_id)
+        self._rows = {each.id: row for row, each in enumerate(catalogue.listings)}
+        training = sorted(self._readable(Part.TRAIN), key=by_id)
         third = {each.id: hashlib.sha256(f"third/{each.group}".encode()).digest()[0] % 3 == 0 for each in training}
         self.training = [each for each in training if third[each.id]]
         self.others = [each for each in training if not third[each.id]]
         self.tasks, _ = build_tasks(
             [each.labels for each in self.training], catalogue.config.attributes, min_label_count=5
         )
-        self.parts = {part: catalogue.part(part) for part in (Part.VALIDATION, Part.CALIBRATION, Part.TEST)}
+        self.parts = {part: self._readable(part) for part in (Part.VALIDATION, Part.CALIBRATION, Part.TEST)}
         self.words = LabelWords.of(label for task in self.tasks for label in task.labels)
-        self._rows = {each.id: row for row, each in enumerate(catalogue.listings)}
         folder.mkdir(parents=True, exist_ok=True)
+
+    def _readable(self, part: Part) -> list[Listing]:
+        """Return the listings of a part of which the proxy has something to read."""
+        return [each for each in self.catalogue.part(part) if each.title or self.images.known[self._rows[each.id]]]
 
     def read(self, listings: Sequence[Listing]) -> Listings:
         """Return what the proxy reads of listings."""
@@ -214,7 +218,10 @@ class Study:
 
     def _flips(self, network: Proxy) -> dict[str, Any]:
         """Return the share of labels that flip under changes of titles, and of images, by situation and attribute."""
-        test = self.parts[Part.TEST][: self.images.changed.shape[1]]
+        first = self.catalogue.part(Part.TEST)[: self.images.changed.shape[1]]
+        readable = {each.id for each in self.parts[Part.TEST]}
+        kept = [row for row, each in enumerate(first) if each.id in readable]
+        test = [first[row] for row in kept]
         listings = self.read(test)
         plain = {situation: _labels(network.answer(listings, situation)) for situation in Situation}
         flipped: dict[str, list[NDArray[np.float64]]] = {}
@@ -226,7 +233,7 @@ class Study:
                 flipped.setdefault(f"{situation}/titles", []).append(other[given])
                 flipped.setdefault(f"{situation}/{name}", []).append(other[given])
         for number in range(len(IMAGE_CHANGES)):
-            changed = Listings(self.images.changed[number], listings.has_image.numpy(), listings.titles)
+            changed = Listings(self.images.changed[number][kept], listings.has_image.numpy(), listings.titles)
             for situation in (Situation.IMAGE_AND_TITLE, Situation.IMAGE):
                 other = _labels(network.answer(changed, situation)) != plain[situation]
                 flipped.setdefault(f"{situation}/images", []).append(other[listings.has_image.numpy()])

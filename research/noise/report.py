@@ -67,6 +67,7 @@ def _rows(rows: Sequence[Mapping[str, Any]], first: str, name: Any) -> Iterator[
 
 def _calibration(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Yield a table: coverage / precision on the test part, by attribute and kind, for each rate."""
+    rows = [row for row in rows if row["attribute"] in NOISY] or rows
     rates = list(dict.fromkeys(row["rate"] for row in rows))
     by_place = {(row["attribute"], row["kind"], row["rate"]): row for row in rows}
     yield _line(["attribute", "noise", *(f"{100 * rate:g} %" for rate in rates)])

@@ -10,7 +10,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "research" / "results"
-RESULTS, SHIPPED = FOLDER / "noise.json", FOLDER / "noise-shipped.json"
+RESULTS, TITLES, SHIPPED = (FOLDER / f"{name}.json" for name in ("noise", "noise-titles", "noise-shipped"))
 PAGE = ROOT / "docs" / "noise.md"
 
 NOISY = ("articleType", "baseColour", "season", "usage")
@@ -125,6 +125,8 @@ def with_tables(page: str, shown: Mapping[str, str]) -> str:
 def current() -> dict[str, str]:
     """Return all tables that there are figures for."""
     shown = tables(json.loads(RESULTS.read_text())) if RESULTS.is_file() else {}
+    titles = tables(json.loads(TITLES.read_text())) if TITLES.is_file() else {}
+    shown |= {f"titles, {name}": table for name, table in titles.items()}
     return shown | (shipped_tables(json.loads(SHIPPED.read_text())) if SHIPPED.is_file() else {})
 
 

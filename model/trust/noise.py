@@ -80,7 +80,7 @@ def _joint(labels: Ints, probabilities: Floats) -> NDArray[np.float64]:
     own = np.bincount(labels, weights=probabilities[np.arange(len(labels)), labels], minlength=size)
     thresholds = np.maximum(own / np.maximum(counts, 1), LIKELY)
     found = np.asarray(compute_confident_joint(labels, probabilities, thresholds=thresholds), dtype=np.float64)
-    return found / found.sum()
+    return np.asarray(found / found.sum())
 
 
 def _interval(share: Callable[[Ints], float], group: Ints) -> tuple[float, float]:

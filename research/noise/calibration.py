@@ -25,7 +25,7 @@ DRAWS = 10
 """Of the noise; the network is one."""
 
 Ints = NDArray[np.int64]
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)

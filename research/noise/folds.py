@@ -33,7 +33,7 @@ FIRST = 0.05
 PLANTED = 0.1
 
 Ints = NDArray[np.int64]
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating[Any]]
 
 
 def out_of_fold(listings: Listings, groups: Sequence[object], labels: Ints, tasks: Sequence[Task]) -> list[Floats]:

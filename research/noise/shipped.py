@@ -6,6 +6,7 @@ python -m research.noise.shipped weights/fashion benchmarks/fashion.toml --out r
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,7 +47,7 @@ def main(
     out.write_text(json.dumps(measured(predictor.tasks, found.listings, chances), indent=1) + "\n")
 
 
-def measured(tasks: tuple[Task, ...], listings: tuple[Listing, ...], chances: list[Floats]) -> dict[str, Any]:
+def measured(tasks: tuple[Task, ...], listings: tuple[Listing, ...], chances: Sequence[Floats]) -> dict[str, Any]:
     """Return the figures of planted noise, and of noise in the calibration part.
 
     chances: of each attribute what a model says of listings of the calibration and test parts, `[n, C]`.
@@ -61,7 +62,7 @@ def measured(tasks: tuple[Task, ...], listings: tuple[Listing, ...], chances: li
     return {"audit": planted(tasks, listings, chances), "calibration": rows}
 
 
-def planted(tasks: tuple[Task, ...], listings: tuple[Listing, ...], chances: list[Floats]) -> dict[str, Any]:
+def planted(tasks: tuple[Task, ...], listings: tuple[Listing, ...], chances: Sequence[Floats]) -> dict[str, Any]:
     """Return by attribute, as means over draws of the noise, how well wrong labels are ranked and counted."""
     group, figures = evidence_groups(listings), {}
     for task, own in zip(tasks, chances, strict=True):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,6 +27,9 @@ from model.catalogue.splits import Part, part_of
 from model.catalogue.tables import Row, Table, open_table
 from model.catalogue.words import Placeholders, SpellingCounts, as_list, plain_label
 from model.errors import CatalogueError
+
+if TYPE_CHECKING:
+    from model.catalogue.corrections import Corrections
 
 _LINES_SHOWN = 5
 
@@ -229,6 +233,8 @@ class Catalogue:
     listings: Sequence[Listing]
     report: ReadReport
     images: Images
+    corrections: Corrections | None = None
+    """What decisions of people have changed of its labels (`model.catalogue.corrections`)."""
 
     @classmethod
     def open(cls, toml: str | Path) -> Catalogue:

@@ -18,19 +18,31 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from model.catalogue.corrections import labels_of
 from model.catalogue.listings import Catalogue, Listing
 from model.errors import CatalogueError, ModelError
 from model.evaluation.heldout import HeldOut, collect, evidence_groups
+from model.inference.calibrator import LIKELY
 from model.inference.predictor import Predictor
 from model.situations import Situation
 from model.tasks import Task
-from model.trust.calibration import fit_temperature, softmax
-from model.trust.noise import NoiseEstimate, contradictions, estimate_noise, suspicion
+from model.trust.calibration import confidences_of, fit_temperature
+from model.trust.noise import (
+    NoiseEstimate,
+    contradictions,
+    estimate_noise,
+    estimate_set_noise,
+    suspicion,
+    suspicion_of_sets,
+)
 
 CHUNK = 20_000
 """Listings that are answered at a time: of each only its probabilities are kept."""
 
 SHOWN_PAIRS = 10
+
+NOTHING = "(nothing)"
+"""Stands for no label, where a multi-valued attribute has one too many or too few."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +52,9 @@ class Suspect:
     id: str
     attribute: str
     label: str
+    """Of a multi-valued attribute the labels, with its separator between them; the suggestion as well."""
     suggestion: str | None
-    """The most probable label; None where no model knows the attribute of the listing."""
+    """The most probable label, or all that are likelier than not; None where no model knows the attribute."""
     score: float | None
     """How likely the label is wrong, from 0 to 1; None for one that the model does not know, which says nothing."""
     rank: int
@@ -62,18 +75,17 @@ class AttributeAudit:
     noise: NoiseEstimate | None
 
     def confusions(self) -> list[tuple[str, str, float]]:
-        """Return which label is given for which, and the estimated share of listings, the commonest first."""
+        """Return which label is given for which, and the estimated share of listings, the commonest first.
+
+        Of a multi-valued attribute one of the two is `NOTHING`: a label is missing, or should not be there.
+        """
         if self.noise is None:
             return []
-        off = self.noise.joint.copy()
+        off, names = self.noise.joint.copy(), (*self.labels, NOTHING)
         np.fill_diagonal(off, 0)
         order = np.argsort(-off, axis=None)[:SHOWN_PAIRS]
-        pairs = [divmod(int(place), len(self.labels)) for place in order]
-        return [
-            (self.labels[given], self.labels[true], float(off[given, true]))
-            for given, true in pairs
-            if off[given, true] > 0
-        ]
+        pairs = [divmod(int(place), len(off)) for place in order]
+        return [(names[given], names[true], float(off[given, true])) for given, true in pairs if off[given, true] > 0]
 
 
 @dataclass(frozen=True)
@@ -81,9 +93,10 @@ class _Block:
     """What one model says of some listings about one attribute."""
 
     listings: tuple[Listing, ...]
-    labels: tuple[str, ...]
+    task: Task
     probabilities: NDArray[np.float16]
-    """`[n, C]`: half precision tells one label from another, and a million listings fit into memory."""
+    """`[n, C]`, of a multi-valued attribute each label's by itself. Half precision tells one label from another, and a
+    million listings fit into memory."""
 
 
 Temperatures = Mapping[Situation, Mapping[str, float]]
@@ -99,7 +112,7 @@ class Evidence:
     def add(self, predictor: Predictor, listings: Sequence[Listing], validation: Sequence[Listing]) -> None:
         """Let a model judge `listings`, which it has not seen, from everything that each of them has.
 
-        Multi-valued attributes are passed over. Temperatures are those of its calibration, or fitted on `validation`.
+        Temperatures are those of its calibration, or fitted on `validation`.
         """
         temperatures = self._temperatures(predictor, validation)
         for first in range(0, len(listings), CHUNK):
@@ -117,11 +130,7 @@ class Evidence:
             }
         held_out = collect(predictor, self.catalogue, validation, console=self.console, what="validation")
         return {
-            situation: {
-                task.name: fit_temperature(each.logits_of(task), each.labels(task))
-                for task in predictor.tasks
-                if not task.multi_valued
-            }
+            situation: {task.name: fit_temperature(each.logits_of(task), each.labels(task)) for task in predictor.tasks}
             for situation, each in held_out.items()
         }
 
@@ -130,12 +139,13 @@ class Evidence:
     ) -> None:
         """Keep the answers to those listings that have the modalities of `situation`, and no more."""
         own = [row for row, listing in enumerate(found.listings) if situation is _own(listing)]
-        for task in (each for each in tasks if not each.multi_valued):
-            rows = [row for row in own if task.name in found.listings[row].labels]
+        for task in tasks:
+            rows = [row for row in own if found.listings[row].has_label(task.name)]
             if rows:
-                probabilities = softmax(found.logits_of(task)[rows], temperatures[task.name]).astype(np.float16)
+                logits, temperature = found.logits_of(task)[rows], temperatures[task.name]
+                probabilities = confidences_of(logits, temperature, multi_valued=task.multi_valued).astype(np.float16)
                 listings = tuple(found.listings[row] for row in rows)
-                self._blocks.setdefault(task.name, []).append(_Block(listings, task.labels, probabilities))
+                self._blocks.setdefault(task.name, []).append(_Block(listings, task, probabilities))
 
     def judge(self) -> list[AttributeAudit]:
         """Rank every attribute's labels. Raises `CatalogueError` where no label was judged."""
@@ -144,22 +154,19 @@ class Evidence:
         return [self._judge(name, blocks) for name, blocks in self._blocks.items()]
 
     def _judge(self, name: str, blocks: Sequence[_Block]) -> AttributeAudit:
-        labels = tuple(dict.fromkeys(label for block in blocks for label in block.labels))
+        labels = tuple(dict.fromkeys(label for block in blocks for label in block.task.labels))
         number = {label: place for place, label in enumerate(labels)}
         listings = [listing for block in blocks for listing in block.listings]
         probabilities = np.zeros((len(listings), len(labels)), np.float32)
         first = 0
         for block in blocks:
             rows = slice(first, first := first + len(block.listings))
-            probabilities[rows, [number[label] for label in block.labels]] = block.probabilities
-        given = np.array([number.get(listing.labels[name], -1) for listing in listings])
-        known = given >= 0
-        scores = np.full(len(listings), -1.0)
-        scores[known] = suspicion(probabilities[known], given[known])
-        best = probabilities.argmax(axis=1)
-        order = np.argsort(-scores, kind="stable")
-        group = evidence_groups(listings)
-        texts = [listing.labels[name] for listing in listings]
+            probabilities[rows, [number[label] for label in block.task.labels]] = block.probabilities
+        separator = blocks[0].task.separator
+        judge = _judge_labels if separator is None else _judge_sets
+        judged = judge(name, listings, number, probabilities)
+        order = np.argsort(-judged.scores, kind="stable")
+        joined = separator or ""
         return AttributeAudit(
             name=name,
             listings=tuple(listings[row] for row in order),
@@ -167,16 +174,52 @@ class Evidence:
                 Suspect(
                     id=listings[row].id,
                     attribute=name,
-                    label=texts[row],
-                    suggestion=labels[best[row]],
-                    score=float(scores[row]) if known[row] else None,
+                    label=joined.join(labels_of(listings[row], name)),
+                    suggestion=joined.join(labels[place] for place in judged.suggestions[row]),
+                    score=float(judged.scores[row]) if judged.scores[row] >= 0 else None,
                     rank=rank,
                 )
                 for rank, row in enumerate(order.tolist(), start=1)
             ),
             labels=labels,
-            noise=estimate_noise(probabilities[known], given[known], group[known]),
+            noise=judged.noise,
         )
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What is said of n labels, or label sets."""
+
+    scores: NDArray[np.float64]
+    """How likely each is wrong, `[n]`; -1 where no model knows it."""
+    suggestions: Sequence[Sequence[int]]
+    """The places of the labels that each should have, best first."""
+    noise: NoiseEstimate | None
+
+
+def _judge_labels(
+    name: str, listings: Sequence[Listing], number: Mapping[str, int], probabilities: NDArray[np.float32]
+) -> _Judged:
+    given = np.array([number.get(listing.labels[name], -1) for listing in listings])
+    known = given >= 0
+    scores = np.full(len(listings), -1.0)
+    scores[known] = suspicion(probabilities[known], given[known])
+    noise = estimate_noise(probabilities[known], given[known], evidence_groups(listings)[known])
+    return _Judged(scores, [(place,) for place in probabilities.argmax(axis=1).tolist()], noise)
+
+
+def _judge_sets(
+    name: str, listings: Sequence[Listing], number: Mapping[str, int], confidences: NDArray[np.float32]
+) -> _Judged:
+    given = np.zeros(confidences.shape, np.bool_)
+    for row, listing in enumerate(listings):
+        given[row, [number[label] for label in listing.label_sets[name] if label in number]] = True
+    known = given.any(axis=1)
+    scores = np.where(known, suspicion_of_sets(confidences, given), -1.0)
+    best = confidences.argmax(axis=1).tolist()
+    likely = [np.flatnonzero(row >= LIKELY).tolist() for row in confidences]
+    noise = estimate_set_noise(confidences[known], given[known], evidence_groups(listings)[known])
+    return _Judged(scores, [found or [place] for found, place in zip(likely, best, strict=True)], noise)
 
 
 def _own(listing: Listing) -> Situation:
@@ -209,8 +252,8 @@ def find_contradictions(catalogue: Catalogue) -> list[Contradiction]:
     }
     found = []
     for name in catalogue.config.attributes:
-        rows = [row for row, listing in enumerate(listings) if name in listing.labels]
-        labels = [listings[row].labels[name] for row in rows]
+        rows = [row for row, listing in enumerate(listings) if listing.has_label(name)]
+        labels = [", ".join(sorted(labels_of(listings[row], name))) for row in rows]
         for same, of_all in keys.items():
             for group in contradictions([of_all[row] for row in rows], labels):
                 chosen = tuple(listings[rows[place]] for place in group)

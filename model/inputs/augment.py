@@ -40,6 +40,8 @@ class AugmentConfig:
     proportions, in another light (`model/inputs/staging.py`), as shops of every kind send them.
     blank_images: share of images that become one colour, so that a title is believed beside an image that shows
     nothing, even by a network that has learned to distrust titles (`TrainConfig.mismatched_titles`).
+    rewritten_titles: share of titles that are written as somebody else would write them, with typing errors too
+    (`rewrite_title`).
     title_dropout: share of titles that lose words; word_dropout: chance of each of theirs.
     label_word_dropout: share of titles that lose the words that name the listing's own labels.
     """
@@ -52,6 +54,7 @@ class AugmentConfig:
     relit: float = 0.0
     corrupted_images: float = 0.1
     blank_images: float = 0.02
+    rewritten_titles: float = 0.0
     title_dropout: float = 0.06
     word_dropout: float = 0.2
     label_word_dropout: float = 0.03
@@ -59,7 +62,7 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         if not 0 < self.crop <= 1:
             raise ConfigError("crop must be above 0 and at most 1")
-        for name in ("stretch", "word_dropout", *STAGING_SHARES, *CORRUPTION_SHARES):
+        for name in ("stretch", "rewritten_titles", "word_dropout", *STAGING_SHARES, *CORRUPTION_SHARES):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 0 and below 1")
 
@@ -163,10 +166,12 @@ def _pixels(image: Image.Image) -> Pixels:
 
 
 def vary_title(title: str, labels: Iterable[str], config: AugmentConfig, rng: random.Random) -> str:
-    """Leave words out of a title, never all: those that name its own `labels`, or any, or none.
+    """Rewrite a share of the titles, and leave words out, never all: those that name its own `labels`, or any, or none.
 
     Without the words that name its labels, a listing teaches the network to use what else it shows.
     """
+    if config.rewritten_titles and rng.random() < config.rewritten_titles:
+        title = rewrite_title(title, rng)
     if rng.random() < config.label_word_dropout:
         title = without_label_words(title, labels) or title
     words = title.split()
@@ -174,3 +179,71 @@ def vary_title(title: str, labels: Iterable[str], config: AugmentConfig, rng: ra
         return title
     kept = [word for word in words if rng.random() >= config.word_dropout]
     return " ".join(kept or [rng.choice(words)])
+
+
+def mistype(title: str, rng: random.Random) -> str:
+    """Make one typing error inside a word of four letters or more: letters exchanged, one lost, doubled or another."""
+    words = title.split()
+    long = [place for place, word in enumerate(words) if word.isalpha() and len(word) >= 4]
+    if not long:
+        return title
+    place = rng.choice(long)
+    word = words[place]
+    at = rng.randrange(1, len(word) - 1)
+    words[place] = rng.choice(
+        (
+            word[:at] + word[at + 1] + word[at] + word[at + 2 :],
+            word[:at] + word[at + 1 :],
+            word[:at] + word[at] + word[at:],
+            word[:at] + rng.choice("abcdefghijklmnopqrstuvwxyz") + word[at + 1 :],
+        )
+    )
+    return " ".join(words)
+
+
+def change_number(title: str, rng: random.Random) -> str:
+    """Turn one word of four letters or more from singular to plural, or back."""
+    words = title.split()
+    long = [place for place, word in enumerate(words) if word.isalpha() and len(word) >= 4]
+    if not long:
+        return title
+    place = rng.choice(long)
+    words[place] = words[place][:-1] if words[place].lower().endswith("s") else f"{words[place]}s"
+    return " ".join(words)
+
+
+def change_order(title: str, rng: random.Random) -> str:
+    """Exchange two words."""
+    words = title.split()
+    if len(words) >= 2:
+        one, other = rng.sample(range(len(words)), 2)
+        words[one], words[other] = words[other], words[one]
+    return " ".join(words)
+
+
+def change_marks(title: str, rng: random.Random) -> str:
+    """Put a comma, a full stop or a hyphen after a word, or write `&` for `and`, or the other way round."""
+    if "&" in title and rng.random() < 0.5:
+        return title.replace("&", " and ")
+    words = title.split()
+    words = ["&" if word.lower() == "and" and rng.random() < 0.5 else word for word in words]
+    place = rng.randrange(len(words)) if words else 0
+    return " ".join(word + rng.choice(",.-") if at == place else word for at, word in enumerate(words))
+
+
+def change_case(title: str, rng: random.Random) -> str:
+    """Write all in lower case, in upper case or with capitals."""
+    return rng.choice((title.lower(), title.upper(), title.title()))
+
+
+TITLE_REWRITES: Sequence[Callable[[str, random.Random], str]] = (
+    mistype, mistype, change_number, change_number, change_order, change_marks, change_case,
+)  # fmt: skip
+"""As often as each is listed: typing errors and number change the tokens of a word, and so the most."""
+
+
+def rewrite_title(title: str, rng: random.Random) -> str:
+    """Write a title as somebody else would, by one or two of `TITLE_REWRITES`: the labels stay the same."""
+    for change in rng.sample(TITLE_REWRITES, rng.choice((1, 1, 2))):
+        title = change(title, rng)
+    return title

@@ -62,6 +62,21 @@ def test_wrong_labels_rank_first_and_their_share_is_found() -> None:
     assert {tuple(pair) for pair in np.argwhere(off > 0.001)} == {((c + 1) % 5, c) for c in range(5)}
 
 
+def test_a_rare_label_given_by_mistake_does_not_blow_up_the_estimate() -> None:
+    """Nearly all listings with the rare label 5 are others': its mean probability is next to nothing."""
+    rng, n = np.random.default_rng(1), 4_000
+    truth = rng.integers(0, 5, n)
+    labels = np.where(rng.random(n) < 0.04, 5, truth)
+    labels[:4] = truth[:4] = 5
+    probabilities = np.full((n, 6), 0.01)
+    probabilities[np.arange(n), truth] = np.where(rng.random(n) < 0.5, 0.95, 0.7)
+    probabilities[truth < 5, 5] = 1 - probabilities[truth < 5, :5].sum(axis=1)
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    found = estimate_noise(probabilities, labels, np.arange(n))
+    assert found is not None
+    assert found.share == pytest.approx((labels != truth).mean(), abs=0.005)
+
+
 def test_groups_of_listings_make_the_interval_wider() -> None:
     probabilities, labels, _ = made_up(600, 0.1)
     alone = estimate_noise(probabilities, labels, np.arange(600))

@@ -17,7 +17,11 @@ from model.inputs.augment import (
     IMAGE_CORRUPTIONS,
     AugmentConfig,
     Pixels,
+    change_number,
+    change_order,
+    mistype,
     random_box,
+    rewrite_title,
     vary_photo,
     vary_pixels,
     vary_title,
@@ -106,6 +110,33 @@ def test_words_are_dropped_but_never_all() -> None:
     assert "" not in results
     assert vary_title("single", (), config, rng) == "single"
     assert vary_title("one two three", ("two",), PLAIN, rng) == "one two three"
+
+
+def test_titles_are_rewritten_in_the_share_asked_for() -> None:
+    title = "Turtle Check Men Navy Blue Shirts and Tie"
+    config, rng = replace(PLAIN, rewritten_titles=0.5), random.Random(4)
+    changed = [vary_title(title, (), config, rng) != title for _ in range(1_000)]
+    # A few rewrites leave a title as it was: a letter exchanged for the same one, capitals where there are capitals.
+    assert 0.4 < sum(changed) / len(changed) < 0.51
+    assert vary_title(title, (), PLAIN, rng) == title
+
+
+def test_a_rewritten_title_is_nearly_the_same() -> None:
+    rng, title = random.Random(6), "Turtle Check Men Navy Blue Shirts and Tie"
+    for _ in range(500):
+        words = [word.strip(",.-") for word in rewrite_title(title, rng).replace("&", "and").lower().split()]
+        kept = set(words) & set(title.lower().split())
+        assert len(kept) >= 6
+        assert len(words) == 8
+    assert {mistype("Shirt", random.Random(seed)) for seed in range(200)} >= {"Shrit", "Shit", "Shiirt"}
+    assert {change_number("Men Shirts", random.Random(seed)) for seed in range(9)} == {"Men Shirt"}
+    assert {change_order("one two", random.Random(seed)) for seed in range(9)} == {"two one"}
+
+
+@given(st.text(max_size=40), st.integers(0, 1_000))
+def test_any_title_can_be_rewritten_and_none_becomes_empty(title: str, seed: int) -> None:
+    rewritten = rewrite_title(title, random.Random(seed))
+    assert bool(rewritten.strip()) == bool(title.strip())
 
 
 def test_a_title_of_label_words_alone_is_kept() -> None:

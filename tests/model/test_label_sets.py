@@ -21,7 +21,9 @@ from model.catalogue.splits import Part
 from model.checkpoint.folder import CALIBRATION, CONFIG, METRICS, load_checkpoint, write_part
 from model.config import ModelConfig
 from model.evaluation import fit_gate
+from model.evaluation.audit import NOTHING, Evidence, find_contradictions
 from model.evaluation.calibrate import calibrate
+from model.evaluation.compare import compare
 from model.evaluation.evaluate import evaluate, evaluation_tables, model_card_tables
 from model.evaluation.heldout import PairAnswers, load_scores
 from model.inference.label import label_catalogue
@@ -237,3 +239,65 @@ def test_an_answer_does_not_depend_on_the_batch(predictor: Predictor, clothes: C
         assert [each.label for each in one["material"].labels] == [each.label for each in other["material"].labels]
         for each, same in itertools.zip_longest(one["material"].labels, other["material"].labels):
             assert each.confidence == pytest.approx(same.confidence, abs=1e-5)
+
+
+def test_an_audit_finds_wrong_label_sets(predictor: Predictor, clothes: Catalogue) -> None:
+    listings = [each for each in clothes.part(Part.TEST) if "material" in each.label_sets][:80]
+    lacking, having = listings[:8], listings[8:16]
+    wrong = {each.id: each.label_sets["material"][1:] for each in lacking if len(each.label_sets["material"]) > 1}
+    for each in having:
+        absent = next((name for name in MATERIALS if name not in each.label_sets["material"]), None)
+        if absent:
+            wrong[each.id] = (*each.label_sets["material"], absent)
+    mistaken = [
+        dataclasses.replace(each, label_sets={"material": wrong[each.id]}) if each.id in wrong else each
+        for each in listings
+    ]
+    evidence = Evidence(clothes, silent())
+    evidence.add(predictor, mistaken, [])
+    audits = {audit.name: audit for audit in evidence.judge()}
+    material = audits["material"]
+    first = material.suspects[: len(wrong)]
+    assert {each.id for each in first} == set(wrong)
+    truth = {each.id: each.label_sets["material"] for each in listings}
+    assert all(each.label == "|".join(wrong[each.id]) for each in first)
+    suggested = {each.id: set((each.suggestion or "").split("|")) for each in first}
+    assert all(found != set(wrong[name]) for name, found in suggested.items())
+    right = sum(found == set(truth[name]) for name, found in suggested.items())
+    assert right >= 0.8 * len(first)  # the network is a small one
+    assert material.noise is not None
+    assert material.noise.share == pytest.approx(len(wrong) / (len(listings) * len(MATERIALS)), abs=0.01)
+    assert any(given == NOTHING for given, _, _ in material.confusions())
+    assert any(true == NOTHING for _, true, _ in material.confusions())
+    assert [each.rank for each in audits["kind"].suspects] == list(range(1, len(listings) + 1))
+
+
+def test_materials_that_contradict_each_other_need_no_model(clothes: Catalogue) -> None:
+    one, other = (
+        dataclasses.replace(each, title="Shirt", label_sets={"material": materials})
+        for each, materials in zip(clothes.listings, (("Wool", "Cotton"), ("Cotton",)), strict=False)
+    )
+    same = dataclasses.replace(one, id="same", label_sets={"material": ("Cotton", "Wool")})
+    found = find_contradictions(dataclasses.replace(clothes, listings=(one, same)))
+    assert not [each for each in found if each.attribute == "material"]
+    found = find_contradictions(dataclasses.replace(clothes, listings=(one, other)))
+    assert [each.same for each in found if each.attribute == "material"] == ["title"]
+
+
+def test_a_comparison_knows_what_is_not_applicable(trained: Path, clothes: Catalogue, tmp_path: Path) -> None:
+    copy = tmp_path / "checkpoint"
+    shutil.copytree(trained, copy)
+    config = json.loads((copy / CONFIG).read_text())
+    assert config.pop("applicability")
+    (copy / CONFIG).write_text(json.dumps(config))
+    before, after = (Predictor.load(folder, device="cpu") for folder in (trained, copy))
+    found = compare(before, after, clothes, clothes.part(Part.TEST), target_precision=0.9, console=silent())
+    sleeves = found.figures["situations"][Situation.TITLE]["sleeve"]
+    kinds = {each.id: each.labels["kind"] for each in clothes.listings}
+    changed = [each for each in found.changed if each.attribute == "sleeve"]
+    assert changed
+    assert {kinds[each.id] for each in changed} == {"Watch"}
+    assert not any(each.before.accepted for each in changed)
+    assert sleeves["labels"] == 0
+    assert sleeves["verdicts"] == pytest.approx(len(changed) / found.figures["listings"])
+    assert sleeves["coverage"][0] < sleeves["coverage"][1]

@@ -123,12 +123,14 @@ class Results:
         key = both(corruption, strength)
         return self.value(run, key if self.cell(run, key) else both(UNCORRUPTED, 0.0), measure)
 
-    def difference(self, run: str, other: str, key: str, measure: str, attribute: str = "mean") -> Estimate | None:
+    def difference(
+        self, run: str, other: str, key: str, measure: str, attribute: str = "mean", *, level: float = 0.95
+    ) -> Estimate | None:
         """Return `run` minus `other`: both were resampled alike, so listings that are hard for both cancel out.
 
-        The difference of the means over the seeds that both were trained with; its interval covers other listings and
-        other seeds. A network that was trained once is assumed to vary from seed to seed as much as those that were
-        trained several times.
+        The difference of the means over the seeds that both were trained with; its interval, at `level`, covers other
+        listings and other seeds. A network that was trained once is assumed to vary from seed to seed as much as those
+        that were trained several times.
         """
         seeds, generator = self.seeds(run, other), np.random.default_rng(0)
         values = [self.mean(each, key, measure, attribute, seeds=seeds) for each in (run, other)]
@@ -142,7 +144,7 @@ class Results:
             trained = sum(each not in DETERMINISTIC for each in (run, other))
             deviation = math.sqrt(trained) * self.seed_deviation(key, measure, attribute)
             drawn = drawn + generator.normal(0.0, deviation, drawn.shape)
-        low, high = np.quantile(drawn, (0.025, 0.975))
+        low, high = np.quantile(drawn, ((1 - level) / 2, (1 + level) / 2))
         return Estimate(values[0] - values[1], float(low), float(high))
 
     def seed_deviation(self, key: str, measure: str, attribute: str = "mean") -> float:

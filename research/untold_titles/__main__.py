@@ -20,7 +20,8 @@ from research.untold_titles.catalogues import write_untold
 from research.untold_titles.diagnosis import write_diagnosis
 from research.untold_titles.plan import STRENGTHS
 from research.untold_titles.readings import read_images, read_titles, tasks_of
-from research.untold_titles.study import Lane, write_towers
+from research.untold_titles.report import write_section
+from research.untold_titles.study import DIAGNOSIS, READINGS, Lane, write_towers
 from research.untold_titles.words import Scope, Strength
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +29,6 @@ FASHION = ROOT / "benchmarks" / "fashion.toml"
 CHECKPOINT = ROOT / "weights" / "fashion"
 RESULTS = ROOT / "research" / "results" / "untold_titles"
 PAGE = ROOT / "docs" / "results.md"
-READINGS, DIAGNOSIS = "readings.json", "diagnosis"
 DETAILS = (None, 40, 20, 10, 5)
 """Rows of pixels at which images are read; None: as they are."""
 NAMED = ("articleType", "baseColour")
@@ -142,6 +142,12 @@ def gradients(
         tuning.run(Path(folder), device="cpu")
     flow = {"run": name, "interval": interval, "layers": tuning.flow.table() if tuning.flow else {}}
     print(write_diagnosis(results / DIAGNOSIS / f"{name.replace('/', '-')}-gradients.json", flow))
+
+
+@app.command()
+def report(*, results: Results = RESULTS, out: Annotated[Path, typer.Option(help="the page")] = PAGE) -> None:
+    """Write the section of the results page from the JSON files."""
+    print(write_section(results, out))
 
 
 def _lane(runs: Path, table: Path, results: Path, device: str) -> Lane:

@@ -22,7 +22,7 @@ from model.network.cma_clip import CMAClip, Output
 from model.network.towers import Backbone, ImageTower, TextTower, TimmTower, TokenSequence
 from model.tasks import Task
 from model.training.initialise import initial_network
-from research.study.networks import BuildNetwork, PooledClip
+from research.study.networks import AttributeNetwork, BuildNetwork, PooledClip
 
 
 class Patches(StrEnum):
@@ -120,6 +120,38 @@ def as_sequence(flat: Tensor) -> TokenSequence:
     """Return images, `[B, F]`, as sequences of one token: whether they are there is in the mask, `[B, 1]`."""
     mask = torch.ones(len(flat), 1, dtype=torch.bool, device=flat.device)
     return TokenSequence(flat, mask, mask.new_zeros(len(flat), dtype=torch.long))
+
+
+class KnownTokens(nn.Embedding):
+    """Embeddings of the tokens that training titles have; any other token has that of the first.
+
+    Nothing is trained of the embedding of a token that no training title has, but an optimiser step would read and
+    write them all: in a vocabulary of 49,408 tokens that is most of what a step costs here.
+    known: the tokens, `[K]` int64, rising. weight: the embeddings of the whole vocabulary, `[V, d]`.
+    """
+
+    def __init__(self, weight: Tensor, known: Tensor) -> None:
+        super().__init__(len(known), weight.shape[1])
+        self.weight = nn.Parameter(weight.detach()[known].clone())
+        self.known = known  # as a buffer, it would enter the average of weights
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        known = self.known.to(tokens.device)
+        places = torch.searchsorted(known, tokens).clamp(max=len(known) - 1)
+        return super().forward(torch.where(known[places] == tokens, places, 0))
+
+
+def with_known_tokens(build: BuildNetwork, tokens: Sequence[int]) -> BuildNetwork:
+    """Return a function that builds the same network with embeddings of `tokens` alone, and of padding."""
+    known = torch.tensor(sorted({0, *tokens}))
+
+    def built(model: ModelConfig, tasks: Sequence[Task], initial: str | None) -> AttributeNetwork:
+        network = build(model, tasks, initial)
+        text = network.backbone.text.text
+        text.token_embedding = KnownTokens(text.token_embedding.weight, known)
+        return network
+
+    return built
 
 
 # --- from stages to tokens ---------------------------------------------------------------------------------
@@ -228,7 +260,7 @@ _NETWORKS: dict[Contender, type[StagedCMAClip] | type[Concatenated]] = {
 def builder(contender: Contender, patches: Patches) -> BuildNetwork:
     """Return what builds a contender on the staged towers that it would start from."""
 
-    def build(model: ModelConfig, tasks: Sequence[Task], initial: str | None) -> CMAClip | PooledClip:
+    def build(model: ModelConfig, tasks: Sequence[Task], initial: str | None) -> AttributeNetwork:
         backbone = staged(initial_network(model, tasks, initial).backbone, model.preprocess.image_size)
         return _NETWORKS[contender](backbone, tasks, model.fusion, patches)
 

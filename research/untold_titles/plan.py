@@ -21,7 +21,7 @@ from research.study.cells import read_cells
 from research.study.conditions import clean
 from research.study.networks import BuildNetwork, with_random_text
 from research.study.runs import FULL_SIZE, Plan, Run
-from research.untold_titles.networks import Contender, Patches, builder
+from research.untold_titles.networks import Contender, Patches, builder, with_known_tokens
 from research.untold_titles.words import Scope, Strength
 
 PROTOCOL: Mapping[str, Any] = tomllib.loads(Path(__file__).with_name("protocol.toml").read_text(encoding="utf-8"))
@@ -40,17 +40,20 @@ MEASURE: str = PROTOCOL["tuning"]["measure"]
 class StagedRun(Run):
     """One network to train, on patches of one of the image tower's stages.
 
-    settings: of `TrainConfig`, nested as its fields are; the protocol's own hold where they say nothing.
+    settings: of `TrainConfig`, nested as its fields are; the protocol's own hold where they say nothing. tokens: those
+    that the training titles have; none: the whole vocabulary.
     """
 
     contender: Contender = Contender.CMA_CLIP
     patches: Patches = Patches.LAST
     settings: tuple[Mapping[str, Any], ...] = ()
+    tokens: tuple[int, ...] = ()
 
     @property
     def build(self) -> BuildNetwork:
         """What makes the network."""
-        return with_random_text(builder(self.contender, self.patches))
+        build = with_random_text(builder(self.contender, self.patches))
+        return with_known_tokens(build, self.tokens) if self.tokens else build
 
     @property
     def weighs(self) -> bool:

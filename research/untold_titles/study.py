@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from model.checkpoint.folder import load_checkpoint
 from model.checkpoint.weights import load_weights, save_checkpoint
 from model.device import pick_device
 from model.errors import ConfigError
+from model.inputs.tokenizer import TitleTokenizer
 from model.network.cma_clip import CMAClip
 from model.situations import Situation
 from model.training.initialise import initial_model, initial_network
@@ -39,6 +40,7 @@ from research.untold_titles.plan import (
     PROTOCOL,
     STRENGTHS,
     Chosen,
+    StagedRun,
     by_seed,
     matching_runs,
     trials,
@@ -47,6 +49,9 @@ from research.untold_titles.plan import (
 
 NOISE = tuple(each for each in (*TITLES, *IMAGES) if each.name in ("words dropped", "words added", "noise"))
 """The paper's corruptions: noise over the image, and words of the title lost or replaced."""
+
+READINGS, DIAGNOSIS = "readings.json", "diagnosis"
+"""A file and a folder beside the figures of runs: what each modality alone reads, and why a fusion helps or not."""
 
 MATCHES_NAME, TRIALS = "matching", "trials"
 """The catalogue of the made-up attribute, and the folder of what was tried on the validation part."""
@@ -73,6 +78,22 @@ class StagedStudy(Study):
         both = staged(backbone, model.preprocess.image_size)
         return StagedImages(self.encoded / towers, both, self.device, self.console, variants=self.variants)
 
+    @cached_property
+    def tokens(self) -> tuple[int, ...]:
+        """The tokens that the training titles have."""
+        tokenize = TitleTokenizer(initial_model(None, str(self.initial)).preprocess)
+        titles = {listing.title for listing in self.catalogue.part(Part.TRAIN) if listing.title}
+        return tuple(sorted({int(token) for title in titles for token in tokenize(title).tokens}))
+
+    def complete(self, run: Run) -> None:
+        """Train a run, measure it and write its figures; steps that are done are not repeated."""
+        super().complete(self.ready(run))
+
+    def ready(self, run: Run) -> StagedRun:
+        """Return a run with the tokens of this catalogue."""
+        assert isinstance(run, StagedRun)
+        return replace(run, tokens=self.tokens)
+
     def conditions(self, answers: Mapping[str, Answers], *, weighs: bool) -> Cells:
         """Return the figures of each condition: those of image and title can be compared between runs."""
         everything = np.arange(len(self.part.listings))
@@ -88,6 +109,7 @@ class StagedStudy(Study):
 
     def tuning(self, run: Run, *, interval: int) -> WatchedFineTuning:
         """Return the fine-tuning of a run, whose gradients are watched in intervals of so many steps."""
+        run = self.ready(run)
         return WatchedFineTuning(
             run.build,
             self.images,
@@ -102,6 +124,7 @@ class StagedStudy(Study):
 
     def weights_worth(self, run: Run) -> dict[str, dict[str, float | None]]:
         """Return what the modality weights of a finished run of CMA-CLIP are worth on the measured part."""
+        run = self.ready(run)
         model = run.model(initial_model(None, str(self.initial)))
         network = run.build(model, self.tasks, None)
         load_weights(network, load_checkpoint(finished_checkpoint(self.runs / run.name)))

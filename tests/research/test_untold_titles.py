@@ -22,9 +22,12 @@ from model.errors import ConfigError
 from model.network.cma_clip import CMAClip
 from model.network.towers import TokenSequence
 from model.tasks import Task
+from model.training.config import OptimiserConfig
 from model.training.initialise import initial_network
-from research.study.cells import read_cells, write_cells
+from model.training.trainer import parameter_groups
+from research.study.cells import MEASURES, read_cells, write_cells
 from research.study.networks import PooledClip
+from research.untold_titles.__main__ import PAGE, RESULTS
 from research.untold_titles.catalogues import (
     COLOURS,
     IMAGE_COLOUR,
@@ -35,8 +38,15 @@ from research.untold_titles.catalogues import (
     write_matching,
     write_untold,
 )
-from research.untold_titles.diagnosis import LAYERS, GradientFlow, aggregates, layer_of, weights_worth
-from research.untold_titles.networks import Contender, GivenStages, Patches, builder, staged
+from research.untold_titles.diagnosis import (
+    LAYERS,
+    GradientFlow,
+    aggregates,
+    layer_of,
+    weights_worth,
+    write_diagnosis,
+)
+from research.untold_titles.networks import Contender, GivenStages, Patches, builder, staged, with_known_tokens
 from research.untold_titles.plan import (
     ABLATIONS,
     COMPARED,
@@ -46,6 +56,8 @@ from research.untold_titles.plan import (
     by_seed,
     trials,
 )
+from research.untold_titles.readings import linear_probe, read_titles, tasks_of
+from research.untold_titles.report import COMMAND, section, write_section
 from research.untold_titles.study import Lane
 from research.untold_titles.words import NOTHING_LEFT, Scope, Strength, TellingWords, mutual_information
 
@@ -287,6 +299,36 @@ def test_embracing_draws_each_place_from_one_modality(staged_config: ModelConfig
     assert not from_text[3].any()
 
 
+def test_tokens_that_no_title_has_cost_nothing_and_change_nothing(
+    staged_config: ModelConfig, tasks: tuple[Task, ...]
+) -> None:
+    """One step of AdamW with the known tokens' embeddings alone is one with those of the whole vocabulary."""
+    titles = torch.tensor([[49406, 320, 530, 49407], [49406, 530, 49407, 0]])
+    found = []
+    for known in (None, [320, 530, 49406, 49407]):
+        torch.manual_seed(0)
+        plain = builder(Contender.CONCATENATED, Patches.LAST)
+        network = (with_known_tokens(plain, known) if known else plain)(staged_config, tasks, None)
+        optimiser = torch.optim.AdamW(
+            parameter_groups(network, OptimiserConfig(epochs=1, batch_size=2, learning_rate=0.1))
+        )
+        for group in optimiser.param_groups:
+            group["lr"] = group["peak"]
+        for _ in range(2):
+            optimiser.zero_grad()
+            logits = network(None, network.backbone.encode_text(titles)).logits
+            torch.autograd.backward(sum(each.square().sum() for each in logits))  # type: ignore[arg-type]
+            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimiser.step()
+        found.append(network.eval()(None, network.backbone.encode_text(titles)).logits[0])
+    torch.testing.assert_close(found[0], found[1])
+    assert network.backbone.text.text.token_embedding.weight.shape == (5, 32)
+    unknown = network.backbone.encode_text(torch.tensor([[49406, 999, 49407]]))
+    first = network.backbone.encode_text(torch.tensor([[49406, 0, 49407]]))
+    assert torch.equal(unknown.embeddings, first.embeddings)
+    assert unknown.pooled.tolist() == [2]
+
+
 # --- the plan ----------------------------------------------------------------------------------------------
 
 
@@ -488,3 +530,111 @@ def test_a_collapsed_attention_is_worth_its_constant(staged_config: ModelConfig,
     for worth in weights_worth(network, tasks, aggregated, attention, labels).values():
         assert (worth["mean"], worth["deviation"]) == (0.5, 0.0)
         assert worth["constant"] == worth["accuracy"]
+
+
+# --- the report --------------------------------------------------------------------------------------------
+
+
+def write_result(folder: Path, name: str, reached: float, **further: object) -> None:
+    """A finished run's figures, the same for every measure; resamples lie half a point around them."""
+    around = [round(10_000 * (reached + step / 1_000)) for step in range(-5, 6)]
+    cell = {measure: [reached, reached - 0.005, reached + 0.005] for measure in MEASURES}
+    resamples = {measure: {"mean": around} for measure in ("accuracy", "recall_at_90", "recall_at_95")}
+    conditions = {"image_and_title/clean/0": {"attributes": {"mean": cell}, "resamples": resamples}}
+    content = {"title": name, "budget": {"epochs": 4}, **further, "conditions": conditions}
+    write_cells(folder / f"{name}.json", content)
+
+
+def write_primary(folder: Path, gain: float, seeds: int) -> None:
+    for patches in Patches:
+        for seed in range(seeds):
+            suffix = f"-seed-{seed}" if seed else ""
+            write_result(folder, f"cma-clip-{patches}{suffix}", 0.6 + gain)
+            write_result(folder, f"concatenated-{patches}{suffix}", 0.6)
+
+
+def test_the_report_says_what_is_missing(tmp_path: Path) -> None:
+    text = section(tmp_path)
+    assert "has not been measured yet" in text
+    assert "Nothing has been tuned yet" in text
+    assert "has not been tried yet" in text
+
+
+def test_the_report_says_whether_the_claim_holds(lane: Lane) -> None:
+    fake_trials(lane)
+    folder = lane.results / "middle"
+    assert "The primary comparison has not been run yet." in section(lane.results)
+    write_primary(folder, 0.04, seeds=2)
+    part = section(lane.results)
+    assert "CMA-CLIP against fine-tuned CLIP (means of 2 seeds), +4.0 points [" in part
+    assert "**3 of 5 seeds are missing**" in part
+    assert "the aim" not in part
+    write_primary(folder, 0.04, seeds=5)
+    assert "- the aim, at least 3 points at one of the stages: met." in section(lane.results)
+    write_primary(folder, 0.02, seeds=5)
+    assert "- the aim, at least 3 points at one of the stages: **missed**." in section(lane.results)
+    write_primary(folder, -0.04, seeds=5)
+    part = section(lane.results)
+    assert part.count("**behind**") == 2
+    write_result(folder, "no-attention-last", 0.5)
+    write_result(lane.results / "mild", "cma-clip-last", 0.7)
+    write_result(lane.results / "mild", "concatenated-last", 0.6)
+    part = section(lane.results)
+    assert "| no-attention-last | ablation | 1 | 50.0 | 50.0 | 50.0 | 50.0 | -6.0 points" in part
+    assert "| mild | patches of the last stage | 70.0 | 60.0 | +10.0 points" in part
+
+
+def test_the_report_has_the_made_up_attribute_and_the_diagnosis(tmp_path: Path) -> None:
+    folder = tmp_path / "matching"
+    for rate, reached in ((0.001, 0.6), (0.003, 0.97)):
+        write_result(folder / "trials", f"cma-clip-last-{rate:g}", reached)
+    write_result(folder, "cma-clip-last-0.003", 0.96)
+    worth = {"accuracy": 0.5, "mean": 0.75, "deviation": 0.1, "constant": 0.4, "best_constant": 0.6, "oracle": 0.9}
+    write_diagnosis(tmp_path / "diagnosis" / "a.json", {"run": "middle/a", "weights": {"colour": worth}})
+    flow = {"run": "middle/a", "interval": 10, "layers": {"heads": [0.002, 0.001]}}
+    write_diagnosis(tmp_path / "diagnosis" / "a-gradients.json", flow)
+    part = section(tmp_path)
+    assert "| CMA-CLIP | 60.0 / 97.0 | 96.0 [95.5, 96.5] |" in part
+    assert "right for at least 95 %: met." in part
+    assert "| `middle/a` | colour | 0.75 ± 0.10 | 50.0 | 40.0 | 60.0 | 90.0 |" in part
+    assert "| layer | from step 0 | from step 10 |" in part
+    assert "| heads | 2.00 | 1.00 |" in part
+
+
+def test_the_section_is_written_between_its_markers(tmp_path: Path) -> None:
+    page = tmp_path / "results.md"
+    page.write_text("before\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="lacks the markers"):
+        write_section(tmp_path, page)
+    begin, end = f"<!-- titles: written by python -m {COMMAND} -->", "<!-- end of titles -->"
+    page.write_text(f"before\n{begin}\nstale\n{end}\nafter\n", encoding="utf-8")
+    written = write_section(tmp_path, page).read_text(encoding="utf-8")
+    assert written.startswith("before\n")
+    assert written.endswith("after\n")
+    assert "stale" not in written
+
+
+def test_the_section_in_the_repository_is_up_to_date() -> None:
+    written = PAGE.read_text(encoding="utf-8").partition(f"<!-- titles: written by python -m {COMMAND} -->")[2]
+    assert written.partition("<!-- end of titles -->")[0].strip() == section(RESULTS), f"run: python -m {COMMAND}"
+
+
+# --- what each modality reads ------------------------------------------------------------------------------
+
+
+def test_readings_fall_where_words_are_taken_out(catalogue: Catalogue) -> None:
+    tasks = tasks_of(catalogue)
+    told = read_titles(catalogue, Part.TEST, None, tasks)
+    untold = read_titles(catalogue, Part.TEST, ALL, tasks)
+    assert told["accuracy"] == {"colour": 1.0, "shape": 1.0}
+    assert untold["accuracy"]["colour"] < 0.6
+    assert (told["words"], untold["words"]) == (5.0, 3.0)
+
+
+def test_a_linear_probe_learns_what_is_there() -> None:
+    generator = torch.Generator().manual_seed(0)
+    given = torch.randn(300, 8, generator=generator)
+    labels = (given[:, 0] > 0).long()
+    labels[:10] = -100
+    probe = linear_probe(given, labels, 2, steps=1_000)
+    assert (probe(given[10:]).argmax(dim=1) == labels[10:]).float().mean() > 0.95

@@ -6,6 +6,7 @@ grid.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -64,7 +65,8 @@ class GradientFlow:
         self._weights: dict[tuple[int, str], float] = defaultdict(float)
         for name, parameter in network.named_parameters():
             if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(lambda each, name=name: self._note(name, each))
+                hook = functools.partial(self._note, name)
+                parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
 
     def _note(self, name: str, parameter: Tensor) -> None:
         assert parameter.grad is not None
@@ -107,7 +109,7 @@ class WatchedFineTuning(EncodedFineTuning):
 def aggregates(network: CMAClip, image: TokenSequence, text: TokenSequence) -> tuple[Tensor, NDArray[np.float64]]:
     """Return what the heads could weigh, `[n, M, D]`, and the modality attention `[n, T, M]`, of encoded listings."""
     embeddings, attention = [], []
-    for rows in torch.arange(len(text.pooled)).split(BATCH):
+    for rows in torch.split(torch.arange(len(text.pooled)), BATCH):
         output = network(image.select(rows), text.select(rows))
         embeddings.append(output.aggregated)
         attention.append(output.modality_attention)
@@ -119,7 +121,8 @@ def weighed(network: CMAClip, aggregated: Tensor, attribute: int, image_weight: 
     """Return the labels that an attribute's head predicts where images weigh `image_weight`, `[n]`: class indices."""
     weights = torch.stack([image_weight, 1 - image_weight], dim=1).to(aggregated.dtype)  # [n, M]
     fused = (weights[:, :, None] * aggregated).sum(dim=1)
-    return network.heads[attribute](fused).argmax(dim=1).numpy()
+    predicted: NDArray[np.int64] = network.heads[attribute](fused).argmax(dim=1).numpy()
+    return predicted
 
 
 def weights_worth(
@@ -143,7 +146,7 @@ def weights_worth(
         learned = torch.from_numpy(attention[:, t, 0])
 
         def right(weight: Tensor, t: int = t, truth: NDArray[np.int64] = truth) -> NDArray[np.bool_]:
-            return weighed(network, aggregated, t, weight) == truth
+            return np.equal(weighed(network, aggregated, t, weight), truth)
 
         tried = np.stack([right(torch.full_like(learned, float(weight)))[counted] for weight in grid])  # [G, n]
         constant = right(torch.full_like(learned, float(learned[torch.from_numpy(counted)].mean())))[counted]

@@ -62,11 +62,11 @@ class Layout:
 
     def last_of(self, flat: Tensor) -> Tensor:
         """Return the patches of the last stage, `[B, N, d]`, of `flat`, `[B, F]`."""
-        return flat[:, : self.last[0] * self.last[1]].unflatten(1, self.last)
+        return flat[:, : self.last[0] * self.last[1]].reshape(-1, *self.last)
 
     def before_of(self, flat: Tensor) -> Tensor:
         """Return the patches of the last stage but one, `[B, n, e]`, of `flat`, `[B, F]`."""
-        return flat[:, self.last[0] * self.last[1] :].unflatten(1, self.before)
+        return flat[:, self.last[0] * self.last[1] :].reshape(-1, *self.before)
 
 
 class StagedTower(ImageTower):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -27,7 +28,7 @@ from model.training.trainer import finished_checkpoint
 from research.study.answers import Answers, Inference
 from research.study.cells import Cells, Detail, condition_cells
 from research.study.conditions import clean
-from research.study.corruptions import IMAGES, TITLES
+from research.study.corruptions import CORRUPTIONS
 from research.study.runs import Plan, Run
 from research.study.study import STRONGEST, Study
 from research.untold_titles.catalogues import CATALOGUE, write_matching, write_untold
@@ -47,7 +48,7 @@ from research.untold_titles.plan import (
     validated,
 )
 
-NOISE = tuple(each for each in (*TITLES, *IMAGES) if each.name in ("words dropped", "words added", "noise"))
+NOISE = tuple(each for each in CORRUPTIONS if each.name in ("words dropped", "words added", "noise"))
 """The paper's corruptions: noise over the image, and words of the title lost or replaced."""
 
 READINGS, DIAGNOSIS = "readings.json", "diagnosis"
@@ -210,8 +211,8 @@ class Lane:
     def steps(self) -> Iterator[Step]:
         """Yield the steps; those that a choice on the validation part decides on come once it has been made."""
         yield from self._matching(COMPARED)
-        for run in trials():
-            yield self._step(f"{MIDDLE}/{TRIALS}", run)
+        for trial in trials():
+            yield self._step(f"{MIDDLE}/{TRIALS}", trial)
         chosen = Chosen.on_validation(self.trials)
         if chosen is None:
             return
@@ -243,8 +244,11 @@ class Lane:
             yield Step(
                 name=f"{name}/{reference}",
                 result=self.results / name / f"{reference}.json",
-                do=lambda reference=reference: self.study(name, plan).run([reference]),
+                do=functools.partial(self._refer, name, plan, reference),
             )
+
+    def _refer(self, name: str, plan: Plan, reference: str) -> None:
+        self.study(name, plan).run([reference])
 
     def _step(self, folder: str, run: Run, plan: Plan | None = None) -> Step:
         planned = plan or Plan(runs=(run,), repeats={}, references={})

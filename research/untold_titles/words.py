@@ -134,7 +134,9 @@ class UntoldTitles:
         self.telling = learned.telling(strength)
         self.attributes = sorted({attribute for attribute, _ in learned.labels})
         of = np.array([attribute for attribute, _ in learned.labels])
-        self.any_label = {each: self.telling[:, of == each].any(axis=1) for each in self.attributes}
+        self.any_label: dict[str, NDArray[np.bool_]] = {
+            each: np.any(self.telling[:, of == each], axis=1) for each in self.attributes
+        }
         """By attribute, whether a word tells any of its labels, `[W]`."""
 
     def __call__(self, listing: Listing) -> str | None:

@@ -22,7 +22,6 @@ from model.evaluation import scores
 from model.network.cma_clip import CMAClip
 from model.network.towers import TokenSequence
 from model.tasks import Task
-from research.study.cells import figure
 from research.study.encoded import EncodedFineTuning
 
 GRID = 21
@@ -131,7 +130,7 @@ def weights_worth(
     aggregated: Tensor,
     attention: NDArray[np.float64],
     labels: NDArray[np.int64],
-) -> dict[str, dict[str, float | None]]:
+) -> dict[str, dict[str, float]]:
     """Return what the weights of each attribute are worth, in shares of the labelled listings that are right.
 
     accuracy: with the learned weights. mean, deviation: of the image's weight over listings. constant: with the mean
@@ -150,14 +149,16 @@ def weights_worth(
 
         tried = np.stack([right(torch.full_like(learned, float(weight)))[counted] for weight in grid])  # [G, n]
         constant = right(torch.full_like(learned, float(learned[torch.from_numpy(counted)].mean())))[counted]
-        worth[task.name] = {
-            "accuracy": figure(right(learned)[counted].mean()),
-            "mean": figure(float(learned.mean())),
-            "deviation": figure(float(learned.std())),
-            "constant": figure(constant.mean()),
-            "best_constant": figure(tried.mean(axis=1).max()),
-            "oracle": figure(tried.any(axis=0).mean()),
+        as_learned = right(learned)[counted]
+        shares = {
+            "accuracy": as_learned.mean(),
+            "mean": learned.mean(),
+            "deviation": learned.std(),
+            "constant": constant.mean(),
+            "best_constant": tried.mean(axis=1).max(),
+            "oracle": (tried.any(axis=0) | as_learned).mean(),
         }
+        worth[task.name] = {name: round(float(share), 5) for name, share in shares.items()}
     return worth
 
 

@@ -123,7 +123,7 @@ class StagedStudy(Study):
             console=self.console,
         )
 
-    def weights_worth(self, run: Run) -> dict[str, dict[str, float | None]]:
+    def weights_worth(self, run: Run) -> dict[str, dict[str, float]]:
         """Return what the modality weights of a finished run of CMA-CLIP are worth on the measured part."""
         run = self.ready(run)
         model = run.model(initial_model(None, str(self.initial)))

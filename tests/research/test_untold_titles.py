@@ -46,7 +46,15 @@ from research.untold_titles.diagnosis import (
     weights_worth,
     write_diagnosis,
 )
-from research.untold_titles.networks import Contender, GivenStages, Patches, builder, staged, with_known_tokens
+from research.untold_titles.networks import (
+    Contender,
+    GivenStages,
+    Patches,
+    StagedTower,
+    builder,
+    staged,
+    with_known_tokens,
+)
 from research.untold_titles.plan import (
     ABLATIONS,
     COMPARED,
@@ -261,7 +269,7 @@ def test_every_parameter_of_every_contender_learns(
     network = build(contender, patches, staged_config, tasks).train()
     image, text = given(network)
     outputs = [network(image, text), network(image, None), network(None, text)]
-    torch.autograd.backward(sum(logits.square().sum() for each in outputs for logits in each.logits))  # type: ignore[arg-type]
+    torch.autograd.backward(sum(logits.square().sum() for each in outputs for logits in each.logits))
     ignored = ("backbone.image.", *(("absent",) if contender is Contender.EMBRACED else ()))  # the tower is locked
     without = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
     assert [name for name in without if not name.startswith(ignored)] == []
@@ -275,12 +283,12 @@ def test_only_attention_sees_where_something_is(
     """Patches in another order, of the same mean: the same for all but CMA-CLIP on the patches it attends to."""
     network = build(contender, Patches.BEFORE, staged_config, tasks)
     image, text = given(network)
-    layout = network.backbone.image.layout  # type: ignore[union-attr]
+    layout = cast(StagedTower, network.backbone.image).layout
     before = layout.before_of(image.embeddings)
     changed = before.clone()
     changed[:, 0], changed[:, 1] = before[:, 0] + before[:, 1], 0.0
     kept = layout.last_of(image.embeddings).flatten(1)
-    other = TokenSequence(torch.cat([kept, changed.flatten(1)], dim=1), image.mask, image.pooled)  # type: ignore[arg-type]
+    other = TokenSequence(torch.cat([kept, changed.flatten(1)], dim=1), image.mask, image.pooled)
     same = torch.allclose(network(image, text).logits[0], network(other, text).logits[0], atol=1e-5)
     assert same == (contender is not Contender.CMA_CLIP)
 
@@ -317,7 +325,7 @@ def test_tokens_that_no_title_has_cost_nothing_and_change_nothing(
         for _ in range(2):
             optimiser.zero_grad()
             logits = network(None, network.backbone.encode_text(titles)).logits
-            torch.autograd.backward(sum(each.square().sum() for each in logits))  # type: ignore[arg-type]
+            torch.autograd.backward(sum(each.square().sum() for each in logits))
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimiser.step()
         found.append(network.eval()(None, network.backbone.encode_text(titles)).logits[0])
@@ -635,6 +643,7 @@ def test_a_linear_probe_learns_what_is_there() -> None:
     generator = torch.Generator().manual_seed(0)
     given = torch.randn(300, 8, generator=generator)
     labels = (given[:, 0] > 0).long()
+    given[:, 0] += 2 * labels - 1  # with a margin
     labels[:10] = -100
     probe = linear_probe(given, labels, 2, steps=1_000)
     assert (probe(given[10:]).argmax(dim=1) == labels[10:]).float().mean() > 0.95

@@ -21,7 +21,7 @@ from research.study.answers import Answers, TestPart
 from research.study.conditions import clean
 
 MEASURES = ("accuracy", "macro_f1", "recall_at_90", "recall_at_95")
-COMPARED = ("accuracy", "recall_at_95")
+COMPARED = ("accuracy", "recall_at_90", "recall_at_95")
 """Their resamples are kept, so that two runs can be compared resample by resample."""
 
 Cells = dict[str, Any]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from model.catalogue.listings import Listing
 from model.network.towers import TokenSequence
 from model.situations import Situation
 from research.study.answers import Answers, Inference, TestPart
-from research.study.corruptions import IMAGES, TITLES, Corruption, another
+from research.study.corruptions import CORRUPTIONS, IMAGES, TITLES, Corruption, another
 
 UNCORRUPTED = "uncorrupted"
 
@@ -54,8 +55,9 @@ def predict_corrupted(
     *,
     supported: Sequence[Situation],
     situations: Sequence[Situation] = (Situation.IMAGE_AND_TITLE,),
+    corruptions: Sequence[Corruption[Any]] = CORRUPTIONS,
 ) -> Iterator[tuple[str, Answers]]:
-    """Yield the answers on the listings at `rows` in `situations`, uncorrupted and under each corruption, by condition.
+    """Yield the answers on the listings at `rows` in `situations`, uncorrupted and under `corruptions`, by condition.
 
     supported: the situations that the network can predict in. Without the image's, say, it predicts from titles alone,
     and is not measured under corruptions of images.
@@ -68,7 +70,7 @@ def predict_corrupted(
     for situation in situations:
         key = Condition(situation=situation, corruption=UNCORRUPTED).key
         yield key, _predict(inference, image, text, situation)
-    for titles in TITLES if uses_title else ():
+    for titles in [each for each in TITLES if each in corruptions] if uses_title else ():
         for strength in titles.strengths:
             given = [corrupt_title(titles, x, others[x.id], strength) for x in listings]
             empty = inference.encode_titles(given)  # a title without words, where there is no image either
@@ -79,7 +81,7 @@ def predict_corrupted(
                     key = Condition(situation=situation, corruption=titles.name, strength=strength).key
                     corrupted = absent if situation is Situation.IMAGE_AND_TITLE else empty
                     yield key, _predict(inference, image, corrupted, situation)
-    for images in IMAGES if uses_image else ():
+    for images in [each for each in IMAGES if each in corruptions] if uses_image else ():
         for strength in images.strengths:
 
             def corrupt(

@@ -45,7 +45,7 @@ class EncodedImages:
         self.folder, self.device, self.console = folder, device, console
         self.backbone = backbone.to(device).to(memory_format=torch.channels_last).eval()
         rows, columns = backbone.image.grid
-        self.shape = (1 + rows * columns, backbone.image.width)
+        self.shape: tuple[int, ...] = (1 + rows * columns, backbone.image.width)
 
     def of(self, dataset: ListingDataset, epoch: int) -> NDArray[np.float16]:
         """Return the tokens of a data set's images in one epoch, encoding them unless that has been done."""
@@ -54,6 +54,10 @@ class EncodedImages:
             self._encode(dataset, epoch, path)
         tokens: NDArray[np.float16] = np.load(path, mmap_mode="r")
         return tokens
+
+    def given(self, backbone: Backbone) -> Backbone:
+        """Return the towers of `backbone` for images that these encode."""
+        return GivenTokens(backbone.image, backbone.text)
 
     def _encode(self, dataset: ListingDataset, epoch: int, path: Path) -> None:
         self.console.print(f"encoding images: {path}", highlight=False)
@@ -134,7 +138,7 @@ class EncodedFineTuning(FineTuning):
     def build_network(self) -> CMAClip:
         """Build the network for encoded images, filled from `initial`."""
         network = self.build(self.model, self.tasks, self.initial)
-        network.backbone = GivenTokens(network.backbone.image, network.backbone.text)
+        network.backbone = self.images.given(network.backbone)
         return cast(CMAClip, network)  # fine-tuning uses no more of it than all networks of the study have
 
     def dataset(self, listings: Sequence[Listing], augment: Sequence[AugmentConfig] | None = None) -> EncodedListings:

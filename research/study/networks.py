@@ -24,13 +24,16 @@ class PooledClip(nn.Module):
     zero, so that training which never withholds a modality leaves zeros there, not noise.
     """
 
+    joint = 2
+    """Fusion widths that `join` returns."""
+
     def __init__(self, backbone: Backbone, tasks: Sequence[Task], config: FusionConfig) -> None:
         super().__init__()
         self.backbone = backbone
         self.project_image = _projection(backbone.image.width, config.width)
         self.project_text = _projection(backbone.text.width, config.width)
         self.absent = nn.Parameter(torch.zeros(2, config.width))
-        self.heads = nn.ModuleList(_head(config, len(task.labels)) for task in tasks)
+        self.heads = nn.ModuleList(_head(self.joint * config.width, config, len(task.labels)) for task in tasks)
 
     def forward(self, image: TokenSequence | None, text: TokenSequence | None) -> Output:
         """Predict from encoded modalities, one of which may be None.
@@ -50,28 +53,39 @@ class PooledClip(nn.Module):
                 present.append(given.present.new_zeros(rows))
             else:
                 here = sequence.present
-                tokens = sequence.embeddings[torch.arange(rows, device=here.device), sequence.pooled]
+                tokens = self.pool(sequence)
                 # Before the projection too: 0 x NaN would reach its gradient.
                 projected = project(torch.where(here[:, None], tokens, 0.0))
                 pooled.append(torch.where(here[:, None], projected, absent))  # [B, D]
                 present.append(here)
-        joint = torch.cat(pooled, dim=1)  # [B, 2D]
+        stacked = torch.stack(pooled, dim=1)  # [B, M, D]
         weights = torch.stack(present, dim=1).float()  # [B, M]
-        weights = (weights / weights.sum(dim=1, keepdim=True))[:, None, :]
+        weights = weights / weights.sum(dim=1, keepdim=True)
+        joint = self.join(stacked, weights)
         return Output(
-            tuple(head(joint) for head in self.heads),
-            weights.expand(-1, len(self.heads), -1),
-            torch.stack(pooled, dim=1),
+            tuple(head(joint) for head in self.heads), weights[:, None, :].expand(-1, len(self.heads), -1), stacked
         )
+
+    def pool(self, sequence: TokenSequence) -> torch.Tensor:
+        """Return the token that represents each listing, `[B, d]`."""
+        return sequence.embeddings[torch.arange(len(sequence.pooled), device=sequence.pooled.device), sequence.pooled]
+
+    def join(self, pooled: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Return what the heads read, `[B, joint * D]`, of both modalities' `pooled`, `[B, M, D]`: them side by side.
+
+        weights: `[B, M]`, the plain average over the modalities that are present.
+        """
+        del weights  # what takes an absent modality's place is in `pooled` already
+        return pooled.flatten(1)
 
 
 def _projection(tower: int, width: int) -> nn.Sequential:
     return nn.Sequential(nn.LayerNorm(tower), nn.Linear(tower, width))
 
 
-def _head(config: FusionConfig, labels: int) -> nn.Sequential:
+def _head(inputs: int, config: FusionConfig, labels: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Linear(2 * config.width, config.width),
+        nn.Linear(inputs, config.width),
         nn.GELU(),
         nn.Dropout(config.dropout),
         nn.Linear(config.width, labels),

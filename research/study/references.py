@@ -15,13 +15,6 @@ from research.study.answers import Answers, TestPart
 from research.study.conditions import UNCORRUPTED, Condition, clean, corrupt_title
 from research.study.corruptions import TITLES, another
 
-TITLES_OF = {
-    "majority": "most frequent label",
-    "tf-idf": "bag of words, title",
-    "late-fusion": "late fusion",
-}
-"""The names of the reference rows, and their titles in the report."""
-
 
 def majority_answers(part: TestPart, train: Sequence[Listing]) -> dict[str, Answers]:
     """Answer each attribute by how often its labels occur in the train part, whatever the listing."""

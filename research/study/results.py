@@ -16,8 +16,7 @@ from model.errors import ConfigError
 from model.situations import Situation
 from research.study.cells import Cells, read_cells
 from research.study.conditions import UNCORRUPTED, Condition
-from research.study.runs import REPEATS, RUNS
-from research.study.study import all_names, repeat_names
+from research.study.runs import PLAN, Plan
 
 DETERMINISTIC = ("majority", "tf-idf")
 """Trained without randomness, so that another seed changes nothing."""
@@ -39,15 +38,15 @@ class Estimate:
 
 
 class Results:
-    """All results of a folder; what is missing there has not been run.
+    """All results of a folder that `plan` names; what is missing there has not been run.
 
     Raises `ConfigError` where results have different budgets: they cannot be compared.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.runs = self._read(all_names())
-        self.repeats = self._read(repeat_names())
+    def __init__(self, folder: Path, plan: Plan = PLAN) -> None:
+        self.folder, self.plan = folder, plan
+        self.runs = self._read(plan.names)
+        self.repeats = self._read(plan.repeat_names)
         self.trials: dict[str, Cells] = {
             path.stem: read_cells(path) for path in sorted((folder / TRIALS).glob("*.json"))
         }
@@ -81,7 +80,8 @@ class Results:
     def missing(self) -> list[str]:
         """The names of what has not been run."""
         others = [name for name, cells in ((SHIPPED, self.shipped), (CERTIFICATES, self.certificates)) if cells is None]
-        return [*(name for name in (*all_names(), *repeat_names()) if name not in self.trained), *others]
+        planned = (*self.plan.names, *self.plan.repeat_names)
+        return [*(name for name in planned if name not in self.trained), *others]
 
     @cached_property
     def attributes(self) -> list[str]:
@@ -94,7 +94,7 @@ class Results:
         """Return a run's title in the report."""
         if run in self.runs:
             return str(self.runs[run]["title"])
-        return next((each.title for each in RUNS if each.name == run), run)
+        return next((each.title for each in self.plan.runs if each.name == run), run)
 
     def cell(self, run: str, key: str, attribute: str = "mean") -> Cells | None:
         """Return a run's figures of one attribute, or of their mean, under a condition; None if it has none."""
@@ -123,12 +123,14 @@ class Results:
         key = both(corruption, strength)
         return self.value(run, key if self.cell(run, key) else both(UNCORRUPTED, 0.0), measure)
 
-    def difference(self, run: str, other: str, key: str, measure: str, attribute: str = "mean") -> Estimate | None:
+    def difference(
+        self, run: str, other: str, key: str, measure: str, attribute: str = "mean", *, level: float = 0.95
+    ) -> Estimate | None:
         """Return `run` minus `other`: both were resampled alike, so listings that are hard for both cancel out.
 
-        The difference of the means over the seeds that both were trained with; its interval covers other listings and
-        other seeds. A network that was trained once is assumed to vary from seed to seed as much as those that were
-        trained several times.
+        The difference of the means over the seeds that both were trained with; its interval, at `level`, covers other
+        listings and other seeds. A network that was trained once is assumed to vary from seed to seed as much as those
+        that were trained several times.
         """
         seeds, generator = self.seeds(run, other), np.random.default_rng(0)
         values = [self.mean(each, key, measure, attribute, seeds=seeds) for each in (run, other)]
@@ -142,18 +144,19 @@ class Results:
             trained = sum(each not in DETERMINISTIC for each in (run, other))
             deviation = math.sqrt(trained) * self.seed_deviation(key, measure, attribute)
             drawn = drawn + generator.normal(0.0, deviation, drawn.shape)
-        low, high = np.quantile(drawn, (0.025, 0.975))
+        low, high = np.quantile(drawn, ((1 - level) / 2, (1 + level) / 2))
         return Estimate(values[0] - values[1], float(low), float(high))
 
     def seed_deviation(self, key: str, measure: str, attribute: str = "mean") -> float:
         """Return the standard deviation of a figure between seeds, in the runs with several; 0 if there are none."""
-        figures = [self.by_seed(run, key, measure, attribute) for run in REPEATS]
+        figures = [self.by_seed(run, key, measure, attribute) for run in self.plan.repeats]
         variances = [np.var(each, ddof=1) for each in figures if len(each) > 1]
         return float(np.sqrt(np.mean(variances))) if variances else 0.0
 
     def seeds(self, run: str, other: str) -> int:
         """Return with how many seeds both were trained, seed 0 included."""
-        return 1 + min(sum(each.name in self.repeats for each in REPEATS.get(name, ())) for name in (run, other))
+        repeats = self.plan.repeats
+        return 1 + min(sum(each.name in self.repeats for each in repeats.get(name, ())) for name in (run, other))
 
     def mean(self, run: str, key: str, measure: str, attribute: str = "mean", *, seeds: int) -> float | None:
         """Return the mean of a figure over the first `seeds` seeds."""
@@ -169,7 +172,7 @@ class Results:
 
     def _conditions(self, run: str, key: str) -> list[Cells]:
         """Return a condition's figures for each seed of a run."""
-        names = (run, *(repeat.name for repeat in REPEATS.get(run, ())))
+        names = (run, *(repeat.name for repeat in self.plan.repeats.get(run, ())))
         return [self.trained[name]["conditions"].get(key, {}) for name in names if name in self.trained]
 
 

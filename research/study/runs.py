@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from model.config import ModelConfig, override
 from model.situations import Situation
@@ -58,6 +58,11 @@ class Run:
     def weighs(self) -> bool:
         """Whether the network has a learned modality attention."""
         return self.network == "cma-clip" and self.fusion.get("modality_attention") != "false"
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What a result says of the run's settings."""
+        return {"network": self.network, **self.fusion, **self.training, "text": self.text}
 
     def model(self, initial: ModelConfig) -> ModelConfig:
         """Return the model to train, on the backbone and fusion of `initial`."""
@@ -159,5 +164,40 @@ REPEATS: Mapping[str, tuple[Run, ...]] = {
 }
 """The further seeds of the two main runs, so that differences can be separated from variation between seeds."""
 
-TRAINED: tuple[Run, ...] = (*RUNS, *itertools.chain.from_iterable(REPEATS.values()))
-"""All runs, in order."""
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What one folder of results holds: runs in their order, their repeats with other seeds, rows that need no run.
+
+    repeats: by the name of the run that they repeat, in the order of their seeds. references: their names and titles.
+    """
+
+    runs: tuple[Run, ...]
+    repeats: Mapping[str, tuple[Run, ...]]
+    references: Mapping[str, str]
+
+    @property
+    def trained(self) -> tuple[Run, ...]:
+        """All that is trained, in order."""
+        return (*self.runs, *itertools.chain.from_iterable(self.repeats.values()))
+
+    @property
+    def names(self) -> list[str]:
+        """The names of runs and references, in their order."""
+        return [*(run.name for run in self.runs), *self.references]
+
+    @property
+    def repeat_names(self) -> list[str]:
+        """The names of the runs that repeat one of the others with another seed."""
+        return [run.name for run in itertools.chain.from_iterable(self.repeats.values())]
+
+
+TITLES_OF = {
+    "majority": "most frequent label",
+    "tf-idf": "bag of words, title",
+    "late-fusion": "late fusion",
+}
+"""The names of the reference rows, and their titles in the report."""
+
+PLAN = Plan(runs=RUNS, repeats=REPEATS, references=TITLES_OF)
+"""This study's own."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -30,11 +30,11 @@ from model.training.trainer import STATE, digest
 from research.study.answers import Answers, ImageCache, Inference, TestPart, load_answers, save_answers
 from research.study.cells import Cells, all_cells, read_cells, weight_cells, write_cells
 from research.study.conditions import Condition, predict_clean, predict_corrupted
-from research.study.corruptions import CORRUPTIONS, SEED
+from research.study.corruptions import CORRUPTIONS, SEED, Corruption
 from research.study.encoded import EncodedFineTuning, EncodedImages
 from research.study.networks import parameters
-from research.study.references import TITLES_OF, late_fusion, majority_answers, title_answers
-from research.study.runs import IMAGE_ALONE, RUNS, TITLE_ALONE, TRAINED, Run
+from research.study.references import late_fusion, majority_answers, title_answers
+from research.study.runs import IMAGE_ALONE, PLAN, TITLE_ALONE, TITLES_OF, Plan, Run
 
 SUBSET = 1_200
 """Number of listings that are corrupted: enough for curves, few enough to measure in minutes."""
@@ -51,7 +51,7 @@ class Study:
 
     initial: the checkpoint folder whose towers all runs start from. runs: the folder where they are trained and kept.
     results: the folder of each run's figures; a run that has some is finished. measured: the part that runs are
-    measured on.
+    measured on. plan: what there is to run. corruptions: those that runs are measured under, if they are.
     """
 
     catalogue: Catalogue
@@ -60,6 +60,8 @@ class Study:
     results: Path
     epochs: int
     measured: Part = Part.TEST
+    plan: Plan = PLAN
+    corruptions: Sequence[Corruption[Any]] = CORRUPTIONS
     device: torch.device = field(default_factory=lambda: pick_device("auto"))
     console: Console = field(default_factory=lambda: Console(stderr=True))
     cache: ImageCache = field(default_factory=dict)
@@ -70,10 +72,10 @@ class Study:
 
         Raises `ConfigError` for an unknown name, and where a result has another budget.
         """
-        wanted, known = set(names), (*all_names(), *repeat_names())
+        wanted, known = set(names), (*self.plan.names, *self.plan.repeat_names)
         if unknown := sorted(wanted - set(known)):
             raise ConfigError(f"there is no run {unknown[0]!r}; known are {', '.join(known)}")
-        for run in TRAINED:
+        for run in self.plan.trained:
             if run.name in wanted:
                 self.complete(run)
         if "majority" in wanted:
@@ -111,7 +113,7 @@ class Study:
     @cached_property
     def budget(self) -> dict[str, Any]:
         """What results must share to be comparable."""
-        optimiser = RUNS[0].config(self.epochs).optimiser
+        optimiser = self.plan.runs[0].config(self.epochs).optimiser
         listings = len(self.catalogue.part(Part.TRAIN))
         return {
             "epochs": self.epochs,
@@ -166,7 +168,11 @@ class Study:
             if run.corrupted:
                 # The curves do not need full precision.
                 fast = Inference(network, model.preprocess, self.device, fast=True, cache=self.cache)
-                answers |= dict(predict_corrupted(fast, self.part, self.subset, supported=run.situations))
+                answers |= dict(
+                    predict_corrupted(
+                        fast, self.part, self.subset, supported=run.situations, corruptions=self.corruptions
+                    )
+                )
             save_answers(self.answers_of(run.name), answers)
         self._write(
             run.name,
@@ -176,7 +182,7 @@ class Study:
                 "title": run.title,
                 "parameters": parameters(network),
                 "seed": run.seed,
-                "settings": {"network": run.network, **run.fusion, **run.training, "text": run.text},
+                "settings": run.recorded,
                 "validation": checkpoint.training["validation"],
                 "training_seconds": round(_training_seconds(folder)),
                 "measuring_seconds": round(time.monotonic() - began),
@@ -212,19 +218,23 @@ class Study:
         }
         if weighs:
             cells["weights"] = weight_cells(self.part, answers)
-        cells["conditions"] = all_cells(self.part, self.subset, answers, STRONGEST, weighs=weighs)
+        cells["conditions"] = self.conditions(answers, weighs=weighs)
         write_cells(self.results / f"{name}.json", cells)
         self.console.print(f"{name}: written to {self.results / f'{name}.json'}", highlight=False)
+
+    def conditions(self, answers: Mapping[str, Answers], *, weighs: bool) -> Cells:
+        """Return the figures of each condition, as they are written."""
+        return all_cells(self.part, self.subset, answers, STRONGEST, weighs=weighs)
 
 
 def all_names() -> list[str]:
     """Return the names of all runs and references, in their order."""
-    return [*(run.name for run in RUNS), *TITLES_OF]
+    return PLAN.names
 
 
 def repeat_names() -> list[str]:
     """Return the names of the runs that repeat one of the others with another seed."""
-    return [run.name for run in TRAINED if run not in RUNS]
+    return PLAN.repeat_names
 
 
 def _training_seconds(folder: Path) -> float:

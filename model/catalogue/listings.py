@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from model.catalogue.config import CatalogueConfig, template_columns
 from model.catalogue.image_names import FoundImages, ImageFinder
@@ -21,6 +22,9 @@ from model.catalogue.splits import Part, part_of
 from model.catalogue.tables import Row, Table, open_table
 from model.catalogue.words import Placeholders, as_list, joined_spellings, plain_label
 from model.errors import CatalogueError
+
+if TYPE_CHECKING:
+    from model.catalogue.corrections import Corrections
 
 _LINES_SHOWN = 5
 
@@ -221,6 +225,8 @@ class Catalogue:
     listings: tuple[Listing, ...]
     report: ReadReport
     images: Images
+    corrections: Corrections | None = None
+    """What decisions of people have changed of its labels (`model.catalogue.corrections`)."""
 
     @classmethod
     def open(cls, toml: str | Path) -> Catalogue:

@@ -58,8 +58,9 @@ def calibrate(
 
     Returns what calibration.json holds. With an `engine` that the checkpoint carries, the files are in its folder.
 
-    The options are those of `fit_calibration`. A metrics.json that was measured with other thresholds is removed, and
-    `console` says so.
+    The options are those of `fit_calibration`. Where people have corrected labels (`model.catalogue.corrections`), the
+    thresholds are certified on the corrected ones, and `console` shows what the table's own would have given. A
+    metrics.json that was measured with other thresholds is removed, and `console` says so.
 
         calibrate("runs/shop/checkpoint", Catalogue.open("shop.toml"), target_precisions=[0.9, 0.98])
 
@@ -128,22 +129,29 @@ def fit_calibration(
         for situation, held_out in validation.items()
     }
     gate = fit_gate(predictor, catalogue, validation, temperatures, level=scope_level, console=console)
-    calibration = Calibration(
-        version=predictor.info.version,
-        method=f"{METHOD}; {TOGETHER}" if together else METHOD,
-        confidence_level=1 - delta,
-        target_precisions=targets,
-        situations=_certify(
-            _collect(predictor, catalogue, Part.CALIBRATION, console),
-            gate,
-            temperatures,
-            targets,
-            delta / len(predictor.tasks) if together else delta,
-            per_label=per_label,
-            applicability=applicability,
-        ),
-    )
-    return calibration, gate
+    held_out = _collect(predictor, catalogue, Part.CALIBRATION, console)
+
+    def certified(listings: Mapping[Situation, HeldOut]) -> Calibration:
+        return Calibration(
+            version=predictor.info.version,
+            method=f"{METHOD}; {TOGETHER}" if together else METHOD,
+            confidence_level=1 - delta,
+            target_precisions=targets,
+            situations=_certify(
+                listings,
+                gate,
+                temperatures,
+                targets,
+                delta / len(predictor.tasks) if together else delta,
+                per_label=per_label,
+                applicability=applicability,
+            ),
+        )
+
+    if catalogue.corrections:
+        table = {situation: each.as_in_table(catalogue.corrections) for situation, each in held_out.items()}
+        console.print(calibration_table(certified(table), title="With the table's own labels, for comparison: "))
+    return certified(held_out), gate
 
 
 def _collect(
@@ -228,9 +236,9 @@ def _worst(most: Answers, fewest: Answers) -> Answers:
     return dataclasses.replace(most, passed=np.where(most.correct, fewest.passed, most.passed))
 
 
-def calibration_table(calibration: Calibration) -> Table:
+def calibration_table(calibration: Calibration, *, title: str = "") -> Table:
     """Return what was certified, for the terminal: per target the threshold and the coverage."""
-    table = Table(title=f"Thresholds at {calibration.confidence_level:.0%} confidence, and coverage in %")
+    table = Table(title=f"{title}Thresholds at {calibration.confidence_level:.0%} confidence, and coverage in %")
     table.add_column("situation")
     table.add_column("attribute")
     per_label = any(c.labels for attributes in calibration.situations.values() for c in attributes.values())

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from model.catalogue.corrections import Outcome
 from model.catalogue.listings import Catalogue
 from model.catalogue.splits import Part
 from model.checkpoint.card import update_card
@@ -134,29 +135,14 @@ def measure(
 ) -> Evaluation:
     """Measure every attribute in every situation, and the gate, on the test part.
 
-    A figure without rows is None. Intervals are at 95 %, and allow for listings that share
-    their title. Raises `ConfigError` for a catalogue that does not name every attribute of the predictor.
+    With labels that people have corrected, `corrections` holds the figures with the table's own besides. A figure
+    without rows is None. Intervals are at 95 %, and allow for listings that share their title. Raises `ConfigError` for
+    a catalogue that does not name every attribute of the predictor.
     """
     check_attributes(predictor.tasks, catalogue)
     console.print(describe_unknown_labels(predictor.tasks, catalogue), soft_wrap=True, markup=False)
-    situations: dict[Situation, dict[str, Any]] = {}
     held_out = collect(predictor, catalogue, catalogue.part(Part.TEST), console=console, what=Part.TEST.value)
-    temperatures = _temperatures(calibration)
-    judged = judgements(gate, held_out, temperatures)
-    excluded = not_applicable(applicability, calibration, held_out, judged, temperatures)
-    answers = all_answers(held_out, judged, temperatures, excluded)
-    for situation, test in held_out.items():
-        calibrated = calibration.situations[situation]
-        situations[situation] = {
-            "listings": len(test.listings),
-            "unreadable_images": test.unreadable,
-            "gate": _gate_figures(judged[situation], test.group),
-            "attributes": {
-                task.name: _measure(task, test, answers[situation][task.name], calibrated[task.name])
-                | ({} if applicability is None else _exclusion(task, test, excluded[situation]))
-                for task in predictor.tasks
-            },
-        }
+    situations, answers = _figures(held_out, calibration, gate, applicability)
     rows = Counter(listing.part for listing in catalogue.listings)
     metrics = {
         "version": predictor.info.version,
@@ -170,7 +156,42 @@ def measure(
         "confidence_level": calibration.confidence_level,
         "situations": situations,
     }
+    if catalogue.corrections:
+        table = {situation: each.as_in_table(catalogue.corrections) for situation, each in held_out.items()}
+        metrics["corrections"] = {
+            **catalogue.corrections.to_json(),
+            "as_in_table": _figures(table, calibration, gate, applicability)[0],
+        }
     return Evaluation(metrics=metrics, answers=answers, calibration=calibration, gate=gate, applicability=applicability)
+
+
+def _figures(
+    held_out: Mapping[Situation, HeldOut],
+    calibration: Calibration,
+    gate: Gate | None,
+    applicability: Applicability | None,
+) -> tuple[dict[Situation, dict[str, Any]], Mapping[Situation, Mapping[str, Answers]]]:
+    """Return the figures of every situation, in JSON types, and the answers that they are of."""
+    temperatures = _temperatures(calibration)
+    judged = judgements(gate, held_out, temperatures)
+    excluded = not_applicable(applicability, calibration, held_out, judged, temperatures)
+    answers = all_answers(held_out, judged, temperatures, excluded)
+    situations = {
+        situation: {
+            "listings": len(test.listings),
+            "unreadable_images": test.unreadable,
+            "gate": _gate_figures(judged[situation], test.group),
+            "attributes": {
+                task.name: _measure(
+                    task, test, answers[situation][task.name], calibration.situations[situation][task.name]
+                )
+                | ({} if applicability is None else _exclusion(task, test, excluded[situation]))
+                for task in test.tasks
+            },
+        }
+        for situation, test in held_out.items()
+    }
+    return situations, answers
 
 
 def _temperatures(calibration: Calibration) -> Temperatures:
@@ -394,17 +415,27 @@ SETS_LEGEND = (
 
 
 def evaluation_tables(metrics: Mapping[str, Any]) -> list[Table]:
-    """Return one table per situation, for the terminal."""
+    """Return one table per situation, for the terminal; with corrected labels, another with the table's own."""
+    tables = _situation_tables(metrics, metrics["situations"], "")
+    if "corrections" in metrics:
+        tables += _situation_tables(metrics, metrics["corrections"]["as_in_table"], f" {AS_IN_TABLE}")
+    return tables + (stability_tables(metrics["stability"], HEADINGS) if "stability" in metrics else [])
+
+
+AS_IN_TABLE = "with the table's own labels, for comparison"
+
+
+def _situation_tables(metrics: Mapping[str, Any], situations: Mapping[Situation, Any], note: str) -> list[Table]:
     tables = []
-    for situation, measured in metrics["situations"].items():
-        table = Table(title=f"{HEADINGS[situation]}: {measured['listings']:,} test listings")
+    for situation, measured in situations.items():
+        table = Table(title=f"{HEADINGS[situation]}: {measured['listings']:,} test listings{note}")
         for heading in _headings(metrics):
             table.add_column(heading, justify="left" if heading == "attribute" else "right")
         for attribute, figures in measured["attributes"].items():
             table.add_row(*_row(attribute, figures, sets=_any_sets(metrics)))
         table.caption = _gate_line(measured["gate"])
         tables.append(table)
-    return tables + (stability_tables(metrics["stability"], HEADINGS) if "stability" in metrics else [])
+    return tables
 
 
 def model_card_tables(metrics: Mapping[str, Any]) -> str:
@@ -413,18 +444,38 @@ def model_card_tables(metrics: Mapping[str, Any]) -> str:
     counts = ", ".join(f"{part} {n:,}" for part, n in data["listings"].items())
     legend = f"{LEGEND} {SETS_LEGEND}" if _any_sets(metrics) else LEGEND
     lines = [f"Measured on {metrics['date']} on the test part of `{data['name']}` ({counts}).", "", legend]
-    headings = _headings(metrics)
-    for situation, measured in metrics["situations"].items():
-        lines += ["", f"### {HEADINGS[situation]}: {measured['listings']:,} listings", ""]
+    lines += _situation_lines(metrics, metrics["situations"], "")
+    if "corrections" in metrics:
+        lines += ["", corrections_line(metrics["corrections"])]
+        lines += _situation_lines(metrics, metrics["corrections"]["as_in_table"], f" {AS_IN_TABLE}")
+    if "stability" in metrics:
+        lines += ["", *_stability_lines(metrics["stability"])]
+    return "\n".join(lines) + "\n"
+
+
+def corrections_line(corrections: Mapping[str, Any]) -> str:
+    """Say how many labels of the test part people have judged and changed."""
+    judged: Counter[str] = Counter()
+    for outcomes in corrections["decisions"].get(Part.TEST, {}).values():
+        judged.update(outcomes)
+    followed = judged.total() - judged[Outcome.PASSED_OVER]
+    return (
+        f"The tables above are with labels that people have judged on a random sample ({corrections['file']}): "
+        f"{followed:,} of the test part, of which {judged[Outcome.CHANGED]:,} were changed."
+    )
+
+
+def _situation_lines(metrics: Mapping[str, Any], situations: Mapping[Situation, Any], note: str) -> list[str]:
+    lines, headings = [], _headings(metrics)
+    for situation, measured in situations.items():
+        lines += ["", f"### {HEADINGS[situation]}: {measured['listings']:,} listings{note}", ""]
         lines += [_markdown(headings), _markdown(["---", *["---:"] * (len(headings) - 1)])]
         rows = [
             _row(attribute, figures, sets=_any_sets(metrics)) for attribute, figures in measured["attributes"].items()
         ]
         lines += map(_markdown, rows)
         lines += ["", _gate_line(measured["gate"])]
-    if "stability" in metrics:
-        lines += ["", *_stability_lines(metrics["stability"])]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _any_sets(metrics: Mapping[str, Any]) -> bool:

@@ -21,6 +21,7 @@ from rich.console import Console
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from model.catalogue.corrections import Corrections
 from model.catalogue.listings import Catalogue, Listing
 from model.catalogue.splits import Part
 from model.errors import ConfigError, ModelError
@@ -164,6 +165,10 @@ class HeldOut:
             listing=np.repeat(np.arange(n), size),
             unknown=unknown.ravel(),
         )
+
+    def as_in_table(self, corrections: Corrections) -> HeldOut:
+        """Return the same answers beside the labels that the table has, without what people have corrected."""
+        return dataclasses.replace(self, listings=corrections.undone(self.listings))
 
     @cached_property
     def group(self) -> NDArray[np.int64]:

@@ -143,6 +143,7 @@ class FineTuning:
             "listings": len(self.listings),
             "initial": provenance(initial),
             "config": to_json(config),
+            **({"corrections": catalogue.corrections.to_json()} if catalogue.corrections else {}),
         }
         """What a checkpoint says of how it was trained."""
 

@@ -19,6 +19,11 @@ MeasuredEngine = Annotated[str, typer.Option(help="torch, or one of the checkpoi
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
 
+CorrectionsFile = Annotated[
+    Path | None,
+    typer.Option("--corrections", help="labels that people have judged (docs/noise.md)", show_default=False),
+]
+
 Attributes = Annotated[
     list[str] | None,
     typer.Option(

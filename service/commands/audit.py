@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, fields
 from html import escape
@@ -18,6 +17,7 @@ from service.commands.evaluation import tables_console
 from service.commands.html_page import html_page, html_table, thumbnail
 
 if TYPE_CHECKING:
+    from model.catalogue.corrections import JudgedRow
     from model.catalogue.listings import Catalogue, Listing
     from model.evaluation.audit import AttributeAudit, Contradiction
 
@@ -46,11 +46,18 @@ def audit(
         "runs/audit"
     ),
     html: Annotated[Path | None, typer.Option(help="write a page with images", show_default=False)] = None,
+    random: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="draw so many held-out listings to be judged by people, without a model", show_default=False
+        ),
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Rank a catalogue's own labels by how likely they are wrong.
 
-    The table itself is never changed.
+    The table itself is never changed. What people decide about the labels is read by --corrections of train, calibrate
+    and evaluate.
     """
     from model.catalogue.listings import Catalogue  # noqa: PLC0415
     from model.evaluation.audit import audit_table, find_contradictions  # noqa: PLC0415
@@ -58,6 +65,11 @@ def audit(
 
     _check(out, html, unseen=unseen, checkpoint=checkpoint)
     shop, console = Catalogue.open(catalogue), tables_console()
+    if random is not None:
+        if checkpoint or recipe:
+            raise ConfigError("--random draws a sample without a model: leave out --checkpoint and --recipe")
+        _draw(shop, random, out, html)
+        return
     found = find_contradictions(shop)
     console.print(describe_contradictions(found), markup=False, highlight=False)
     audits = run(
@@ -103,30 +115,23 @@ def describe_contradictions(found: Sequence[Contradiction]) -> str:
 
 def write_suspects(audits: Sequence[AttributeAudit], out: Path) -> None:
     """Write all judged labels, attribute by attribute, in order of rank; replaces the file at once when complete."""
-    from model.catalogue.formulas import to_cell  # noqa: PLC0415
+    from model.catalogue.corrections import write_rows  # noqa: PLC0415
     from model.evaluation.audit import Suspect  # noqa: PLC0415
-    from model.files import replace_durably  # noqa: PLC0415
 
-    columns = [field.name for field in fields(Suspect)]
-    temporary = out.with_name(f".{out.name}.partial")
-    if out.suffix == ".csv":
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(columns)
-            for audited in audits:
-                for suspect in audited.suspects:
-                    cells = astuple(suspect)
-                    writer.writerow(
-                        [to_cell(cell) if isinstance(cell, str) else "" if cell is None else cell for cell in cells]
-                    )
-    else:
-        import pyarrow as pa  # noqa: PLC0415
-        from pyarrow import parquet  # noqa: PLC0415
+    rows = (astuple(suspect) for audited in audits for suspect in audited.suspects)
+    write_rows([field.name for field in fields(Suspect)], rows, out)
 
-        suspects = [suspect for audited in audits for suspect in audited.suspects]
-        table = pa.table({name: [getattr(suspect, name) for suspect in suspects] for name in columns})
-        parquet.write_table(table, temporary)
-    replace_durably(temporary, out)
+
+def _draw(catalogue: Catalogue, count: int, out: Path, html: Path | None) -> None:
+    """Write a random sample that people are to judge: a row for each label, without a model's answer."""
+    from model.catalogue.corrections import random_sample, rows_to_judge, write_judged  # noqa: PLC0415
+
+    listings = random_sample(catalogue, count)
+    rows = rows_to_judge(listings, catalogue.config.separator)
+    write_judged(rows, out)
+    if html:
+        html.write_text(sample_page(listings, rows, catalogue), encoding="utf-8")
+    print(f"{len(listings):,} listings with {len(rows):,} labels to judge: fill in the column 'decision' of {out}")
 
 
 # --- the page ----------------------------------------------------------------------------------------------
@@ -135,6 +140,18 @@ def write_suspects(audits: Sequence[AttributeAudit], out: Path) -> None:
 def page(audits: Sequence[AttributeAudit], found: Sequence[Contradiction], catalogue: Catalogue) -> str:
     """Return the likeliest errors of each attribute, with images, as an HTML page that loads nothing."""
     return html_page(f"Audit of {catalogue.config.path.stem}", "".join(_sections(audits, found, catalogue)))
+
+
+def sample_page(listings: Sequence[Listing], rows: Sequence[JudgedRow], catalogue: Catalogue) -> str:
+    """Return the listings of a random sample, with images and the labels to judge, as an HTML page."""
+    labels: dict[str, list[str]] = {}
+    for row in rows:
+        labels.setdefault(row.id, []).append(f"{escape(row.attribute)}: <strong>{escape(row.label)}</strong>")
+    cells = [
+        [thumbnail(each.image, catalogue), _listing(each), "<br>".join(labels.get(each.id, ()))] for each in listings
+    ]
+    table = html_table(f"{len(cells)} listings", ["image", "listing", "labels to judge"], cells)
+    return html_page(f"Random sample of {catalogue.config.path.stem}", table)
 
 
 def _sections(audits: Sequence[AttributeAudit], found: Sequence[Contradiction], catalogue: Catalogue) -> Iterator[str]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from model.errors import ConfigError
-from service.commands.arguments import CatalogueFile, CheckpointFolder, Device, MeasuredEngine
+from service.commands.arguments import CatalogueFile, CheckpointFolder, CorrectionsFile, Device, MeasuredEngine
+
+if TYPE_CHECKING:
+    from model.catalogue.listings import Catalogue
 
 MAX_TABLE_WIDTH = 160
 
@@ -30,6 +34,7 @@ def calibrate(
     scope_level: Annotated[
         float, typer.Option(help="share of listings like the catalogue's that may be taken for unfamiliar ones")
     ] = 0.01,
+    corrections: CorrectionsFile = None,
     device: Device = "auto",
     engine: MeasuredEngine = "torch",
 ) -> None:
@@ -37,14 +42,13 @@ def calibrate(
 
     Writes scope.safetensors and calibration.json into the checkpoint.
     """
-    from model.catalogue.listings import Catalogue  # noqa: PLC0415
     from model.evaluation.calibrate import calibrate as run  # noqa: PLC0415
     from model.evaluation.calibrate import calibration_table  # noqa: PLC0415
     from model.trust.certificates import TARGET_PRECISIONS  # noqa: PLC0415
 
     calibration = run(
         checkpoint,
-        Catalogue.open(catalogue),
+        open_corrected(catalogue, corrections),
         target_precisions=tuple(target_precision or TARGET_PRECISIONS),
         per_label=per_label,
         together=together,
@@ -67,6 +71,7 @@ def evaluate(
         bool, typer.Option("--stability", help="also how answers change when listings change unnoticeably")
     ] = False,
     stability_listings: Annotated[int, typer.Option(min=1, help="test listings to change for --stability")] = 1_000,
+    corrections: CorrectionsFile = None,
     device: Device = "auto",
     engine: MeasuredEngine = "torch",
 ) -> None:
@@ -74,7 +79,6 @@ def evaluate(
 
     Writes metrics.json and the results of README.md (the model card) into the checkpoint.
     """
-    from model.catalogue.listings import Catalogue  # noqa: PLC0415
     from model.evaluation.evaluate import evaluate as run  # noqa: PLC0415
     from model.evaluation.evaluate import evaluation_tables  # noqa: PLC0415
     from model.evaluation.plots import save_plots  # noqa: PLC0415
@@ -85,7 +89,7 @@ def evaluate(
         raise ConfigError(f"there is no folder {scores.parent} for the scores")
     evaluation = run(
         checkpoint,
-        Catalogue.open(catalogue),
+        open_corrected(catalogue, corrections),
         scores_file=scores,
         stability=stability_listings if stability else 0,
         device=device,
@@ -103,20 +107,31 @@ def compile(
     catalogue: CatalogueFile,
     *,
     engine: Annotated[str, typer.Option(help="openvino-int8, openvino-bf16 or openvino-f32")] = "openvino-int8",
+    corrections: CorrectionsFile = None,
 ) -> None:
     """Compile a calibrated checkpoint for CPUs: engines/NAME, with certificates and measurements of its own.
 
     Prints how its labels, verdicts and confidences differ from PyTorch's on the validation part.
     """
-    from model.catalogue.listings import Catalogue  # noqa: PLC0415
     from model.evaluation.calibrate import calibration_table  # noqa: PLC0415
     from model.evaluation.compile import compile_engine  # noqa: PLC0415
     from model.evaluation.differences import differences_table  # noqa: PLC0415
 
-    compiled = compile_engine(checkpoint, Catalogue.open(catalogue), engine=engine)
+    compiled = compile_engine(checkpoint, open_corrected(catalogue, corrections), engine=engine)
     tables_console().print(differences_table(compiled.differences))
     tables_console().print(calibration_table(compiled.calibration))
     print(compiled.folder)
+
+
+def open_corrected(catalogue: Path, corrections: Path | None) -> Catalogue:
+    """Return the catalogue, with the labels that people have corrected; says what they have changed."""
+    from model.catalogue.corrections import correct  # noqa: PLC0415
+    from model.catalogue.listings import Catalogue  # noqa: PLC0415
+
+    found = correct(Catalogue.open(catalogue), corrections)
+    if found.corrections:
+        print(found.corrections, file=sys.stderr)
+    return found
 
 
 def tables_console() -> Console:

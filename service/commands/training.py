@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from model.errors import ConfigError
-from service.commands.arguments import CatalogueFile, Device
+from service.commands.arguments import CatalogueFile, CorrectionsFile, Device
 from service.commands.check import print_warnings
+from service.commands.evaluation import open_corrected
 
 if TYPE_CHECKING:
     from model.config import ModelConfig
@@ -99,6 +100,7 @@ def train(
         ),
     ] = None,
     epochs: Epochs = None,
+    corrections: CorrectionsFile = None,
     device: Device = "auto",
     settings: Overrides = None,
 ) -> None:
@@ -111,17 +113,16 @@ def train(
         given = {"name": name, "backbone": backbone, "init": init, "epochs": epochs, "set": settings}
         if extra := [f"--{option}" for option, value in given.items() if value]:
             raise ConfigError(f"{extra[0]} cannot be combined with --recipe; change the recipe instead")
-        print(_follow(recipe, catalogue, out, device))
+        print(_follow(recipe, catalogue, corrections, out, device))
         return
     if catalogue is None:
         raise ConfigError("name the catalogue's TOML file, or a --recipe")
-    from model.catalogue.listings import Catalogue  # noqa: PLC0415
     from model.config import override  # noqa: PLC0415
     from model.training.train import NAME, default_config, default_initial, default_model  # noqa: PLC0415
     from model.training.train import train as run  # noqa: PLC0415
 
     fusion, own = split_settings(settings, epochs)
-    listings = Catalogue.open(catalogue)
+    listings = open_corrected(catalogue, corrections)
     print_warnings(listings, catalogue)
     if init is None and backbone is None:
         init = default_initial(listings)
@@ -137,13 +138,12 @@ def train(
     print(folder)
 
 
-def _follow(recipe: Path, catalogue: Path | None, out: Path, device: str) -> Path:
-    from model.catalogue.listings import Catalogue  # noqa: PLC0415
+def _follow(recipe: Path, catalogue: Path | None, corrections: Path | None, out: Path, device: str) -> Path:
     from model.training.recipe import Recipe, run_recipe  # noqa: PLC0415
 
     stages = Recipe.load(recipe)
     toml = catalogue or stages.catalogue
-    listings = Catalogue.open(toml) if toml else None
+    listings = open_corrected(toml, corrections) if toml else None
     if toml and listings:
         print_warnings(listings, toml)
     return run_recipe(stages, out, catalogue=listings, device=device)

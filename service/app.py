@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -12,16 +14,21 @@ from starlette.exceptions import HTTPException
 from model.inference.predictions import ListingPredictor
 from model.inputs.pool import DecodePool
 from service.errors import ServiceError
-from service.http import auth, dependencies, pages, routes
+from service.http import auth, dependencies, pages, review_routes, routes
 from service.http.body import keep_forms_in_memory
 from service.http.middleware import Observed, record_of
 from service.http.problems import as_service_error, problem_response
 from service.lifecycle import Lifecycle, Load
-from service.observability.metrics import Metrics
+from service.observability.metrics import Metrics, ReviewMetrics
+from service.pipeline.base64_image import decode_base64
 from service.pipeline.gate import Gate
 from service.pipeline.pipeline import Pipeline
 from service.read_only import expect_no_temporary_folder
+from service.reviews.reviews import Reviews
 from service.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from service.reviews.records import Records
 
 DESCRIPTION = (
     "Predicts product attributes from a listing's image and title, each with a calibrated confidence, whether "
@@ -39,12 +46,26 @@ def load_predictor(settings: Settings) -> ListingPredictor:
     return Predictor.load(settings.checkpoint, device=settings.device, dtype=settings.dtype, engine=settings.engine)
 
 
+def open_reviews(settings: Settings, metrics: ReviewMetrics, records: Records | None) -> Reviews | None:
+    """Return what captures answers for people to judge; None where no store is configured."""
+    if records is None:
+        return None
+    return Reviews(
+        records,
+        metrics,
+        share=settings.review_share,
+        auto_abstain=settings.auto_abstain,
+        decode=partial(decode_base64, max_bytes=settings.max_image_bytes),
+    )
+
+
 def create_app(
     settings: Settings | None = None,
     load: Load = load_predictor,
     *,
     gate: Gate | None = None,
     decoding: DecodePool | None = None,
+    records: Records | None = None,
 ) -> FastAPI:
     """Build the application.
 
@@ -54,7 +75,9 @@ def create_app(
     """
     keep_forms_in_memory()
     settings = settings or load_settings()
-    pipeline = Pipeline(settings, Metrics(), gate=gate, decoding=decoding)
+    metrics = Metrics()
+    reviews = open_reviews(settings, metrics.reviews, records)
+    pipeline = Pipeline(settings, metrics, reviews=reviews, gate=gate, decoding=decoding)
     lifecycle = Lifecycle(settings, pipeline, load)
 
     @asynccontextmanager
@@ -75,7 +98,8 @@ def create_app(
         redirect_slashes=False,
     )
     dependencies.provide(app, lifecycle, pipeline)
-    for router in (routes.json_routes, routes.form_routes, routes.model_routes):
+    review = review_routes.review_routes, review_routes.decision_routes
+    for router in (routes.json_routes, routes.form_routes, routes.model_routes, *review):
         app.include_router(router, dependencies=auth.KEY_SCHEMES if settings.api_keys else [])
     app.include_router(routes.open_routes)
     pages.add_to(app)

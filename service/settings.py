@@ -167,6 +167,14 @@ class Settings(BaseSettings):
         description="how long an idle connection is kept; longer than the balancer keeps it",
     )
     max_connections: Count = Field(default=1000, description="connections open at once")
+    review_share: float = Field(
+        default=0.01, ge=0, le=1, description="share of all answers, drawn at random, that people are asked to judge"
+    )
+    auto_abstain: bool = Field(
+        default=False,
+        description="accept no more of an attribute whose promised precision reviewers found broken, until it is "
+        "calibrated anew",
+    )
     log_format: Literal["json", "text"] = Field(default="json", description="json or text")
 
     @classmethod

@@ -14,7 +14,7 @@ from service.http.openapi import problems
 from service.http.route_classes import JsonRoute
 from service.pipeline.pipeline import Pipeline
 from service.reviews.messages import NextReply, PrecisionReply, ReviewerName, ReviewReply, ReviewRequest
-from service.reviews.records import Kind
+from service.reviews.pairs import Kind
 from service.reviews.reviews import Reviews
 
 MAX_AT_ONCE = 20

@@ -15,9 +15,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from model.inference.predictions import AttributePrediction, Prediction
-from service.reviews.records import (
+from service.reviews.pairs import (
     MAX_ABSTAINED,
     AcceptedListing,
     Batch,
@@ -25,9 +26,11 @@ from service.reviews.records import (
     CapturedListing,
     Kind,
     Model,
-    Records,
 )
 from service.reviews.sampling import Draw, lesson
+
+if TYPE_CHECKING:
+    from service.reviews.records import Records
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from model.situations import Situation
+from service.reviews.pairs import Kind, Promise, WaitingItem
 from service.reviews.precision import LivePrecision
-from service.reviews.records import Kind, Promise, WaitingItem
 from service.schemas import Candidate, ModelName, Reply, Request
 
 ReviewerName = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]+$")]

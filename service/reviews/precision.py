@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from model.situations import Situation
 from model.trust.confidence_sequences import Judgements, bound_error
-from service.reviews.records import Count, Promise, Verdict
+from service.reviews.pairs import Count, Promise, Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from model.inference.predictions import AttributePrediction, ModelInfo, Prediction
 from model.tasks import Task
@@ -26,11 +27,14 @@ from service.reviews.messages import (
     ReviewRequest,
     Waiting,
 )
+from service.reviews.pairs import Kind, Model, Promise, Verdict, monday
 from service.reviews.precision import LivePrecision, broken_promises, live_precision, promises
-from service.reviews.records import Kind, Model, Promise, Records, Verdict, monday
 from service.reviews.sampling import Draw
 from service.reviews.withdrawn import without
 from service.schemas import ListingInput, ModelName
+
+if TYPE_CHECKING:
+    from service.reviews.records import Records
 
 LOOK_SECONDS = 10.0
 """How often the store is looked at."""

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from model.inference.predictions import Abstention, AttributePrediction, LabelPrediction
 from model.situations import Situation
-from service.reviews.records import Promise
+from service.reviews.pairs import Promise
 
 Answer = TypeVar("Answer", AttributePrediction, LabelPrediction)
 

@@ -24,6 +24,7 @@ from service.http.server import configuration
 from service.lifecycle import Lifecycle
 from service.pipeline.gate import Gate
 from service.pipeline.pipeline import Pipeline
+from service.reviews.records import Records
 from service.scheduling.batcher import MicroBatcher
 from service.settings import Settings
 from tests.service.fake_predictor import FakePredictor
@@ -93,13 +94,14 @@ async def in_process(
     gate: Gate | None = None,
     decoding: DecodePool | None = None,
     share_workers: bool = True,
+    records: Records | None = None,
     ready: bool = True,
     **settings: Any,
 ) -> AsyncIterator[Client]:
     """Run the application on this event loop, without a port."""
     predictor = predictor or FakePredictor()
     workers = decoding or (shared_workers() if share_workers else None)
-    app = create_app(Settings(**settings), lambda _: predictor, gate=gate, decoding=workers)
+    app = create_app(Settings(**settings), lambda _: predictor, gate=gate, decoding=workers, records=records)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),

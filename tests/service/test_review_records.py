@@ -14,7 +14,7 @@ from sqlalchemy import Engine, create_engine, func, select
 from model.situations import Situation
 from service.errors import AlreadyReviewed, NotFound
 from service.reviews import records as module
-from service.reviews.records import (
+from service.reviews.pairs import (
     LEASE_SECONDS,
     UNDO_SECONDS,
     AcceptedListing,
@@ -25,9 +25,9 @@ from service.reviews.records import (
     Kind,
     Model,
     Promise,
-    Records,
     Verdict,
 )
+from service.reviews.records import Records
 from service.reviews.tables import decisions, items, listings, metadata
 
 MODEL = Model("0123456789ab", "torch", "ba9876543210")

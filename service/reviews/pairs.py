@@ -141,6 +141,7 @@ class JudgedPair:
     listing: str
     id: str | None
     title: str | None
+    has_image: bool
     attribute: str
     verdict: Verdict
     decision: str | None

@@ -275,6 +275,7 @@ class Records:
             items.c.decided_by,
             listings.c.id,
             listings.c.title,
+            listings.c.image.is_not(None).label("has_image"),
         )
         wanted = select(*columns).join(listings, items.c.listing == listings.c.listing)
         wanted = wanted.where(items.c.kind == kind, items.c.verdict.is_not(None))

@@ -24,7 +24,7 @@ from tests.service.test_routes import check_problem
 
 PNG = {"base64": as_base64(encoded())}
 MODEL = Model(INFO.version, INFO.engine, INFO.calibration)
-UNSEEN = {"label": None, "confidence": None, "abstention": None, "candidates": []}
+UNSEEN: dict[str, Any] = {"label": None, "confidence": None, "abstention": None, "candidates": []}
 ANNA = {"reviewer": "anna"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -11,9 +12,10 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from model.errors import ConfigError
 from model.inference.predictions import ListingPredictor
 from model.inputs.pool import DecodePool
-from service.errors import ServiceError
+from service.errors import ServiceError, Unavailable
 from service.http import auth, dependencies, pages, review_routes, routes
 from service.http.body import keep_forms_in_memory
 from service.http.middleware import Observed, record_of
@@ -25,10 +27,11 @@ from service.pipeline.gate import Gate
 from service.pipeline.pipeline import Pipeline
 from service.read_only import expect_no_temporary_folder
 from service.reviews.reviews import Reviews
+from service.reviews.sampling import Draw
 from service.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from service.reviews.records import Records
+    from service.store.store import Store
 
 DESCRIPTION = (
     "Predicts product attributes from a listing's image and title, each with a calibrated confidence, whether "
@@ -46,14 +49,28 @@ def load_predictor(settings: Settings) -> ListingPredictor:
     return Predictor.load(settings.checkpoint, device=settings.device, dtype=settings.dtype, engine=settings.engine)
 
 
-def open_reviews(settings: Settings, metrics: ReviewMetrics, records: Records | None) -> Reviews | None:
-    """Return what captures answers for people to judge; None where no store is configured."""
-    if records is None:
+def open_configured(settings: Settings) -> Store | None:
+    """Open the configured store; what it needs is imported only then. Raises `ConfigError`."""
+    if settings.store is None:
         return None
+    from service.store.store import open_store  # noqa: PLC0415
+
+    try:
+        return open_store(settings)
+    except Unavailable as error:
+        raise ConfigError(f"CMA_CLIP_STORE: {error.detail}") from error
+
+
+def open_reviews(settings: Settings, metrics: ReviewMetrics, store: Store | None) -> Reviews | None:
+    """Return what captures answers for people to judge; None where no store is configured."""
+    if store is None:
+        return None
+    from service.reviews.records import Records  # noqa: PLC0415
+
     return Reviews(
-        records,
+        Records(store.database),
         metrics,
-        share=settings.review_share,
+        Draw(store.secret("reviews"), settings.review_share),
         auto_abstain=settings.auto_abstain,
         decode=partial(decode_base64, max_bytes=settings.max_image_bytes),
     )
@@ -65,7 +82,6 @@ def create_app(
     *,
     gate: Gate | None = None,
     decoding: DecodePool | None = None,
-    records: Records | None = None,
 ) -> FastAPI:
     """Build the application.
 
@@ -76,7 +92,8 @@ def create_app(
     keep_forms_in_memory()
     settings = settings or load_settings()
     metrics = Metrics()
-    reviews = open_reviews(settings, metrics.reviews, records)
+    store = open_configured(settings)
+    reviews = open_reviews(settings, metrics.reviews, store)
     pipeline = Pipeline(settings, metrics, reviews=reviews, gate=gate, decoding=decoding)
     lifecycle = Lifecycle(settings, pipeline, load)
 
@@ -87,6 +104,8 @@ def create_app(
             yield
         finally:
             await lifecycle.stop()
+            if store is not None:
+                await asyncio.to_thread(store.close)
 
     app = FastAPI(
         title="CMA-CLIP attribute service",

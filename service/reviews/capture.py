@@ -82,7 +82,7 @@ class Capture:
     def __init__(
         self,
         records: Records,
-        draw: Callable[[], Draw],
+        draw: Draw,
         *,
         model: Model,
         targets: Sequence[float],
@@ -90,7 +90,7 @@ class Capture:
         dropped: Callable[[int], None],
     ) -> None:
         """
-        draw: returns how pairs are drawn, from the store's secret
+        draw: which pairs people are asked about
         model, targets: what answers, and the target precisions that it is calibrated for
         decode: from an image in base64 to its bytes
         dropped: called with the number of listings that are not looked at
@@ -165,12 +165,11 @@ class Capture:
         if self._fresh >= MAX_ABSTAINED or time.monotonic() - self._tended >= TEND_SECONDS:
             self._records.trim()
             self._bars, self._fresh, self._tended = self._records.bars(), 0, time.monotonic()
-        draw = self._draw()
         listings, items, accepted = {}, [], []
         for each in taken:
             image = self._decode(each.image) if isinstance(each.image, str) else each.image
-            listing = draw.listing(each.title, image)
-            if drawn := [item for name in each.attributes for item in self._drawn(draw, listing, name, each)]:
+            listing = self._draw.listing(each.title, image)
+            if drawn := [item for name in each.attributes for item in self._drawn(listing, name, each)]:
                 listings[listing] = CapturedListing(listing=listing, id=each.id, title=each.title, image=image)
                 items += drawn
             if each.accepted:
@@ -179,11 +178,11 @@ class Capture:
             batch = Batch(listings=listings, items=items, accepted=accepted)
             self._records.add(batch, self._model, time.time())
 
-    def _drawn(self, draw: Draw, listing: str, attribute: str, each: Answered) -> Iterator[CapturedItem]:
+    def _drawn(self, listing: str, attribute: str, each: Answered) -> Iterator[CapturedItem]:
         """Yield what people are asked about an attribute: nothing, most of the time."""
-        position = draw.position(listing, attribute)
+        position = self._draw.position(listing, attribute)
         answer = each.prediction.attribute(attribute, target_precision=each.target_precision, top_k=CANDIDATES)
-        if draw.draws(position):
+        if self._draw.draws(position):
             kind, place = Kind.RANDOM, position
         else:
             teaches = lesson(answer)

@@ -7,12 +7,11 @@ what is free, so that no two are asked about the same one.
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, Row, and_, case, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, case, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from model.situations import Situation
@@ -38,7 +37,13 @@ from service.reviews.pairs import (
     WaitingItem,
     monday,
 )
-from service.reviews.tables import accepted, decisions, items, listings, secrets, starts, withdrawals
+from service.store.database import Database
+from service.store.tables import review_accepted as accepted
+from service.store.tables import review_decisions as decisions
+from service.store.tables import review_items as items
+from service.store.tables import review_listings as listings
+from service.store.tables import review_starts as starts
+from service.store.tables import review_withdrawals as withdrawals
 
 ROWS_AT_ONCE = 500
 """Rows that are read or deleted in one statement."""
@@ -47,25 +52,10 @@ ROWS_AT_ONCE = 500
 class Records:
     """The tables of reviews behind one database."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     # ── what is captured ────────────────────────────────────────────────────────────────────────────────────
-
-    def secret(self) -> bytes:
-        """Return the secret of the store; the first who asks makes it."""
-        wanted = select(secrets.c.secret).where(secrets.c.name == "sample")
-        with self._engine.connect() as connection:
-            found: bytes | None = connection.scalar(wanted)
-        if found is None:
-            try:
-                with self._engine.begin() as connection:
-                    connection.execute(insert(secrets).values(name="sample", secret=os.urandom(32)))
-            except IntegrityError:
-                pass  # another replica was first
-            with self._engine.connect() as connection:
-                found = connection.execute(wanted).scalar_one()
-        return found
 
     def start(self, model: Model, now: float) -> int:
         """Return the number of the start that a model's answers of this week belong to, counted from 1 in the store."""
@@ -77,13 +67,13 @@ class Records:
         }
         wanted = select(starts.c.number).where(*(starts.c[name] == value for name, value in key.items()))
         while True:
-            with self._engine.connect() as connection:
+            with self._database.snapshot() as connection:
                 found: int | None = connection.scalar(wanted)
             if found is not None:
                 return found
             number = select(func.coalesce(func.max(starts.c.number), 0) + 1).scalar_subquery()
             try:
-                with self._engine.begin() as connection:
+                with self._database.transaction() as connection:
                     connection.execute(insert(starts).values(number=number, **key))
             except IntegrityError:
                 continue  # another replica was first, with this start or with its number
@@ -91,7 +81,7 @@ class Records:
     def add(self, batch: Batch, model: Model, now: float) -> None:
         """Keep what was captured; a pair that is known is not asked again of the same model."""
         start = self.start(model, now)
-        with self._engine.begin() as connection:
+        with self._database.transaction() as connection:
             fresh = _fresh(connection, batch.items, str(model))
             known = {item.listing for item in fresh}
             _add_listings(connection, [each for key, each in batch.listings.items() if key in known], now)
@@ -104,7 +94,7 @@ class Records:
     def trim(self) -> None:
         """Let go of the pairs that wait beyond the bounds, and of what was accepted too long ago."""
         free = and_(items.c.verdict.is_(None), items.c.leased_to.is_(None))
-        with self._engine.begin() as connection:
+        with self._database.transaction() as connection:
             _keep(connection, and_(free, items.c.kind == Kind.RANDOM), MAX_RANDOM)
             abstained = and_(free, items.c.kind == Kind.ABSTAINED)
             for attribute in connection.scalars(select(items.c.attribute).where(abstained).distinct()).all():
@@ -118,7 +108,7 @@ class Records:
         waiting = select(items.c.attribute, func.count(), func.max(items.c.place)).where(
             items.c.verdict.is_(None), items.c.kind == Kind.ABSTAINED
         )
-        with self._engine.connect() as connection:
+        with self._database.snapshot() as connection:
             rows = connection.execute(waiting.group_by(items.c.attribute)).all()
         return {attribute: 1 - place for attribute, count, place in rows if count >= MAX_ABSTAINED}
 
@@ -140,7 +130,7 @@ class Records:
             items.c.place,
         )
         taken: list[int] = []
-        with self._engine.begin() as connection:
+        with self._database.transaction() as connection:
             while len(taken) < count:
                 wanted = select(items.c.item).where(waiting, or_(own, free), items.c.item.not_in(taken))
                 found = connection.scalar(wanted.order_by(*order).limit(1))
@@ -154,7 +144,7 @@ class Records:
 
     def attribute(self, item: int) -> str:
         """Return the attribute of a pair. Raises `NotFound`."""
-        with self._engine.connect() as connection:
+        with self._database.snapshot() as connection:
             return str(_item(connection, item).attribute)
 
     def decide(self, item: int, reviewer: str, now: float, *, skipped: bool, label: str | None) -> Decided:
@@ -163,7 +153,7 @@ class Records:
         The same decision sent again is one. Raises `NotFound`, or `AlreadyReviewed` where another reviewer has decided
         it, or was given it when this one's time was over.
         """
-        with self._engine.begin() as connection:
+        with self._database.transaction() as connection:
             row = _item(connection, item)
             verdict = Verdict.SKIPPED if skipped else Verdict.RIGHT if label == row.label else Verdict.WRONG
             own = and_(items.c.verdict.is_(None), items.c.leased_to == reviewer)
@@ -191,7 +181,7 @@ class Records:
 
         Raises `NotFound`, or `AlreadyReviewed` where it is not theirs or too old.
         """
-        with self._engine.begin() as connection:
+        with self._database.transaction() as connection:
             _item(connection, item)
             own = and_(items.c.decided_by == reviewer, items.c.decided >= now - UNDO_SECONDS)
             changed = connection.execute(
@@ -217,7 +207,7 @@ class Records:
         """Return how many pairs wait that no one works on."""
         free = or_(items.c.leased_until.is_(None), items.c.leased_until < now)
         wanted = select(items.c.kind, func.count()).where(items.c.verdict.is_(None), free).group_by(items.c.kind)
-        with self._engine.connect() as connection:
+        with self._database.snapshot() as connection:
             found = {Kind(kind): count for kind, count in connection.execute(wanted)}
         return {kind: found.get(kind, 0) for kind in Kind}
 
@@ -230,7 +220,7 @@ class Records:
             items.c.verdict.is_not(None),
             items.c.accepted_at.is_not(None),
         )
-        with self._engine.connect() as connection:
+        with self._database.snapshot() as connection:
             rows = connection.execute(wanted.group_by(*columns)).all()
         return [
             Count(attribute, Situation(situation), at, Verdict(verdict), count)
@@ -248,7 +238,7 @@ class Records:
                 "at": now,
             }
             try:
-                with self._engine.begin() as connection:
+                with self._database.transaction() as connection:
                     connection.execute(insert(withdrawals).values(row))
             except IntegrityError:
                 pass  # it is noted already
@@ -256,7 +246,7 @@ class Records:
     def withdrawn(self, model: Model) -> frozenset[Promise]:
         """Return the promises of a model that were found broken."""
         columns = (withdrawals.c.attribute, withdrawals.c.situation, withdrawals.c.target)
-        with self._engine.connect() as connection:
+        with self._database.snapshot() as connection:
             rows = connection.execute(select(*columns).where(withdrawals.c.model == str(model))).all()
         return frozenset(Promise(attribute, Situation(situation), target) for attribute, situation, target in rows)
 
@@ -279,7 +269,7 @@ class Records:
         )
         wanted = select(*columns).join(listings, items.c.listing == listings.c.listing)
         wanted = wanted.where(items.c.kind == kind, items.c.verdict.is_not(None))
-        with self._engine.connect() as connection:
+        with self._database.snapshot() as connection:
             rows = connection.execute(wanted.order_by(items.c.listing, items.c.attribute, items.c.decided)).all()
         for _, same in itertools.groupby(rows, key=lambda row: (row.listing, row.attribute)):
             *_, last = same
@@ -287,7 +277,7 @@ class Records:
 
     def image(self, listing: str) -> bytes | None:
         """Return the image of a listing; None where it has none, or is not there."""
-        with self._engine.connect() as connection:
+        with self._database.snapshot() as connection:
             found: bytes | None = connection.scalar(select(listings.c.image).where(listings.c.listing == listing))
         return found
 
@@ -296,7 +286,7 @@ class Records:
         after = 0
         while True:
             wanted = select(accepted).where(accepted.c.number > after, accepted.c.at >= since)
-            with self._engine.connect() as connection:
+            with self._database.snapshot() as connection:
                 rows = connection.execute(wanted.order_by(accepted.c.number).limit(ROWS_AT_ONCE)).all()
             yield from (row for row in rows if attribute is None or attribute in row.labels)
             if len(rows) < ROWS_AT_ONCE:
@@ -309,7 +299,7 @@ class Records:
         The counts of a sequence that is shown still stand on its judged pairs: they go once both moments have passed.
         """
         old = and_(items.c.captured < before, or_(items.c.decided.is_(None), items.c.decided < before))
-        with self._engine.begin() as connection:
+        with self._database.transaction() as connection:
             gone = select(items.c.item).where(old)
             connection.execute(delete(decisions).where(decisions.c.item.in_(gone)))
             removed = {

@@ -71,22 +71,21 @@ class Reviews:
         self,
         records: Records,
         metrics: ReviewMetrics,
+        draw: Draw,
         *,
-        share: float,
         auto_abstain: bool,
         decode: Callable[[str], bytes],
         clock: Callable[[], float] = time.time,
     ) -> None:
         """
-        share: of all (listing, attribute) pairs that people are asked about
+        draw: which pairs people are asked about
         auto_abstain: whether what was promised and found broken is not accepted any more
         decode: from an image in base64 to its bytes
         clock: for tests; seconds since 1970
         """
-        self._records, self._metrics = records, metrics
-        self._share, self._auto_abstain, self._decode, self._clock = share, auto_abstain, decode, clock
+        self._records, self._metrics, self._draw = records, metrics, draw
+        self._auto_abstain, self._decode, self._clock = auto_abstain, decode, clock
         self._serving: _Serving | None = None
-        self._secret: bytes | None = None
         self.withdrawn: frozenset[Promise] = frozenset()
 
     # ── while listings are answered ─────────────────────────────────────────────────────────────────────────
@@ -107,11 +106,6 @@ class Reviews:
         self._metrics.model_loaded([(str(p.attribute), str(p.situation), p.target) for p in made], map(str, Verdict))
         self._serving = _Serving(info=info, model=model, labels=labels, promises=made, capture=capture)
         capture.start()
-
-    def _draw(self) -> Draw:
-        if self._secret is None:
-            self._secret = self._records.secret()
-        return Draw(self._secret, self._share)
 
     def given(self, prediction: Prediction, attribute: str, answer: AttributePrediction) -> AttributePrediction:
         """Return an attribute's answer as the caller gets it: not accepted where its promise is withdrawn."""

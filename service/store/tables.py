@@ -6,7 +6,20 @@ differ. What is kept as JSON is read whole and never searched.
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, BigInteger, Column, Double, ForeignKey, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
 from sqlalchemy import UniqueConstraint as Unique
 
 # Names for all constraints, so that a migration can drop any of them on either database.
@@ -83,3 +96,99 @@ shards = Table(
     Column("failures", Integer, nullable=False),  # leases that ended without a result
     Column("result", String(256)),  # the file with its rows
 )
+
+# --- reviews -----------------------------------------------------------------------------------------------
+
+ROW_ID = BigInteger().with_variant(Integer, "sqlite")
+"""SQLite numbers rows by itself in a column of this type alone."""
+
+review_starts = Table(
+    "review_starts",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("version", String(12), nullable=False),
+    Column("engine", String(32), nullable=False),
+    Column("calibration", String(12), nullable=False),
+    Column("week", String(10), nullable=False),
+    Unique("version", "engine", "calibration", "week"),
+)
+"""Where sequences of judgements start anew: with model, engine or calibration, and each week, named by its Monday."""
+
+review_listings = Table(
+    "review_listings",
+    metadata,
+    Column("listing", String(64), primary_key=True),
+    Column("id", String(256)),
+    Column("title", Text),
+    Column("image", LargeBinary),
+    Column("captured", Double, nullable=False),
+)
+"""What is judged: as `service.reviews.sampling.Draw.listing` calls it, the caller's own id, and what was sent."""
+
+review_items = Table(
+    "review_items",
+    metadata,
+    Column("item", ROW_ID, primary_key=True, autoincrement=True),
+    Column("listing", String(64), ForeignKey("review_listings.listing"), nullable=False),
+    Column("attribute", String(256), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("start", Integer, ForeignKey("review_starts.number"), nullable=False),
+    Column("model", String(64), nullable=False),
+    Column("place", Double, nullable=False),
+    Column("situation", String(16), nullable=False),
+    Column("label", Text, nullable=False),
+    Column("confidence", Double, nullable=False),
+    Column("abstention", String(32)),
+    Column("accepted_at", Double),
+    Column("candidates", JSON, nullable=False),
+    Column("captured", Double, nullable=False),
+    Column("leased_to", String(160)),
+    Column("leased_until", Double),
+    Column("verdict", String(16)),
+    Column("decision", Text),
+    Column("decided", Double),
+    Column("decided_by", String(160)),
+    Unique("listing", "attribute", "kind", "model"),
+    Index("ix_review_items_verdict_kind", "verdict", "kind", "start", "place"),
+)
+"""(listing, attribute) pairs that people are asked about. Their times are of the replicas' clocks, which need not be
+right to the second. `place` orders those of a kind, the least first; `model` is version, engine and calibration in one,
+by which a pair is asked once; `accepted_at` is the highest target that the label was accepted at; `decision` is the
+label that people chose, null where none fits or they skipped it."""
+
+review_decisions = Table(
+    "review_decisions",
+    metadata,
+    Column("number", ROW_ID, primary_key=True, autoincrement=True),
+    Column("item", ROW_ID, ForeignKey("review_items.item"), nullable=False, index=True),
+    Column("decided", Double, nullable=False),
+    Column("decided_by", String(160), nullable=False),
+    Column("verdict", String(16), nullable=False),
+    Column("decision", Text),
+)
+"""All that was ever decided, undone decisions among them: who, when, what."""
+
+review_withdrawals = Table(
+    "review_withdrawals",
+    metadata,
+    Column("model", String(64), primary_key=True),
+    Column("attribute", String(256), primary_key=True),
+    Column("situation", String(16), primary_key=True),
+    Column("target", Double, primary_key=True),
+    Column("at", Double, nullable=False),
+)
+"""Promises that were found broken, and are not given any more by that model: version, engine and calibration."""
+
+review_accepted = Table(
+    "review_accepted",
+    metadata,
+    Column("number", ROW_ID, primary_key=True, autoincrement=True),
+    Column("at", Double, nullable=False, index=True),
+    Column("id", String(256)),
+    Column("listing", String(64), nullable=False),
+    Column("model", String(64), nullable=False),
+    Column("situation", String(16), nullable=False),
+    Column("target", Double, nullable=False),
+    Column("labels", JSON, nullable=False),
+)
+"""What was accepted, a row for each listing: `labels` maps attributes to pairs of label and confidence."""

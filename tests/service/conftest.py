@@ -25,7 +25,6 @@ from service.http.server import configuration
 from service.lifecycle import Lifecycle
 from service.pipeline.gate import Gate
 from service.pipeline.pipeline import Pipeline
-from service.reviews.records import Records
 from service.scheduling.batcher import MicroBatcher
 from service.settings import Settings
 from service.store.store import Store
@@ -97,14 +96,13 @@ async def in_process(
     gate: Gate | None = None,
     decoding: DecodePool | None = None,
     share_workers: bool = True,
-    records: Records | None = None,
     ready: bool = True,
     **settings: Any,
 ) -> AsyncIterator[Client]:
     """Run the application on this event loop, without a port."""
     predictor = predictor or FakePredictor()
     workers = decoding or (shared_workers() if share_workers else None)
-    app = create_app(Settings(**settings), lambda _: predictor, gate=gate, decoding=workers, records=records)
+    app = create_app(Settings(**settings), lambda _: predictor, gate=gate, decoding=workers)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, func, select
+from sqlalchemy import func, select
 
 from model.situations import Situation
 from service.errors import AlreadyReviewed, NotFound
@@ -28,7 +26,10 @@ from service.reviews.pairs import (
     Verdict,
 )
 from service.reviews.records import Records
-from service.reviews.tables import decisions, items, listings, metadata
+from service.store.store import Store
+from service.store.tables import review_decisions as decisions
+from service.store.tables import review_items as items
+from service.store.tables import review_listings as listings
 
 MODEL = Model("0123456789ab", "torch", "ba9876543210")
 NOW = 1_780_000_000.0
@@ -36,16 +37,8 @@ WEEK = 7 * 86_400.0
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    engine = create_engine(f"sqlite:///{tmp_path / 'store.db'}", connect_args={"timeout": 30})
-    metadata.create_all(engine)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def records(engine: Engine) -> Records:
-    return Records(engine)
+def records(store: Store) -> Records:
+    return Records(store.database)
 
 
 def item(number: int, **changes: Any) -> CapturedItem:
@@ -80,15 +73,9 @@ def judge(records: Records, *labels: str | None, reviewer: str = "anna", now: fl
         records.decide(found.item, reviewer, now, skipped=label == "skip", label=None if label == "skip" else label)
 
 
-def rows(engine: Engine, table: Any) -> int:
-    with engine.connect() as connection:
+def rows(store: Store, table: Any) -> int:
+    with store.database.snapshot() as connection:
         return connection.execute(select(func.count()).select_from(table)).scalar_one()
-
-
-def test_the_secret_of_a_store_is_made_once(engine: Engine) -> None:
-    first = Records(engine).secret()
-    assert len(first) == 32
-    assert Records(engine).secret() == first
 
 
 def test_the_random_share_comes_first_and_in_the_order_of_the_draw(records: Records) -> None:
@@ -103,13 +90,13 @@ def test_the_random_share_comes_first_and_in_the_order_of_the_draw(records: Reco
     )
 
 
-def test_a_pair_is_asked_once_of_a_model_however_often_it_is_sent(records: Records, engine: Engine) -> None:
+def test_a_pair_is_asked_once_of_a_model_however_often_it_is_sent(records: Records, store: Store) -> None:
     add(records, item(1), item(1))
     add(records, item(1, place=0.5), now=NOW + WEEK)
-    assert rows(engine, items) == rows(engine, listings) == 1
+    assert rows(store, items) == rows(store, listings) == 1
     add(records, item(1), model=replace(MODEL, engine="openvino-f32"))
     add(records, item(1, attribute="season"))
-    assert (rows(engine, items), rows(engine, listings)) == (3, 1)
+    assert (rows(store, items), rows(store, listings)) == (3, 1)
 
 
 def test_two_reviewers_never_have_the_same_pair(records: Records) -> None:
@@ -159,7 +146,7 @@ def test_a_pair_that_was_left_open_goes_to_another_reviewer(records: Records) ->
     ],
 )
 def test_a_decision_is_kept_once(
-    records: Records, engine: Engine, label: str | None, skipped: bool, verdict: Verdict
+    records: Records, store: Store, label: str | None, skipped: bool, verdict: Verdict
 ) -> None:
     add(records, item(1))
     (found,) = records.lease("anna", NOW, kind=None, count=1)
@@ -167,18 +154,18 @@ def test_a_decision_is_kept_once(
         records.decide(found.item, "anna", NOW + later, skipped=skipped, label=label) for later in (0.0, 1.0)
     )
     assert (first.verdict, first.is_new, again.is_new) == (verdict, True, False)
-    assert rows(engine, decisions) == 1
+    assert rows(store, decisions) == 1
     (pair,) = records.judged(Kind.RANDOM)
     assert (pair.decision, pair.verdict, pair.decided, pair.decided_by) == (label, verdict, NOW, "anna")
     with pytest.raises(AlreadyReviewed):
         records.decide(found.item, "anna", NOW, skipped=False, label="Black")
 
 
-def test_who_made_a_decision_can_undo_it_for_an_hour(records: Records, engine: Engine) -> None:
+def test_who_made_a_decision_can_undo_it_for_an_hour(records: Records, store: Store) -> None:
     add(records, item(1))
     judge(records, "Red")
     (pair,) = records.judged(Kind.RANDOM)
-    (known,) = _items(engine)
+    (known,) = _items(store)
     with pytest.raises(AlreadyReviewed):
         records.undo(known, "ben", NOW)
     with pytest.raises(AlreadyReviewed):
@@ -188,14 +175,14 @@ def test_who_made_a_decision_can_undo_it_for_an_hour(records: Records, engine: E
     assert records.lease("ben", NOW + 5, kind=None, count=1) == []
     judge(records, "Blue", now=NOW + 6)
     assert [each.decision for each in records.judged(Kind.RANDOM)] == ["Blue"]
-    with engine.connect() as connection:
+    with store.database.snapshot() as connection:
         log = connection.execute(select(decisions.c.verdict, decisions.c.decided_by).order_by(decisions.c.number)).all()
     assert [tuple(row) for row in log] == [("wrong", "anna"), ("undone", "anna"), ("right", "anna")]
     assert pair.decision == "Red"
 
 
-def _items(engine: Engine) -> list[int]:
-    with engine.connect() as connection:
+def _items(store: Store) -> list[int]:
+    with store.database.snapshot() as connection:
         return list(connection.scalars(select(items.c.item)))
 
 
@@ -235,7 +222,7 @@ def test_counts_are_of_accepted_pairs_of_the_random_share_in_one_start(records: 
 
 
 def test_queues_are_bounded_and_what_stands_last_goes_first(
-    records: Records, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    records: Records, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MAX_RANDOM", 3)
     monkeypatch.setattr(module, "MAX_ABSTAINED", 2)
@@ -246,7 +233,7 @@ def test_queues_are_bounded_and_what_stands_last_goes_first(
     records.trim()
     waiting = records.lease("ben", NOW, kind=None, count=20)
     assert [each.id for each in waiting] == ["sku-001", "sku-002", "sku-003", "sku-010", "sku-011", "sku-020"]
-    assert rows(engine, listings) == 7
+    assert rows(store, listings) == 7
     assert records.bars() == {"baseColour": pytest.approx(1 - 0.011)}
 
 
@@ -275,7 +262,7 @@ def test_what_was_accepted_can_be_listed(records: Records, monkeypatch: pytest.M
     assert len(list(records.accepted(since=NOW, attribute=None))) == 5
 
 
-def test_what_is_old_is_purged_with_its_listing(records: Records, engine: Engine) -> None:
+def test_what_is_old_is_purged_with_its_listing(records: Records, store: Store) -> None:
     add(records, item(1), item(2))
     judge(records, "Blue", now=NOW + 100)
     add(records, item(3), now=NOW + 200)
@@ -283,4 +270,4 @@ def test_what_is_old_is_purged_with_its_listing(records: Records, engine: Engine
     assert records.purge(NOW + 50)["items"] == 1  # the one that waits; the other was judged later
     assert records.image(f"{2:064d}") is None
     assert records.purge(NOW + 150) == {"items": 1, "accepted": 0, "listings": 1}
-    assert (rows(engine, items), rows(engine, listings), rows(engine, decisions)) == (1, 1, 0)
+    assert (rows(store, items), rows(store, listings), rows(store, decisions)) == (1, 1, 0)

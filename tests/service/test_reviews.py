@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, func, select
+from sqlalchemy import func, select, text
 
 from model.situations import Situation
 from service.reviews import capture as capture_module
 from service.reviews.pairs import Model, Promise
 from service.reviews.records import Records
 from service.reviews.reviews import Reviews
-from service.reviews.tables import accepted, items, listings, metadata
+from service.store.store import Store
+from service.store.tables import review_accepted as accepted
+from service.store.tables import review_items as items
+from service.store.tables import review_listings as listings
 from tests.service.conftest import Client, as_base64, encoded, in_process
 from tests.service.fake_predictor import INFO, TASKS, FakePredictor
 from tests.service.test_routes import check_problem
@@ -28,18 +31,17 @@ UNSEEN: dict[str, Any] = {"label": None, "confidence": None, "abstention": None,
 ANNA = {"reviewer": "anna"}
 
 
+Reviewing = Callable[..., AbstractAsyncContextManager[Client]]
+
+
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    engine = create_engine(f"sqlite:///{tmp_path / 'store.db'}", connect_args={"timeout": 30})
-    metadata.create_all(engine)
-    yield engine
-    engine.dispose()
+def reviewing(store_url: str, store: Store, tmp_path: Path) -> Reviewing:
+    """Runs the application on the store's database, with the settings given."""
 
+    def run(share: float = 1.0, **settings: Any) -> AbstractAsyncContextManager[Client]:
+        return in_process(store=store_url, store_files=str(tmp_path / "files"), review_share=share, **settings)
 
-@asynccontextmanager
-async def reviewing(engine: Engine, share: float = 1.0, **settings: Any) -> AsyncIterator[Client]:
-    async with in_process(records=Records(engine), review_share=share, **settings) as client:
-        yield client
+    return run
 
 
 def reviews_of(client: Client) -> Reviews:
@@ -47,9 +49,15 @@ def reviews_of(client: Client) -> Reviews:
     return client.pipeline.reviews
 
 
-def count(engine: Engine, table: Any) -> int:
-    with engine.connect() as connection:
+def count(store: Store, table: Any) -> int:
+    with store.database.snapshot() as connection:
         return connection.execute(select(func.count()).select_from(table)).scalar_one()
+
+
+def rename(store: Store, table: str, name: str) -> None:
+    """Give a table another name, so that nothing can be captured."""
+    with store.database.transaction() as connection:
+        connection.execute(text(f"ALTER TABLE {table} RENAME TO {name}"))
 
 
 async def classify_some(client: Client, number: int, **options: Any) -> list[dict[str, Any]]:
@@ -88,8 +96,8 @@ async def judge_all(client: Client, answers: list[dict[str, Any]], *, right: boo
 # ── capturing ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_the_random_share_is_handed_out_without_the_models_answer(engine: Engine) -> None:
-    async with reviewing(engine) as client:
+async def test_the_random_share_is_handed_out_without_the_models_answer(reviewing: Reviewing) -> None:
+    async with reviewing() as client:
         await client.classify(id="sku-1", title="Navy shirt", image=PNG)
         await reviews_of(client).flush()
         found = await next_items(client)
@@ -100,8 +108,8 @@ async def test_the_random_share_is_handed_out_without_the_models_answer(engine: 
             assert (each["id"], each["title"], each["image"]) == ("sku-1", "Navy shirt", PNG)
 
 
-async def test_without_a_share_abstentions_alone_wait_with_what_the_model_answered(engine: Engine) -> None:
-    async with reviewing(engine, share=0.0) as client:
+async def test_without_a_share_abstentions_alone_wait_with_what_the_model_answered(reviewing: Reviewing) -> None:
+    async with reviewing(share=0.0) as client:
         answers = await classify_some(client, 8)
         abstained = {
             (answer["id"], name): found
@@ -121,16 +129,16 @@ async def test_without_a_share_abstentions_alone_wait_with_what_the_model_answer
         assert leads == sorted(leads)  # the least certain ones first
 
 
-async def test_a_listing_that_is_sent_again_is_asked_once(engine: Engine) -> None:
-    async with reviewing(engine) as client:
+async def test_a_listing_that_is_sent_again_is_asked_once(reviewing: Reviewing, store: Store) -> None:
+    async with reviewing() as client:
         for _ in range(3):
             await client.classify(id="sku-1", title="Navy shirt", image=PNG)
         await reviews_of(client).flush()
-        assert (count(engine, items), count(engine, listings)) == (2, 1)
+        assert (count(store, items), count(store, listings)) == (2, 1)
 
 
-async def test_every_route_is_captured(engine: Engine) -> None:
-    async with reviewing(engine) as client:
+async def test_every_route_is_captured(reviewing: Reviewing) -> None:
+    async with reviewing() as client:
         await client.post("/v1/classify/batch", json={"listings": [{"title": "Shirt one"}, {"title": "Shirt two"}]})
         await client.post("/v1/classify/upload", data={"title": "Shirt three"}, files={"image": ("a.png", encoded())})
         await reviews_of(client).flush()
@@ -138,21 +146,23 @@ async def test_every_route_is_captured(engine: Engine) -> None:
 
 
 async def test_a_store_that_fails_fails_no_classification_and_what_is_lost_is_counted(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
+    reviewing: Reviewing, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(capture_module, "RETRY_SECONDS", 0.01)
-    async with reviewing(engine) as client:
-        metadata.drop_all(engine)
+    async with reviewing() as client:
+        rename(store, "review_starts", "gone")
         response = await client.classify(title="Navy shirt")
         assert response.status_code == 200
         await reviews_of(client).flush()
         assert await client.metric("cma_clip_reviews_dropped_total") == 1
-        metadata.create_all(engine)
+        rename(store, "gone", "review_starts")
         await classify_some(client, 1)
         assert await next_items(client)
 
 
-async def test_a_full_queue_drops_listings_and_delays_none(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_queue_drops_listings_and_delays_none(
+    reviewing: Reviewing, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(capture_module, "MAX_QUEUE", 1)
     stuck = asyncio.Event()
     real, loop = Records.add, asyncio.get_running_loop()
@@ -162,17 +172,17 @@ async def test_a_full_queue_drops_listings_and_delays_none(engine: Engine, monke
         real(*args)
 
     monkeypatch.setattr(Records, "add", slow)
-    async with reviewing(engine) as client:
+    async with reviewing() as client:
         replies = [await client.classify(title=f"Shirt {number}") for number in range(5)]
         assert [reply.status_code for reply in replies] == [200] * 5
         assert await client.metric("cma_clip_reviews_dropped_total") >= 3
         stuck.set()
 
 
-async def test_what_is_accepted_is_listed(engine: Engine) -> None:
-    async with reviewing(engine) as client:
+async def test_what_is_accepted_is_listed(reviewing: Reviewing, store: Store) -> None:
+    async with reviewing() as client:
         answers = await classify_some(client, 6)
-        found = {row.id: row.labels for row in Records(engine).accepted(since=0, attribute=None)}
+        found = {row.id: row.labels for row in Records(store.database).accepted(since=0, attribute=None)}
         assert found == {
             answer["id"]: {
                 name: [[each["label"], pytest.approx(each["confidence"])]]
@@ -182,14 +192,14 @@ async def test_what_is_accepted_is_listed(engine: Engine) -> None:
             for answer in answers
             if any(each["accepted"] for each in answer["attributes"].values())
         }
-        assert 0 < len(found) <= count(engine, accepted)
+        assert 0 < len(found) <= count(store, accepted)
 
 
 # ── judging ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_two_reviewers_get_different_pairs(engine: Engine) -> None:
-    async with reviewing(engine) as client:
+async def test_two_reviewers_get_different_pairs(reviewing: Reviewing) -> None:
+    async with reviewing() as client:
         await classify_some(client, 3)
         anna, ben = await next_items(client, count=3), await next_items(client, reviewer="ben")
         assert len({each["item"] for each in anna} | {each["item"] for each in ben}) == 6
@@ -197,8 +207,8 @@ async def test_two_reviewers_get_different_pairs(engine: Engine) -> None:
         check_problem(await decide(client, ben[0]["item"], "skip"), 409, "already_reviewed")
 
 
-async def test_a_decision_can_be_undone_and_made_again(engine: Engine) -> None:
-    async with reviewing(engine) as client:
+async def test_a_decision_can_be_undone_and_made_again(reviewing: Reviewing) -> None:
+    async with reviewing() as client:
         await classify_some(client, 1)
         first, _ = await next_items(client)
         assert (await decide(client, first["item"], "none")).json() == {"item": first["item"], "undone": None}
@@ -207,14 +217,14 @@ async def test_a_decision_can_be_undone_and_made_again(engine: Engine) -> None:
         assert len(await next_items(client)) == 2
 
 
-async def test_reviewers_are_known_by_their_api_key_too(engine: Engine) -> None:
-    async with reviewing(engine, api_keys=("team:right",)) as client:
+async def test_reviewers_are_known_by_their_api_key_too(reviewing: Reviewing, store: Store) -> None:
+    async with reviewing(api_keys=("team:right",)) as client:
         check_problem(await client.get("/v1/reviews/next", params=ANNA), 401, "unauthorized")
         client.headers["X-API-Key"] = "right"
         await classify_some(client, 1)
         for each in await next_items(client):
             await decide(client, each["item"], "skip")
-        with engine.connect() as connection:
+        with store.database.snapshot() as connection:
             assert set(connection.scalars(select(items.c.decided_by))) == {"team/anna"}
 
 
@@ -229,16 +239,18 @@ async def test_reviewers_are_known_by_their_api_key_too(engine: Engine) -> None:
         ({"decision": "skip", "item": 0}, "item"),
     ],
 )
-async def test_a_decision_that_says_nothing_is_refused(engine: Engine, decision: dict[str, Any], named: str) -> None:
-    async with reviewing(engine) as client:
+async def test_a_decision_that_says_nothing_is_refused(
+    reviewing: Reviewing, decision: dict[str, Any], named: str
+) -> None:
+    async with reviewing() as client:
         await classify_some(client, 1)
         first, _ = await next_items(client)
         response = await client.post("/v1/reviews", json={**ANNA, "item": first["item"], **decision})
         assert named in check_problem(response, 422, "invalid_request")["detail"]
 
 
-async def test_an_item_that_is_not_there_is_not_found(engine: Engine) -> None:
-    async with reviewing(engine) as client:
+async def test_an_item_that_is_not_there_is_not_found(reviewing: Reviewing) -> None:
+    async with reviewing() as client:
         for more in ({"decision": "skip"}, {"decision": "undo"}, {"decision": "label", "label": "Blue"}):
             response = await client.post("/v1/reviews", json={**ANNA, "item": 99, **more})
             check_problem(response, 404, "not_found")
@@ -260,8 +272,8 @@ async def precision(client: Client) -> dict[str, Any]:
     return found
 
 
-async def test_precision_is_of_accepted_labels_at_every_target_that_accepts_them(engine: Engine) -> None:
-    async with reviewing(engine) as client:
+async def test_precision_is_of_accepted_labels_at_every_target_that_accepts_them(reviewing: Reviewing) -> None:
+    async with reviewing() as client:
         answers = await classify_some(client, 12)
         await judge_all(client, answers, right=True)
         report = await precision(client)
@@ -280,8 +292,8 @@ async def test_precision_is_of_accepted_labels_at_every_target_that_accepts_them
             assert not promise["broken"]
 
 
-async def test_metrics_say_what_was_found(engine: Engine) -> None:
-    async with reviewing(engine) as client:
+async def test_metrics_say_what_was_found(reviewing: Reviewing) -> None:
+    async with reviewing() as client:
         answers = await classify_some(client, 12)
         await judge_all(client, answers, right=False)
         await precision(client)
@@ -296,8 +308,8 @@ async def test_metrics_say_what_was_found(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("auto_abstain", [False, True])
-async def test_a_broken_promise_is_withdrawn_where_that_is_configured(engine: Engine, auto_abstain: bool) -> None:
-    async with reviewing(engine, auto_abstain=auto_abstain) as client:
+async def test_a_broken_promise_is_withdrawn_where_that_is_configured(reviewing: Reviewing, auto_abstain: bool) -> None:
+    async with reviewing(auto_abstain=auto_abstain) as client:
         answers = await classify_some(client, 60)
         await judge_all(client, answers, right=False)
         broken = [each for each in (await precision(client))["promises"] if each["broken"]]
@@ -310,9 +322,9 @@ async def test_a_broken_promise_is_withdrawn_where_that_is_configured(engine: En
         assert thresholds["image"]["0.95"] == 0.5
 
 
-async def test_another_replica_learns_of_a_withdrawal(engine: Engine) -> None:
-    Records(engine).withdraw([Promise("season", Situation.TITLE, 0.95)], MODEL, time.time())
-    async with reviewing(engine, auto_abstain=True) as client:
+async def test_another_replica_learns_of_a_withdrawal(reviewing: Reviewing, store: Store) -> None:
+    Records(store.database).withdraw([Promise("season", Situation.TITLE, 0.95)], MODEL, time.time())
+    async with reviewing(auto_abstain=True) as client:
         await reviews_of(client).look()
         assert (await classify_some(client, 1))[0]["attributes"]["season"]["abstention"] == "not_certified"
 

@@ -72,6 +72,7 @@ def open_reviews(settings: Settings, metrics: ReviewMetrics, store: Store | None
         metrics,
         Draw(store.secret("reviews"), settings.review_share),
         auto_abstain=settings.auto_abstain,
+        keep_days=settings.review_days,
         decode=partial(decode_base64, max_bytes=settings.max_image_bytes),
     )
 

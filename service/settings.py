@@ -188,6 +188,9 @@ class Settings(BaseSettings):
     review_share: float = Field(
         default=0.01, ge=0, le=1, description="share of all answers, drawn at random, that people are asked to judge"
     )
+    review_days: float = Field(
+        default=365, gt=0, le=36_500, description="days after which reviews, with titles and images, are deleted"
+    )
     auto_abstain: bool = Field(
         default=False,
         description="accept no more of an attribute whose promised precision reviewers found broken, until it is "

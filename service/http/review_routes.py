@@ -44,7 +44,7 @@ async def next_reviews(
     pipeline: PipelineDep,
     reviewer: Annotated[ReviewerName, Query(description="who judges")],
     kind: Annotated[Kind | None, Query(description="default: the random share, then abstentions")] = None,
-    count: Annotated[int, Query(ge=1, le=MAX_AT_ONCE)] = 1,
+    count: Annotated[int, Query(ge=1, le=MAX_AT_ONCE, description="pairs, at most")] = 1,
 ) -> NextReply:
     """Pairs to judge, this reviewer's alone for ten minutes."""
     return await reviews_of(pipeline).next(reviewer_of(request, reviewer), kind=kind, count=count)

@@ -5,14 +5,21 @@ from __future__ import annotations
 import base64
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from model.situations import Situation
 from service.reviews.pairs import Kind, Promise, WaitingItem
 from service.reviews.precision import LivePrecision
 from service.schemas import Candidate, ModelName, Reply, Request
 
-ReviewerName = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]+$")]
+
+def _printable(name: str) -> str:
+    if not name.isprintable():
+        raise ValueError("reviewer: a name in one line")
+    return name
+
+
+ReviewerName = Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(_printable)]
 
 
 class ReviewImage(Reply):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,11 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 10.0
 """How often the store is looked at."""
+
+PURGE_SECONDS = 3600.0
+"""How often what is old is deleted."""
+
+DAY = 86_400.0
 
 log = logging.getLogger(__name__)
 
@@ -74,17 +80,19 @@ class Reviews:
         draw: Draw,
         *,
         auto_abstain: bool,
+        keep_days: float,
         decode: Callable[[str], bytes],
         clock: Callable[[], float] = time.time,
     ) -> None:
         """
         draw: which pairs people are asked about
         auto_abstain: whether what was promised and found broken is not accepted any more
+        keep_days: after how many days what was captured and decided is deleted
         decode: from an image in base64 to its bytes
         clock: for tests; seconds since 1970
         """
         self._records, self._metrics, self._draw = records, metrics, draw
-        self._auto_abstain, self._decode, self._clock = auto_abstain, decode, clock
+        self._auto_abstain, self._keep_days, self._decode, self._clock = auto_abstain, keep_days, decode, clock
         self._serving: _Serving | None = None
         self.withdrawn: frozenset[Promise] = frozenset()
 
@@ -200,11 +208,15 @@ class Reviews:
     # ── looking at the store ────────────────────────────────────────────────────────────────────────────────
 
     async def watch(self) -> None:
-        """Look at the store again and again, for as long as the task runs."""
+        """Look at the store again and again, and now and then delete what is old, for as long as the task runs."""
+        purged = -math.inf
         while True:
             try:
                 if self._serving is not None:
                     await self.look()
+                if time.monotonic() - purged >= PURGE_SECONDS:
+                    await asyncio.to_thread(self._records.purge, self._clock() - self._keep_days * DAY)
+                    purged = time.monotonic()
             except Exception:
                 log.exception("reviews: the store cannot be read")
             await asyncio.sleep(LOOK_SECONDS)

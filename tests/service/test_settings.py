@@ -28,7 +28,7 @@ def test_the_defaults_are_as_agreed() -> None:
         "image_hosts": (), "allow_private_image_hosts": False, "image_networks": (), "image_ports": (80, 443),
         "image_proxy": None, "store": None, "store_files": None, "max_job_bytes": 2 * 2**30,
         "drain_seconds": 20, "keep_alive_seconds": 75, "max_connections": 1000,
-        "log_format": "json",
+        "review_share": 0.01, "review_days": 365, "auto_abstain": False, "log_format": "json",
     }  # fmt: skip
 
 

@@ -4,7 +4,7 @@ import { call } from "../playground/api.js";
 import { $, element, percent, plural, readable, shortPercent } from "../playground/dom.js";
 
 const SITUATIONS = { image_and_title: "Image and title", image: "Image alone", title: "Title alone" };
-const HEADINGS = ["Attribute", "Listings with", "Target", "Judged", "Right", "Skipped", "Precision", "At least", "At most", ""];
+const HEADINGS = ["Attribute", "Listings with", "Target", "Judged", "Right", "Skipped", "Precision", "At least", "At most", "Promise"];
 
 const verdict = ({ broken, withdrawn, judged }) => {
   if (withdrawn) return "Not kept: nothing is accepted until it is calibrated anew";

@@ -71,10 +71,15 @@ const fail = (error, retry = null) => {
   problems.show($("problem"), error, retry);
 };
 
+const setBusy = (now) => {
+  busy = now;
+  $("judge").setAttribute("aria-busy", String(now));
+};
+
 /** Do one thing at a time, and show the next item afterwards. `work` returns what to announce. */
 const act = async (work) => {
   if (busy || !queue) return;
-  busy = true;
+  setBusy(true);
   try {
     const said = await work();
     problems.clear($("problem"));
@@ -83,7 +88,7 @@ const act = async (work) => {
     fail(error);
     showItem();
   } finally {
-    busy = false;
+    setBusy(false);
   }
 };
 

@@ -170,7 +170,9 @@ class Capture:
             image = self._decode(each.image) if isinstance(each.image, str) else each.image
             listing = self._draw.listing(each.title, image)
             if drawn := [item for name in each.attributes for item in self._drawn(listing, name, each)]:
-                listings[listing] = CapturedListing(listing=listing, id=each.id, title=each.title, image=image)
+                listings[listing] = CapturedListing(
+                    listing=listing, id=storable(each.id), title=storable(each.title), image=image
+                )
                 items += drawn
             if each.accepted:
                 accepted.append(_accepted(each, listing))
@@ -216,7 +218,7 @@ class Capture:
 def _accepted(each: Answered, listing: str) -> AcceptedListing:
     return AcceptedListing(
         listing=listing,
-        id=each.id,
+        id=storable(each.id),
         situation=each.prediction.scope.situation,
         target=each.target_precision,
         labels={
@@ -224,3 +226,8 @@ def _accepted(each: Answered, listing: str) -> AcceptedListing:
             for name, answer in each.accepted.items()
         },
     )
+
+
+def storable(text: str | None) -> str | None:
+    """Return a caller's text as every database takes it: without NUL and what is no character by itself."""
+    return text and text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()

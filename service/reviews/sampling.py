@@ -30,7 +30,7 @@ class Draw:
 
     def listing(self, title: str | None, image: bytes | None) -> str:
         """Return 64 hex digits that stand for a listing: those of its title and its image's bytes."""
-        text = b"" if title is None else title.encode()
+        text = b"" if title is None else title.encode(errors="surrogatepass")
         length = (0 if title is None else len(text) + 1).to_bytes(LONGEST_TITLE_PREFIX)
         mac = hmac.new(self.secret, length + text, sha256)
         mac.update(b"" if image is None else image)

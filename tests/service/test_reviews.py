@@ -145,6 +145,15 @@ async def test_every_route_is_captured(reviewing: Reviewing) -> None:
         assert {each["title"] for each in await next_items(client)} == {"Shirt one", "Shirt two", "Shirt three"}
 
 
+async def test_no_text_keeps_a_listing_from_being_captured(reviewing: Reviewing) -> None:
+    async with reviewing() as client:
+        await client.classify(id="a\0b", title="Shirt \0 with a NUL")
+        await reviews_of(client).flush()
+        first, _ = await next_items(client)
+        assert (first["id"], first["title"]) == ("a\ufffdb", "Shirt \ufffd with a NUL")
+        assert await client.metric("cma_clip_reviews_dropped_total") == 0
+
+
 async def test_a_store_that_fails_fails_no_classification_and_what_is_lost_is_counted(
     reviewing: Reviewing, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,6 +67,10 @@ def test_different_listings_are_never_taken_for_each_other(
     assert (draw.listing(title, image) == draw.listing(other_title, other_image)) is same
 
 
+def test_text_that_is_no_unicode_is_drawn_too() -> None:
+    assert len(Draw(SECRET, 0.1).listing("half a pair: \ud83d", None)) == 64
+
+
 def test_what_the_model_hardly_decides_teaches_most() -> None:
     scores = [lesson(answer(*confidences)) for confidences in ((0.9, 0.05), (0.5, 0.3), (0.4, 0.4))]
     assert scores == pytest.approx([0.15, 0.8, 1.0])

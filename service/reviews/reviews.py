@@ -82,18 +82,17 @@ class Reviews:
         auto_abstain: bool,
         keep_days: float,
         decode: Callable[[str], bytes],
-        clock: Callable[[], float] = time.time,
     ) -> None:
         """
         draw: which pairs people are asked about
         auto_abstain: whether what was promised and found broken is not accepted any more
         keep_days: after how many days what was captured and decided is deleted
         decode: from an image in base64 to its bytes
-        clock: for tests; seconds since 1970
         """
         self._records, self._metrics, self._draw = records, metrics, draw
-        self._auto_abstain, self._keep_days, self._decode, self._clock = auto_abstain, keep_days, decode, clock
+        self._auto_abstain, self._keep_days, self._decode = auto_abstain, keep_days, decode
         self._serving: _Serving | None = None
+        self._opened = asyncio.Event()
         self.withdrawn: frozenset[Promise] = frozenset()
 
     # ── while listings are answered ─────────────────────────────────────────────────────────────────────────
@@ -114,6 +113,7 @@ class Reviews:
         self._metrics.model_loaded([(str(p.attribute), str(p.situation), p.target) for p in made], map(str, Verdict))
         self._serving = _Serving(info=info, model=model, labels=labels, promises=made, capture=capture)
         capture.start()
+        self._opened.set()
 
     def given(self, prediction: Prediction, attribute: str, answer: AttributePrediction) -> AttributePrediction:
         """Return an attribute's answer as the caller gets it: not accepted where its promise is withdrawn."""
@@ -162,14 +162,14 @@ class Reviews:
 
     async def next(self, reviewer: str, *, kind: Kind | None, count: int) -> NextReply:
         """Hand out pairs, a reviewer's alone for a while."""
-        now = self._clock()
+        now = time.time()
         found = await asyncio.to_thread(self._records.lease, reviewer, now, kind=kind, count=count)
         waiting = await asyncio.to_thread(self._records.waiting, now)
         return NextReply(items=[ReviewItem.of(each) for each in found], waiting=Waiting.of(waiting))
 
     async def take(self, request: ReviewRequest, reviewer: str) -> ReviewReply:
         """Take a decision, or take it back. Raises `NotFound`, `AlreadyReviewed`, or `InvalidRequest` for a label."""
-        now = self._clock()
+        now = time.time()
         if request.decision == "undo":
             undone = await asyncio.to_thread(self._records.undo, request.item, reviewer, now)
             return ReviewReply(item=request.item, undone=ReviewItem.of(undone))
@@ -208,14 +208,17 @@ class Reviews:
     # ── looking at the store ────────────────────────────────────────────────────────────────────────────────
 
     async def watch(self) -> None:
-        """Look at the store again and again, and now and then delete what is old, for as long as the task runs."""
+        """Look at the store again and again, and now and then delete what is old, for as long as the task runs.
+
+        The first look is as soon as the model is loaded: promises that were withdrawn are not to be given again.
+        """
+        await self._opened.wait()
         purged = -math.inf
         while True:
             try:
-                if self._serving is not None:
-                    await self.look()
+                await self.look()
                 if time.monotonic() - purged >= PURGE_SECONDS:
-                    await asyncio.to_thread(self._records.purge, self._clock() - self._keep_days * DAY)
+                    await asyncio.to_thread(self._records.purge, time.time() - self._keep_days * DAY)
                     purged = time.monotonic()
             except Exception:
                 log.exception("reviews: the store cannot be read")
@@ -236,7 +239,7 @@ class Reviews:
         return seen
 
     def _look(self, serving: _Serving) -> _Seen:
-        now = self._clock()
+        now = time.time()
         start = self._records.start(serving.model, now)
         found = live_precision(serving.promises, self._records.counts(start), start)
         if self._auto_abstain:

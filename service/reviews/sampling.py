@@ -11,7 +11,7 @@ from hashlib import sha256
 
 from model.inference.predictions import Abstention, AttributePrediction
 
-LONGEST_TITLE_PREFIX = 8
+LENGTH_BYTES = 8
 """Bytes of the number that says how long the title is, so that no title and image run together into others."""
 
 
@@ -31,7 +31,7 @@ class Draw:
     def listing(self, title: str | None, image: bytes | None) -> str:
         """Return 64 hex digits that stand for a listing: those of its title and its image's bytes."""
         text = b"" if title is None else title.encode(errors="surrogatepass")
-        length = (0 if title is None else len(text) + 1).to_bytes(LONGEST_TITLE_PREFIX)
+        length = (0 if title is None else len(text) + 1).to_bytes(LENGTH_BYTES)
         mac = hmac.new(self.secret, length + text, sha256)
         mac.update(b"" if image is None else image)
         return mac.hexdigest()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select, text
+from sqlalchemy import func, select, text, update
 
 from model.situations import Situation
 from service.reviews import capture as capture_module
@@ -21,7 +21,7 @@ from service.store.store import Store
 from service.store.tables import review_accepted as accepted
 from service.store.tables import review_items as items
 from service.store.tables import review_listings as listings
-from tests.service.conftest import Client, as_base64, encoded, in_process
+from tests.service.conftest import Client, as_base64, encoded, in_process, until
 from tests.service.fake_predictor import INFO, TASKS, FakePredictor
 from tests.service.test_routes import check_problem
 
@@ -331,11 +331,23 @@ async def test_a_broken_promise_is_withdrawn_where_that_is_configured(reviewing:
         assert thresholds["image"]["0.95"] == 0.5
 
 
-async def test_another_replica_learns_of_a_withdrawal(reviewing: Reviewing, store: Store) -> None:
+async def test_a_replica_that_starts_knows_what_is_withdrawn(reviewing: Reviewing, store: Store) -> None:
     Records(store.database).withdraw([Promise("season", Situation.TITLE, 0.95)], MODEL, time.time())
     async with reviewing(auto_abstain=True) as client:
-        await reviews_of(client).look()
+        await until(lambda: reviews_of(client).withdrawn)
         assert (await classify_some(client, 1))[0]["attributes"]["season"]["abstention"] == "not_certified"
+
+
+async def test_what_is_old_is_deleted(reviewing: Reviewing, store: Store) -> None:
+    async with reviewing() as client:
+        await classify_some(client, 1)
+    with store.database.transaction() as connection:
+        connection.execute(update(items).values(captured=0))
+        connection.execute(update(listings).values(captured=0))
+    async with reviewing():
+        async with asyncio.timeout(10):
+            while await asyncio.to_thread(count, store, listings):  # noqa: ASYNC110 - the database tells no event
+                await asyncio.sleep(0.01)
 
 
 async def test_the_page_is_served(client: Client) -> None:

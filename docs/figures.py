@@ -23,6 +23,7 @@ PAGE = ROOT / "README.md"
 TRAINING = ROOT / "docs" / "train.md"
 RESULTS = ROOT / "docs" / "results.md"
 CHECK = ROOT / "docs" / "check.md"
+REVIEWS = ROOT / "docs" / "reviews.md"
 SITUATIONS = {"image_and_title": "image and title", "title": "title alone", "image": "image alone"}
 
 
@@ -33,7 +34,8 @@ def main() -> None:
     TRAINING.write_text(with_small_catalogues(TRAINING.read_text(encoding="utf-8")), encoding="utf-8")
     RESULTS.write_text(with_accepted(RESULTS.read_text(encoding="utf-8")), encoding="utf-8")
     CHECK.write_text(with_tables(CHECK.read_text(encoding="utf-8")), encoding="utf-8")
-    print(PAGE, TRAINING, RESULTS, CHECK, sep="\n")
+    REVIEWS.write_text(with_live_precision(REVIEWS.read_text(encoding="utf-8")), encoding="utf-8")
+    print(PAGE, TRAINING, RESULTS, CHECK, REVIEWS, sep="\n")
 
 
 def with_scores(page: str) -> str:
@@ -74,6 +76,23 @@ def with_tables(page: str) -> str:
         form = "CSV, and a zip of as many images" if each["form"] == "zip" else each["form"]
         lines.append(f"| {form} | {TASKS[each['task']]} | {' | '.join(f'{figure:,}' for figure in figures)} |")
     return _written(page, "tables", "\n".join(lines))
+
+
+def with_live_precision(page: str) -> str:
+    """Return docs/reviews.md with how soon `benchmarks.live_precision` found a broken promise to be noticed."""
+    found = _read("benchmarks/results/live_precision.json")
+    lines = [
+        "| sequences | start | judged until noticed, median | in 9 of 10 cases | within 300, % | within 1,000, % |",
+        "|" + " ---: |" * 6,
+    ]
+    for each in found["noticed"]:
+        counts = [each[name] for name in ("sequences", "start", "median", "nine_in_ten")]
+        shares = [f"{100 * each['within'][judged]:.1f}" for judged in ("300", "1000")]
+        lines.append(f"| {' | '.join([*(f'{count:,}' for count in counts), *shares])} |")
+    alarms = max(each["all_sequences"] for each in found["false_alarms"])
+    said = f"False alarms within {found['looks']:,} looks, where every precision is exactly what was promised: at most "
+    said += f"{100 * alarms:.2f} %, over all {found['sequences']} sequences."
+    return _written(page, "live precision", "\n".join([*lines, "", said]))
 
 
 # --- accepted labels on other listings ---------------------------------------------------------------------

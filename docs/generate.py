@@ -109,7 +109,8 @@ def _operation(method: str, path: str, operation: Mapping[str, Any]) -> Iterator
     yield ""
     for parameter in operation.get("parameters", ()):
         needed = "" if parameter["required"] else ", optional"
-        yield f"- Header `{parameter['name']}`{needed}: {_kind(parameter['schema'])}; {parameter['description']}."
+        place = "Query" if parameter["in"] == "query" else "Header"
+        yield f"- {place} `{parameter['name']}`{needed}: {_kind(parameter['schema'])}; {parameter['description']}."
     for media_type, content in operation.get("requestBody", {}).get("content", {}).items():
         yield f"- Request body: `{media_type}`, {_kind(content['schema'])}."
     for media_type, content in operation["responses"]["200"]["content"].items():

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from model.errors import ConfigError
 from model.inference.predictions import ListingPredictor
 from model.inputs.pool import DecodePool
-from service.errors import ServiceError
-from service.http import auth, dependencies, pages, routes
+from service.errors import ServiceError, Unavailable
+from service.http import auth, dependencies, pages, review_routes, routes
 from service.http.body import keep_forms_in_memory
 from service.http.middleware import Observed, record_of
 from service.http.problems import as_service_error, problem_response
 from service.lifecycle import Lifecycle, Load
-from service.observability.metrics import Metrics
+from service.observability.metrics import Metrics, ReviewMetrics
+from service.pipeline.base64_image import decode_base64
 from service.pipeline.gate import Gate
 from service.pipeline.pipeline import Pipeline
 from service.read_only import expect_no_temporary_folder
+from service.reviews.reviews import Reviews
+from service.reviews.sampling import Draw
 from service.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from service.store.store import Store
 
 DESCRIPTION = (
     "Predicts product attributes from a listing's image and title, each with a calibrated confidence, whether "
@@ -39,6 +49,34 @@ def load_predictor(settings: Settings) -> ListingPredictor:
     return Predictor.load(settings.checkpoint, device=settings.device, dtype=settings.dtype, engine=settings.engine)
 
 
+def open_configured(settings: Settings) -> Store | None:
+    """Open the configured store; what it needs is imported only then. Raises `ConfigError`."""
+    if settings.store is None:
+        return None
+    from service.store.store import open_store  # noqa: PLC0415
+
+    try:
+        return open_store(settings)
+    except Unavailable as error:
+        raise ConfigError(f"CMA_CLIP_STORE: {error.detail}") from error
+
+
+def open_reviews(settings: Settings, metrics: ReviewMetrics, store: Store | None) -> Reviews | None:
+    """Return what captures answers for people to judge; None where no store is configured."""
+    if store is None:
+        return None
+    from service.reviews.records import Records  # noqa: PLC0415
+
+    return Reviews(
+        Records(store.database),
+        metrics,
+        Draw(store.secret("reviews"), settings.review_share),
+        auto_abstain=settings.auto_abstain,
+        keep_days=settings.review_days,
+        decode=partial(decode_base64, max_bytes=settings.max_image_bytes),
+    )
+
+
 def create_app(
     settings: Settings | None = None,
     load: Load = load_predictor,
@@ -54,7 +92,10 @@ def create_app(
     """
     keep_forms_in_memory()
     settings = settings or load_settings()
-    pipeline = Pipeline(settings, Metrics(), gate=gate, decoding=decoding)
+    metrics = Metrics()
+    store = open_configured(settings)
+    reviews = open_reviews(settings, metrics.reviews, store)
+    pipeline = Pipeline(settings, metrics, reviews=reviews, gate=gate, decoding=decoding)
     lifecycle = Lifecycle(settings, pipeline, load)
 
     @asynccontextmanager
@@ -64,6 +105,8 @@ def create_app(
             yield
         finally:
             await lifecycle.stop()
+            if store is not None:
+                await asyncio.to_thread(store.close)
 
     app = FastAPI(
         title="CMA-CLIP attribute service",
@@ -75,7 +118,8 @@ def create_app(
         redirect_slashes=False,
     )
     dependencies.provide(app, lifecycle, pipeline)
-    for router in (routes.json_routes, routes.form_routes, routes.model_routes):
+    review = review_routes.review_routes, review_routes.decision_routes
+    for router in (routes.json_routes, routes.form_routes, routes.model_routes, *review):
         app.include_router(router, dependencies=auth.KEY_SCHEMES if settings.api_keys else [])
     app.include_router(routes.open_routes)
     pages.add_to(app)

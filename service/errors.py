@@ -6,6 +6,7 @@
     ├── NotFound                 404  no such path
     ├── MethodNotAllowed         405  the path exists, the method does not
     ├── BodyTooSlow              408  a body that hardly arrives
+    ├── AlreadyReviewed          409  another reviewer has the item, or has decided it
     ├── PayloadTooLarge          413  body, image bytes, pixels or number of listings over the limit
     ├── UnsupportedMediaType     415  not an accepted image format or request type
     ├── InvalidRequest           422  the caller's mistake, named
@@ -64,6 +65,10 @@ class MethodNotAllowed(ServiceError):
 
 class BodyTooSlow(ServiceError):
     status, code = 408, "body_too_slow"
+
+
+class AlreadyReviewed(ServiceError):
+    status, code = 409, "already_reviewed"
 
 
 class PayloadTooLarge(ServiceError):

@@ -51,6 +51,8 @@ class Lifecycle:
         lag = observe_lag(self._pipeline.metrics.event_loop_lag.observe)
         jobs = self._start(), trim_now_and_then(), lag, self._tend_decoding()
         self._tasks = [asyncio.create_task(job) for job in jobs]
+        if self._pipeline.reviews is not None:
+            self._tasks.append(asyncio.create_task(self._pipeline.reviews.watch()))
 
     async def _start(self) -> None:
         try:

@@ -28,7 +28,7 @@ PROXY_URL = re.compile(
 PROXY_VARIABLES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
 """What other programs read; here not, since who sets them may not know that callers choose where images come from."""
 
-SECRETS = ("api_keys", "image_proxy")
+SECRETS = ("api_keys", "image_proxy", "store")
 """Settings that may be given as a file, whose path is in the variable `CMA_CLIP_…_FILE`, and are never shown."""
 
 
@@ -62,6 +62,15 @@ def _network(value: Any) -> Any:
 def _proxy(value: SecretStr | None) -> SecretStr | None:
     if value is not None and not PROXY_URL.fullmatch(value.get_secret_value()):
         raise ValueError("must be http://host:port or https://host:port, with user:password@ where the proxy asks")
+    return value
+
+
+STORE_URL = re.compile(r"sqlite:///(?!:memory:).+|postgres(ql)?://.+", re.DOTALL)
+
+
+def _store(value: SecretStr | None) -> SecretStr | None:
+    if value is not None and not STORE_URL.fullmatch(value.get_secret_value()):
+        raise ValueError("must be sqlite:///FILE or postgresql://user:password@host/database")
     return value
 
 
@@ -159,6 +168,15 @@ class Settings(BaseSettings):
     image_proxy: Annotated[SecretStr | None, AfterValidator(_proxy)] = Field(
         default=None, description="HTTP proxy that images are fetched through: http://user:password@host:port"
     )
+    store: Annotated[SecretStr | None, AfterValidator(_store)] = Field(
+        default=None, description="database of jobs and reviews: sqlite:///FILE or postgresql://…; none: both are off"
+    )
+    store_files: str | None = Field(
+        default=None,
+        min_length=1,
+        description="folder, or URL such as s3://bucket/path, of the store's files; none: beside the SQLite file",
+    )
+    max_job_bytes: Count = Field(default=2 * 2**30, description="table and images of one job, uploaded")
     drain_seconds: float = Field(default=20, ge=0, le=86_400, description="longest time from SIGTERM to the end")
     keep_alive_seconds: float = Field(
         default=75,
@@ -167,6 +185,17 @@ class Settings(BaseSettings):
         description="how long an idle connection is kept; longer than the balancer keeps it",
     )
     max_connections: Count = Field(default=1000, description="connections open at once")
+    review_share: float = Field(
+        default=0.01, ge=0, le=1, description="share of all answers, drawn at random, that people are asked to judge"
+    )
+    review_days: float = Field(
+        default=365, gt=0, le=36_500, description="days after which reviews, with titles and images, are deleted"
+    )
+    auto_abstain: bool = Field(
+        default=False,
+        description="accept no more of an attribute whose promised precision reviewers found broken, until it is "
+        "calibrated anew",
+    )
     log_format: Literal["json", "text"] = Field(default="json", description="json or text")
 
     @classmethod
@@ -184,6 +213,16 @@ class Settings(BaseSettings):
     def max_inflight_bytes(self) -> int:
         """Bytes of bodies and fetched images in memory at once, over all requests: eight of the largest bodies."""
         return 8 * self.max_body_bytes
+
+    @property
+    def files_of_store(self) -> str:
+        """Where the store's files are. Raises `ConfigError` where that must be said."""
+        url = self.store.get_secret_value() if self.store else ""
+        if self.store_files is not None:
+            return self.store_files
+        if url.startswith("sqlite:///"):
+            return url.removeprefix("sqlite:///").partition("?")[0] + ".files"
+        raise ConfigError(f"{PREFIX}STORE_FILES: must name a folder, or a URL such as s3://…, that all replicas share")
 
     @property
     def listings_limit(self) -> int:

@@ -26,9 +26,14 @@ SHARES: Mapping[Part, float] = {
 
 def part_of(key: str) -> Part:
     """Return the part of `key` (a listing's group, or its id): a SHA-256 hash, the same on every machine."""
+    return share_of(key, SHARES, rest=Part.TEST)  # rounding: the shares may add up to a hair less than 1
+
+
+def share_of(key: str, shares: Mapping[Part, float], *, rest: Part) -> Part:
+    """Return the part of `key` by a stable hash: each of `shares` in proportion, `rest` beyond them."""
     position = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) / 2**64
-    for part, share in SHARES.items():
+    for part, share in shares.items():
         position -= share
         if position < 0:
             return part
-    return Part.TEST  # rounding: the shares may add up to a hair less than 1
+    return rest

@@ -50,6 +50,7 @@ def calibrate(
     per_label: bool = False,
     together: bool = False,
     scope_level: float = SCOPE_LEVEL,
+    keep_temperatures: bool = False,
     device: str = "auto",
     engine: str = "torch",
     console: Console | None = None,
@@ -58,9 +59,11 @@ def calibrate(
 
     Returns what calibration.json holds. With an `engine` that the checkpoint carries, the files are in its folder.
 
-    The options are those of `fit_calibration`. Where people have corrected labels (`model.catalogue.corrections`), the
-    thresholds are certified on the corrected ones, and `console` shows what the table's own would have given. A
-    metrics.json that was measured with other thresholds is removed, and `console` says so.
+    With `keep_temperatures` a checkpoint that is calibrated already keeps its temperatures, where a catalogue has too
+    few listings to fit them on. The other options are those of `fit_calibration`. Where people have corrected labels
+    (`model.catalogue.corrections`), the thresholds are certified on the corrected ones, and `console` shows what the
+    table's own would have given. A metrics.json that was measured with other thresholds is removed, and `console` says
+    so.
 
         calibrate("runs/shop/checkpoint", Catalogue.open("shop.toml"), target_precisions=[0.9, 0.98])
 
@@ -68,10 +71,12 @@ def calibrate(
     """
     console = console or Console(stderr=True)
     predictor = Predictor.load(checkpoint, device=device, engine=engine)
+    known = predictor.checkpoint.calibration if keep_temperatures else None
     calibration, gate = fit_calibration(
         predictor,
         catalogue,
         console=console,
+        temperatures=None if known is None else temperatures_of(known),
         target_precisions=target_precisions,
         per_label=per_label,
         together=together,
@@ -98,13 +103,15 @@ def fit_calibration(
     per_label: bool = False,
     together: bool = False,
     scope_level: float = SCOPE_LEVEL,
+    temperatures: Temperatures | None = None,
     applicability: Applicability | None = None,
 ) -> tuple[Calibration, Gate]:
     """Fit the gate, and calibrate every attribute in every situation on its own; with `per_label`, also each label.
 
     `scope_level`: the share of listings like the catalogue's that may be taken for unfamiliar ones. Each promise holds
     with probability 1 - `delta`. With `together`, at each target all attributes of a situation keep theirs at once,
-    with that probability: they share `delta` evenly (Bonferroni). `applicability`: that of the checkpoint.
+    with that probability: they share `delta` evenly (Bonferroni). `temperatures`: None to fit them. `applicability`:
+    that of the checkpoint.
 
     The parts are kept apart: were temperatures or the gate fitted on the calibration listings, what is certified there
     would depend on itself, and the certificate (`model.trust.certificates.certify`) would not hold.
@@ -122,7 +129,7 @@ def fit_calibration(
     check_attributes(predictor.tasks, catalogue)
     console.print(describe_unknown_labels(predictor.tasks, catalogue), soft_wrap=True, markup=False)
     validation = _collect(predictor, catalogue, Part.VALIDATION, console)
-    temperatures = {
+    temperatures = temperatures or {
         situation: {
             task.name: fit_temperature(held_out.logits_of(task), held_out.labels(task)) for task in predictor.tasks
         }
@@ -152,6 +159,14 @@ def fit_calibration(
         table = {situation: each.as_in_table(catalogue.corrections) for situation, each in held_out.items()}
         console.print(calibration_table(certified(table), title="With the table's own labels, for comparison: "))
     return certified(held_out), gate
+
+
+def temperatures_of(calibration: Calibration) -> Temperatures:
+    """Return the temperatures of a calibration."""
+    return {
+        situation: {attribute: each.temperature for attribute, each in attributes.items()}
+        for situation, attributes in calibration.situations.items()
+    }
 
 
 def _collect(

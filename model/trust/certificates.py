@@ -166,6 +166,17 @@ def fewest_right(target: float, delta: float = 0.05) -> int:
     return math.ceil(math.log(budget) / math.log(target))
 
 
+def most_wrong(answers: int, target: float, delta: float = 0.05) -> int | None:
+    """Return how many of some answers may be wrong for a certificate at the target; None: not even none of them may.
+
+    The answers are independent, and what a threshold accepts that is tested with the whole error budget. So it says
+    beforehand what that many reviews can certify: 300 allow 6 errors at 0.95.
+    """
+    wrong = np.arange(answers + 1)
+    allowed = binomial_tail(answers - wrong, answers, target) <= significance_level(delta)
+    return int(allowed.sum()) - 1 if allowed[0] else None
+
+
 def effective_counts(
     confidence: NDArray[np.floating[Any]],
     correct: NDArray[np.bool_],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,8 +22,15 @@ MAX_TABLE_WIDTH = 160
 
 def calibrate(
     checkpoint: CheckpointFolder,
-    catalogue: CatalogueFile,
+    catalogue: Annotated[
+        Path | None,
+        typer.Argument(help="the catalogue's TOML file; with --reviews the one it was trained on", show_default=False),
+    ] = None,
     *,
+    reviews: Annotated[
+        str | None,
+        typer.Option(help="certify on what people judged in this store, a database's URL", show_default=False),
+    ] = None,
     target_precision: Annotated[
         list[float] | None, typer.Option(help="each to certify", show_default="0.9, 0.95, 0.99")
     ] = None,
@@ -40,23 +49,53 @@ def calibrate(
 ) -> None:
     """Fit the gate and temperatures and certify thresholds, for each situation.
 
-    Writes scope.safetensors and calibration.json into the checkpoint.
+    Writes scope.safetensors and calibration.json into the checkpoint. With --reviews the temperatures stay, and
+    listings that CATALOGUE trains on are left out.
     """
     from model.evaluation.calibrate import calibrate as run  # noqa: PLC0415
     from model.evaluation.calibrate import calibration_table  # noqa: PLC0415
     from model.trust.certificates import TARGET_PRECISIONS  # noqa: PLC0415
 
-    calibration = run(
-        checkpoint,
-        open_corrected(catalogue, corrections),
-        target_precisions=tuple(target_precision or TARGET_PRECISIONS),
-        per_label=per_label,
-        together=together,
-        scope_level=scope_level,
-        device=device,
-        engine=engine,
-    )
+    targets = tuple(target_precision or TARGET_PRECISIONS)
+    with _calibrated_on(checkpoint, catalogue, corrections=corrections, store=reviews, targets=targets) as listings:
+        calibration = run(
+            checkpoint,
+            listings,
+            target_precisions=targets,
+            per_label=per_label,
+            together=together,
+            scope_level=scope_level,
+            keep_temperatures=reviews is not None,
+            device=device,
+            engine=engine,
+        )
     tables_console().print(calibration_table(calibration))
+
+
+@contextmanager
+def _calibrated_on(
+    checkpoint: Path, catalogue: Path | None, *, corrections: Path | None, store: str | None, targets: Sequence[float]
+) -> Iterator[Catalogue]:
+    """Open the catalogue, or the reviews of a store, and say beforehand what these can certify."""
+    if store is None:
+        if catalogue is None:
+            raise ConfigError("name the catalogue's TOML file, or a store with --reviews")
+        yield open_corrected(catalogue, corrections)
+        return
+    if corrections:
+        raise ConfigError("--corrections are of a catalogue, and --reviews certify on listings that were sent")
+    from model.catalogue.listings import Catalogue  # noqa: PLC0415
+    from model.checkpoint.folder import load_checkpoint  # noqa: PLC0415
+    from model.evaluation.reviewed import prospects  # noqa: PLC0415
+    from service.commands.reviews import opened, reviewed  # noqa: PLC0415
+
+    tasks = load_checkpoint(checkpoint).tasks
+    with opened(store) as records:
+        trained_on = Catalogue.open(catalogue) if catalogue else None
+        found = reviewed(records, [task.name for task in tasks], trained_on)
+        print(found.report, file=sys.stderr)
+        tables_console().print(prospects(found, tasks, targets))
+        yield found
 
 
 def evaluate(

@@ -1,4 +1,7 @@
-"""The pages: `/` and `/docs`. They load nothing from other hosts, so they work offline and under a strict policy."""
+"""The pages: `/`, `/docs` and `/review`.
+
+They load nothing from other hosts, so they work offline and under a strict policy.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,9 @@ from fastapi.staticfiles import StaticFiles
 
 STATIC = Path(__file__).parents[1] / "static"
 
-INDEX, DOCS = ((STATIC / name).read_text(encoding="utf-8") for name in ("index.html", "docs.html"))
+INDEX, DOCS, REVIEW = (
+    (STATIC / name).read_text(encoding="utf-8") for name in ("index.html", "docs.html", "review.html")
+)
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -40,5 +45,9 @@ def add_to(app: FastAPI) -> None:
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
         return HTMLResponse(DOCS, headers=HEADERS)
+
+    @app.get("/review", include_in_schema=False)
+    async def review() -> HTMLResponse:
+        return HTMLResponse(REVIEW, headers=HEADERS)
 
     app.mount("/static", RevalidatedFiles(directory=STATIC), name="static")

@@ -24,6 +24,7 @@ from service.http.route_classes import FormRoute, JsonRoute
 from service.pipeline.call import Call
 from service.pipeline.options import CheckedOptions
 from service.pipeline.pipeline import Pipeline
+from service.reviews.pairs import Promise
 from service.schemas import (
     AttributeInfo,
     AttributesReply,
@@ -57,11 +58,10 @@ async def classify_listing(
         prepared = await pipeline.prepare(listing, fetched, explain=options.explain, call=call)
         prediction = await pipeline.infer(prepared, call)
     started = time.monotonic()
-    predictions = {
-        name: prediction.attribute(name, target_precision=options.target_precision, top_k=options.top_k)
-        for name in options.attributes
-    }
+    predictions = pipeline.answers(prediction, options)
     pipeline.metrics.predictions.answered(prediction.scope, predictions)
+    if pipeline.reviews is not None:
+        pipeline.reviews.offer(listing, fetched, prediction, predictions)
     reply = ClassifyReply.of(listing.id, pipeline.predictor.info, prediction, predictions)
     pipeline.record_stage("respond", time.monotonic() - started, call)
     return reply
@@ -173,6 +173,7 @@ async def attributes(pipeline: PipelineDep) -> AttributesReply:
     predictor = pipeline.predictor
     applicability = predictor.info.applicability
     never = applicability.never if applicability else {}
+    withdrawn = pipeline.reviews.withdrawn if pipeline.reviews else frozenset()
     return AttributesReply(
         target_precisions=list(predictor.info.target_precisions),
         product_type=applicability.product_type if applicability else None,
@@ -186,7 +187,10 @@ async def attributes(pipeline: PipelineDep) -> AttributesReply:
                     for kind, borne in never.get(task.name, {}).items()
                 },
                 thresholds={
-                    situation: {str(precision): threshold for precision, threshold in by_precision.items()}
+                    situation: {
+                        str(precision): None if Promise(task.name, situation, precision) in withdrawn else threshold
+                        for precision, threshold in by_precision.items()
+                    }
                     for situation, by_precision in predictor.thresholds(task.name).items()
                 },
             )

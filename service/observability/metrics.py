@@ -6,6 +6,7 @@ methods, reasons, attributes and labels come from closed lists. Each app has its
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
@@ -74,6 +75,7 @@ class Metrics:
         self.decoding = DecodeMetrics(self.registry)
         self.batches = BatchMetrics(self.registry)
         self.predictions = PredictionMetrics(self.registry)
+        self.reviews = ReviewMetrics(self.registry)
         self.event_loop_lag = Histogram(
             "cma_clip_event_loop_lag_seconds",
             "How much later than due the event loop woke up; it is asked ten times a second.",
@@ -276,3 +278,79 @@ class PredictionMetrics:
             if scope.situation is Situation.IMAGE_AND_TITLE:
                 for modality, weight in prediction.modality_attention.items():
                     self._modality_attention.labels(attribute, modality).observe(weight)
+
+
+PromiseLabels = tuple[str, str, float]
+"""Attribute, situation and target precision."""
+
+
+class ReviewMetrics:
+    """What people find about accepted labels; there are no series of promises unless a store is configured."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        promise = ["attribute", "situation", "target"]
+        self._reviewed = Counter(
+            "cma_clip_reviewed_total",
+            "Decisions that this replica took on accepted labels of the random share; one that was undone is counted.",
+            [*promise, "verdict"],
+            registry=registry,
+        )
+        self._precision = Gauge(
+            "cma_clip_reviewed_precision",
+            "Share of right ones among the accepted labels that were judged this week; NaN where none was.",
+            promise,
+            registry=registry,
+        )
+        self._lower = Gauge(
+            "cma_clip_reviewed_precision_lower_bound",
+            "The precision is not below it, at any moment.",
+            promise,
+            registry=registry,
+        )
+        self._upper = Gauge(
+            "cma_clip_reviewed_precision_upper_bound",
+            "The precision is not above it, at any moment.",
+            promise,
+            registry=registry,
+        )
+        self._target = Gauge(
+            "cma_clip_reviewed_target_precision",
+            "What is promised: the label of the same name as a number, for alerts.",
+            promise,
+            registry=registry,
+        )
+        self.waiting = Gauge("cma_clip_reviews_waiting", "Pairs that wait for a reviewer.", ["kind"], registry=registry)
+        self._dropped = Counter(
+            "cma_clip_reviews_dropped_total",
+            "Answered listings that were not looked at for reviews, for lack of room or because the store failed.",
+            registry=registry,
+        )
+
+    def model_loaded(self, promises: Iterable[PromiseLabels], verdicts: Iterable[str]) -> None:
+        """Start the series of all promises."""
+        verdicts = tuple(verdicts)
+        for promise in promises:
+            labels = _promise(promise)
+            self._target.labels(*labels).set(promise[-1])
+            self.found(promise, precision=None, bounds=(0.0, 1.0))
+            for verdict in verdicts:
+                self._reviewed.labels(*labels, verdict)
+
+    def reviewed(self, promise: PromiseLabels, verdict: str) -> None:
+        """Count a decision."""
+        self._reviewed.labels(*_promise(promise), verdict).inc()
+
+    def found(self, promise: PromiseLabels, *, precision: float | None, bounds: tuple[float, float]) -> None:
+        """Set what was found of a promise."""
+        labels = _promise(promise)
+        self._precision.labels(*labels).set(math.nan if precision is None else precision)
+        for gauge, bound in zip((self._lower, self._upper), bounds, strict=True):
+            gauge.labels(*labels).set(bound)
+
+    def dropped(self, listings: int) -> None:
+        self._dropped.inc(listings)
+
+
+def _promise(promise: PromiseLabels) -> tuple[str, str, str]:
+    attribute, situation, target = promise
+    return attribute, situation, f"{target:g}"

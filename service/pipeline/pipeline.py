@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from model.inference.predictions import ListingPredictor, Prediction, Prepared
+from model.inference.predictions import AttributePrediction, ListingPredictor, Prediction, Prepared
 from model.inputs.pool import DecodePool, memory_for, worker_count
 from model.threads import thread_count
 from service.errors import NotReady
@@ -22,6 +22,7 @@ from service.pipeline.inference import Inference
 from service.pipeline.options import CheckedOptions, check_options
 from service.pipeline.prepare import ImageLimits, Preparer
 from service.pipeline.quota import Quota
+from service.reviews.reviews import Reviews
 from service.schemas import ListingInput, Options
 from service.settings import Settings
 
@@ -30,13 +31,20 @@ class Pipeline:
     """What a request passes through; one per process."""
 
     def __init__(
-        self, settings: Settings, metrics: Metrics, *, gate: Gate | None = None, decoding: DecodePool | None = None
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        *,
+        reviews: Reviews | None = None,
+        gate: Gate | None = None,
+        decoding: DecodePool | None = None,
     ) -> None:
         """
+        reviews: what captures answers for people to judge; None: no store is configured
         gate: which addresses images may be fetched from; None: as the settings say
         decoding: the decode workers, for tests, which share some; None: workers of its own, which end with it
         """
-        self.settings, self.metrics = settings, metrics
+        self.settings, self.metrics, self.reviews = settings, metrics, reviews
         self._inference: Inference | None = None
         self.admission = Admission(
             max_listings=settings.max_queue,
@@ -74,11 +82,16 @@ class Pipeline:
 
     def open(self, inference: Inference) -> None:
         """Compute with this model from now on."""
-        self.metrics.predictions.model_loaded(inference.predictor.info, inference.predictor.tasks)
+        info, tasks = inference.predictor.info, inference.predictor.tasks
+        self.metrics.predictions.model_loaded(info, tasks)
+        if self.reviews is not None:
+            self.reviews.open(info, tasks)
         self._inference = inference
 
     async def close(self) -> None:
-        """End what prepares listings: threads, workers, connections; the batcher is closed by the life cycle."""
+        """End what prepares and captures listings: threads, workers, connections; the life cycle ends the batcher."""
+        if self.reviews is not None:
+            await self.reviews.close()
         self._preparer.close()
         if self._ends_decoding:
             await asyncio.to_thread(self.decoding.close)
@@ -126,6 +139,16 @@ class Pipeline:
         self.record_stage("queue", answer.queue_seconds, call)
         self.record_stage("inference", answer.inference_seconds, call)
         return answer.result
+
+    def answers(self, prediction: Prediction, options: CheckedOptions) -> dict[str, AttributePrediction]:
+        """Return the answers that a caller gets, by attribute."""
+        found = {
+            name: prediction.attribute(name, target_precision=options.target_precision, top_k=options.top_k)
+            for name in options.attributes
+        }
+        if self.reviews is None:
+            return found
+        return {name: self.reviews.given(prediction, name, answer) for name, answer in found.items()}
 
     def record_stage(self, stage: str, seconds: float, call: Call) -> None:
         """Count a listing's time in a stage, in the metrics and for the request's log line."""

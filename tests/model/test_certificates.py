@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from model.evaluation.scores import oracle_point
-from model.trust.binomial import lower_bound
+from model.trust.binomial import binomial_tail, lower_bound
 from model.trust.certificates import (
     GRID,
     START_SHARES,
@@ -19,6 +19,8 @@ from model.trust.certificates import (
     certify_labels,
     effective_counts,
     fewest_right,
+    most_wrong,
+    significance_level,
 )
 
 TARGETS = (0.9, 0.95, 0.99)
@@ -241,6 +243,17 @@ def test_a_label_is_certified_by_its_own_answers_alone() -> None:
     group = np.arange(len(confidence))
     alone = certify(confidence[predicted == 0], correct[predicted == 0], [0.9])
     assert certify_labels(confidence, correct, predicted, [0.9], group=group)[0] == alone
+
+
+@pytest.mark.parametrize(
+    ("answers", "target", "wrong"), [(300, 0.95, 6), (300, 0.9, 18), (300, 0.99, None), (89, 0.95, None), (90, 0.95, 0)]
+)
+def test_how_many_of_some_reviews_may_be_wrong(answers: int, target: float, wrong: int | None) -> None:
+    assert most_wrong(answers, target) == wrong
+    level = significance_level(0.05)
+    allowed = -1 if wrong is None else wrong
+    assert binomial_tail(answers - allowed - 1, answers, target) > level
+    assert wrong is None or binomial_tail(answers - wrong, answers, target) <= level
 
 
 @pytest.mark.parametrize(("target", "count"), [(0.9, 57), (0.95, 117), (0.99, 597)])

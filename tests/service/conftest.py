@@ -6,9 +6,10 @@ import asyncio
 import atexit
 import base64
 import io
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -26,6 +27,8 @@ from service.pipeline.gate import Gate
 from service.pipeline.pipeline import Pipeline
 from service.scheduling.batcher import MicroBatcher
 from service.settings import Settings
+from service.store.store import Store
+from tests.service.databases import BACKEND, PostgreSQL, running_postgresql
 from tests.service.fake_predictor import FakePredictor
 from tests.service.tally import TALLY
 
@@ -162,6 +165,30 @@ def is_ready(client: Client) -> bool:
 async def client() -> AsyncIterator[Client]:
     async with in_process() as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    """A real server, for all tests of this process."""
+    with running_postgresql() as server:
+        yield server
+
+
+@pytest.fixture
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database: SQLite's, or PostgreSQL's where `TEST_STORE` says so."""
+    if BACKEND == "sqlite":
+        return f"sqlite:///{tmp_path / 'store.db'}"
+    server: PostgreSQL = request.getfixturevalue("postgresql")
+    return server.new_database()
+
+
+@pytest.fixture
+def store(store_url: str, tmp_path: Path) -> Iterator[Store]:
+    """An open store with an empty database, its files in a temporary folder."""
+    store = Store.open(store_url, str(tmp_path / "files"))
+    yield store
+    store.close()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -107,7 +107,7 @@ def test_answers_conform_to_the_openapi_document(server: str, tmp_path: Path) ->
         check=False,
     )
     assert run.returncode == 0, run.stdout
-    assert "Tested: 8" in run.stdout
+    assert "Tested: 11" in run.stdout
 
 
 def test_every_documented_status_of_the_contract_is_declared(client: httpx.Client) -> None:

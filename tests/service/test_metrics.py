@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections import Counter, defaultdict
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -32,6 +33,15 @@ NAMES = {
     "cma_clip_familiarity": {"situation", "le"},
     "cma_clip_unfamiliar": {"situation"},
 }
+REVIEW_NAMES = {
+    "cma_clip_reviewed": {"attribute", "situation", "target", "verdict"},
+    "cma_clip_reviewed_precision": {"attribute", "situation", "target"},
+    "cma_clip_reviewed_precision_lower_bound": {"attribute", "situation", "target"},
+    "cma_clip_reviewed_precision_upper_bound": {"attribute", "situation", "target"},
+    "cma_clip_reviewed_target_precision": {"attribute", "situation", "target"},
+    "cma_clip_reviews_dropped": set(),
+}
+"""Where a store is configured; the other replicas have no series of them."""
 PNG = {"base64": as_base64(encoded())}
 FORMATS: tuple[Literal["json", "text"], ...] = ("json", "text")
 
@@ -59,6 +69,17 @@ async def test_names_and_labels_are_as_agreed(client: Client) -> None:
     sizes = [sample.labels["le"] for sample in families["cma_clip_batch_size"].samples if "le" in sample.labels]
     assert [float(size) for size in sizes] == [*(2.0**power for power in range(11)), float("inf")]
     assert families["cma_clip_model_info"].samples[0].value == 1
+
+
+async def test_names_and_labels_of_reviews_are_as_agreed(tmp_path: Path) -> None:
+    async with in_process(store=f"sqlite:///{tmp_path / 'store.db'}") as client:
+        families = {family.name: family for family in text_string_to_metric_families(await exposition(client))}
+    for name, labels in REVIEW_NAMES.items():
+        samples = [sample for sample in families[name].samples if not sample.name.endswith("_created")]
+        assert samples, name
+        assert {label for sample in samples for label in sample.labels} == labels, name
+    targets = families["cma_clip_reviewed_target_precision"].samples
+    assert {sample.labels["target"]: sample.value for sample in targets} == {"0.9": 0.9, "0.95": 0.95, "0.99": 0.99}
 
 
 async def test_a_scraper_of_no_known_version_gets_the_text_format(client: Client) -> None:

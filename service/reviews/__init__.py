@@ -1,0 +1,1 @@
+"""People judge a random share of what is answered, and what was not accepted: capture, queue, live precision."""

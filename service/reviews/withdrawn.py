@@ -1,0 +1,30 @@
+"""Promises that are not given any more: such an attribute is `not_certified` until it is calibrated anew."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TypeVar
+
+from model.inference.predictions import Abstention, AttributePrediction, LabelPrediction
+from model.situations import Situation
+from service.reviews.pairs import Promise
+
+Answer = TypeVar("Answer", AttributePrediction, LabelPrediction)
+
+BEFORE = (Abstention.UNFAMILIAR_LISTING, Abstention.NOT_APPLICABLE)
+"""Reasons that are named rather than this one, where they hold too."""
+
+
+def without(
+    withdrawn: frozenset[Promise], attribute: str, situation: Situation, prediction: AttributePrediction
+) -> AttributePrediction:
+    """Return an answer as it is given: not accepted where its promise is withdrawn."""
+    if Promise(attribute, situation, prediction.target_precision) not in withdrawn:
+        return prediction
+    prediction = replace(prediction, labels=tuple(map(_not_certified, prediction.labels)))
+    return _not_certified(prediction)
+
+
+def _not_certified(answer: Answer) -> Answer:
+    abstention = answer.abstention if answer.abstention in BEFORE else Abstention.NOT_CERTIFIED
+    return replace(answer, abstention=abstention, threshold=None)

@@ -1,0 +1,1 @@
+"""What outlives a process: a database, and files beside it. Off until `CMA_CLIP_STORE` names a database."""

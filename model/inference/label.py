@@ -3,58 +3,27 @@
 The next batch is read and decoded while the current one computes (`model.inference.stream`), by processes that can be
 killed (`model.inputs.pool`): a catalogue holds images from anywhere, and none of them may end the run. Finished rows
 go to shards in a folder beside the output; after the last one they are merged into the output, which appears at once.
-So an interrupted run continues where it stopped when it is started again.
+So an interrupted run continues where it stopped when it is started again. Several machines:
+`model.inference.cluster`.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from model.catalogue.config import CatalogueConfig
 from model.catalogue.image_store import FetchedImages, Images, open_images
-from model.catalogue.listings import BadRow, Listing, MissingImages, ReadReport, has_images, iter_listings
-from model.catalogue.tables import estimate_rows
-from model.errors import CatalogueError, ConfigError, DecodingStoppedError, ModelError
-from model.inference.output import OutputRow, Shards, columns_of, joined, output_format
-from model.inference.predictions import (
-    AttributePrediction,
-    LabelPrediction,
-    ListingPredictor,
-    Prediction,
-    check_target_precision,
-)
+from model.errors import ConfigError
+from model.inference.bulk import Item, LabelJob, Labelling, decode_item, prepare_shown
+from model.inference.output import OutputFormat, Sink
+from model.inference.predictions import ListingPredictor, Prediction
 from model.inference.predictor import Predictor
-from model.inference.stream import Failure, prepare_listing, stream
+from model.inference.stream import Failure, stream
 from model.inputs.limits import CATALOGUE
 from model.inputs.pool import DecodedImage, DecodePool, memory_for, worker_count
-from model.progress import progress_bar
 from model.threads import settle_threads, thread_count
-
-
-@dataclass(frozen=True, kw_only=True)
-class Labelling:
-    """The result of a run: `failed` of the `rows` have an error; `resumed` are from an earlier, interrupted run."""
-
-    rows: int
-    failed: int
-    resumed: int
-    report: ReadReport
-
-
-class LabellingInterrupted(KeyboardInterrupt):
-    """A run was interrupted by Ctrl-C: `rows` of about `total` are finished, and kept in `folder`."""
-
-    def __init__(self, rows: int, total: int, folder: Path) -> None:
-        super().__init__(f"{rows:,} of about {total:,} rows are finished")
-        self.rows, self.total, self.folder = rows, total, folder
 
 
 def label(
@@ -67,6 +36,7 @@ def label(
     batch_size: int = 32,
     fetch: Callable[[str], bytes] | None = None,
     allow_missing_images: bool = False,
+    part_format: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
     engine: str = "auto",
@@ -83,28 +53,33 @@ def label(
     return label_catalogue(
         predictor,
         Path(catalogue),
-        Path(out),
+        out,
         target_precision=target_precision,
         batch_size=batch_size,
         attributes=attributes,
         fetch=fetch,
         allow_missing_images=allow_missing_images,
+        part_format=part_format,
     )
 
 
 def label_catalogue(
     predictor: ListingPredictor,
     toml: Path,
-    out: Path,
+    out: str | Path,
     *,
     target_precision: float,
     batch_size: int,
     attributes: Sequence[str] | None = None,
     fetch: Callable[[str], bytes] | None = None,
     allow_missing_images: bool = False,
+    part_format: str | None = None,
     progress: bool = True,
 ) -> Labelling:
     """Label the catalogue that `toml` describes into `out`, CSV or Parquet by its suffix.
+
+    `out` may be the URL of a file in an object store (`s3://bucket/labels.parquet`), and a folder, here or there, where
+    it ends in a slash: then it is filled with parts, in `part_format` (csv or parquet; None: parquet).
 
     Columns: `id`; for each of `attributes` (None: all of the checkpoint) the label, `_confidence`, `_accepted`,
     `_abstention` (why it is not accepted, else empty) and `_image_weight`; `familiarity` (empty without a scope gate);
@@ -118,167 +93,52 @@ def label_catalogue(
     Raises `ConfigError` for an unknown attribute, a target precision that was not calibrated, an output that
     exists, that another run is writing, or that was begun with other settings; `CatalogueError` for an unusable
     catalogue, and where a column names images of which none is there, unless they may be missing;
-    `LabellingInterrupted` on Ctrl-C, with every finished row kept; `ModelError` where the output cannot be written,
-    because the disk is full for example.
+    `LabellingInterrupted` on Ctrl-C, with every finished row kept (of a folder or an object store: every part);
+    `ModelError` where the output cannot be written, because the disk is full for example.
     """
-    if batch_size < 1:
-        raise ConfigError(f"the batch size must be at least 1, not {batch_size}")
-    names = _check_attributes(predictor, attributes)
-    check_target_precision(predictor.info, target_precision)
+    check_batch_size(batch_size)
     config = CatalogueConfig.load(toml).without_labels()
     images: Images = open_images(config.images)
     if fetch is not None:
         images = FetchedImages(images, fetch)
-    report = ReadReport(config.table.name)
-    missing = MissingImages.ALLOWED if allow_missing_images else _missing_images(config, images)
-    total = estimate_rows(config.table)
-    console = Console(stderr=True, force_terminal=None if progress else False)
-    separators = {task.name: task.separator for task in predictor.tasks if task.separator is not None}
-    output = output_format(out, names, separators)
-    settings = _settings(predictor, config, names, target_precision)
-    settings["missing images"] = allow_missing_images
-    try:
-        with Shards.open(out, output, settings) as shards, progress_bar(console, unit="listings") as bar:
-            resumed = shards.rows
-            items = iter_listings(config, images, report, missing=missing)
-            listings = islice(items, resumed, None)
-            step = bar.add_task("labelling", total=max(total, resumed), completed=resumed)
-            try:
-                for item, answer in _answers(predictor, listings, images, batch_size):
-                    shards.add(_output_row(item, answer, names, separators, target_precision))
-                    bar.advance(step)
-                shards.finish()
-            except KeyboardInterrupt:
-                raise LabellingInterrupted(shards.rows_taken, total, shards.folder) from None
-            bar.update(step, total=shards.rows, completed=shards.rows)
-    except OSError as error:  # reading raises CatalogueError, so this is the output's disk
-        raise ModelError(f"cannot write {out}: {error.strerror or error}; what was finished is kept") from error
-    return Labelling(rows=shards.rows, failed=shards.failed, resumed=resumed, report=report)
+    job = LabelJob.open(
+        predictor.info,
+        predictor.tasks,
+        config,
+        images,
+        target_precision=target_precision,
+        attributes=attributes,
+        allow_missing_images=allow_missing_images,
+    )
+
+    def fill(items: Iterator[Item], _output: OutputFormat, sink: Sink, advance: Callable[[int], None]) -> None:
+        for item, answer in _answers(predictor, items, images, batch_size):
+            sink.add(job.rows.row(item.id, answer))
+            advance(1)
+
+    return job.run(out, fill, part_format=part_format, progress=progress)
 
 
-def _missing_images(config: CatalogueConfig, images: Images) -> MissingImages:
-    """Return what becomes of rows whose image is not there: where not one image is, the template is wrong, and the
-    titles' answers would hide it.
-    """
-    try:
-        return MissingImages.BY_NAME if has_images(config, images) else MissingImages.REFUSED
-    except CatalogueError as error:
-        raise CatalogueError(f"{error}; allow missing images to label by the titles alone") from None
-
-
-def _check_attributes(predictor: ListingPredictor, attributes: Sequence[str] | None) -> tuple[str, ...]:
-    known = [task.name for task in predictor.tasks]
-    names = tuple(known if attributes is None else attributes)
-    if unknown := [name for name in names if name not in known]:
-        raise ConfigError(f"unknown attribute {unknown[0]!r}; the checkpoint predicts {', '.join(known)}")
-    if twice := [name for name, count in Counter(columns_of(names)).items() if count > 1]:
-        raise ConfigError(f"the output would have two columns called {twice[0]!r}")
-    return names
-
-
-def _settings(
-    predictor: ListingPredictor, config: CatalogueConfig, names: Sequence[str], target_precision: float
-) -> dict[str, Any]:
-    """Return all that the output depends on; rows of different settings must not meet in one file."""
-    images = config.images
-    try:
-        with config.table.open("rb") as file:
-            table = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise CatalogueError(f"cannot read {config.table}: {error.strerror}") from error
-    return {
-        "layout of the output": list(columns_of(["attribute"])),  # which another release may have
-        "checkpoint": predictor.info.version,
-        "calibration": predictor.info.calibration,
-        "scope gate": predictor.info.scope_gate,
-        "engine": predictor.info.engine,
-        "number format": predictor.info.dtype,
-        "target precision": target_precision,
-        "attributes": list(names),
-        "table": table,
-        "columns": [config.id, config.title, config.image],
-        "reading": [config.delimiter, config.encoding, dict(config.separator), config.placeholders],
-        "images": [images.name, images.stat().st_size if images.is_file() else None] if images else None,
-    }
-
-
-# --- answering ---------------------------------------------------------------------------------------------
+def check_batch_size(batch_size: int) -> None:
+    """Raise `ConfigError` for a batch of nothing."""
+    if batch_size < 1:
+        raise ConfigError(f"the batch size must be at least 1, not {batch_size}")
 
 
 def _answers(
-    predictor: ListingPredictor, items: Iterator[Listing | BadRow], images: Images, batch_size: int
-) -> Iterator[tuple[Listing | BadRow, Prediction | Failure]]:
+    predictor: ListingPredictor, items: Iterator[Item], images: Images, batch_size: int
+) -> Iterator[tuple[Item, Prediction | Failure]]:
     """Answer the items in order."""
     with DecodePool(worker_count(thread_count()), memory=memory_for(CATALOGUE.max_pixels)) as workers:
 
         def decode(data: bytes) -> DecodedImage:
             return workers.decode(data, CATALOGUE, predictor.resizing)
 
-        def prepare(item: Listing | BadRow) -> Any:
-            return _prepare(predictor, images, item, decode)
+        def prepare(item: Item) -> Any:
+            return prepare_shown(predictor, decode_item(item, images, decode))
 
         def predict(prepared: list[Any]) -> Sequence[Prediction]:
             return predictor.predict(predictor.collate(prepared))
 
         for batch in stream(items, prepare, predict, batch_size=batch_size):
             yield from batch.answers()
-
-
-def _prepare(
-    predictor: ListingPredictor, images: Images, item: Listing | BadRow, decode: Callable[[bytes], DecodedImage]
-) -> Any:
-    """Return the listing ready to be batched, or a `Failure`. Raises `DecodingStoppedError`, no listing's fault."""
-    if isinstance(item, BadRow):
-        return Failure(str(item))
-    try:
-        return _prepare_first(predictor, images, item, decode)
-    except DecodingStoppedError:
-        raise
-    except ModelError as error:
-        return Failure(str(error))
-    except Exception as error:  # one listing, however odd, must not stop a million others
-        return Failure(f"{type(error).__name__}: {error}")
-
-
-def _prepare_first(
-    predictor: ListingPredictor, images: Images, listing: Listing, decode: Callable[[bytes], DecodedImage]
-) -> Any:
-    """Prepare the listing with the first of its images that can be read; raises the first one's `ModelError`."""
-    if listing.embedded is not None:
-        decoded = decode(listing.embedded)
-        return predictor.prepare(listing.title, decoded.image, warnings=decoded.warnings)
-    failure: ModelError | None = None
-    for name in (listing.image, *listing.further_images):
-        try:
-            return prepare_listing(predictor, images, listing.title, name, decode=decode)
-        except DecodingStoppedError:
-            raise
-        except ModelError as error:
-            failure = failure or error
-    raise failure or ModelError("no image")
-
-
-def _output_row(
-    item: Listing | BadRow,
-    answer: Prediction | Failure,
-    names: Sequence[str],
-    separators: Mapping[str, str],
-    target_precision: float,
-) -> OutputRow:
-    if isinstance(answer, Failure):
-        return (item.id, *[None] * (len(columns_of(names)) - 2), " ".join(answer.reason.split()))
-    cells: list[str | float | bool | None] = []
-    for name in names:
-        prediction = answer.attribute(name, target_precision=target_precision, top_k=1)
-        if name in separators:
-            columns = zip(*(_verdict(each) for each in prediction.labels), strict=True)
-            cells += [joined(column, separators[name]) for column in columns]
-        else:
-            cells += _verdict(prediction)
-        cells.append(round(prediction.modality_attention["image"], 6))
-    familiarity = answer.scope.familiarity
-    return (item.id, *cells, None if familiarity is None else round(familiarity, 6), "")
-
-
-def _verdict(found: AttributePrediction | LabelPrediction) -> tuple[str | float | bool | None, ...]:
-    return found.label, round(found.confidence, 6), found.accepted, found.abstention

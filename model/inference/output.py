@@ -1,21 +1,23 @@
 """The output of bulk labelling: rows in shards beside the file, merged at the end, as CSV or Parquet.
 
 A run that is interrupted by Ctrl-C loses nothing, and one that is killed less than a shard; both continue where they
-stopped when they are started again.
+stopped when they are started again. Folders of parts, and outputs in object stores, are in `model.inference.parts`.
 """
 
 from __future__ import annotations
 
 import csv
 import fcntl
+import io
 import json
 import os
 import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from model.catalogue.formulas import to_cell
 from model.catalogue.tables import import_pyarrow
@@ -56,35 +58,52 @@ def columns_of(names: Sequence[str]) -> tuple[str, ...]:
     return ("id", *[f"{name}{suffix}" for name in names for suffix in ATTRIBUTE_COLUMNS], "familiarity", "error")
 
 
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Some consecutive rows, encoded; `failed` of them have an error. Blocks travel from the workers of a cluster."""
+
+    rows: int
+    failed: int
+    data: bytes
+
+
 class OutputFormat(Protocol):
-    """How rows are written to a shard, and shards merged."""
+    """How rows are encoded, blocks of them written to a shard, and shards merged. All files are open, and binary."""
 
     suffix: str
 
-    def write(self, path: Path, rows: Sequence[OutputRow]) -> None:
-        """Write some rows to a new shard."""
+    def encode(self, rows: Sequence[OutputRow]) -> Block:
+        """Return some rows as a block."""
         ...
 
-    def count(self, path: Path) -> int:
+    def write(self, file: IO[bytes], blocks: Sequence[Block]) -> None:
+        """Write some blocks to a new shard."""
+        ...
+
+    def count(self, file: IO[bytes]) -> int:
         """Return how many rows a shard holds."""
         ...
 
-    def merge(self, shards: Sequence[Path], path: Path) -> None:
+    def merge(self, shards: Iterable[IO[bytes]], file: IO[bytes]) -> None:
         """Write the whole output, shard by shard."""
         ...
 
 
-def output_format(out: Path, names: Sequence[str], multi_valued: Collection[str] = ()) -> OutputFormat:
-    """Choose by the suffix of `out`; raises `ConfigError` for one that is neither CSV nor Parquet.
+def output_format(suffix: str, names: Sequence[str], multi_valued: Collection[str] = ()) -> OutputFormat:
+    """Choose by the suffix of the output; raises `ConfigError` for one that is neither CSV nor Parquet.
 
     multi_valued: those of the attributes `names` whose cells are joined labels, confidences and so on: all texts.
     """
-    match out.suffix.lower():
+    match suffix.lower():
         case ".csv":
             return CsvFormat(names)
         case ".parquet" | ".pq":
             return ParquetFormat(names, multi_valued)
-    raise ConfigError(f"the output must end in .csv or .parquet, not in {out.suffix!r}")
+    raise ConfigError(f"the output must end in .csv or .parquet, not in {suffix!r}")
+
+
+def _block(rows: Sequence[OutputRow], data: bytes) -> Block:
+    return Block(len(rows), sum(bool(row[-1]) for row in rows), data)
 
 
 class CsvFormat:
@@ -95,24 +114,32 @@ class CsvFormat:
     def __init__(self, names: Sequence[str]) -> None:
         self.columns = columns_of(names)
 
-    def write(self, path: Path, rows: Sequence[OutputRow]) -> None:
-        """Write some rows to a new shard."""
-        with path.open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([_csv_cell(cell) for cell in row] for row in rows)
+    def encode(self, rows: Sequence[OutputRow]) -> Block:
+        """Return some rows as a block."""
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows([_csv_cell(cell) for cell in row] for row in rows)
+        return _block(rows, text.getvalue().encode())
 
-    def count(self, path: Path) -> int:
+    def write(self, file: IO[bytes], blocks: Sequence[Block]) -> None:
+        """Write some blocks to a new shard."""
+        for block in blocks:
+            file.write(block.data)
+
+    def count(self, file: IO[bytes]) -> int:
         """Return how many rows a shard holds."""
-        with path.open(encoding="utf-8", newline="") as file:
-            return sum(1 for _ in csv.reader(file))
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        try:
+            return sum(1 for _ in csv.reader(text))
+        finally:
+            text.detach()  # the file is its opener's to close
 
-    def merge(self, shards: Sequence[Path], path: Path) -> None:
+    def merge(self, shards: Iterable[IO[bytes]], file: IO[bytes]) -> None:
         """Write the header and copy the shards."""
-        with path.open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerow(map(to_cell, self.columns))
-        with path.open("ab") as merged:
-            for shard in shards:
-                with shard.open("rb") as file:
-                    shutil.copyfileobj(file, merged)
+        header = io.StringIO(newline="")
+        csv.writer(header).writerow(map(to_cell, self.columns))
+        file.write(header.getvalue().encode())
+        for shard in shards:
+            shutil.copyfileobj(shard, file)
 
 
 def _csv_cell(cell: str | float | bool | None) -> str | float | None:
@@ -124,7 +151,7 @@ def _csv_cell(cell: str | float | bool | None) -> str | float | None:
 class ParquetFormat:
     """Parquet: labels, abstentions and errors as strings, accepted as a boolean, everything else as doubles.
 
-    What is joined of several labels is a string too.
+    What is joined of several labels is a string too. A block is a stream of Arrow's own format.
     """
 
     suffix = ".parquet"
@@ -137,27 +164,34 @@ class ParquetFormat:
         types = [pa.string(), *attributes, pa.float64(), pa.string()]
         self.schema = pa.schema(list(zip(columns_of(names), types, strict=True)))
 
-    def write(self, path: Path, rows: Sequence[OutputRow]) -> None:
-        """Write some rows to a new shard."""
+    def encode(self, rows: Sequence[OutputRow]) -> Block:
+        """Return some rows as a block."""
         columns = [
             self.pyarrow.array(column, field.type)
             for column, field in zip(zip(*rows, strict=True), self.schema, strict=True)
         ]
-        table = self.pyarrow.Table.from_arrays(columns, schema=self.schema)
-        self.pyarrow.parquet.write_table(table, path)
+        sink = self.pyarrow.BufferOutputStream()
+        with self.pyarrow.ipc.new_stream(sink, self.schema) as writer:
+            writer.write_batch(self.pyarrow.RecordBatch.from_arrays(columns, schema=self.schema))
+        return _block(rows, sink.getvalue().to_pybytes())
 
-    def count(self, path: Path) -> int:
+    def write(self, file: IO[bytes], blocks: Sequence[Block]) -> None:
+        """Write some blocks to a new shard."""
+        tables = [self.pyarrow.ipc.open_stream(block.data).read_all() for block in blocks]
+        self.pyarrow.parquet.write_table(self.pyarrow.concat_tables(tables).combine_chunks(), file)
+
+    def count(self, file: IO[bytes]) -> int:
         """Return how many rows a shard holds."""
-        return int(self.pyarrow.parquet.read_metadata(path).num_rows)
+        return int(self.pyarrow.parquet.read_metadata(file).num_rows)
 
-    def merge(self, shards: Sequence[Path], path: Path) -> None:
+    def merge(self, shards: Iterable[IO[bytes]], file: IO[bytes]) -> None:
         """Write row groups of `MERGED_SHARDS` full shards, wherever a run was interrupted."""
         parquet, size = self.pyarrow.parquet, MERGED_SHARDS * SHARD_ROWS
-        with parquet.ParquetWriter(path, self.schema) as writer:
+        with parquet.ParquetWriter(file, self.schema) as writer:
             rows = self.schema.empty_table()
             for shard in shards:
                 rows = self.pyarrow.concat_tables([rows, parquet.read_table(shard)])
-                if len(rows) >= size:
+                while len(rows) >= size:
                     writer.write_table(rows.slice(0, size).combine_chunks())
                     rows = rows.slice(size)
             if len(rows):
@@ -165,6 +199,37 @@ class ParquetFormat:
 
 
 # --- shards ------------------------------------------------------------------------------------------------
+
+
+class Sink(Protocol):
+    """Where finished rows go, in order: those of an earlier, interrupted run are there already."""
+
+    rows: int
+    """Rows that are kept, whatever happens now."""
+    failed: int
+    """How many of them have an error."""
+
+    @property
+    def rows_taken(self) -> int:
+        """Rows that were added, and are kept unless the process is killed."""
+        ...
+
+    @property
+    def place(self) -> str:
+        """Where finished rows are kept until the output is complete."""
+        ...
+
+    def add(self, row: OutputRow) -> None:
+        """Add the next row."""
+        ...
+
+    def add_block(self, block: Block) -> None:
+        """Add the next rows, encoded by the sink's format."""
+        ...
+
+    def finish(self) -> None:
+        """Complete the output."""
+        ...
 
 
 class Shards:
@@ -180,6 +245,7 @@ class Shards:
         self.paths: list[Path] = []
         self.rows = self.failed = 0
         self._open: list[OutputRow] = []
+        self._blocks: list[Block] = []
 
     @classmethod
     @contextmanager
@@ -192,7 +258,7 @@ class Shards:
             raise ConfigError(f"cannot write to the folder {out.parent}")
         shards = cls(out, output, settings)
         _check_absent(out)
-        with _locked(shards.folder):
+        with locked(shards.folder):
             shards._find()
             if shards.paths:
                 shards._check_settings()
@@ -209,18 +275,19 @@ class Shards:
     @property
     def rows_taken(self) -> int:
         """Rows of all shards, and of the one that is not on the disk yet."""
-        return self.rows + len(self._open)
+        return self.rows + sum(block.rows for block in self._blocks) + len(self._open)
+
+    @property
+    def place(self) -> str:
+        """The folder of the shards."""
+        return str(self.folder)
 
     def _check_settings(self) -> None:
         try:
             earlier = json.loads((self.folder / SETTINGS).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ConfigError(f"{self.folder} has no readable {SETTINGS}; delete it to start afresh") from error
-        if changed := [key for key, value in self.settings.items() if earlier.get(key) != value]:
-            raise ConfigError(
-                f"{self.folder} was begun with another {' and another '.join(changed)}; "
-                "delete it to start afresh, or name another output"
-            )
+        check_settings(earlier, self.settings, self.place)
 
     def _find(self) -> None:
         for path in sorted(self.folder.iterdir()):
@@ -240,35 +307,63 @@ class Shards:
         if len(self._open) == SHARD_ROWS:
             self._flush()
 
+    def add_block(self, block: Block) -> None:
+        """Add the next rows; a full shard goes to the disk."""
+        self._blocks.append(block)
+        if sum(each.rows for each in self._blocks) >= SHARD_ROWS:
+            self._flush()
+
     def _flush(self) -> None:
-        if not self._open:
+        if self._open:
+            self._blocks.append(self.output.encode(self._open))
+            self._open.clear()
+        if not self._blocks:
             return
         if not self.paths:
             write_json(self.folder / SETTINGS, self.settings)
-        failed = sum(bool(row[-1]) for row in self._open)
-        name = f"{self.rows:010d}-{len(self._open)}-{failed}{self.output.suffix}"
+        rows, failed = sum(block.rows for block in self._blocks), sum(block.failed for block in self._blocks)
+        name = f"{self.rows:010d}-{rows}-{failed}{self.output.suffix}"
         temporary = self.folder / f"half-written{self.output.suffix}"
-        self.output.write(temporary, self._open)
+        with temporary.open("wb") as file:
+            self.output.write(file, self._blocks)
         self.paths.append(replace_durably(temporary, self.folder / name))
-        self.rows += len(self._open)
+        self.rows += rows
         self.failed += failed
-        self._open.clear()
+        self._blocks.clear()
 
     def finish(self) -> None:
         """Write the last rows, merge all shards into the output and remove them."""
         self._flush()
         self._check_rows()
         temporary = self.folder / f"merged{self.output.suffix}"
-        self.output.merge(self.paths, temporary)
+        with temporary.open("wb") as file:
+            self.output.merge(_opened(self.paths), file)
         replace_durably(temporary, self.out)
         shutil.rmtree(self.folder)
 
     def _check_rows(self) -> None:
         """Raise `ModelError` where a shard doesn't hold the rows that its name says."""
         for path in self.paths:
-            expected, found = int(path.name.split("-")[1]), self.output.count(path)
+            expected = int(path.name.split("-")[1])
+            with path.open("rb") as file:
+                found = self.output.count(file)
             if found != expected:
                 raise ModelError(f"{path} holds {found} rows, not {expected}; delete {self.folder} to start afresh")
+
+
+def check_settings(earlier: Mapping[str, Any], settings: Mapping[str, Any], place: str) -> None:
+    """Raise `ConfigError` where the rows at `place` are of other settings."""
+    if changed := [key for key, value in settings.items() if earlier.get(key) != value]:
+        raise ConfigError(
+            f"{place} was begun with another {' and another '.join(changed)}; "
+            "delete it to start afresh, or name another output"
+        )
+
+
+def _opened(paths: Iterable[Path]) -> Iterator[IO[bytes]]:
+    for path in paths:
+        with path.open("rb") as file:
+            yield file
 
 
 def _check_absent(out: Path) -> None:
@@ -277,7 +372,7 @@ def _check_absent(out: Path) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Keep `folder`, made where there is none, for this run alone.
 
     The lock ends with the process, however that ends. Raises `ConfigError` where another run has it.

@@ -8,10 +8,10 @@ import errno
 import io
 import json
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -24,8 +24,9 @@ from model.catalogue.listings import iter_listings
 from model.config import PreprocessConfig
 from model.errors import CatalogueError, ConfigError, ModelError
 from model.inference import output
-from model.inference.label import Labelling, LabellingInterrupted, label_catalogue
-from model.inference.output import CsvFormat, OutputRow
+from model.inference.bulk import Labelling, LabellingInterrupted
+from model.inference.label import label_catalogue
+from model.inference.output import Block, CsvFormat
 from model.inference.predictions import (
     Abstention,
     AttributePrediction,
@@ -181,7 +182,7 @@ def write_catalogue(folder: Path, table: str, images: Mapping[str, bytes]) -> Pa
     return toml
 
 
-def label(toml: Path, out: Path, predictor: FakePredictor | None = None, **options: Any) -> Labelling:
+def label(toml: Path, out: str | Path, predictor: FakePredictor | None = None, **options: Any) -> Labelling:
     arguments: dict[str, Any] = {"target_precision": 0.9, "batch_size": 3, "progress": False, **options}
     return label_catalogue(predictor or FakePredictor(), toml, out, **arguments)
 
@@ -308,7 +309,7 @@ def test_no_more_than_two_batches_are_read_ahead(tmp_path: Path, monkeypatch: py
             assert read - sum(predictor.batches) <= 2 * 5
             yield item
 
-    monkeypatch.setattr("model.inference.label.iter_listings", counted)
+    monkeypatch.setattr("model.inference.bulk.iter_listings", counted)
     label(toml, tmp_path / "out.csv", predictor, batch_size=5)
     assert read == 100
 
@@ -424,7 +425,7 @@ def test_wherever_it_was_cut_the_file_is_the_same(
     assert not cut.with_name(cut.name + ".partial").exists()
 
 
-def interrupt(toml: Path, out: Path, dies_after: int, **options: Any) -> None:
+def interrupt(toml: Path, out: str | Path, dies_after: int, **options: Any) -> None:
     with pytest.raises(KeyboardInterrupt):
         label(toml, out, FakePredictor(dies_after=dies_after), **options)
 
@@ -456,7 +457,7 @@ def test_what_was_finished_is_not_computed_again(long_toml: Path, tmp_path: Path
 def test_ctrl_c_says_how_far_it_came(long_toml: Path, tmp_path: Path) -> None:
     with pytest.raises(LabellingInterrupted, match=r"^2 of about 13 rows are finished$") as stopped:
         label(long_toml, tmp_path / "out.csv", FakePredictor(dies_after=2), batch_size=1)
-    assert list(stopped.value.folder.glob("0000000000-2-0.csv"))
+    assert list(Path(stopped.value.place).glob("0000000000-2-0.csv"))
     with pytest.raises(LabellingInterrupted, match=r"^2 of about 13 rows are finished$"):
         label(long_toml, tmp_path / "out.csv", FakePredictor(dies_after=0))
     assert label(long_toml, tmp_path / "out.csv").resumed == 2
@@ -485,8 +486,8 @@ def test_a_half_written_shard_is_written_again(long_toml: Path, tmp_path: Path) 
 def test_an_interrupted_merge_is_done_again(long_toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out.csv"
 
-    def torn(self: object, shards: Sequence[Path], path: Path) -> None:
-        path.write_text("id,colo")
+    def torn(self: object, shards: Iterable[IO[bytes]], file: IO[bytes]) -> None:
+        file.write(b"id,colo")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -679,10 +680,10 @@ def test_a_full_disk_is_one_line_and_costs_a_shard(
 ) -> None:
     write = CsvFormat.write
 
-    def fill_up(self: CsvFormat, path: Path, rows: Sequence[OutputRow]) -> None:
-        if rows[0][0] == "8":
+    def fill_up(self: CsvFormat, file: IO[bytes], blocks: Sequence[Block]) -> None:
+        if blocks[0].data.startswith(b"8,"):
             raise OSError(errno.ENOSPC, "No space left on device")
-        write(self, path, rows)
+        write(self, file, blocks)
 
     with monkeypatch.context() as patch:
         patch.setattr(CsvFormat, "write", fill_up)

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from model.catalogue.listings import ReadReport
 from model.errors import CheckpointError
-from model.inference.label import Labelling, LabellingInterrupted
+from model.inference.bulk import Labelling, LabellingInterrupted
 from service import app as app_module
 from service import cli
 from service.commands import predict as predict_command
@@ -111,7 +111,7 @@ def test_an_attribute_that_the_checkpoint_does_not_know_is_named(
 )
 def test_ctrl_c_in_label_is_one_line(monkeypatch: pytest.MonkeyPatch, rows: int, then: str) -> None:
     def interrupted(*_arguments: Any, **_options: Any) -> None:
-        raise LabellingInterrupted(rows, 5000, Path("out.csv.partial"))
+        raise LabellingInterrupted(rows, 5000, "out.csv.partial")
 
     monkeypatch.setattr("model.inference.label.label", interrupted)
     result = run("label", "shop.toml", "--out", "out.csv")

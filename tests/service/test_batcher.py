@@ -482,7 +482,7 @@ def test_no_batch_of_jobs_begins_while_a_caller_waits_and_nothing_is_lost(
 
     async def scenario() -> None:
         device, lanes, waiting = Device(), dict[int, Lane](), Counter[Lane]()
-        step = threading.Semaphore(0)
+        step, finished = threading.Semaphore(0), list[list[int]]()
 
         def compute(batch: list[int]) -> list[int]:
             lane = lanes[batch[0]]
@@ -492,6 +492,7 @@ def test_no_batch_of_jobs_begins_while_a_caller_waits_and_nothing_is_lost(
             waiting[lane] -= len(batch)
             device.batches.append(batch)
             assert step.acquire(timeout=20)
+            finished.append(batch)
             return [item * item for item in batch]
 
         async with running(device, max_batch_size=room) as batcher:
@@ -502,10 +503,11 @@ def test_no_batch_of_jobs_begins_while_a_caller_waits_and_nothing_is_lost(
                 lanes |= dict.fromkeys(items, lane)
                 waiting[lane] += count
                 tasks += asking(batcher, items, lane=lane)
+                await asyncio.sleep(0)  # all of them have been submitted
+                await until(lambda: len(device.batches) > len(finished))
                 begun = len(device.batches)
-                await until(lambda: device.batches)
                 step.release()
-                await until(lambda: len(device.batches) > begun or not waiting.total())  # noqa: B023 - awaited here
+                await until(lambda: len(device.batches) > begun or (len(finished) == begun and not waiting.total()))  # noqa: B023 - awaited here
             step.release(len(lanes))
             assert await outcomes(tasks) == [item * item for item in range(len(lanes))]
         assert sorted(item for batch in device.batches for item in batch) == list(range(len(lanes)))

@@ -77,6 +77,12 @@ def create_app(
     dependencies.provide(app, lifecycle, pipeline)
     for router in (routes.json_routes, routes.form_routes, routes.model_routes):
         app.include_router(router, dependencies=auth.KEY_SCHEMES if settings.api_keys else [])
+    if settings.store is not None:
+        from service.http.jobs import job_routes  # noqa: PLC0415 - SQLAlchemy takes time to import
+
+        app.include_router(job_routes, dependencies=auth.KEY_SCHEMES if settings.api_keys else [])
+    else:
+        app.include_router(routes.without_store)
     app.include_router(routes.open_routes)
     pages.add_to(app)
     for error_class in (ServiceError, RequestValidationError, HTTPException):

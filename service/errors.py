@@ -3,9 +3,10 @@
     ServiceError
     ├── MalformedRequest         400  not HTTP
     ├── Unauthorized             401  no API key, or a wrong one
-    ├── NotFound                 404  no such path
+    ├── NotFound                 404  no such path, job or store
     ├── MethodNotAllowed         405  the path exists, the method does not
     ├── BodyTooSlow              408  a body that hardly arrives
+    ├── JobNotDone               409  results asked for too early
     ├── PayloadTooLarge          413  body, image bytes, pixels or number of listings over the limit
     ├── UnsupportedMediaType     415  not an accepted image format or request type
     ├── InvalidRequest           422  the caller's mistake, named
@@ -64,6 +65,10 @@ class MethodNotAllowed(ServiceError):
 
 class BodyTooSlow(ServiceError):
     status, code = 408, "body_too_slow"
+
+
+class JobNotDone(ServiceError):
+    status, code = 409, "job_not_done"
 
 
 class PayloadTooLarge(ServiceError):

@@ -12,6 +12,8 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Declare refusals in the OpenAPI document."""
     reasons = {
         401: "no API key, or a wrong one",
+        404: "no such path, job or store",
+        409: "the job is not done",
         408: "the body hardly arrives",
         413: "body, image bytes, pixels or number of listings over the limit",
         415: "not an accepted image format or request type",

@@ -8,6 +8,7 @@ import logging
 import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -66,7 +67,7 @@ class Jobs:
             try:
                 self._metrics.counted(await self.store.database.run(queue.counts))
                 await self.store.database.run(queue.purge, older_than=keep)
-                await asyncio.to_thread(removals.sweep, self.store.database, self.store.files)
+                await self.store.database.in_thread(partial(removals.sweep, self.store.database, self.store.files))
             except Unavailable as error:
                 log.warning("the store is not tidied: %s", error.detail)
             except OSError as error:

@@ -37,7 +37,8 @@ install = $(call quietly,$(BIN)/python -m pip install --disable-pip-version-chec
 # One worker per core, and one thread per worker: the tests' networks are too small for more.
 pytest = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: help serve test coverage test-lowest test-research test-ray lint format types test-deployment test-tools test-image test-browser
+.PHONY: help serve test coverage test-lowest test-research test-ray test-store lint format types test-deployment
+.PHONY: test-tools test-image test-browser
 .PHONY: soak fuzz hostile bench study rules constraints requirements sbom dist clean
 
 help: ## List the commands
@@ -93,6 +94,10 @@ hostile: $(VENV)/.test ## Send hostile input to a server with bounded memory; fa
 test-browser: $(VENV)/.browser ## Click through the playground in a real Chromium (apt-get installs it)
 	@tests/browser/install-chromium
 	@$(BIN)/python -m pytest tests/browser $(ARGS)
+
+test-store: $(VENV)/.test ## Test the store and jobs with a real PostgreSQL (apt-get installs it)
+	@tests/deployment/install-tools pg_createcluster
+	@TEST_STORE=postgresql $(BIN)/python -m pytest tests/service/test_store.py tests/service/test_jobs.py $(ARGS)
 
 test-research: $(VENV)/.research ## Test the study, the other experiments and the baselines
 	@$(pytest) tests/research tests/benchmarks $(ARGS)

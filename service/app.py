@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -96,7 +95,7 @@ def create_app(
     store = open_configured(settings)
     reviews = open_reviews(settings, metrics.reviews, store)
     pipeline = Pipeline(settings, metrics, reviews=reviews, gate=gate, decoding=decoding)
-    lifecycle = Lifecycle(settings, pipeline, load)
+    lifecycle = Lifecycle(settings, pipeline, load, store)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -105,8 +104,6 @@ def create_app(
             yield
         finally:
             await lifecycle.stop()
-            if store is not None:
-                await asyncio.to_thread(store.close)
 
     app = FastAPI(
         title="CMA-CLIP attribute service",
@@ -121,6 +118,12 @@ def create_app(
     review = review_routes.review_routes, review_routes.decision_routes
     for router in (routes.json_routes, routes.form_routes, routes.model_routes, *review):
         app.include_router(router, dependencies=auth.KEY_SCHEMES if settings.api_keys else [])
+    if settings.store is not None:
+        from service.http.jobs import job_routes  # noqa: PLC0415 - SQLAlchemy takes time to import
+
+        app.include_router(job_routes, dependencies=auth.KEY_SCHEMES if settings.api_keys else [])
+    else:
+        app.include_router(routes.without_store)
     app.include_router(routes.open_routes)
     pages.add_to(app)
     for error_class in (ServiceError, RequestValidationError, HTTPException):

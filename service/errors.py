@@ -3,10 +3,11 @@
     ServiceError
     ├── MalformedRequest         400  not HTTP
     ├── Unauthorized             401  no API key, or a wrong one
-    ├── NotFound                 404  no such path
+    ├── NotFound                 404  no such path, job or store
     ├── MethodNotAllowed         405  the path exists, the method does not
     ├── BodyTooSlow              408  a body that hardly arrives
     ├── AlreadyReviewed          409  another reviewer has the item, or has decided it
+    ├── JobNotDone               409  results asked for too early
     ├── PayloadTooLarge          413  body, image bytes, pixels or number of listings over the limit
     ├── UnsupportedMediaType     415  not an accepted image format or request type
     ├── InvalidRequest           422  the caller's mistake, named
@@ -69,6 +70,10 @@ class BodyTooSlow(ServiceError):
 
 class AlreadyReviewed(ServiceError):
     status, code = 409, "already_reviewed"
+
+
+class JobNotDone(ServiceError):
+    status, code = 409, "job_not_done"
 
 
 class PayloadTooLarge(ServiceError):

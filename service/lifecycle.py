@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from model.errors import ModelError
 from model.inference.predictions import ListingPredictor, check_target_precision
@@ -19,6 +19,10 @@ from service.observability.loop_lag import observe_lag
 from service.pipeline.inference import Inference, warm_up
 from service.pipeline.pipeline import Pipeline
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.jobs.jobs import Jobs
+    from service.store.store import Store
 
 Load = Callable[[Settings], ListingPredictor]
 
@@ -34,11 +38,13 @@ TEND_SECONDS = 1.0
 class Lifecycle:
     """Opens the pipeline once the model is loaded, and ends it."""
 
-    def __init__(self, settings: Settings, pipeline: Pipeline, load: Load) -> None:
+    def __init__(self, settings: Settings, pipeline: Pipeline, load: Load, store: Store | None = None) -> None:
         self.failure: Exception | None = None
         self.draining = False
         self._settings, self._pipeline, self._load = settings, pipeline, load
         self._inference: Inference | None = None
+        self._store = store
+        self._jobs: Jobs | None = None
         self._given_up = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self.once_warm: Callable[[], None] = lambda: None
@@ -66,6 +72,8 @@ class Lifecycle:
             return
         inference.batcher.start()
         self._pipeline.open(inference)
+        if self._store is not None:
+            self._open_jobs(self._store)
         self._inference = inference
         info = inference.predictor.info
         fields = {"model": info.name, "version": info.version, "engine": info.engine, "scope_gate": info.scope_gate}
@@ -92,6 +100,19 @@ class Lifecycle:
         decoding.start()
         self.once_warm()
         return inference
+
+    def _open_jobs(self, store: Store) -> None:
+        from service.jobs.jobs import Jobs  # noqa: PLC0415 - SQLAlchemy takes time to import
+
+        self._jobs = Jobs(store, self._pipeline, self._pipeline.metrics.jobs)
+        self._tasks.append(asyncio.create_task(self._jobs.run()))
+
+    @property
+    def jobs(self) -> Jobs:
+        """The jobs of this replica. Raises `NotReady` while the store is not open."""
+        if self._jobs is None:
+            raise NotReady("the store is being opened", retry_after=5)
+        return self._jobs
 
     async def _tend_decoding(self) -> None:
         """Replace decode workers that have died, though nobody may be sent here to ask for one."""
@@ -154,5 +175,8 @@ class Lifecycle:
         self.draining = True
         for task in self._tasks:
             task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)  # leases are given back
         self.give_up()
         await self._pipeline.close()
+        if self._store is not None:
+            await asyncio.to_thread(self._store.close)

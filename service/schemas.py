@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Self
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, Self
 
 from fastapi import UploadFile
 from pydantic import (
@@ -548,6 +549,78 @@ class ModelReply(Reply):
             target_precisions=list(info.target_precisions),
             metrics=dict(info.metrics),
         )
+
+
+class JobRows(Reply):
+    total: int
+    done: int = Field(description="that have an answer or an error")
+    failed: int = Field(description="of those done: that have an error")
+
+
+class RowProblem(Reply):
+    line: int = Field(description="of the table; of a Parquet file or a JSON list, the number of the row")
+    id: str
+    reason: str
+
+
+class JobTable(Reply):
+    """How the table was read, and which of its rows are no listings: each has its error in the results too."""
+
+    form: str
+    invalid: int
+    problems: list[RowProblem] = Field(description="the first 100 of them")
+
+
+class JobReply(Reply):
+    id: str
+    status: Literal["queued", "running", "done", "failed", "cancelled"]
+    created: datetime
+    started: datetime | None
+    finished: datetime | None
+    model: ModelName = Field(description="what all of its rows are computed with")
+    attributes: list[str]
+    target_precision: float
+    rows: JobRows
+    rate: float | None = Field(description="rows per second since it was started; null before")
+    seconds_left: float | None = Field(description="at that rate; null where it is not running")
+    table: JobTable
+    error: str | None = Field(description="why it has failed")
+
+    @classmethod
+    def of(cls, job: Mapping[str, Any]) -> Self:
+        """Return the reply for a row of the store's table of jobs, read at its `now`."""
+        started, finished = job["started"], job["finished"]
+        seconds = (finished or job["now"]) - started if started is not None else 0.0
+        rate = job["rows_done"] / seconds if seconds > 0 else None
+        left = (job["rows"] - job["rows_done"]) / rate if rate and job["status"] == "running" else None
+        return cls(
+            id=job["id"],
+            status=job["status"],
+            created=_time(job["created"]),
+            started=None if started is None else _time(started),
+            finished=None if finished is None else _time(finished),
+            model=ModelName(
+                name=job["model"],
+                version=job["version"],
+                engine=job["engine"],
+                calibration=job["calibration"] or None,
+            ),
+            attributes=list(job["attributes"]),
+            target_precision=job["target_precision"],
+            rows=JobRows(total=job["rows"], done=job["rows_done"], failed=job["rows_failed"]),
+            rate=rate,
+            seconds_left=left,
+            table=JobTable(**job["report"]),
+            error=job["error"],
+        )
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+class JobsReply(Reply):
+    jobs: list[JobReply] = Field(description="newest first")
 
 
 class StatusReply(Reply):

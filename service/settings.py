@@ -176,6 +176,7 @@ class Settings(BaseSettings):
         min_length=1,
         description="folder, or URL such as s3://bucket/path, of the store's files; none: beside the SQLite file",
     )
+    keep_days: float = Field(default=30, gt=0, le=36_500, description="how long the store keeps what has ended")
     max_job_bytes: Count = Field(default=2 * 2**30, description="table and images of one job, uploaded")
     drain_seconds: float = Field(default=20, ge=0, le=86_400, description="longest time from SIGTERM to the end")
     keep_alive_seconds: float = Field(

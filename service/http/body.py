@@ -51,12 +51,12 @@ def keep_forms_in_memory() -> None:
     MultiPartParser.spool_max_size = sys.maxsize
 
 
-def declared_length(request: Request, limit: int) -> int:
+def declared_length(request: Request, limit: int, *, setting: str = BODY_SETTING) -> int:
     """Return the length that the header states, 0 if it states none. Raises `PayloadTooLarge`."""
     declared = request.headers.get("Content-Length", "0")
     length = int(declared) if declared.isascii() and declared.isdigit() and len(declared) < 20 else 0
     if length > limit:
-        raise PayloadTooLarge.bytes_of("the body", length, limit, BODY_SETTING)
+        raise PayloadTooLarge.bytes_of("the body", length, limit, setting)
     return length
 
 

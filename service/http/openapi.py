@@ -12,9 +12,9 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Declare refusals in the OpenAPI document."""
     reasons = {
         401: "no API key, or a wrong one",
-        404: "no such path, item or store",
+        404: "no such path, item, job or store",
         408: "the body hardly arrives",
-        409: "another reviewer has the item, or has decided it",
+        409: "the job is not done; or another reviewer has the item, or has decided it",
         413: "body, image bytes, pixels or number of listings over the limit",
         415: "not an accepted image format or request type",
         422: "the caller's mistake, named",

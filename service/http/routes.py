@@ -15,7 +15,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Form, Request, Response
 from pydantic import ValidationError
 
-from service.errors import InvalidRequest, PayloadTooLarge, ServiceError
+from service.errors import InvalidRequest, NotFound, PayloadTooLarge, ServiceError
 from service.http.auth import require_key
 from service.http.dependencies import CallDep, LifecycleDep, PipelineDep
 from service.http.openapi import CLASSIFY, problems
@@ -203,6 +203,16 @@ async def attributes(pipeline: PipelineDep) -> AttributesReply:
 async def model(pipeline: PipelineDep) -> ModelReply:
     """What is served: name, version, engine, size, device, and what was measured on the checkpoint's test part."""
     return ModelReply.of(pipeline.predictor.info)
+
+
+without_store = APIRouter(include_in_schema=False)
+
+
+@without_store.api_route("/v1/jobs", methods=["GET", "POST"])
+@without_store.api_route("/v1/jobs/{rest:path}", methods=["GET", "DELETE"])
+async def no_store() -> None:
+    """Say why there are no jobs."""
+    raise NotFound("jobs are off: the setting CMA_CLIP_STORE names no database")
 
 
 @open_routes.get("/healthz", response_model=StatusReply, responses=problems(503))

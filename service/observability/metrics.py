@@ -76,6 +76,7 @@ class Metrics:
         self.batches = BatchMetrics(self.registry)
         self.predictions = PredictionMetrics(self.registry)
         self.reviews = ReviewMetrics(self.registry)
+        self.jobs = JobMetrics(self.registry)
         self.event_loop_lag = Histogram(
             "cma_clip_event_loop_lag_seconds",
             "How much later than due the event loop woke up; it is asked ten times a second.",
@@ -187,6 +188,32 @@ class BatchMetrics:
 
     def computed(self, size: int) -> None:
         self._size.observe(size)
+
+
+class JobMetrics:
+    """Jobs in the store, the same on all replicas, and what this replica computed of them."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._jobs = Gauge(
+            "cma_clip_jobs", "Jobs in the store by status; each replica tells all.", ["status"], registry=registry
+        )
+        self._listings = Counter(
+            "cma_clip_job_listings_total", "Rows of jobs that this replica finished.", ["outcome"], registry=registry
+        )
+        for status in ("queued", "running", "done", "failed", "cancelled"):
+            self._jobs.labels(status)
+        for outcome in ("done", "failed"):
+            self._listings.labels(outcome)
+
+    def counted(self, jobs: Mapping[str, int]) -> None:
+        """Tell how many jobs there are, by status."""
+        for status, count in jobs.items():
+            self._jobs.labels(status).set(count)
+
+    def computed(self, *, done: int, failed: int) -> None:
+        """Count a finished shard's rows: with an answer, or with an error."""
+        self._listings.labels("done").inc(done)
+        self._listings.labels("failed").inc(failed)
 
 
 class PredictionMetrics:

@@ -23,6 +23,7 @@ from service.pipeline.options import CheckedOptions, check_options
 from service.pipeline.prepare import ImageLimits, Preparer
 from service.pipeline.quota import Quota
 from service.reviews.reviews import Reviews
+from service.scheduling.batcher import Lane
 from service.schemas import ListingInput, Options
 from service.settings import Settings
 
@@ -135,7 +136,7 @@ class Pipeline:
         """Wait for the device and compute. An explanation is refused here if it cannot be ready in time."""
         if prepared.work > 1:  # on arrival it was counted as 1
             self.admission.check_deadline(call.deadline, listings=prepared.work - 1, own=call.ticket.listings)
-        answer = await self.inference.batcher.submit(prepared, deadline=call.deadline.at)
+        answer = await self.inference.batcher.submit(prepared, deadline=call.deadline.at, lane=call.lane)
         self.record_stage("queue", answer.queue_seconds, call)
         self.record_stage("inference", answer.inference_seconds, call)
         return answer.result
@@ -151,6 +152,11 @@ class Pipeline:
         return {name: self.reviews.given(prediction, name, answer) for name, answer in found.items()}
 
     def record_stage(self, stage: str, seconds: float, call: Call) -> None:
-        """Count a listing's time in a stage, in the metrics and for the request's log line."""
+        """Count a listing's time in a stage, in the metrics and for the request's log line.
+
+        Not that of a job: it waits long on purpose, and would hide how long callers do.
+        """
+        if call.lane is Lane.JOBS:
+            return
         self.metrics.requests.stage(stage, seconds)
         call.record.stage(stage, seconds)

@@ -7,6 +7,10 @@ Two threads work beside the event loop, so that neither side waits for the other
                   └──────► take ► collate ──► sealed ──► compute
                            collate thread
 
+There are two lanes: in one wait listings that a caller waits for, in the other those of jobs, which take the time that
+is left. A batch is of one lane. One of jobs begins only while no caller waits, so that a caller waits for one of them
+at most; and it is no larger than the device needs to be nearly as fast as with full ones, so that the wait is short.
+
 A batch leaves as soon as the device is free, with whatever waits; there is no timer unless one is configured.
 A *full* batch is collated while its predecessor computes, in a thread for that. A partial one is not: sealing it early
 would save little copying, and keep out every listing that arrives in the meantime. So while the load is light, a
@@ -36,6 +40,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Generic, TypeVar
 
 from service.errors import DeadlineExceeded, Draining, InferenceFailed, NotReady, Overloaded, ServiceError
@@ -48,8 +53,18 @@ Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
 
+NEARLY = 0.9
+"""A batch of jobs is as small as keeps this share of a full batch's listings per second."""
+
 PROBES = 3
 """Failed probes after which the device counts as broken: one failure may be chance, three are not."""
+
+
+class Lane(Enum):
+    """Who waits for an item; whoever comes first here goes first."""
+
+    CALLERS = auto()
+    JOBS = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +94,44 @@ class Sealed(Generic[Item, Batch, Result]):
     batch: Batch | None
 
 
+class Queue(Generic[Item, Batch, Result]):
+    """What waits in one lane, guarded by the batcher's lock: items, and the batch that is ahead of them."""
+
+    def __init__(self, places: Callable[[Iterable[Waiter[Item, Result]]], int], room: Callable[[], int]) -> None:
+        """
+        places: how many places of a batch some waiters fill
+        room: how many places a batch has
+        """
+        self._places, self._room = places, room
+        self.waiting: deque[Waiter[Item, Result]] = deque()
+        self.sealing: list[Waiter[Item, Result]] = []  # being collated, or collated and waiting for the device
+        self.sealed: Sealed[Item, Batch, Result] | None = None
+
+    def __len__(self) -> int:
+        return len(self.waiting) + len(self.sealing)
+
+    def is_full(self) -> bool:
+        """Whether what waits fills a batch. Each item fills a place at least."""
+        if not self.waiting:
+            return False
+        room = self._room()
+        return len(self.waiting) >= room or self._places(self.waiting) >= room
+
+    def take(self) -> list[Waiter[Item, Result]]:
+        """Take as many items as fit into a batch, the oldest first; one alone may need more places than there are."""
+        taken = [self.waiting.popleft()]
+        room = self._room() - self._places(taken)
+        while self.waiting and (needed := self._places([self.waiting[0]])) <= room:
+            taken.append(self.waiting.popleft())
+            room -= needed
+        return taken
+
+    def take_batch(self) -> Sealed[Item, Batch, Result]:
+        """Take the batch that has been collated, or else what waits."""
+        batch, self.sealed, self.sealing = self.sealed or Sealed(self.take(), None), None, []
+        return batch
+
+
 class BatchCost:
     """How long a batch takes, by the number of its filled places, from recent measurements.
 
@@ -89,11 +142,13 @@ class BatchCost:
     def __init__(self) -> None:
         self._seen: dict[int, deque[float]] = {}
         self._updated: dict[int, float] = {}
+        self._nearly_best: dict[int, int] = {}  # looked up at each arrival, and so kept until the next measurement
 
     def observe(self, size: int, seconds: float) -> None:
         row = self._row(size)
         self._seen.setdefault(row, deque(maxlen=5)).append(seconds)
         self._updated[row] = time.monotonic()
+        self._nearly_best = {}
 
     def seconds(self, size: int) -> float:
         """Expected seconds of a batch of `size`; 0 before anything was measured."""
@@ -105,6 +160,15 @@ class BatchCost:
             return rows[min(above, len(rows) - 1)][1]
         (low, fast), (high, slow) = rows[above - 1], rows[above]
         return fast + (slow - fast) * (size - low) / (high - low)
+
+    def nearly_best(self, largest: int) -> int:
+        """Return the smallest power of two with `NEARLY` the listings per second of `largest`: for batches of jobs."""
+        if largest not in self._nearly_best:
+            seconds = self.seconds(largest)
+            sizes = (1 << power for power in range(largest.bit_length()))
+            enough = (size for size in sizes if size * seconds >= NEARLY * largest * self.seconds(size))
+            self._nearly_best[largest] = next(enough, largest) if seconds else largest
+        return self._nearly_best[largest]
 
     def age(self, size: int) -> float:
         """Seconds since the newest measurement that `seconds(size)` uses: of the next larger known size, if any."""
@@ -154,11 +218,13 @@ class MicroBatcher(Generic[Item, Batch, Result]):
         # What the threads share, guarded by one lock; each condition is for one thread.
         self._lock = threading.Lock()
         self._may_compute, self._may_collate = threading.Condition(self._lock), threading.Condition(self._lock)
-        self._waiting: deque[Waiter[Item, Result]] = deque()
-        self._sealing: list[Waiter[Item, Result]] = []  # being collated, or collated and waiting for the device
-        self._sealed: Sealed[Item, Batch, Result] | None = None
+        self._queues: dict[Lane, Queue[Item, Batch, Result]] = {
+            Lane.CALLERS: Queue(self._places, lambda: max_batch_size),
+            Lane.JOBS: Queue(self._places, lambda: self.cost.nearly_best(max_batch_size)),
+        }
         self._computing: list[Waiter[Item, Result]] = []
         self._computing_since = 0.0
+        self._computing_queue = self._queues[Lane.CALLERS]
         self._closed: Callable[[], ServiceError] | None = None  # makes the error for items that come too late
         self._dead = False
 
@@ -170,7 +236,7 @@ class MicroBatcher(Generic[Item, Batch, Result]):
         for thread in self._threads:
             thread.start()
 
-    async def submit(self, item: Item, *, deadline: float) -> Answer[Result]:
+    async def submit(self, item: Item, *, deadline: float, lane: Lane = Lane.CALLERS) -> Answer[Result]:
         """Wait for `item`'s answer. If cancelled, it leaves the queue; past `deadline` it is no longer computed.
 
         Raises `DeadlineExceeded`, `InferenceFailed` (it makes the model raise), `Overloaded` (out of memory,
@@ -180,16 +246,17 @@ class MicroBatcher(Generic[Item, Batch, Result]):
         with self._lock:
             if self._closed is not None:
                 raise self._closed()
-            self._waiting.append(waiter)
-            if self._idle:
+            queue = self._queues[lane]
+            queue.waiting.append(waiter)
+            if not self._computing and not queue.sealing:  # the device is idle, or waits for a batch of the other lane
                 self._may_compute.notify()
-            elif self._collates_next():
+            elif self._collates_next() is queue:
                 self._may_collate.notify()
         try:
             return await waiter.future
         finally:
             if waiter.future.cancelled():
-                self._forget(waiter)
+                self._forget(waiter, queue)
 
     def close(self) -> None:
         """Accept no more items, fail those that still wait, and let the threads end."""
@@ -202,9 +269,9 @@ class MicroBatcher(Generic[Item, Batch, Result]):
 
     @property
     def waiting(self) -> int:
-        """Listings that wait for the device."""
+        """Listings that callers wait for, and that wait for the device."""
         with self._lock:
-            return len(self._waiting) + len(self._sealing)
+            return len(self._queues[Lane.CALLERS])
 
     @property
     def computing_for(self) -> float:
@@ -213,13 +280,18 @@ class MicroBatcher(Generic[Item, Batch, Result]):
             return time.monotonic() - self._computing_since if self._computing else 0.0
 
     def expected_seconds(self, listings: int) -> float:
-        """Predict how long until `listings` are answered, those included that are here already."""
+        """Predict how long until `listings` of callers are answered, those included that are here already.
+
+        What waits in the lane of jobs comes later; of a batch of it that is being computed, the rest is waited for.
+        """
         with self._lock:
             computing, elapsed = self._places(self._computing), time.monotonic() - self._computing_since
-            here = [*self._waiting, *self._sealing, *self._computing]
+            callers = self._queues[Lane.CALLERS]
+            answered = self._computing if self._computing_queue is callers else []
+            here = [*callers.waiting, *callers.sealing, *answered]
         remaining = max(0.0, self.cost.seconds(computing) - elapsed) if computing else 0.0
         places = listings + self._places(here) - len(here)  # those that are not here yet count as one place each
-        full, partial = divmod(max(0, places - computing), self._max_batch_size)
+        full, partial = divmod(max(0, places - self._places(answered)), self._max_batch_size)
         return (
             remaining
             + full * self.cost.seconds(self._max_batch_size)
@@ -229,10 +301,10 @@ class MicroBatcher(Generic[Item, Batch, Result]):
     def _places(self, waiters: Iterable[Waiter[Item, Result]]) -> int:
         return sum(self._work(waiter.item) for waiter in waiters)
 
-    def _forget(self, waiter: Waiter[Item, Result]) -> None:
+    def _forget(self, waiter: Waiter[Item, Result], queue: Queue[Item, Batch, Result]) -> None:
         with self._lock:
-            if waiter in self._waiting:
-                self._waiting.remove(waiter)
+            if waiter in queue.waiting:
+                queue.waiting.remove(waiter)
 
     # ── on the threads ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -249,15 +321,15 @@ class MicroBatcher(Generic[Item, Batch, Result]):
     def _collate_next(self) -> bool:
         """Collate a full batch while its predecessor computes."""
         with self._lock:
-            while self._closed is None and not self._collates_next():
+            while (queue := self._collates_next()) is None and self._closed is None:
                 self._may_collate.wait()
-            if self._closed is not None:
+            if queue is None or self._closed is not None:
                 return False
-            self._sealing = taken = self._take()
+            queue.sealing = taken = queue.take()
         wanted = self._still_wanted(taken)
         sealed = Sealed(wanted, self._try_to_collate(wanted)) if wanted else None
         with self._lock:
-            self._sealed, self._sealing = sealed, wanted
+            queue.sealed, queue.sealing = sealed, wanted
             if not self._computing:  # it has ended meanwhile, and waits for this one
                 self._may_compute.notify()
         return True
@@ -266,56 +338,45 @@ class MicroBatcher(Generic[Item, Batch, Result]):
         """Compute the batch that is sealed, or whatever waits."""
         with self._lock:
             # The clock is read once, to decide and to set the time-out: between two readings, the moment could pass.
-            while self._closed is None and not self._computes_next(due := self._until_due()):
+            while (queue := self._computes_next(due := self._until_due())) is None and self._closed is None:
                 self._may_compute.wait(due)
-            if self._closed is not None:
+            if queue is None or self._closed is not None:
                 return False
-            sealed, self._sealed, self._sealing = self._sealed or Sealed(self._take(), None), None, []
-            self._computing, self._computing_since = sealed.waiters, time.monotonic()
-            if self._collates_next():  # the slot is free
+            sealed = queue.take_batch()
+            self._computing, self._computing_since, self._computing_queue = sealed.waiters, time.monotonic(), queue
+            if self._collates_next() is not None:  # the slot is free
                 self._may_collate.notify()
         self._answer(sealed)
         with self._lock:
             self._computing = []
         return True
 
-    @property
-    def _idle(self) -> bool:
-        """Whether the device does nothing, and no batch is on its way to it."""
-        return not self._computing and not self._sealing
+    def _collates_next(self) -> Queue[Item, Batch, Result] | None:
+        """Return the queue of which a full batch waits, while the device computes and the slot ahead of it is free."""
+        if not self._computing:
+            return None
+        return next((queue for queue in self._queues.values() if not queue.sealing and queue.is_full()), None)
 
-    def _collates_next(self) -> bool:
-        """Whether a full batch waits, while the device computes another and the slot between is free."""
-        return bool(self._computing) and not self._sealing and self._is_full()
-
-    def _computes_next(self, due: float | None) -> bool:
-        """Whether the device may begin: with the batch that is sealed, or else, if none is being, with what waits.
+    def _computes_next(self, due: float | None) -> Queue[Item, Batch, Result] | None:
+        """Return the queue that the device may begin with: the first one in which something waits, once that may leave.
 
         due: what `_until_due` has just returned; a full batch doesn't wait for it
         """
-        if self._sealed is not None:
-            return True
-        return bool(self._waiting) and not self._sealing and (due is None or self._is_full())
-
-    def _is_full(self) -> bool:
-        """Whether what waits fills a batch. Each item fills a place at least."""
-        waiting, room = self._waiting, self._max_batch_size
-        return len(waiting) >= room or self._places(waiting) >= room
-
-    def _take(self) -> list[Waiter[Item, Result]]:
-        """Take as many items as fit into a batch, the oldest first; one alone may need more places than there are."""
-        taken = [self._waiting.popleft()]
-        room = self._max_batch_size - self._places(taken)
-        while self._waiting and (needed := self._work(self._waiting[0].item)) <= room:
-            taken.append(self._waiting.popleft())
-            room -= needed
-        return taken
+        for queue in self._queues.values():
+            if queue.sealed is not None:
+                return queue
+            if queue.sealing:  # it will be there in a moment
+                return None
+            if queue.waiting:
+                return queue if due is None or queue.is_full() else None
+        return None
 
     def _until_due(self) -> float | None:
-        """Seconds that the oldest item still waits for more; None if there is nothing to wait for."""
-        if not self._max_wait or not self._waiting:
+        """Seconds that a caller's oldest item still waits for more; None if there is nothing to wait for."""
+        waiting = self._queues[Lane.CALLERS].waiting
+        if not self._max_wait or not waiting:
             return None
-        left = self._waiting[0].arrived + self._max_wait - time.monotonic()
+        left = waiting[0].arrived + self._max_wait - time.monotonic()
         return left if left > 0 else None
 
     def _still_wanted(self, waiters: list[Waiter[Item, Result]]) -> list[Waiter[Item, Result]]:
@@ -395,8 +456,10 @@ class MicroBatcher(Generic[Item, Batch, Result]):
     def _fail_all(self, reason: Callable[[], ServiceError]) -> None:
         with self._lock:
             self._closed = self._closed or reason
-            waiters = [*self._waiting, *self._sealing, *self._computing]
-            self._waiting.clear()
+            waiters = list(self._computing)
+            for queue in self._queues.values():
+                waiters += [*queue.waiting, *queue.sealing]
+                queue.waiting.clear()
             self._may_compute.notify()
             self._may_collate.notify()
         self._deliver([(waiter, reason()) for waiter in waiters])

@@ -97,7 +97,11 @@ class Database:
             with self.transaction() as connection:
                 return work(connection, *args, **kwargs)
 
-        return await asyncio.get_running_loop().run_in_executor(self._threads, in_thread)
+        return await self.in_thread(in_thread)
+
+    async def in_thread(self, work: Callable[[], Result]) -> Result:
+        """Run what has transactions of its own in a thread; `close` waits for it, though its caller may be gone."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def close(self) -> None:
         """End the threads once they have finished, and all connections."""

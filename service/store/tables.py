@@ -90,11 +90,9 @@ shards = Table(
     Column("job", String(32), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
     Column("place", Integer, primary_key=True),
     Column("rows", Integer, nullable=False),
-    Column("status", String(16), nullable=False),
-    Column("token", BigInteger, nullable=False),  # grows with each lease: only the newest may write
+    Column("token", Integer, nullable=False),  # grows with each lease: only the newest may record a result
     Column("leased_until", Double, nullable=False),
-    Column("failures", Integer, nullable=False),  # leases that ended without a result
-    Column("result", String(256)),  # the file with its rows
+    Column("result", String(256)),  # the file with its rows; null until it is done
 )
 
 # --- reviews -----------------------------------------------------------------------------------------------

@@ -9,11 +9,14 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from service.errors import DeadlineExceeded, Draining, InferenceFailed, NotReady, Overloaded, ServiceError
-from service.scheduling.batcher import BatchCost, MicroBatcher
+from service.scheduling.batcher import BatchCost, Lane, MicroBatcher
 from tests.service.conftest import until
 
 FAR = 1e9  # a deadline that never comes
@@ -66,11 +69,11 @@ async def running(
         batcher.close()
 
 
-async def ask(batcher: Batcher, item: int, *, deadline: float = FAR) -> int:
-    return (await batcher.submit(item, deadline=deadline)).result
+async def ask(batcher: Batcher, item: int, *, deadline: float = FAR, lane: Lane = Lane.CALLERS) -> int:
+    return (await batcher.submit(item, deadline=deadline, lane=lane)).result
 
 
-def asking(batcher: Batcher, items: Sequence[int], **options: float) -> list[asyncio.Task[int]]:
+def asking(batcher: Batcher, items: Sequence[int], **options: Any) -> list[asyncio.Task[int]]:
     return [asyncio.create_task(ask(batcher, item, **options)) for item in items]
 
 
@@ -403,6 +406,113 @@ async def test_closing_answers_those_waiting_and_ends_the_threads() -> None:
         device.free.set()
         await until(lambda: not any(thread.is_alive() for thread in batcher._threads))
         assert batcher.alive  # closed is not dead
+
+
+# ── the lane of jobs ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_callers_overtake_jobs_whatever_came_first() -> None:
+    device = Device()
+    device.free.clear()
+    async with running(device, max_batch_size=4) as batcher:
+        tasks = asking(batcher, [0], lane=Lane.JOBS)
+        await until(lambda: device.batches)
+        tasks += asking(batcher, range(10, 19), lane=Lane.JOBS)
+        await until(lambda: len(device.collated) == 2)  # a batch of jobs is ready for the device
+        tasks += asking(batcher, range(1, 6))
+        await until(lambda: batcher.waiting == 5)
+        device.free.set()
+        assert await outcomes(tasks) == [n * n for n in (0, *range(10, 19), *range(1, 6))]
+    assert device.batches == [[0], [1, 2, 3, 4], [5], [10, 11, 12, 13], [14, 15, 16, 17], [18]]
+
+
+async def test_a_lone_job_has_the_whole_device_and_the_next_batch_is_collated_ahead() -> None:
+    device = Device()
+    device.free.clear()
+    async with running(device, max_batch_size=4) as batcher:
+        tasks = asking(batcher, [0], lane=Lane.JOBS)
+        await until(lambda: device.batches)
+        tasks += asking(batcher, range(1, 9), lane=Lane.JOBS)
+        await until(lambda: len(device.collated) == 2)
+        device.free.set()
+        assert await outcomes(tasks) == [n * n for n in range(9)]
+    assert device.batches == [[0], [1, 2, 3, 4], [5, 6, 7, 8]]
+
+
+async def test_a_batch_of_jobs_is_no_larger_than_makes_the_device_nearly_as_fast_as_it_can_be() -> None:
+    device = Device()
+    device.free.clear()
+    async with running(device, max_batch_size=32) as batcher:
+        for _ in range(5):  # so that the test's own batches don't change the median
+            batcher.cost.observe(1, 2.0)
+            batcher.cost.observe(8, 9.0)  # 0.89 listings per second
+            batcher.cost.observe(32, 33.0)  # 0.97
+        tasks = asking(batcher, [0], lane=Lane.JOBS)
+        await until(lambda: device.batches)
+        tasks += asking(batcher, range(1, 18), lane=Lane.JOBS)
+        device.free.set()
+        assert await outcomes(tasks) == [n * n for n in range(18)]
+    assert [len(batch) for batch in device.batches] == [1, 8, 8, 1]
+
+
+async def test_jobs_do_not_count_as_waiting_callers_but_the_batch_that_is_computed_does() -> None:
+    device = Device()
+    device.free.clear()
+    async with running(device, max_batch_size=4) as batcher:
+        batcher.cost.observe(1, 1.0)
+        batcher.cost.observe(4, 4.0)
+        tasks = asking(batcher, [0], lane=Lane.JOBS)
+        await until(lambda: batcher.computing_for > 0.01)
+        tasks += asking(batcher, range(1, 3), lane=Lane.JOBS)
+        await asyncio.sleep(0)
+        assert batcher.waiting == 0
+        assert 1.9 < batcher.expected_seconds(1) < 1.99
+        device.free.set()
+        await outcomes(tasks)
+
+
+@given(
+    arrivals=st.lists(st.tuples(st.sampled_from(Lane), st.integers(1, 9)), min_size=1, max_size=12),
+    room=st.integers(1, 5),
+)
+def test_no_batch_of_jobs_begins_while_a_caller_waits_and_nothing_is_lost(
+    arrivals: list[tuple[Lane, int]], room: int
+) -> None:
+    """Whatever arrives in whatever order while the device computes, one arrival during each batch."""
+
+    async def scenario() -> None:
+        device, lanes, waiting = Device(), dict[int, Lane](), Counter[Lane]()
+        step, finished = threading.Semaphore(0), list[list[int]]()
+
+        def compute(batch: list[int]) -> list[int]:
+            lane = lanes[batch[0]]
+            assert {lanes[item] for item in batch} == {lane}
+            assert lane is Lane.CALLERS or not waiting[Lane.CALLERS]
+            assert batch == sorted(batch)
+            waiting[lane] -= len(batch)
+            device.batches.append(batch)
+            assert step.acquire(timeout=20)
+            finished.append(batch)
+            return [item * item for item in batch]
+
+        async with running(device, max_batch_size=room) as batcher:
+            batcher._compute = compute
+            tasks: list[asyncio.Task[int]] = []
+            for lane, count in arrivals:
+                items = range(len(lanes), len(lanes) + count)
+                lanes |= dict.fromkeys(items, lane)
+                waiting[lane] += count
+                tasks += asking(batcher, items, lane=lane)
+                await asyncio.sleep(0)  # all of them have been submitted
+                await until(lambda: len(device.batches) > len(finished))
+                begun = len(device.batches)
+                step.release()
+                await until(lambda: len(device.batches) > begun or (len(finished) == begun and not waiting.total()))  # noqa: B023 - awaited here
+            step.release(len(lanes))
+            assert await outcomes(tasks) == [item * item for item in range(len(lanes))]
+        assert sorted(item for batch in device.batches for item in batch) == list(range(len(lanes)))
+
+    asyncio.run(scenario())
 
 
 async def test_under_random_faults_everyone_gets_exactly_the_right_answer() -> None:

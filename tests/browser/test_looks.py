@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from tests.browser.conftest import OpenPlayground, Playground, Site, image_file, serving
 from tests.service.fake_predictor import CONTEXT, DISAGREEING, UNFAMILIAR
@@ -34,6 +34,40 @@ def check(playground: Playground) -> None:
     assert not results.violations_count, results.generate_report()
     overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
     assert playground.page.evaluate(overflow) <= 0
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "rows"),
+    [(1366, 820, 2), (360, 740, 1)],
+    ids=["a laptop", "a phone"],
+)
+def test_it_opens_with_an_example_whose_answer_is_in_reach(
+    open_playground: OpenPlayground, site: Site, width: int, height: int, rows: int
+) -> None:
+    playground = open_playground(site, cleared=False, viewport={"width": width, "height": height})
+    playground.expect_answer()
+    expect(playground["#title"]).to_have_value("Turtle Check Men Navy Blue Shirt")
+    boxes = [playground["#shown"].bounding_box(), playground[f".prediction >> nth={rows - 1}"].bounding_box()]
+    assert all(box is not None and box["y"] >= 0 and box["y"] + box["height"] <= height for box in boxes)
+
+
+def test_seven_attributes_fit_beside_the_image(open_playground: OpenPlayground, site: Site) -> None:
+    """At 1366 x 820, the size of a small laptop's window."""
+    names = ["gender", "masterCategory", "subCategory", "articleType", "baseColour", "season", "usage"]
+
+    def seven(route: Route) -> None:
+        reply = route.fetch()
+        found = reply.json()
+        found["attributes"] = {name: found["attributes"]["baseColour"] for name in names}
+        route.fulfill(response=reply, json=found)
+
+    playground = open_playground(site, viewport={"width": 1366, "height": 820})
+    playground.page.route("**/v1/classify/upload", seven)
+    playground.page.get_by_role("button", name="Navy shirt").click()
+    expect(playground.predictions).to_have_count(7)
+    last = playground[".prediction >> nth=6"].bounding_box()
+    assert last is not None
+    assert last["y"] + last["height"] <= 820
 
 
 def test_the_empty_page(visit: Playground) -> None:
@@ -97,7 +131,7 @@ def test_with_a_table(visit: Playground, tmp_path: Path) -> None:
 
 def test_with_an_api_key_required(open_playground: OpenPlayground, scheme: str) -> None:
     with serving(api_keys=("right",)) as site:
-        playground = open_playground(site, color_scheme=scheme)
+        playground = open_playground(site, cleared=False, color_scheme=scheme)
         playground.expected = ("Failed to load resource",)
         expect(playground["#locked"]).to_be_visible()
         check(playground)

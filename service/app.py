@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -18,6 +19,7 @@ from service.http.middleware import Observed, record_of
 from service.http.problems import as_service_error, problem_response
 from service.lifecycle import Lifecycle, Load
 from service.observability.metrics import Metrics
+from service.observability.tracing import configured_tracing
 from service.pipeline.gate import Gate
 from service.pipeline.pipeline import Pipeline
 from service.read_only import expect_no_temporary_folder
@@ -56,6 +58,7 @@ def create_app(
     settings = settings or load_settings()
     pipeline = Pipeline(settings, Metrics(), gate=gate, decoding=decoding)
     lifecycle = Lifecycle(settings, pipeline, load)
+    tracing = configured_tracing()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -64,6 +67,8 @@ def create_app(
             yield
         finally:
             await lifecycle.stop()
+            if tracing is not None:
+                await asyncio.to_thread(tracing.close)
 
     app = FastAPI(
         title="CMA-CLIP attribute service",
@@ -81,7 +86,7 @@ def create_app(
     pages.add_to(app)
     for error_class in (ServiceError, RequestValidationError, HTTPException):
         app.add_exception_handler(error_class, _answer_with_problem)
-    app.add_middleware(Observed, metrics=pipeline.metrics.requests)
+    app.add_middleware(Observed, metrics=pipeline.metrics.requests, tracing=tracing)
     return app
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import uvicorn
 from fastapi import FastAPI
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Locator, Page, expect, sync_playwright
 
 from model.inference.predictions import Explanation, ImageExplanation, TokenWeight
 from service.app import create_app
@@ -204,7 +204,13 @@ def open_playground(browser: Browser) -> Iterator[OpenPlayground]:
         context.set_default_timeout(10_000)
         playground = Playground(context.new_page(), context)
         page, logged = playground.page, playground.logged
-        page.on("console", lambda said: logged.append(said.text) if said.type in ("error", "warning") else None)
+
+        def note(said: ConsoleMessage) -> None:
+            # The page asks whether the service is there, also after a test has stopped it.
+            if said.type in ("error", "warning") and not said.location["url"].endswith("/readyz"):
+                logged.append(said.text)
+
+        page.on("console", note)
         page.on("pageerror", lambda error: logged.append(str(error)))
         page.on("request", lambda request: playground.requests.append(request.url))
         visits.append((playground, site))

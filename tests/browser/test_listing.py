@@ -57,7 +57,9 @@ def test_the_page_shows_the_answer_of_the_service(playground: Playground, site: 
         expect(row.locator(".why")).to_contain_text(f"{100 * found['confidence']:.1f} %")
         expect(row.locator(".mark")).to_have_attribute("style", re.compile(rf"{100 * found['threshold']:g}%"))
         expect(row.locator(".shares")).to_have_text("Image 0 %Title 100 %")
-        expect(row.locator(".other")).to_have_count(sum(each["confidence"] >= 0.0005 for each in found["candidates"][1:]))
+        expect(row.locator(".other")).to_have_count(
+            sum(each["confidence"] >= 0.0005 for each in found["candidates"][1:])
+        )
 
 
 WHY = {
@@ -95,7 +97,9 @@ def test_an_unfamiliar_listing_has_a_banner_that_is_announced(playground: Playgr
     expect(remark).to_contain_text("Familiarity: 0.001")
     expect(playground["#announce"]).to_contain_text("Unfamiliar listing: It is unlike")
     expect(playground[".verdict"]).to_have_text(["Not accepted"] * 2)
-    expect(playground[".why >> nth=0"]).to_contain_text("Unlike the products that the model was calibrated on. Confidence")
+    expect(playground[".why >> nth=0"]).to_contain_text(
+        "Unlike the products that the model was calibrated on. Confidence"
+    )
     playground["#title"].fill("Red Coat")
     expect(playground["#words"]).to_contain_text("Coat")
     expect(playground[".remark"]).to_have_count(0)
@@ -372,9 +376,13 @@ def test_alternatives_that_would_be_shown_as_0_are_left_out(playground: Playgrou
 
 def test_an_old_answer_is_not_shown_as_the_new_ones(playground: Playground) -> None:
     held: list[Any] = []
+
+    def hold(route: Any) -> None:
+        held.append(route)
+
     playground["#title"].fill("Red Coat")
     playground.expect_answer()
-    playground.page.route("**/v1/classify", lambda route: held.append(route))
+    playground.page.route("**/v1/classify", hold)
     playground["#title"].fill("Blue Coat")
     expect(playground["#predictions-hint"]).to_have_text("Waiting for the service.")
     expect(playground.predictions).to_have_count(0)

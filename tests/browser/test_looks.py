@@ -36,38 +36,46 @@ def check(playground: Playground) -> None:
     assert playground.page.evaluate(overflow) <= 0
 
 
-@pytest.mark.parametrize(
-    ("width", "height", "rows"),
-    [(1366, 820, 2), (360, 740, 1)],
-    ids=["a laptop", "a phone"],
-)
-def test_it_opens_with_an_example_whose_answer_is_in_reach(
-    open_playground: OpenPlayground, site: Site, width: int, height: int, rows: int
+def expect_in_reach(playground: Playground, *selectors: str) -> None:
+    """Fail unless all of these are on the screen without scrolling."""
+    size = playground.page.viewport_size
+    assert size is not None
+    for selector in selectors:
+        box = playground[selector].bounding_box()
+        assert box is not None, selector
+        assert 0 <= box["y"] and box["y"] + box["height"] <= size["height"], selector  # noqa: PT018
+
+
+def test_on_a_phone_the_page_opens_with_an_example_whose_answer_is_in_reach(
+    open_playground: OpenPlayground, site: Site
 ) -> None:
-    playground = open_playground(site, cleared=False, viewport={"width": width, "height": height})
+    playground = open_playground(site, cleared=False, **SCREENS["phone"])
     playground.expect_answer()
     expect(playground["#title"]).to_have_value("Turtle Check Men Navy Blue Shirt")
-    boxes = [playground["#shown"].bounding_box(), playground[f".prediction >> nth={rows - 1}"].bounding_box()]
-    assert all(box is not None and box["y"] >= 0 and box["y"] + box["height"] <= height for box in boxes)
+    expect_in_reach(playground, "#shown", "#predictions-title", ".head >> nth=0", ".verdict >> nth=0")
 
 
-def test_seven_attributes_fit_beside_the_image(open_playground: OpenPlayground, site: Site) -> None:
-    """At 1366 x 820, the size of a small laptop's window."""
-    names = ["gender", "masterCategory", "subCategory", "articleType", "baseColour", "season", "usage"]
+def test_seven_attributes_fit_beside_the_image_on_a_laptop(open_playground: OpenPlayground, site: Site) -> None:
+    """At 1366 x 820: six that are accepted, and one with a longer line that says why not."""
+    verdict = {"label": "Navy Blue", "confidence": 0.96, "accepted": True, "abstention": None, "threshold": 0.72}
+    certain = verdict | {
+        "target_precision": 0.95,
+        "candidates": [{"label": label, "confidence": share} for label, share in (("Navy Blue", 0.96), ("Blue", 0.03))],
+        "modality_attention": {"image": 0.3, "text": 0.7},
+    }
+    doubtful = certain | {"confidence": 0.6, "accepted": False, "abstention": "low_confidence"}
+    names = ["gender", "masterCategory", "subCategory", "articleType", "baseColour", "usage"]
 
     def seven(route: Route) -> None:
         reply = route.fetch()
-        found = reply.json()
-        found["attributes"] = {name: found["attributes"]["baseColour"] for name in names}
-        route.fulfill(response=reply, json=found)
+        attributes = {**dict.fromkeys(names, certain), "season": doubtful}
+        route.fulfill(response=reply, json=reply.json() | {"attributes": attributes})
 
     playground = open_playground(site, viewport={"width": 1366, "height": 820})
     playground.page.route("**/v1/classify/upload", seven)
     playground.page.get_by_role("button", name="Navy shirt").click()
     expect(playground.predictions).to_have_count(7)
-    last = playground[".prediction >> nth=6"].bounding_box()
-    assert last is not None
-    assert last["y"] + last["height"] <= 820
+    expect_in_reach(playground, "#shown", ".prediction >> nth=0", ".prediction >> nth=6")
 
 
 def test_the_empty_page(visit: Playground) -> None:

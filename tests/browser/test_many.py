@@ -125,7 +125,9 @@ def test_a_folder_with_a_table(playground: Playground, tmp_path: Path) -> None:
 
 
 def test_a_row_gets_the_image_that_it_names(playground: Playground, tmp_path: Path) -> None:
-    """A row fails if its cell is ambiguous, or if another row may refer to the same image, unless images may be missing."""
+    """A row whose cell is ambiguous fails, and so does one of several that may mean the same image, unless images may
+    be missing.
+    """
     rows = (
         "1,One,a/1.png",
         "2,Two,b/1.png",
@@ -296,7 +298,9 @@ def test_images_by_url_are_shown_once_they_are_answered(open_playground: OpenPla
 def test_a_table_whose_images_are_nowhere_is_refused(playground: Playground, tmp_path: Path) -> None:
     rows = ("1,Red Coat,a.jpg", "2,Blue Coat,b.jpg")
     read_many(playground, write(tmp_path / "shop", "id,title,image", *rows) / "styles.csv")
-    expect(playground["#many-problem"]).to_contain_text("None of the images that the table names is among the files, such as a.jpg")
+    expect(playground["#many-problem"]).to_contain_text(
+        "None of the images that the table names is among the files, such as a.jpg"
+    )
     playground["#allow-missing"].check()
     expect_done(playground, 2)
     expect(playground["#many-problem"]).to_be_empty()

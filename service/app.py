@@ -41,6 +41,14 @@ def load_predictor(settings: Settings) -> ListingPredictor:
     return Predictor.load(settings.checkpoint, device=settings.device, dtype=settings.dtype, engine=settings.engine)
 
 
+def check_checkpoint(settings: Settings) -> None:
+    """Raise `ModelError` where the configured folder is no checkpoint, without loading it, which takes time."""
+    from model.checkpoint.folder import check_checkpoint  # noqa: PLC0415
+
+    compiled = settings.engine not in {"auto", "torch"}
+    check_checkpoint(settings.checkpoint, settings.engine if compiled else None)
+
+
 def create_app(
     settings: Settings | None = None,
     load: Load = load_predictor,

@@ -43,7 +43,7 @@ def expect_in_reach(playground: Playground, *selectors: str) -> None:
     for selector in selectors:
         box = playground[selector].bounding_box()
         assert box is not None, selector
-        assert 0 <= box["y"] and box["y"] + box["height"] <= size["height"], selector  # noqa: PT018
+        assert box["y"] >= 0 and box["y"] + box["height"] <= size["height"], selector  # noqa: PT018
 
 
 def test_on_a_phone_the_page_opens_with_an_example_whose_answer_is_in_reach(

@@ -147,7 +147,7 @@ def test_predict_prints_a_table(tmp_path: Path) -> None:
     photo.write_bytes(encoded())
     result = run("predict", str(photo), "--title", "Navy shirt")
     assert result.exit_code == 0, result.exception
-    for expected in ("baseColour", "season", "█"):
+    for expected in ("Base colour", "Season", "█"):
         assert expected in result.output
 
 
@@ -186,6 +186,25 @@ def test_a_broken_checkpoint_is_one_line(capsys: pytest.CaptureFixture[str], mon
     monkeypatch.setattr(predict_command, "load_predictor", broken)
     line = failed(capsys, monkeypatch, "predict", "--title", "a")
     assert line == "cma-clip: weights/x: config.json is missing\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--checkpoint", "no/such/folder"), "there is no checkpoint folder no/such/folder"),
+        (("--checkpoint", str(ROOT / "weights/fashion"), "--engine", "openvino-int8"), "carries no engine openvino-int8"),
+    ],
+)
+def test_a_wrong_checkpoint_is_named_before_the_service_listens(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["cma-clip", "serve", "--port", "0", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 2
+    captured = capsys.readouterr()
+    assert message in captured.err.splitlines()[-1]
+    assert captured.out == ""  # the log, which would say that it listens
 
 
 def test_predict_and_the_service_have_one_limit_on_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -362,7 +362,7 @@ class LabelSetReply(Reply):
     target_precision: float
     modality_attention: ModalityAttention
     explanation: Explanation | SkipJsonSchema[None] = Field(
-        None, description="of the likeliest label; only where `explain` was asked for"
+        None, description="of the likeliest label alone, not of each accepted one; only where `explain` was asked for"
     )
 
     @property

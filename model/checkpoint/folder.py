@@ -94,7 +94,7 @@ def load_checkpoint(folder: Path, engine: str | None = None) -> Checkpoint:
 
 
 def check_checkpoint(folder: Path, engine: str | None = None) -> None:
-    """Check, without loading its network, that a folder is a checkpoint, and one that carries an engine where one is named.
+    """Check that a folder is a checkpoint, and carries an engine where one is named, without loading its network.
 
     Raises as `load_checkpoint` does.
     """

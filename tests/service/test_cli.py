@@ -192,7 +192,10 @@ def test_a_broken_checkpoint_is_one_line(capsys: pytest.CaptureFixture[str], mon
     ("arguments", "message"),
     [
         (("--checkpoint", "no/such/folder"), "there is no checkpoint folder no/such/folder"),
-        (("--checkpoint", str(ROOT / "weights/fashion"), "--engine", "openvino-int8"), "carries no engine openvino-int8"),
+        (
+            ("--checkpoint", str(ROOT / "weights/fashion"), "--engine", "openvino-int8"),
+            "carries no engine openvino-int8",
+        ),
     ],
 )
 def test_a_wrong_checkpoint_is_named_before_the_service_listens(

@@ -246,8 +246,8 @@ MAIN = textwrap.dedent("""
     from tests.service.fake_predictor import FakePredictor
 
     def load(settings):
-        if "broken" in str(settings.checkpoint):
-            raise CheckpointError(f"{settings.checkpoint}: model.safetensors is missing")
+        if settings.device == "broken":  # what is found out only while the network is being loaded
+            raise CheckpointError(f"{settings.checkpoint}: model.safetensors is damaged")
         return FakePredictor()
 
     app.load_predictor = load
@@ -283,7 +283,7 @@ def test_serve_prints_what_it_uses_and_no_keys() -> None:
 
 @pytest.mark.parametrize(
     ("flags", "named"),
-    [(["--checkpoint", "broken"], "model.safetensors is missing"), (["--target-precision", "0.8"], "0.8")],
+    [(["--device", "broken"], "model.safetensors is damaged"), (["--target-precision", "0.8"], "0.8")],
 )
 def test_a_start_that_fails_says_why_and_ends(flags: list[str], named: str) -> None:
     process = serve("--port", "0", *flags)

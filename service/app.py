@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -21,6 +22,7 @@ from service.http.middleware import Observed, record_of
 from service.http.problems import as_service_error, problem_response
 from service.lifecycle import Lifecycle, Load
 from service.observability.metrics import Metrics, ReviewMetrics
+from service.observability.tracing import configured_tracing
 from service.pipeline.base64_image import decode_base64
 from service.pipeline.gate import Gate
 from service.pipeline.pipeline import Pipeline
@@ -76,6 +78,14 @@ def open_reviews(settings: Settings, metrics: ReviewMetrics, store: Store | None
     )
 
 
+def check_checkpoint(settings: Settings) -> None:
+    """Raise `ModelError` where the configured folder is no checkpoint, without loading it, which takes time."""
+    from model.checkpoint.folder import check_checkpoint  # noqa: PLC0415
+
+    compiled = settings.engine not in {"auto", "torch"}
+    check_checkpoint(settings.checkpoint, settings.engine if compiled else None)
+
+
 def create_app(
     settings: Settings | None = None,
     load: Load = load_predictor,
@@ -96,6 +106,7 @@ def create_app(
     reviews = open_reviews(settings, metrics.reviews, store)
     pipeline = Pipeline(settings, metrics, reviews=reviews, gate=gate, decoding=decoding)
     lifecycle = Lifecycle(settings, pipeline, load, store)
+    tracing = configured_tracing()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -104,6 +115,8 @@ def create_app(
             yield
         finally:
             await lifecycle.stop()
+            if tracing is not None:
+                await asyncio.to_thread(tracing.close)
 
     app = FastAPI(
         title="CMA-CLIP attribute service",
@@ -128,7 +141,7 @@ def create_app(
     pages.add_to(app)
     for error_class in (ServiceError, RequestValidationError, HTTPException):
         app.add_exception_handler(error_class, _answer_with_problem)
-    app.add_middleware(Observed, metrics=pipeline.metrics.requests)
+    app.add_middleware(Observed, metrics=pipeline.metrics.requests, tracing=tracing)
     return app
 
 

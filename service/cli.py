@@ -124,12 +124,13 @@ def serve(settings: Settings) -> None:
     Each setting comes from its flag, else from the environment variable CMA_CLIP_ and its name in capitals, else from
     its default.
     """
-    from service.app import create_app, load_predictor  # noqa: PLC0415
+    from service.app import check_checkpoint, create_app, load_predictor  # noqa: PLC0415
     from service.http import server  # noqa: PLC0415
     from service.observability import logs  # noqa: PLC0415
 
     print(_in_use(settings), file=sys.stderr, flush=True)
     logs.configure(settings.log_format)
+    check_checkpoint(settings)  # before the log says that the server listens
     failure = server.serve(create_app(settings, load_predictor), settings)
     if isinstance(failure, ModelError):
         raise failure

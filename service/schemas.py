@@ -18,6 +18,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic.config import JsonDict
 from pydantic.json_schema import SkipJsonSchema
 
 from model.catalogue.words import Placeholders
@@ -181,12 +182,28 @@ class Options(Request):
     )
 
 
+EXAMPLE: JsonDict = {"id": "sku-1", "title": "Turtle Check Men Navy Blue Shirt"}
+
+
 class ClassifyRequest(Listing, Options):
     """One listing and what is wanted of it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [{"required": ["title"]}, {"required": ["image"]}],
+            "examples": [{**EXAMPLE, "target_precision": 0.95, "top_k": 2}],
+        }
+    )
 
 
 class BatchRequest(Options):
     """Many listings and what is wanted of all of them."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"listings": [EXAMPLE, {"id": "sku-2", "title": "Women Brown Leather Handbag"}], "top_k": 1}]
+        }
+    )
 
     # The route checks them one by one, so that a bad listing fails alone, and only after counting them, so that
     # a million of them cost nothing.
@@ -346,7 +363,7 @@ class LabelSetReply(Reply):
     target_precision: float
     modality_attention: ModalityAttention
     explanation: Explanation | SkipJsonSchema[None] = Field(
-        None, description="of the likeliest label; only where `explain` was asked for"
+        None, description="of the likeliest label alone, not of each accepted one; only where `explain` was asked for"
     )
 
     @property

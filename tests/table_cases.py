@@ -24,6 +24,32 @@ class Case:
     refusal: str = ""
 
 
+@dataclass(frozen=True)
+class ImageCase:
+    """A table with a column of images, and the images beside it.
+
+    `found`: each row's image; empty: it has none, and is a listing all the same; None: it is an error of its row.
+    """
+
+    name: str
+    rows: tuple[str, ...]
+    images: tuple[str, ...]
+    found: tuple[str | None, ...]
+
+    @property
+    def text(self) -> str:
+        return "\n".join(("id,title,image", *self.rows, ""))
+
+
+IMAGE_CASES: tuple[ImageCase, ...] = (
+    ImageCase("all there", ("1,A,a.png", "2,B,sub/b.png"), ("a.png", "sub/b.png"), ("a.png", "sub/b.png")),
+    ImageCase("one named and not there", ("1,A,a.png", "2,B,b.png"), ("a.png",), ("a.png", None)),
+    ImageCase("rows that name none", ("1,A,", "2,B,nan", "3,C,a.png"), ("a.png",), ("", "", "a.png")),
+    ImageCase("the first of several", ("1,A,a.png|b.png",), ("a.png", "b.png"), ("a.png",)),
+    ImageCase("backslashes", ("1,A,sub\\a.png",), ("sub/a.png",), ("sub/a.png",)),
+)
+
+
 def good(line: int, id: str, title: str, image: str = "", *, repaired: bool = False) -> Read:
     return (line, id, title, image, None, repaired)
 

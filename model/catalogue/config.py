@@ -30,7 +30,8 @@ class CatalogueConfig:
     which it is learned which attributes a listing cannot have (`model.catalogue.applicability`). `label_names` are what
     people call labels, by attribute, label, and language tag or `description`; in the file, the tables
     `[labels.ATTRIBUTE]`. `placeholders` are texts that stand for a missing value, besides the
-    usual ones (`model.catalogue.words.PLACEHOLDERS`); none at all where it is empty.
+    usual ones (`model.catalogue.words.PLACEHOLDERS`); none at all where it is empty. `source` says where the table and
+    the images can be had, in the error where they are not there.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class CatalogueConfig:
     separator: Mapping[str, str] = field(default_factory=dict)
     placeholders: tuple[str, ...] | None = None
     product_type: str | None = None
+    source: str | None = None
     label_names: Mapping[str, Mapping[str, Mapping[str, str]]] = field(default_factory=dict)
 
     @classmethod
@@ -59,7 +61,9 @@ class CatalogueConfig:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path} is not valid TOML: {error}") from error
         try:
-            return cls._from_table(path, document)
+            config = cls._from_table(path, document)
+            config._check_source()
+            return config
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
 
@@ -87,6 +91,7 @@ class CatalogueConfig:
             "separator": _separators(table),
             "placeholders": _texts(table, "placeholders") if "placeholders" in table else None,
             "product_type": _text(table, "product_type") if "product_type" in table else None,
+            "source": _text(table, "source") if "source" in table else None,
             "label_names": _label_names(document.get("labels", {})),
         }
         return cls(path=path, **values)
@@ -124,6 +129,13 @@ class CatalogueConfig:
                 codecs.lookup(self.encoding)
             except LookupError:
                 raise ConfigError(f"'encoding' names none that Python knows: {self.encoding!r}") from None
+
+    def _check_source(self) -> None:
+        """Raise `ConfigError` where the table or the images are not there, and it is said where they can be had."""
+        if self.source is None:
+            return
+        if missing := next((path for path in (self.table, self.images) if path and not path.exists()), None):
+            raise ConfigError(f"{missing} is not there. {self.source}")
 
     @property
     def columns(self) -> tuple[str, ...]:

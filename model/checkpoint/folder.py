@@ -94,6 +94,17 @@ def load_checkpoint(folder: Path, engine: str | None = None) -> Checkpoint:
     return load_compiled(folder, home)
 
 
+def check_checkpoint(folder: Path, engine: str | None = None) -> None:
+    """Check that a folder is a checkpoint, and carries an engine where one is named, without loading its network.
+
+    Raises as `load_checkpoint` does.
+    """
+    if engine is None:
+        _load(folder, None)
+    else:
+        load_checkpoint(folder, engine)
+
+
 def load_compiled(folder: Path, home: Path) -> Checkpoint:
     """Read and verify a checkpoint folder with the compiled network in `home`; raises as `load_checkpoint` does."""
     checkpoint = _load(folder, None)

@@ -18,6 +18,7 @@ from model.situations import Situation
 from model.tasks import Task
 from service.app import load_predictor
 from service.commands import heat_map
+from service.commands.names import REASONS, readable
 from service.errors import ServiceError
 from service.pipeline import decode as images
 from service.schemas import (
@@ -39,15 +40,6 @@ LONG_BAR, SHORT_BAR = 20, 8
 
 TINTS = ((0.75, "bold white on magenta"), (0.4, "bold magenta"), (0.15, "magenta"), (0.0, "dim"))
 """How a word is shown whose weight is at least such a share of the heaviest one's, on dark ground and light."""
-
-REASONS = {
-    Abstention.UNFAMILIAR_LISTING: "unfamiliar",
-    Abstention.NOT_APPLICABLE: "not applicable",
-    Abstention.NOT_CERTIFIED: "not certified",
-    Abstention.MODALITIES_DISAGREE: "contradictory",
-    Abstention.LOW_CONFIDENCE: "low confidence",
-}
-"""Why a label is not accepted, short enough for a column of the table."""
 
 SITUATIONS = {
     Situation.IMAGE_AND_TITLE: "image and title",
@@ -151,7 +143,7 @@ def draw(reply: ClassifyReply, console: Console | None = None) -> None:
         others = Text(", ".join(f"{label} {share}" for label, share in shares if share != "0%"), "dim")
         labels = [Text(each.label, "bold" if each.accepted else "") for each in answered]
         table.add_row(
-            Text(name),
+            Text(readable(name)),
             Text("\n").join([*labels, others] if narrow and others else labels),
             Text("\n").join(_confidence(each, bar) for each in answered),
             Text("\n").join(map(_verdict, answered)),
@@ -204,7 +196,7 @@ def _remarks(reply: ClassifyReply) -> Iterator[Text]:
         if _answered(attribute)[0][0].abstention is Abstention.MODALITIES_DISAGREE
     ]
     if contradictory:
-        names = ", ".join(contradictory)
+        names = ", ".join(map(readable, contradictory))
         yield Text(f"Contradictory: image and title, each taken alone, contradict each other on {names}.", "yellow")
     for warning in reply.warnings:
         yield Text(WARNINGS[warning], "yellow")
@@ -231,7 +223,7 @@ def _confidence(attribute: Verdict, length: int) -> Text:
 def _balance(image: float, length: int) -> Text:
     """A bar of two parts: the weight of the image, then that of the text."""
     left, percent = round(image * length), round(100 * image)
-    return Text.assemble(("█" * left, "cyan"), ("█" * (length - left), "magenta"), f" {percent} / {100 - percent} %")
+    return Text.assemble(("█" * left, "cyan"), ("█" * (length - left), "blue"), f" {percent} / {100 - percent} %")
 
 
 def _words_table(words: dict[str, list[TokenWeight]]) -> Table:
@@ -242,7 +234,7 @@ def _words_table(words: dict[str, list[TokenWeight]]) -> Table:
     for name, tokens in words.items():
         heaviest = sorted(tokens, key=lambda token: -token.weight)[:HEAVIEST]
         named = ", ".join(f"{token.token} {token.weight:.0%}" for token in heaviest)
-        table.add_row(Text(name), _tinted(tokens), Text(named, "dim"))
+        table.add_row(Text(readable(name)), _tinted(tokens), Text(named, "dim"))
     return table
 
 

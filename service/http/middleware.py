@@ -1,4 +1,4 @@
-"""Around every request: its id, its metrics, its log line, and the handling of unexpected exceptions."""
+"""Around every request: its id, metrics, log line and span, and the handling of unexpected exceptions."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ from service.errors import ClientGone
 from service.http.problems import as_service_error, problem_response
 from service.observability.metrics import RequestMetrics
 from service.observability.request_log import RequestRecord
+from service.observability.tracing import Tracing
 
 REQUEST_ID_HEADER = "X-Request-ID"
 
 PROBES = {"/healthz", "/readyz", "/metrics"}
-"""Asked every few seconds by machines; only what they are refused is logged."""
+"""Asked every few seconds by machines; only what they are refused is logged, and none is traced."""
+
+UNTRACED = ("/static/", *PROBES)
 
 SANE_ID = re.compile(r"[A-Za-z0-9._~:/+=@-]{1,128}")
 
@@ -36,14 +39,17 @@ def record_of(request: Request) -> RequestRecord:
 class Observed:
     """Outermost ASGI middleware: whatever happens inside, there is one answer with an id, counted and logged once."""
 
-    def __init__(self, app: ASGIApp, *, metrics: RequestMetrics) -> None:
-        self._app, self._metrics = app, metrics
+    def __init__(self, app: ASGIApp, *, metrics: RequestMetrics, tracing: Tracing | None) -> None:
+        """tracing: makes the requests' spans; None: they are not traced"""
+        self._app, self._metrics, self._tracing = app, metrics, tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         record = RequestRecord(_request_id(scope))
+        if self._tracing is not None and not scope["path"].startswith(UNTRACED):
+            record.trace = self._tracing.request(Headers(scope=scope), record.id)
         scope.setdefault("state", {})["record"] = record
         # HEAD is GET without the body, which the server leaves out.
         inner: Scope = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
@@ -72,6 +78,10 @@ class Observed:
     def _finish(self, scope: Scope, route: str | None, record: RequestRecord, status: int) -> None:
         seconds = time.monotonic() - record.started
         self._metrics.answered(method=scope["method"], route=route, status=status, seconds=seconds)
+        if record.trace is not None:
+            record.trace.end(
+                method=scope["method"], route=route, status=status, code=record.code, listings=record.listings
+            )
         if record.key is not None:
             self._metrics.answered_key(record.key, status)
         if route in PROBES and status == HTTPStatus.OK:

@@ -1,6 +1,6 @@
-"""The pages: `/`, `/docs` and `/review`.
-
-They load nothing from other hosts, so they work offline and under a strict policy.
+"""The pages: `/`, `/docs` and `/review`. All that they are made of comes from the service, so they work offline and
+under a strict policy. Only an image that the user names by its URL is loaded from elsewhere, once the service has
+accepted the URL.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ INDEX, DOCS, REVIEW = (
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src 'self' blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "img-src 'self' blob: data: http: https:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Cache-Control": "no-cache",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",

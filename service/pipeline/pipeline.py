@@ -117,12 +117,13 @@ class Pipeline:
         )
 
     async def fetch(self, url: str, call: Call) -> bytes:
-        """Fetch an image; its bytes take room in the request's ticket as they arrive."""
+        """Fetch an image; its bytes take room in the request's ticket as they arrive. Failing takes time as well."""
         started = time.monotonic()
-        async with call.fetches:
-            data = await self._fetcher.fetch(url, on_bytes=call.ticket.add_bytes)
-        self.record_stage("fetch", time.monotonic() - started, call)
-        return data
+        try:
+            async with call.fetches:
+                return await self._fetcher.fetch(url, on_bytes=call.ticket.add_bytes)
+        finally:
+            self.record_stage("fetch", time.monotonic() - started, call)
 
     async def prepare(self, listing: ListingInput, fetched: bytes | None, *, explain: bool, call: Call) -> Prepared:
         """Decode and tokenize; `fetched` is the image behind the listing's URL, if it names one."""
@@ -137,7 +138,7 @@ class Pipeline:
         if prepared.work > 1:  # on arrival it was counted as 1
             self.admission.check_deadline(call.deadline, listings=prepared.work - 1, own=call.ticket.listings)
         answer = await self.inference.batcher.submit(prepared, deadline=call.deadline.at, lane=call.lane)
-        self.record_stage("queue", answer.queue_seconds, call)
+        self.record_stage("queue", answer.queue_seconds, call, ago=answer.inference_seconds)
         self.record_stage("inference", answer.inference_seconds, call)
         return answer.result
 
@@ -151,12 +152,13 @@ class Pipeline:
             return found
         return {name: self.reviews.given(prediction, name, answer) for name, answer in found.items()}
 
-    def record_stage(self, stage: str, seconds: float, call: Call) -> None:
-        """Count a listing's time in a stage, in the metrics and for the request's log line.
+    def record_stage(self, stage: str, seconds: float, call: Call, *, ago: float = 0.0) -> None:
+        """Count a listing's time in a stage that ended `ago` seconds before now: in the metrics, for the request's log
+        line, and as a span where requests are traced.
 
         Not that of a job: it waits long on purpose, and would hide how long callers do.
         """
         if call.lane is Lane.JOBS:
             return
         self.metrics.requests.stage(stage, seconds)
-        call.record.stage(stage, seconds)
+        call.record.stage(stage, seconds, ago=ago)

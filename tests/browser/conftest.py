@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import uvicorn
 from fastapi import FastAPI
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Locator, Page, expect, sync_playwright
 
 from model.inference.predictions import Explanation, ImageExplanation, TokenWeight
 from service.app import create_app
@@ -59,6 +59,12 @@ class PointedPredictor(FakePredictor):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.started = threading.Semaphore(0)  # released at the start of each batch
+
+    def forget(self) -> None:
+        """Forget the batches so far."""
+        self.batches.clear()
+        while self.started.acquire(blocking=False):
+            pass
 
     def predict(self, batch: list[FakePrepared]) -> list[FakePrediction]:
         if any(listing.title != WARM_UP for listing in batch):
@@ -148,8 +154,14 @@ class Playground:
     expected: tuple[str, ...] = ()
     """Prefixes of the messages that the test expects."""
 
-    def visit(self, site: Site) -> Playground:
+    def visit(self, site: Site, *, cleared: bool = True) -> Playground:
+        """Open the page. `cleared`: wait for the example that it opens with, and remove it."""
         self.page.goto(site.url)
+        if cleared:
+            expect(self["#predictions > .prediction, #problem .problem"].first).to_be_visible()
+            self["#clear"].click()
+            expect(self.predictions).to_have_count(0)
+            site.predictor.forget()
         return self
 
     def __getitem__(self, selector: str) -> Locator:
@@ -182,19 +194,27 @@ OpenPlayground = Callable[..., Playground]
 
 @pytest.fixture
 def open_playground(browser: Browser) -> Iterator[OpenPlayground]:
-    """Open the page in a new browser profile; fails if anything was logged, or loaded from another site."""
+    """Open the page in a new browser profile, without its example; fails if anything was logged, or loaded from another
+    site.
+    """
     visits: list[tuple[Playground, Site]] = []
 
-    def visit(site: Site, **options: Any) -> Playground:
+    def visit(site: Site, *, cleared: bool = True, **options: Any) -> Playground:
         context = browser.new_context(**options)
         context.set_default_timeout(10_000)
         playground = Playground(context.new_page(), context)
         page, logged = playground.page, playground.logged
-        page.on("console", lambda said: logged.append(said.text) if said.type in ("error", "warning") else None)
+
+        def note(said: ConsoleMessage) -> None:
+            # The page asks whether the service is there, also after a test has stopped it.
+            if said.type in ("error", "warning") and not said.location["url"].endswith("/readyz"):
+                logged.append(said.text)
+
+        page.on("console", note)
         page.on("pageerror", lambda error: logged.append(str(error)))
         page.on("request", lambda request: playground.requests.append(request.url))
         visits.append((playground, site))
-        return playground.visit(site)
+        return playground.visit(site, cleared=cleared)
 
     yield visit
     for playground, site in visits:

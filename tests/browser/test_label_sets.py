@@ -46,7 +46,7 @@ def test_an_attribute_that_does_not_apply_says_so(open_playground: OpenPlaygroun
     playground = open_playground(sets)
     playground["#title"].fill(f"Wool {NOWHERE}")
     row = playground["[data-attribute=material]"]
-    expect(row.locator(".verdict")).to_have_text("Abstained")
+    expect(row.locator(".verdict")).to_have_text("Not accepted")
     expect(row.locator(".why")).to_contain_text("Products of this type don’t have this attribute. Confidence")
 
 
@@ -61,6 +61,6 @@ def test_the_download_joins_the_cells_of_several_labels(open_playground: OpenPla
     with download.value.path().open(encoding="utf-8-sig", newline="") as file:
         (row,) = csv.DictReader(file)
     assert row["material"] == "Wool|Cotton"  # labels, whatever people call them
-    assert [row[f"material_{each}"] for each in ("confidence", "accepted", "abstention", "image_weight")] == [
-        "0.99|0.7", "true|true", "|", "0"
+    assert [row[f"material_{each}"] for each in ("suggestion", "confidence", "abstention", "image_weight")] == [
+        "Linen", "0.99|0.7|0.1", "low_confidence", "0"
     ]  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from tests.browser.conftest import OpenPlayground, Playground, Site, image_file, serving
 from tests.service.fake_predictor import CONTEXT, DISAGREEING, UNFAMILIAR
@@ -34,6 +34,48 @@ def check(playground: Playground) -> None:
     assert not results.violations_count, results.generate_report()
     overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
     assert playground.page.evaluate(overflow) <= 0
+
+
+def expect_in_reach(playground: Playground, *selectors: str) -> None:
+    """Fail unless all of these are on the screen without scrolling."""
+    size = playground.page.viewport_size
+    assert size is not None
+    for selector in selectors:
+        box = playground[selector].bounding_box()
+        assert box is not None, selector
+        assert box["y"] >= 0 and box["y"] + box["height"] <= size["height"], selector  # noqa: PT018
+
+
+def test_on_a_phone_the_page_opens_with_an_example_whose_answer_is_in_reach(
+    open_playground: OpenPlayground, site: Site
+) -> None:
+    playground = open_playground(site, cleared=False, **SCREENS["phone"])
+    playground.expect_answer()
+    expect(playground["#title"]).to_have_value("Turtle Check Men Navy Blue Shirt")
+    expect_in_reach(playground, "#shown", "#predictions-title", ".head >> nth=0", ".verdict >> nth=0")
+
+
+def test_seven_attributes_fit_beside_the_image_on_a_laptop(open_playground: OpenPlayground, site: Site) -> None:
+    """At 1366 x 820: six that are accepted, and one with a longer line that says why not."""
+    verdict = {"label": "Navy Blue", "confidence": 0.96, "accepted": True, "abstention": None, "threshold": 0.72}
+    certain = verdict | {
+        "target_precision": 0.95,
+        "candidates": [{"label": label, "confidence": share} for label, share in (("Navy Blue", 0.96), ("Blue", 0.03))],
+        "modality_attention": {"image": 0.3, "text": 0.7},
+    }
+    doubtful = certain | {"confidence": 0.6, "accepted": False, "abstention": "low_confidence"}
+    names = ["gender", "masterCategory", "subCategory", "articleType", "baseColour", "usage"]
+
+    def seven(route: Route) -> None:
+        reply = route.fetch()
+        attributes = {**dict.fromkeys(names, certain), "season": doubtful}
+        route.fulfill(response=reply, json=reply.json() | {"attributes": attributes})
+
+    playground = open_playground(site, viewport={"width": 1366, "height": 820})
+    playground.page.route("**/v1/classify/upload", seven)
+    playground.page.get_by_role("button", name="Navy shirt").click()
+    expect(playground.predictions).to_have_count(7)
+    expect_in_reach(playground, "#shown", ".prediction >> nth=0", ".prediction >> nth=6")
 
 
 def test_the_empty_page(visit: Playground) -> None:
@@ -97,7 +139,7 @@ def test_with_a_table(visit: Playground, tmp_path: Path) -> None:
 
 def test_with_an_api_key_required(open_playground: OpenPlayground, scheme: str) -> None:
     with serving(api_keys=("right",)) as site:
-        playground = open_playground(site, color_scheme=scheme)
+        playground = open_playground(site, cleared=False, color_scheme=scheme)
         playground.expected = ("Failed to load resource",)
         expect(playground["#locked"]).to_be_visible()
         check(playground)

@@ -13,10 +13,9 @@ import httpx
 import pytest
 from playwright.sync_api import Route, expect
 
-from model.inference.output import columns_of
 from service.errors import Overloaded
 from service.http.problems import problem
-from tests.browser.conftest import OpenPlayground, Playground, PointedPredictor, Site, serving
+from tests.browser.conftest import ANY_PORT, OpenPlayground, Playground, PointedPredictor, Site, serving
 from tests.service.conftest import encoded
 from tests.service.fake_predictor import UNFAMILIAR
 
@@ -75,20 +74,28 @@ def classify(site: Site, **listing: Any) -> dict[str, Any]:
 
 
 def test_a_table_without_images(playground: Playground, site: Site, tmp_path: Path) -> None:
-    """The download has the columns of `cma-clip label`, and in them what the service answers for each listing alone."""
+    """The download has what the service answers for each listing alone, accepted labels apart from suggestions."""
     rows = [f'{number},"Coat, number {number}"' for number in range(60)]
     read_many(playground, write(tmp_path / "shop", "id,title", *rows) / "styles.csv")
     expect_done(playground, 60)
     expect(playground["tbody tr"]).to_have_count(25)
     labels = download(playground)
-    assert list(labels[0]) == list(columns_of(["baseColour", "season"]))
+    suffixes = ("", "_suggestion", "_confidence", "_abstention", "_image_weight")
+    attributes = [f"{name}{suffix}" for name in ("baseColour", "season") for suffix in suffixes]
+    origin = ["model_version", "calibration", "target_precision"]
+    assert list(labels[0]) == ["id", *attributes, "familiarity", "error", *origin]
+    assert {tuple(row[name] for name in origin) for row in labels} == {("0123456789ab", "ba9876543210", "0.95")}
     assert [row["id"] for row in labels] == [str(number) for number in range(60)]
-    expected = classify(site, title="Coat, number 7")["baseColour"]
-    assert labels[7]["baseColour"] == expected["label"]
-    assert float(labels[7]["baseColour_confidence"]) == pytest.approx(expected["confidence"], abs=1e-6)
-    assert labels[7]["baseColour_accepted"] == str(expected["accepted"]).lower()
-    assert labels[7]["baseColour_abstention"] == (expected["abstention"] or "")
-    assert labels[7]["baseColour_image_weight"] == "0"
+    verdicts = set()
+    for row in labels[:20]:
+        expected = classify(site, title=f"Coat, number {row['id']}")["baseColour"]
+        verdicts.add(expected["accepted"])
+        assert row["baseColour"] == (expected["label"] if expected["accepted"] else "")
+        assert row["baseColour_suggestion"] == ("" if expected["accepted"] else expected["label"])
+        assert float(row["baseColour_confidence"]) == pytest.approx(expected["confidence"], abs=1e-6)
+        assert row["baseColour_abstention"] == (expected["abstention"] or "")
+        assert row["baseColour_image_weight"] == "0"
+    assert verdicts == {True, False}
     assert labels[7]["familiarity"] == "0.5"
     assert {row["error"] for row in labels} == {""}
 
@@ -111,12 +118,16 @@ def test_a_folder_with_a_table(playground: Playground, tmp_path: Path) -> None:
     expect(playground["#notes"]).to_contain_text("1 image ignored: not used by any row")
     expect(playground[".row-title"]).to_have_text(["Navy Shirt", "Red; unquoted; Shirt", "No Image"])
     expect(playground["td img"]).to_have_count(2)
-    playground.page.get_by_role("radio", name="Failed 1").check()
+    expect(playground["#notes"]).to_contain_text("Columns used: id, productDisplayName as title")
+    expect(playground["#notes"]).to_contain_text("1 column not used: gender")
+    playground.page.get_by_role("radio", name="1 listing failed").check()
     expect(playground["tbody tr"]).to_contain_text(["neither a title nor an image"])
 
 
 def test_a_row_gets_the_image_that_it_names(playground: Playground, tmp_path: Path) -> None:
-    """A row gets no image if its cell is ambiguous, or if another row may refer to the same image."""
+    """A row whose cell is ambiguous fails, and so does one of several that may mean the same image, unless images may
+    be missing.
+    """
     rows = (
         "1,One,a/1.png",
         "2,Two,b/1.png",
@@ -132,7 +143,14 @@ def test_a_row_gets_the_image_that_it_names(playground: Playground, tmp_path: Pa
     read_many(playground, folder)
     expect_done(playground, 8)
     notes = "2 rows name an image that is missing or ambiguous"
-    expect(playground["#notes"]).to_contain_text(notes)
+    expect(playground["#notes"]).to_contain_text(f"{notes}: these rows fail")
+    errors = [row["error"] for row in download(playground)]
+    assert [bool(error) for error in errors] == [False, False, True, False, False, False, True, False]
+    assert errors[2].endswith("line 4: the image is not among the files, or matches several of them: c/1.png")
+    playground["#allow-missing"].check()
+    expect_done(playground, 8)
+    expect(playground["#notes"]).to_contain_text(f"{notes}: only the title is used")
+    assert {row["error"] for row in download(playground)} == {""}
     shown = playground["tbody tr"].evaluate_all("rows => rows.map((row) => Boolean(row.querySelector('img')))")
     assert shown == [True, True, False, True, True, True, False, True]
     script = """async (files) => {
@@ -233,18 +251,66 @@ def test_filters(playground: Playground, tmp_path: Path) -> None:
     labels = download(playground)
     for attribute, judged in {"": ("baseColour", "season"), "season": ("season",)}.items():
         playground["#filter-attribute"].select_option(attribute)
-        abstained = [row["id"] for row in labels if any(row[f"{name}_accepted"] == "false" for name in judged)]
-        playground.page.get_by_role("radio", name=f"Abstained {len(abstained)}").check()
-        expect(playground["tbody .link"]).to_have_text(abstained)
-        playground.page.get_by_role("radio", name=f"Accepted {20 - len(abstained)}").check()
-        expect(playground["tbody tr"]).to_have_count(max(1, 20 - len(abstained)))
+        for column, text in {"": "accepted", "_suggestion": "not accepted"}.items():
+            rows = {row["id"]: sum(bool(row[f"{name}{column}"]) for name in judged) for row in labels}
+            playground.page.get_by_role("radio", name=re.compile(rf"^{sum(rows.values())} labels? {text}$")).check()
+            expect(playground["tbody .link"]).to_have_text([each for each, count in rows.items() if count])
+
+
+def test_each_attribute_says_how_many_of_its_labels_are_accepted(playground: Playground, tmp_path: Path) -> None:
+    read_many(playground, numbered(tmp_path / "shop", 30))
+    expect_done(playground, 30)
+    labels = download(playground)
+    for name in ("baseColour", "season"):
+        accepted = sum(bool(row[name]) for row in labels)
+        expect(playground["thead"]).to_contain_text(f"{accepted} of 30 accepted")
+
+
+def test_the_example_table_is_classified_with_its_images(playground: Playground) -> None:
+    playground["#tab-many"].click()
+    playground["#try-table"].click()
+    expect_done(playground, 7)
+    expect(playground["td img"]).to_have_count(7)
+    expect(playground["#notes"]).to_contain_text("1 column not used: supplier")
+
+
+def test_the_example_table_works_without_its_images_too(playground: Playground, tmp_path: Path) -> None:
+    playground["#tab-many"].click()
+    with playground.page.expect_download() as found:
+        playground.page.get_by_role("link", name="Download it").click()
+    found.value.save_as(tmp_path / "example.csv")
+    read_many(playground, tmp_path / "example.csv")
+    expect_done(playground, 7)
+    assert {row["error"] for row in download(playground)} == {""}
+
+
+def test_images_by_url_are_shown_once_they_are_answered(open_playground: OpenPlayground, tmp_path: Path) -> None:
+    with serving(allow_private_image_hosts=True, image_ports=ANY_PORT) as site:
+        playground = open_playground(site)
+        url = f"{site.url}/static/examples/red-dress.jpg"
+        rows = (f"1,Red Dress,{url}", "2,Elsewhere,ftp://example.com/a.jpg")
+        read_many(playground, write(tmp_path / "shop", "id,title,image", *rows) / "styles.csv")
+        expect_done(playground, 2)
+        expect(playground["td img"]).to_have_attribute("src", url)
+        assert [bool(row["error"]) for row in download(playground)] == [False, True]
+
+
+def test_a_table_whose_images_are_nowhere_is_refused(playground: Playground, tmp_path: Path) -> None:
+    rows = ("1,Red Coat,a.jpg", "2,Blue Coat,b.jpg")
+    read_many(playground, write(tmp_path / "shop", "id,title,image", *rows) / "styles.csv")
+    expect(playground["#many-problem"]).to_contain_text(
+        "None of the images that the table names is among the files, such as a.jpg"
+    )
+    playground["#allow-missing"].check()
+    expect_done(playground, 2)
+    expect(playground["#many-problem"]).to_be_empty()
 
 
 def test_unfamiliar_listings_are_told_apart(playground: Playground, tmp_path: Path) -> None:
     rows = ("1,Red Coat", f"2,A {UNFAMILIAR}", "3,")
     read_many(playground, write(tmp_path / "shop", "id,title", *rows) / "styles.csv")
     expect_done(playground, 3)
-    playground.page.get_by_role("radio", name="Unfamiliar 1").check()
+    playground.page.get_by_role("radio", name="1 listing unfamiliar").check()
     expect(playground["tbody .link"]).to_have_text(["2"])
     expect(playground["td .number"]).to_have_text([re.compile(", unfamiliar$")] * 2)
     labels = download(playground)
@@ -257,8 +323,9 @@ def test_another_precision_classifies_again(playground: Playground, tmp_path: Pa
     read_many(playground, write(tmp_path / "shop", "id,title", "1,Red Coat", "2,Blue Coat") / "styles.csv")
     expect_done(playground, 2)
     playground.page.get_by_role("radio", name="99 %").check()
-    expect(playground["#filters"]).to_contain_text("Abstained 2")
-    assert {row["season_accepted"] for row in download(playground)} == {"false"}
+    expect(playground["#filters"]).to_contain_text("4 labels not accepted")
+    labels = download(playground)
+    assert {(row["season"], row["target_precision"]) for row in labels} == {("", "0.99")}
 
 
 def test_batches_are_halved_until_they_fit(open_playground: OpenPlayground, small: Site, tmp_path: Path) -> None:

@@ -185,10 +185,25 @@ def test_the_service_goes_away_and_comes_back(open_playground: OpenPlayground) -
         playground.expect_answer()
 
 
+def test_a_service_that_stops_is_noticed_within_three_seconds(open_playground: OpenPlayground) -> None:
+    """Though nothing is sent; and so is its return."""
+    with serving() as site:
+        playground = open_playground(site)
+        playground.expected = REFUSED
+        playground["#title"].fill("Red Coat")
+        playground.expect_answer()
+        site.stop()
+        expect(playground["#state"]).to_have_text("Unavailable", timeout=3000)
+        expect(playground["#gone"]).to_be_visible()
+    with serving(port=int(site.url.rpartition(":")[2])):
+        expect(playground["#state"]).to_have_text("Ready", timeout=3000)
+        expect(playground["#gone"]).to_be_hidden()
+
+
 def test_the_model_is_still_loading(open_playground: OpenPlayground) -> None:
     loaded = threading.Event()
     with serving(loaded=loaded) as site:
-        playground = open_playground(site)
+        playground = open_playground(site, cleared=False)
         playground.expected = REFUSED
         playground["#title"].fill("Red Coat")
         playground.expect_problem("not_ready")
@@ -202,7 +217,7 @@ def test_the_model_is_still_loading(open_playground: OpenPlayground) -> None:
 
 def test_an_api_key_is_required(open_playground: OpenPlayground) -> None:
     with serving(api_keys=("right", "ключ ✓")) as site:
-        playground = open_playground(site)
+        playground = open_playground(site, cleared=False)
         playground.expected = REFUSED
         expect(playground["#locked"]).to_be_visible()
         playground["#title"].fill("Red Coat")

@@ -16,7 +16,7 @@ from tests.browser.conftest import Playground
 from tests.browser.test_many import download, expect_done, read_many, write
 from tests.model.test_table_cases import WANTED
 from tests.model.test_tables import as_feed
-from tests.table_cases import CASES, Case
+from tests.table_cases import CASES, IMAGE_CASES, Case
 
 READ = """async ([name, data]) => {
     const { readTable } = await import("/static/playground/tables.js");
@@ -51,6 +51,18 @@ def check(found: dict[str, Any], case: Case) -> None:
         image = value[3].replace('","', '", "')  # white space of a JSON list
         assert (value[0] if wanted[0] else 0, *value[1:3], image, *value[4:]) == wanted, case.name
     assert found["form"].startswith(case.form), case.name
+
+
+def test_a_row_has_the_image_that_it_names_or_fails(playground: Playground) -> None:
+    script = """async ([table, names]) => {
+        const { listingsOf } = await import("/static/playground/files.js");
+        const given = [["t.csv", table], ...names.map((name) => [name, name])];
+        const files = given.map(([path, text]) => ({ path, file: new File([text], path.split("/").at(-1)) }));
+        const { listings } = await listingsOf(files);
+        return Promise.all(listings.map(async ({ image, error }) => (error ? null : image ? image.text() : "")));
+    }"""
+    for case in IMAGE_CASES:
+        assert playground.page.evaluate(script, [case.text, case.images]) == list(case.found), case.name
 
 
 HEADERS = (

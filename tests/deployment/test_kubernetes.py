@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import shutil
 from functools import cache
 from typing import Any
@@ -15,7 +16,8 @@ from deploy.prometheus.kubernetes import manifest
 from service.settings import Settings
 from tests.deployment.tools import ROOT, run
 
-OVERLAYS = ("cpu", "gpu")
+OVERLAYS = ("cpu", "gpu", "shop")
+OF_COMPONENTS = {"shop": {"Ingress", "PersistentVolumeClaim"}}
 NEWEST = kubernetes_validate.latest_version()
 OPERATOR_KINDS = {"ServiceMonitor", "PrometheusRule"}
 """Defined by the Prometheus operator, not by Kubernetes: their schemas are not in the package."""
@@ -43,7 +45,7 @@ def container(overlay: str) -> dict[str, Any]:
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_object_fits_its_schema(overlay: str) -> None:
     kinds = rendered(overlay)
-    assert set(kinds) == OPERATOR_KINDS | {
+    assert set(kinds) == OPERATOR_KINDS | OF_COMPONENTS.get(overlay, set()) | {
         "ConfigMap",
         "Deployment",
         "Service",
@@ -169,3 +171,29 @@ def test_the_rules_are_those_of_prometheus() -> None:
     assert written == manifest(), "`make rules` writes it anew"
     groups = [group["name"] for group in yaml.safe_load(written)["spec"]["groups"]]
     assert len(groups) == len(set(groups))
+
+
+def test_the_ingress_leads_to_the_service_over_tls_and_not_to_metrics() -> None:
+    kinds = rendered("shop")
+    spec = kinds["Ingress"]["spec"]
+    (rule,) = spec["rules"]
+    assert [tls["hosts"] for tls in spec["tls"]] == [[rule["host"]]]
+    paths = rule["http"]["paths"]
+    ports = {port["name"] for port in kinds["Service"]["spec"]["ports"]}
+    for path in paths:
+        target = path["backend"]["service"]
+        assert target["name"] == kinds["Service"]["metadata"]["name"]
+        assert target["port"]["name"] in ports
+    assert not [path for path in paths if path["pathType"] == "Prefix" and path["path"] in {"/", "/metrics"}]
+    body = kinds["Ingress"]["metadata"]["annotations"]["nginx.ingress.kubernetes.io/proxy-body-size"]
+    assert int(body.removesuffix("m")) * 2**20 == Settings.model_fields["max_body_bytes"].default
+
+
+def test_the_mounted_checkpoint_is_the_one_that_is_served_and_cannot_be_written() -> None:
+    (served,) = re.findall(r"CMA_CLIP_CHECKPOINT=(\S+)", (ROOT / "Dockerfile").read_text(encoding="utf-8"))
+    (mount,) = [each for each in container("shop")["volumeMounts"] if each["mountPath"] == served]
+    (volume,) = [each for each in pod("shop")["volumes"] if each["name"] == mount["name"]]
+    assert mount["readOnly"]
+    claim = rendered("shop")["PersistentVolumeClaim"]
+    assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+    assert "/tmp" in [each["mountPath"] for each in container("shop")["volumeMounts"]]  # noqa: S108 - is still there

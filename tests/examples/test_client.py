@@ -33,6 +33,7 @@ from examples.client import (
 )
 from tests.service.conftest import Client, encoded, in_process, on_port, until
 from tests.service.fake_predictor import UNFAMILIAR, FakePredictor
+from tests.service.test_label_sets import SetPredictor
 
 Label = Callable[[Client, Iterable[Listing], Options], Coroutine[Any, Any, list[Row]]]
 
@@ -455,3 +456,18 @@ async def test_classify_async_takes_any_client() -> None:
     async with in_process() as client:
         rows = [row async for row in classify_async(client, titled(3), Options())]
     assert [row["id"] for row in rows] == ["sku-0", "sku-1", "sku-2"]
+
+
+@both_ways
+async def test_a_service_with_a_multi_valued_attribute_is_understood(label: Label) -> None:
+    """Accepted labels in one column, what is only suggested in another, confidences in the same order."""
+    async with on_port(SetPredictor()) as service:
+        (row,) = await label(service, [Listing("1", "Wool and cotton", "")], Options(attributes=["material"]))
+    assert row == {
+        "id": "1",
+        "material": "Wool|Cotton",
+        "material_suggestion": "Linen",
+        "material_confidence": "0.99|0.7|0.1",
+        "material_abstention": "low_confidence",
+        "familiarity": "0.5",
+    }

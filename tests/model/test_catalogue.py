@@ -577,3 +577,19 @@ def test_mistakes_in_what_an_attribute_means(tmp_path: Path, keys: str, message:
     toml.write_text(f"{toml.read_text()}\n{keys}\n")
     with pytest.raises(ConfigError, match=message):
         Catalogue.open(toml)
+
+
+def test_where_data_can_be_had_is_said_where_it_is_not_there(tmp_path: Path) -> None:
+    toml = write_catalogue(tmp_path, "id,title\n1,Red\n", source="Ask the shop for it.")
+    assert CatalogueConfig.load(toml).source == "Ask the shop for it."
+    (tmp_path / "table.csv").unlink()
+    with pytest.raises(ConfigError, match=r"table\.csv is not there\. Ask the shop for it\.$"):
+        CatalogueConfig.load(toml)
+
+
+def test_the_benchmarks_say_where_their_data_can_be_had(tmp_path: Path) -> None:
+    toml = tmp_path / "benchmarks" / "fashion.toml"
+    toml.parent.mkdir()
+    toml.write_bytes((Path(__file__).parents[2] / "benchmarks" / "fashion.toml").read_bytes())
+    with pytest.raises(ConfigError, match=r"styles\.csv is not there\. It is not part of the project: download"):
+        CatalogueConfig.load(toml)

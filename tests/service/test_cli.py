@@ -173,7 +173,7 @@ def test_predict_prints_a_table(tmp_path: Path) -> None:
     photo.write_bytes(encoded())
     result = run("predict", str(photo), "--title", "Navy shirt")
     assert result.exit_code == 0, result.exception
-    for expected in ("baseColour", "season", "█"):
+    for expected in ("Base colour", "Season", "█"):
         assert expected in result.output
 
 
@@ -214,6 +214,28 @@ def test_a_broken_checkpoint_is_one_line(capsys: pytest.CaptureFixture[str], mon
     assert line == "cma-clip: weights/x: config.json is missing\n"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--checkpoint", "no/such/folder"), "there is no checkpoint folder no/such/folder"),
+        (
+            ("--checkpoint", str(ROOT / "weights/fashion"), "--engine", "openvino-int8"),
+            "carries no engine openvino-int8",
+        ),
+    ],
+)
+def test_a_wrong_checkpoint_is_named_before_the_service_listens(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["cma-clip", "serve", "--port", "0", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 2
+    captured = capsys.readouterr()
+    assert message in captured.err.splitlines()[-1]
+    assert captured.out == ""  # the log, which would say that it listens
+
+
 def test_predict_and_the_service_have_one_limit_on_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pillow has its own, fixed one, which `predict` must turn off as the service does."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
@@ -250,8 +272,8 @@ MAIN = textwrap.dedent("""
     from tests.service.fake_predictor import FakePredictor
 
     def load(settings):
-        if "broken" in str(settings.checkpoint):
-            raise CheckpointError(f"{settings.checkpoint}: model.safetensors is missing")
+        if settings.device == "broken":  # what is found out only while the network is being loaded
+            raise CheckpointError(f"{settings.checkpoint}: model.safetensors is damaged")
         return FakePredictor()
 
     app.load_predictor = load
@@ -287,7 +309,7 @@ def test_serve_prints_what_it_uses_and_no_keys() -> None:
 
 @pytest.mark.parametrize(
     ("flags", "named"),
-    [(["--checkpoint", "broken"], "model.safetensors is missing"), (["--target-precision", "0.8"], "0.8")],
+    [(["--device", "broken"], "model.safetensors is damaged"), (["--target-precision", "0.8"], "0.8")],
 )
 def test_a_start_that_fails_says_why_and_ends(flags: list[str], named: str) -> None:
     process = serve("--port", "0", *flags)

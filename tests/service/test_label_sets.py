@@ -20,6 +20,7 @@ from model.inference.predictions import (
 from model.tasks import Task
 from model.trust.applicability import Applicability, Borne
 from service.commands import predict as oneshot
+from service.commands.names import REASONS
 from service.schemas import ClassifyReply, LabelSetReply
 from tests.service.conftest import in_process
 from tests.service.fake_predictor import INFO, TASKS, FakePrediction, FakePredictor, FakePrepared
@@ -141,4 +142,4 @@ def test_the_terminal_shows_each_accepted_label(width: int) -> None:
 
 
 def test_every_reason_has_a_short_form() -> None:
-    assert set(oneshot.REASONS) == set(Abstention)
+    assert set(REASONS) == set(Abstention)

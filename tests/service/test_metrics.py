@@ -90,7 +90,7 @@ async def test_a_scraper_of_no_known_version_gets_the_text_format(client: Client
 
 
 async def test_files_of_the_pages_are_counted_apart_from_unknown_paths(client: Client) -> None:
-    await client.get("/static/page.css")
+    await client.get("/static/docs.css")
     await client.get("/nowhere")
     for route, status in (("/static", "200"), ("unknown", "404")):
         counted = {"method": "GET", "route": route, "status": status}

@@ -24,6 +24,7 @@ from model.inference.predictions import (
 from service.cli import main
 from service.commands import heat_map
 from service.commands import predict as oneshot
+from service.commands.names import REASONS
 from service.schemas import AttributeReply, ClassifyReply
 from tests.service.conftest import encoded
 from tests.service.fake_predictor import (
@@ -129,8 +130,8 @@ def test_figures_are_never_cut_and_alternatives_never_left_out(width: int) -> No
             if candidate.confidence >= 0.01
         )
     lines = shown.splitlines()
-    for name in ("baseColour", "season"):
-        (line,) = [line for line in lines if line.split()[:1] == [name] and "accepted" in line]
+    for name in ("Base colour", "Season"):
+        (line,) = [line for line in lines if line.strip().startswith(name) and "accepted" in line]
         assert "70.0%" in line
         assert line.count("%") >= 2
         assert "…" not in line
@@ -142,8 +143,8 @@ def test_the_reason_why_a_label_is_not_accepted_is_in_the_table() -> None:
         refused = attribute.model_copy(update={"accepted": False, "abstention": reason})
         for width in (80, 140):
             shown = drawn(reply_of().model_copy(update={"attributes": {"season": refused}}), width)
-            (line,) = [line for line in shown.splitlines() if line.split()[:1] == ["season"] and "70.0%" in line]
-            assert oneshot.REASONS[reason] in line
+            (line,) = [line for line in shown.splitlines() if line.split()[:1] == ["Season"] and "70.0%" in line]
+            assert REASONS[reason] in line
             assert "accepted" not in line
 
 
@@ -158,8 +159,8 @@ def test_what_the_answer_is_from_and_how_familiar_is_said_below_the_table() -> N
 def test_unfamiliar_and_contradictory_listings_are_named() -> None:
     assert "Unfamiliar: unlike the listings" in drawn(refused(UNFAMILIAR))
     assert "familiarity 0.001" in drawn(refused(UNFAMILIAR))
-    assert "contradict each other on season." in drawn(refused(f"season {DISAGREEING}"))
-    assert "contradict each other on baseColour, season." in drawn(refused(f"shirt {DISAGREEING}"))
+    assert "contradict each other on Season." in drawn(refused(f"season {DISAGREEING}"))
+    assert "contradict each other on Base colour, Season." in drawn(refused(f"shirt {DISAGREEING}"))
     assert "Contradictory" not in drawn(refused(f"{UNFAMILIAR} {DISAGREEING}"))
 
 
@@ -176,7 +177,7 @@ def test_warnings_are_written_out() -> None:
 
 
 def test_the_threshold_is_marked_on_the_bar() -> None:
-    (line,) = [line for line in drawn(reply_of()).splitlines() if line.split()[:1] == ["season"] and "accepted" in line]
+    (line,) = [line for line in drawn(reply_of()).splitlines() if line.split()[:1] == ["Season"] and "accepted" in line]
     bar = next(part for part in line.split() if "┃" in part)
     assert bar == "█" * 10 + "┃" + "█" * 3 + "░" * 6
 
@@ -217,7 +218,7 @@ def test_the_heat_map_is_a_png_with_a_panel_per_attribute(
 ) -> None:
     out = tmp_path / "heat.png"
     assert run(monkeypatch, image_file, "--heat-map", out) == 0
-    assert "baseColour" in capsys.readouterr().out
+    assert "Base colour" in capsys.readouterr().out
     with Image.open(out) as sheet:
         assert sheet.format == "PNG"
         gap, width, height = heat_map.GAP, 240, 320  # of an image of 60 x 80 in a panel of 320 x 320
@@ -258,6 +259,15 @@ def test_heat_lies_on_the_patch_that_weighed() -> None:
     red = redness(heat_map.draw(image, reply_of()))
     assert red[270, 270] > 100
     assert abs(red[50, 50]) < 5
+
+
+def test_heat_does_not_lie_on_empty_ground_and_the_image_keeps_its_colours() -> None:
+    image = Image.new("RGB", (100, 100), "white")
+    image.paste("navy", (20, 20, 80, 80))
+    panel = np.asarray(heat_map.draw(image, reply_of()))[heat_map.GAP + heat_map.CAPTION :, heat_map.GAP :]
+    assert tuple(panel[300, 300]) == (255, 255, 255)  # the patch that weighed most, but no product
+    assert panel[240, 240, 0] > 100
+    assert tuple(panel[80, 80]) == (0, 0, 128)
 
 
 def test_padding_is_part_of_what_was_seen_and_cropped_edges_are_not() -> None:

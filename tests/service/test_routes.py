@@ -513,7 +513,7 @@ async def test_an_image_over_its_limits_is_too_large() -> None:
 
 
 async def test_head_is_get_without_the_body(client: Client) -> None:
-    for path in ("/", "/docs", "/healthz", "/readyz", "/metrics", "/v1/model", "/v1/attributes", "/static/page.css"):
+    for path in ("/", "/docs", "/healthz", "/readyz", "/metrics", "/v1/model", "/v1/attributes", "/static/docs.css"):
         assert (await client.head(path)).status_code == 200, path
     assert (await client.head("/v1/classify")).status_code == 405
     counted = {"method": "HEAD", "route": "/healthz", "status": "200"}
@@ -643,7 +643,7 @@ async def test_a_sane_request_id_is_kept_and_another_replaced(client: Client) ->
 
 
 async def test_every_answer_carries_a_request_id(client: Client) -> None:
-    for path in ("/", "/docs", "/metrics", "/readyz", "/nowhere", "/v1/classify", "/v1/model", "/static/page.css"):
+    for path in ("/", "/docs", "/metrics", "/readyz", "/nowhere", "/v1/classify", "/v1/model", "/static/docs.css"):
         response = await client.get(path)
         assert len(response.headers["x-request-id"]) == 32
         assert response.headers["x-content-type-options"] == "nosniff"
@@ -659,7 +659,7 @@ async def test_pages_load_nothing_from_elsewhere(client: Client, path: str) -> N
     assert "frame-ancestors 'none'" in policy
     assert not re.search(r"""(src|href|srcset|action|data)\s*=\s*["']?(https?:)?//""", response.text)
     assert "@import" not in response.text
-    for script in ("/static/docs.js", "/static/page.css"):
+    for script in ("/static/docs.js", "/static/docs.css"):
         assert "http" not in (await client.get(script)).text
 
 

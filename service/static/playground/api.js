@@ -2,11 +2,17 @@
 
 const KEY = "cma-clip-api-key";
 const TIMEOUT_MS = 60_000;
+const WATCH_MS = 1500; // how often the service is asked whether it is there, and how long for an answer
 
-/** Dispatches `state` events (ready, busy, unavailable, locked, loading) and `key` events (a new API key was entered). */
+/** Dispatches `state` events (ready, busy, unavailable, locked, loading), `key` events (a new API key was entered) and `back` events. */
 export const service = new EventTarget();
 
-const setState = (state) => service.dispatchEvent(new CustomEvent("state", { detail: state }));
+let current = "";
+
+const setState = (state) => {
+  current = state;
+  service.dispatchEvent(new CustomEvent("state", { detail: state }));
+};
 
 export const hasKey = () => Boolean(sessionStorage.getItem(KEY));
 
@@ -137,4 +143,20 @@ export const pause = async (seconds, signal, onTick = () => {}) => {
     await new Promise((resolve) => setTimeout(resolve, 1000));
     signal.throwIfAborted();
   }
+};
+
+/** Notice within three seconds that the service is gone, though nobody sends a request, and that it is back. */
+export const watch = () => {
+  const look = async () => {
+    if (!document.hidden) {
+      const there = await fetch("readyz", { signal: AbortSignal.timeout(WATCH_MS) }).then(({ ok }) => ok, () => false);
+      if (!there && ["ready", "busy"].includes(current)) setState("unavailable");
+      if (there && current === "unavailable") {
+        setState("ready");
+        service.dispatchEvent(new Event("back"));
+      }
+    }
+    setTimeout(look, WATCH_MS);
+  };
+  setTimeout(look, WATCH_MS);
 };

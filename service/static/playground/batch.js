@@ -10,13 +10,18 @@ import * as problems from "./problems.js";
 import { sendAll } from "./sender.js";
 
 const PAGE = 25;
+/** What can be shown: the filter's text for a count, and how many of a job's labels, or whether the job itself, counts. */
 const FILTERS = {
-  all: ["All", () => true],
-  abstained: ["Abstained", (predictions) => predictions.some(({ accepted }) => !accepted)],
-  unfamiliar: ["Unfamiliar", (predictions) => predictions.some(({ abstention }) => abstention === "unfamiliar_listing")],
-  accepted: ["Accepted", (predictions) => predictions.length > 0 && predictions.every(({ accepted }) => accepted)],
-  failed: ["Failed", null],
+  all: [(count) => plural(count, "listing"), () => 1],
+  accepted: [(count) => `${plural(count, "label")} accepted`, (job) => predictionsOf(job).filter(({ accepted }) => accepted).length],
+  rest: [(count) => `${plural(count, "label")} not accepted`, (job) => predictionsOf(job).filter(({ accepted }) => !accepted).length],
+  unfamiliar: [
+    (count) => `${plural(count, "listing")} unfamiliar`,
+    (job) => Number(predictionsOf(job).some(({ abstention }) => abstention === "unfamiliar_listing")),
+  ],
+  failed: [(count) => `${plural(count, "listing")} failed`, ({ result }) => Number(Boolean(result?.error))],
 };
+const EXAMPLE = "static/playground/example.csv";
 
 let jobs = []; // in the order of the table: { listing, attempts, done, result }
 let waiting = []; // those without a result
@@ -27,6 +32,7 @@ let page = 0;
 let running = null;
 let precision = null;
 let requestedPrecision = null; // the target precision of the results in the table
+let given = []; // the files that were read last
 let thumbnails = [];
 let open = () => {};
 
@@ -35,10 +41,11 @@ let open = () => {};
 /** Read the listings from these files (`{ file, path }`), and classify them. */
 export const readFiles = async (files) => {
   running?.abort();
+  given = files;
   problems.clear($("many-problem"));
   let found;
   try {
-    found = await listingsOf(files);
+    found = await listingsOf(files, { allowMissing: $("allow-missing").checked });
   } catch (error) {
     problems.show($("many-problem"), new Problem({ code: "invalid_request", detail: error.message }));
     return;
@@ -125,14 +132,15 @@ const predictionsOf = ({ result }) => {
   return filterAttribute ? [result.attributes[filterAttribute]] : Object.values(result.attributes);
 };
 
-const passes = (which) => (job) => {
-  if (which === "all") return true;
-  if (which === "failed") return Boolean(job.result?.error);
-  return FILTERS[which][1](predictionsOf(job));
+const passes = (which) => (job) => FILTERS[which][1](job) > 0;
+
+const filterText = (which) => {
+  const [text, count] = FILTERS[which];
+  return text(jobs.reduce((sum, job) => sum + count(job), 0));
 };
 
 const drawFilters = () => {
-  const options = Object.entries(FILTERS).map(([value, [text]]) => [value, text]);
+  const options = Object.keys(FILTERS).map((value) => [value, filterText(value)]);
   segments($("filters"), "filter", options, filter, (chosen) => {
     filter = chosen;
     page = 0;
@@ -147,7 +155,7 @@ const draw = () => {
   $("progress-text").textContent = progress();
   $("download").disabled = !jobs.some(({ result }) => result);
   for (const radio of $("filters").querySelectorAll("input")) {
-    radio.nextSibling.textContent = `${FILTERS[radio.value][0]} ${jobs.filter(passes(radio.value)).length.toLocaleString("en")}`;
+    radio.nextSibling.textContent = filterText(radio.value);
   }
   const shown = jobs.filter(passes(filter));
   page = Math.min(page, Math.max(0, Math.ceil(shown.length / PAGE) - 1));
@@ -162,14 +170,23 @@ const draw = () => {
 const drawTable = (shown) => {
   thumbnails.forEach((url) => URL.revokeObjectURL(url));
   thumbnails = [];
-  const head = ["Image", "Listing", ...names.map(readable)];
-  const cells = head.map((text) => element("th", { scope: "col", textContent: text }));
+  const head = ["Image", "Listing", ...names];
+  const cells = head.map((name, at) =>
+    at < 2 ? element("th", { scope: "col", textContent: name }) : element("th", { scope: "col" }, readable(name), acceptedOf(name)),
+  );
   const body = shown.map(drawRow);
   const empty = element("tr", {}, element("td", { colSpan: head.length, className: "none", textContent: "No listings." }));
   $("table").replaceChildren(
     element("thead", {}, element("tr", {}, ...cells)),
     element("tbody", {}, ...(body.length ? body : [empty])),
   );
+};
+
+/** How many listings have an accepted label of an attribute. */
+const acceptedOf = (name) => {
+  const answered = jobs.filter(({ result }) => result?.attributes);
+  const accepted = answered.filter(({ result }) => result.attributes[name].accepted).length;
+  return element("span", { className: "number", textContent: `${accepted.toLocaleString("en")} of ${answered.length.toLocaleString("en")} accepted` });
 };
 
 const drawRow = (job) => {
@@ -181,17 +198,20 @@ const drawRow = (job) => {
   return element(
     "tr",
     {},
-    element("td", {}, thumbnail(listing)),
+    element("td", {}, thumbnail(listing, result)),
     element("th", { scope: "row" }, button, title || null),
     ...resultCells(result),
   );
 };
 
-const thumbnail = ({ image }) => {
-  if (!image) return element("span", { className: "sr", textContent: "none" });
-  const url = URL.createObjectURL(image);
-  thumbnails.push(url);
-  return element("img", { src: url, alt: "", width: 36, height: 48 });
+const thumbnail = ({ image, url }, result) => {
+  const isFetched = url && result?.attributes; // the browser loads no URL that the service has refused
+  if (!image && !isFetched) return element("span", { className: "sr", textContent: "none" });
+  const src = image ? URL.createObjectURL(image) : url;
+  if (image) thumbnails.push(src);
+  const shown = element("img", { alt: "", width: 36, height: 48, referrerPolicy: "no-referrer", loading: image ? "eager" : "lazy" });
+  shown.src = src;
+  return shown;
 };
 
 const confidenceCell = ({ abstention, confidence }) =>
@@ -214,29 +234,54 @@ const resultCells = (result) => {
 
 // ── the download ───────────────────────────────────────────────────────────────────────────────────────────
 
-/** The table with the columns that `cma-clip label` writes. */
+const COLUMNS = ["", "_suggestion", "_confidence", "_abstention", "_image_weight"];
+
+/** An attribute's cells: accepted labels and what is only suggested never stand in one column. */
+const cellsOf = (name, prediction) => {
+  if (!prediction) return COLUMNS.map(() => "");
+  const verdicts = prediction.labels ?? [prediction];
+  const accepted = verdicts.filter((each) => each.accepted);
+  const suggested = verdicts.filter((each) => !each.accepted);
+  const cells = [
+    accepted.map(({ label }) => label),
+    suggested.map(({ label }) => label),
+    [...accepted, ...suggested].map(({ confidence }) => round(confidence)),
+    suggested.map(({ abstention }) => abstention),
+    [round(prediction.modality_attention.image)],
+  ];
+  return cells.map((values) => joinCells(name, values));
+};
+
+/** The table with the columns that `examples/client.py` writes, and what they come from. */
 const table = () => {
-  const columns = ["", "_confidence", "_accepted", "_abstention", "_image_weight"];
-  const header = names.flatMap((name) => columns.map((column) => `${name}${column}`));
+  const header = names.flatMap((name) => COLUMNS.map((column) => `${name}${column}`));
   const rows = jobs
     .filter(({ result }) => result)
     .map(({ listing, result }) => [
       listing.id,
-      ...names.flatMap((name) => {
-        const prediction = result.attributes?.[name];
-        if (!prediction) return columns.map(() => "");
-        const { answered, labels, modality_attention: weights } = prediction;
-        const verdicts = answered.map((each) => [each.label, round(each.confidence), each.accepted, each.abstention]);
-        const cells = labels ? verdicts[0].map((_, at) => joinCells(name, verdicts.map((cell) => cell[at]))) : verdicts[0];
-        return [...cells, round(weights.image)];
-      }),
+      ...names.flatMap((name) => cellsOf(name, result.attributes?.[name])),
       round(result.scope?.familiarity ?? null),
       result.error ? `${result.error.code}: ${result.error.detail}` : "",
+      result.model?.version ?? "",
+      result.model?.calibration ?? "",
+      requestedPrecision ?? "",
     ]);
-  return [["id", ...header, "familiarity", "error"], ...rows];
+  return [["id", ...header, "familiarity", "error", "model_version", "calibration", "target_precision"], ...rows];
 };
 
 const round = (value) => (value === null ? "" : Number(value.toFixed(6)));
+
+// ── the example ────────────────────────────────────────────────────────────────────────────────────────────
+
+/** Classify the example table, whose ids are the names of the example images. */
+const tryExample = async () => {
+  const csv = await (await fetch(EXAMPLE)).blob();
+  const ids = (await csv.text()).split("\n").slice(1).map((line) => line.split(",")[0]).filter(Boolean);
+  const images = await Promise.all(
+    ids.map(async (id) => new File([await (await fetch(`static/examples/${id}.jpg`)).blob()], `${id}.jpg`, { type: "image/jpeg" })),
+  );
+  await readFiles([new File([csv], "example.csv"), ...images].map((file) => ({ file, path: file.name })));
+};
 
 // ── initialisation ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -258,6 +303,8 @@ export const start = (onOpen) => {
       if (files.length) await readFiles(files);
     });
   }
+  $("allow-missing").addEventListener("change", () => given.length && readFiles(given));
+  $("try-table").addEventListener("click", tryExample);
   $("stop").addEventListener("click", () => running?.abort());
   $("resume").addEventListener("click", run);
   $("download").addEventListener("click", () => save("labels.csv", writeCsv(table()), "text/csv"));

@@ -2,7 +2,7 @@
 
 import { element, percent } from "./dom.js";
 
-const STRONGEST = 0.8; // opacity of the patch with the greatest weight
+const STRONGEST = 0.65; // opacity of the patch with the greatest weight: the picture shows through even there
 
 /**
  * The position of the image within the grid of weights, as fractions of the grid. It extends beyond the grid where the
@@ -15,21 +15,28 @@ export const windowOf = ({ left, top, right, bottom }) => {
   return { left: -left * width, top: -top * height, width, height };
 };
 
-/** Draw the part of the grid that lies on the image; null removes the heat map. */
-export const drawHeatMap = (canvas, grid) => {
+/**
+ * Draw the part of the grid that lies on the image; null removes the heat map.
+ *
+ * `product`: the mask of `productMask`, which keeps the empty ground of the image free.
+ */
+export const drawHeatMap = (canvas, grid, product = null) => {
   const scale = window.devicePixelRatio || 1;
   canvas.width = Math.max(1, Math.round(canvas.clientWidth * scale));
   canvas.height = Math.max(1, Math.round(canvas.clientHeight * scale));
-  canvas.parentElement.classList.toggle("heated", Boolean(grid));
+  canvas.parentElement.classList.toggle("heated", Boolean(grid)); // hides the words in place of an image
   if (!grid) return;
   const pen = canvas.getContext("2d");
   pen.imageSmoothingQuality = "high";
   const { left, top, width, height } = windowOf(grid.frame);
   pen.drawImage(
-    patches(grid, getComputedStyle(canvas).getPropertyValue("--accent")),
+    patches(grid, getComputedStyle(canvas).getPropertyValue("--heat")),
     grid.columns * left, grid.rows * top, grid.columns * width, grid.rows * height,
     0, 0, canvas.width, canvas.height,
   );
+  if (!product) return;
+  pen.globalCompositeOperation = "destination-in";
+  pen.drawImage(product, 0, 0, canvas.width, canvas.height);
 };
 
 /** A canvas with one pixel per patch; the browser interpolates when it scales it up. */
@@ -46,6 +53,12 @@ const patches = (grid, colour) => {
   );
   return small;
 };
+
+/** What the tint means, beside a sample of it. */
+export const legend = () => [
+  element("span", { className: "sample", attributes: { "aria-hidden": "true" } }),
+  "The stronger the tint, the more the label depends on that part of the image or that word.",
+];
 
 /** Show the words of the title; if `weighted`, each with its share of the weight. */
 export const drawWords = (container, words, weighted) => {

@@ -54,9 +54,10 @@ export const chosenFiles = (input) => [...input.files].map((file) => ({ file, pa
 /**
  * Read listings from files: `{ listings, notes }`; a listing is `{ id, title, image, url, error }`.
  *
- * `notes` report everything that was repaired or ignored.
+ * `allowMissing`: use the title alone where a row names an image that is not there. `notes` report everything that was
+ * repaired or ignored.
  */
-export const listingsOf = async (files) => {
+export const listingsOf = async (files, { allowMissing = false } = {}) => {
   const images = files.filter(({ file }) => isImage(file)).sort((one, other) => (one.path < other.path ? -1 : 1));
   const tables = files.filter(({ file }) => isTable(file));
   const rest = files.length - images.length - tables.length;
@@ -67,7 +68,7 @@ export const listingsOf = async (files) => {
   if (!table) return { listings: images.map(({ file, path }) => blank({ id: path, image: file })), notes };
   const read = await readTable(table.file, WANTED);
   notes.push(`${table.path}: ${read.form}`);
-  return { listings: join(read, finder(images, parts(table.path).slice(0, -1)), notes), notes };
+  return { listings: join(read, finder(images, parts(table.path).slice(0, -1)), notes, allowMissing), notes };
 };
 
 // ── matching images to rows ────────────────────────────────────────────────────────────────────────────────
@@ -148,16 +149,34 @@ const firstImage = (cell) => {
   }
 };
 
-const join = ({ header, columns, rows }, { images, byId, byPath }, notes) => {
+/** Which columns of the table mean what, and which were not understood. */
+const columnNotes = (header, columns) => {
+  const used = Object.entries(columns).filter(([, at]) => at >= 0);
+  const taken = new Set(used.map(([, at]) => at));
+  const rest = header.filter((name, at) => name && !taken.has(at));
+  const notes = [`Columns used: ${used.map(([what, at]) => (header[at] === what ? what : `${header[at]} as ${what}`)).join(", ")}`];
+  if (rest.length) notes.push(`${plural(rest.length, "column")} not used: ${shortened(rest.join(", "))}`);
+  return notes;
+};
+
+const shortened = (text) => (text.length > 200 ? `${text.slice(0, 200)}…` : text);
+
+/**
+ * Find each row's image, as `cma-clip label` does: an image that is named and not there is an error of its row, and where
+ * not one is there, of the table; an id that names no image is none.
+ */
+const join = ({ header, columns, rows }, { images, byId, byPath }, notes, allowMissing) => {
   if (columns.title < 0 && columns.image < 0 && (columns.id < 0 || !images.length)) {
-    const named = header.filter(Boolean).join(", ").slice(0, 200);
+    const named = shortened(header.filter(Boolean).join(", "));
     throw new Error(`The table has no column named title or image; it has ${named || "none"}.`);
   }
+  notes.push(...columnNotes(header, columns));
   const repaired = rows.filter((row) => row.repaired).length;
   if (repaired) notes.push(`${plural(repaired, "row")} repaired: unquoted commas in the last column, or a stray quote`);
   const imageAt = byPath(rows.map((row) => firstImage(row.image)).filter(Boolean));
   const used = new Set();
-  let missing = 0;
+  const missing = [];
+  let found = 0;
   let several = 0;
   const listings = rows.map((row) => {
     const id = row.id || `line ${row.line}`;
@@ -168,12 +187,22 @@ const join = ({ header, columns, rows }, { images, byId, byPath }, notes) => {
     const { image, ambiguous } = named ? { image: imageAt(named), ambiguous: false } : byId(id);
     listing.image = image;
     used.add(image);
-    if (named && !image) missing += 1;
+    if (named && image) found += 1;
+    if (named && !image) {
+      missing.push(named);
+      if (!allowMissing) listing.error = `line ${row.line}: the image is not among the files, or matches several of them: ${named}`;
+    }
     if (ambiguous) several += 1;
-    if (!listing.image && !listing.title) listing.error = "the row has neither a title nor an image";
+    if (!listing.image && !listing.title) listing.error ??= "the row has neither a title nor an image";
     return listing;
   });
-  if (missing) notes.push(`${plural(missing, "row names", "rows name")} an image that is missing or ambiguous: only the title is used`);
+  if (missing.length && !found && !allowMissing && !listings.some(({ url }) => url)) {
+    throw new Error(`None of the images that the table names is among the files, such as ${missing[0]}. Choose the images too, or tick “Use the title alone where an image is missing”.`);
+  }
+  if (missing.length) {
+    const instead = allowMissing ? "only the title is used" : "these rows fail";
+    notes.push(`${plural(missing.length, "row names", "rows name")} an image that is missing or ambiguous: ${instead}`);
+  }
   if (several) notes.push(`${plural(several, "row has an id", "rows have ids")} that ${several === 1 ? "matches" : "match"} several images: only the title is used`);
   const unused = images.filter(({ file }) => !used.has(file)).length;
   if (unused) notes.push(`${plural(unused, "image")} ignored: not used by any row`);

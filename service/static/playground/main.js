@@ -1,6 +1,6 @@
 // Sets up the playground: the two views, drag and drop, pasting, the state of the service, and the API key.
 
-import { Problem, call, pause, service, useKey } from "./api.js";
+import { Problem, call, pause, service, useKey, watch } from "./api.js";
 import { useAttributes } from "./attributes.js";
 import * as batch from "./batch.js";
 import { $, tabs } from "./dom.js";
@@ -73,6 +73,7 @@ const listenForFiles = () => {
 // ── the service ────────────────────────────────────────────────────────────────────────────────────────────
 
 const showState = ({ detail: state }) => {
+  $("gone").hidden = state !== "unavailable";
   $("state").dataset.state = state;
   if ($("state-text").textContent !== STATES[state]) $("state-text").textContent = STATES[state];
   if (state === "locked") showKeyForm();
@@ -115,6 +116,7 @@ const loadModel = async () => {
 
 service.addEventListener("state", showState);
 service.addEventListener("key", loadModel);
+service.addEventListener("back", loadModel); // it may serve another model now
 $("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
   useKey($("key").value.trim());
@@ -127,4 +129,5 @@ batch.start(({ image, url, title }) => {
   $("tab-one").focus();
 });
 listenForFiles();
+watch();
 await loadModel();

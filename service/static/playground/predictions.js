@@ -20,7 +20,7 @@ export const verdict = (accepted) =>
     "p",
     { className: `verdict ${accepted ? "accepted" : "abstained"}` },
     icon(accepted ? TICK : DASH),
-    accepted ? "Accepted" : "Abstained",
+    accepted ? "Accepted" : "Not accepted",
   );
 
 /** Why a label is not accepted, in a word or two. A reason that this page doesn't know is shown as it is. */
@@ -34,11 +34,11 @@ export const shortReason = (abstention) =>
   })[abstention] ?? abstention.replaceAll("_", " ");
 
 const REASONS = {
-  unfamiliar_listing: () => "The listing is unfamiliar",
+  unfamiliar_listing: () => "Unlike the products that the model was calibrated on",
   not_applicable: () => "Products of this type don’t have this attribute",
-  not_certified: ({ target_precision: target }) => `No threshold certified at ${shortPercent(target)} precision`,
+  not_certified: ({ target_precision: target }) => `Not shown to be right ${shortPercent(target)} of the time`,
   modalities_disagree: () => "Image and title contradict each other",
-  low_confidence: () => "Confidence below the minimum",
+  low_confidence: () => "Not certain enough",
 };
 
 /** One line that says why a label was accepted or not, with the confidence. */
@@ -75,17 +75,20 @@ const split = ({ image, text }) => {
   );
 };
 
-const others = (prediction) =>
-  !prediction.others.length
-    ? null
-    : element(
-        "p",
-        { className: "others" },
-        element("span", { textContent: "or " }),
-        ...prediction.others.map(({ text, about, confidence }) =>
-          element("span", { className: "other", title: about }, text, " ", element("span", { className: "number", textContent: percent(confidence) })),
-        ),
-      );
+const NOTHING = 0.0005; // a confidence that would be shown as 0.0 %
+
+const others = (prediction) => {
+  const likely = prediction.others.filter(({ confidence }) => confidence >= NOTHING);
+  if (!likely.length) return null;
+  return element(
+    "p",
+    { className: "others" },
+    element("span", { textContent: "or " }),
+    ...likely.map(({ text, about, confidence }) =>
+      element("span", { className: "other", title: about }, text, " ", element("span", { className: "number", textContent: percent(confidence) })),
+    ),
+  );
+};
 
 /**
  * One attribute's row. Its button shows the explanation of the label: temporarily on focus or hover, permanently once pressed.
@@ -106,9 +109,14 @@ export const row = (name, prediction, summary) => {
     { className: `prediction ${prediction.accepted ? "accepted" : "abstained"}` },
     button,
     verdict(prediction.accepted),
-    element("div", { className: "confidence" }, bar(prediction), element("p", { className: "why", textContent: reason(prediction) })),
+    element(
+      "div",
+      { className: "confidence" },
+      bar(prediction),
+      element("p", { className: "why", textContent: reason(prediction) }),
+      others(prediction),
+    ),
     split(prediction.modality_attention),
-    others(prediction),
     summary && element("p", { className: "sr", id, textContent: summary }),
     slot,
   );

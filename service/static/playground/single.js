@@ -3,13 +3,17 @@
 import { Problem, call, hasKey, pause, service, unreadable } from "./api.js";
 import { viewOf } from "./attributes.js";
 import { $, element, plural, segments, shortPercent, tabs } from "./dom.js";
-import { describe, drawHeatMap, drawWords } from "./explanation.js";
+import { describe, drawHeatMap, drawWords, legend } from "./explanation.js";
+import { productMask } from "./ground.js";
 import { row } from "./predictions.js";
 import * as problems from "./problems.js";
 import { remarkItem, remarksOf } from "./remarks.js";
 import { curl, pythonCode } from "./snippets.js";
 
 const TYPING_MS = 300;
+const STALE_MS = 400; // an answer that is not for what is asked now is shown no longer than this
+const EMPTY = "The predictions appear here as soon as you provide an image or a title. To try it out, choose one of the examples.";
+const WAITING = "Waiting for the service.";
 const EXAMPLES = [
   ["navy-shirt.jpg", "Turtle Check Men Navy Blue Shirt", "Navy shirt"],
   ["red-dress.jpg", "Femella Women Red Dress", "Red dress"],
@@ -17,17 +21,20 @@ const EXAMPLES = [
   ["brown-watch.jpg", "Men Brown Leather Strap Watch", "Watch"],
   ["brown-handbag.jpg", "Women Brown Leather Handbag", "Handbag"],
   ["black-backpack.jpg", "Unisex Black Backpack", "Backpack"],
-  ["oak-table.jpg", "Oak Dining Table for Six", "Unfamiliar: a table"],
-  ["brown-watch.jpg", "Unisex Black Backpack", "Conflict: watch, backpack’s title"],
+  ["oak-table.jpg", "Oak Dining Table for Six", "Unfamiliar"],
+  ["brown-watch.jpg", "Unisex Black Backpack", "Contradictory"],
 ]; // image, title, name
 
-const listing = { image: null, url: "", visible: true }; // the title is in its input field
-const answer = { attributes: null, remarks: [], request: null, reply: null, rows: new Map(), pinned: null, shown: null };
+// The title is in its input field. `taken`: the service has accepted the URL, so that the browser may load the image too;
+// `product`: where on the image the product is.
+const listing = { image: null, url: "", visible: true, taken: false, product: null };
+const answer = { attributes: null, remarks: [], request: null, reply: null, rows: new Map(), pinned: null, shown: null, focused: null };
 const model = { inputSize: [1, 1] };
 let precision = null;
 let current = null; // aborts the request in progress
 let timer = 0;
 let onPrecision = () => {};
+let opened = false;
 
 // ── the input ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -59,24 +66,32 @@ export const setListing = ({ image, url, title }) => {
 const replaceImage = (file) => {
   if (listing.image) URL.revokeObjectURL(listing.image.url);
   listing.image = file && { file, url: URL.createObjectURL(file) };
-  listing.visible = true;
+  Object.assign(listing, { visible: true, taken: false, product: null });
   answer.attributes = null; // its heat maps belong to the previous image
   showImage();
 };
 
+/** Where the browser has the image from: a file, or the URL once the service has accepted it; else null. */
+const imageSource = () => listing.image?.url ?? (listing.url && listing.taken ? listing.url : null);
+
 const showImage = () => {
   const image = $("image");
   const given = Boolean(listing.image || listing.url);
+  const source = imageSource();
   $("shown").hidden = !given;
   $("choose").hidden = given;
   $("image-actions").hidden = !given;
-  image.hidden = !listing.image || !listing.visible;
+  image.hidden = !source || !listing.visible;
   $("image-placeholder").hidden = !given || !image.hidden;
-  $("image-placeholder").textContent = listing.url
-    ? "The service fetches this image. The page itself loads nothing from other sites."
-    : "The browser cannot display this image.";
-  if (!listing.image) image.removeAttribute("src");
-  else if (image.src !== listing.image.url) image.src = listing.image.url;
+  $("image-placeholder").textContent =
+    listing.url && !listing.taken ? "The image is shown here once the service has fetched it." : "The browser cannot display this image.";
+  if (!source) image.removeAttribute("src");
+  else if (image.getAttribute("src") !== source) image.src = source;
+  fit();
+};
+
+const imageLoaded = () => {
+  listing.product = productMask($("image"));
   fit();
 };
 
@@ -99,7 +114,7 @@ const hiddenRatio = () => {
 
 const checkUrl = () => {
   const text = $("url").value.trim();
-  const valid = !text || (/^https?:\/\//i.test(text) && URL.canParse(text));
+  const valid = !text || (/^(https?:\/\/|data:)/i.test(text) && URL.canParse(text));
   $("url").setAttribute("aria-invalid", String(!valid));
   $("url-hint").textContent = valid ? "" : "A URL must start with https:// or http://";
   return valid;
@@ -154,14 +169,18 @@ const classify = async () => {
   problems.clear($("problem"));
   if (!request) return clear();
   $("predictions").setAttribute("aria-busy", "true");
+  const stale = setTimeout(() => clear(WAITING), STALE_MS);
+  controller.signal.addEventListener("abort", () => clearTimeout(stale));
   for (let attempt = 1; ; attempt += 1) {
     try {
       const { reply, milliseconds } = await send(request, controller.signal);
       controller.signal.throwIfAborted();
+      clearTimeout(stale);
       problems.clear($("problem"));
       return show(request, reply, milliseconds);
     } catch (error) {
       if (controller.signal.aborted) return undefined;
+      clearTimeout(stale);
       if (!(error instanceof Problem)) throw error;
       clear();
       const tick = problems.show($("problem"), error, error.transient ? classify : null);
@@ -177,21 +196,28 @@ const classify = async () => {
 
 // ── the predictions ────────────────────────────────────────────────────────────────────────────────────────
 
-const clear = () => {
-  Object.assign(answer, { attributes: null, request: null, reply: null });
+const focusedRow = () => document.activeElement.closest?.(".prediction")?.dataset.attribute ?? null;
+
+/** Remove the answer, and say why there is none. */
+const clear = (hint = EMPTY) => {
+  Object.assign(answer, { attributes: null, request: null, reply: null, focused: focusedRow() });
   answer.rows.clear();
   $("predictions").replaceChildren();
   $("remarks").replaceChildren();
-  $("predictions").setAttribute("aria-busy", "false");
+  $("predictions").setAttribute("aria-busy", String(hint === WAITING));
   $("predictions-title").textContent = "Attributes";
+  $("predictions-hint").textContent = hint;
   $("predictions-hint").hidden = false;
+  $("predictions-key").hidden = true;
   $("announce").textContent = "";
   $("code").hidden = true;
   showExplanation(null);
 };
 
 const show = (request, reply, milliseconds) => {
-  const focused = document.activeElement.closest?.(".prediction")?.dataset.attribute;
+  // The row that had the focus: in the answer before, or before that was removed while this one took long.
+  const focused = focusedRow() ?? (document.activeElement === document.body ? answer.focused : null);
+  answer.focused = null;
   const view = viewOf(reply);
   Object.assign(answer, { attributes: view.attributes, remarks: remarksOf(view), request, reply });
   answer.rows = new Map(
@@ -203,7 +229,8 @@ const show = (request, reply, milliseconds) => {
   for (const [name, { item, button }] of answer.rows) listen(name, item, button);
   answer.rows.get(focused)?.button.focus();
   pin(answer.rows.has(answer.pinned) ? answer.pinned : null);
-  fit();
+  listing.taken = Boolean(listing.url);
+  showImage();
   summarise(milliseconds);
   drawCode();
 };
@@ -214,6 +241,7 @@ const summarise = (milliseconds) => {
   const target = predictions.length ? ` at ${shortPercent(predictions[0].target_precision)} precision` : "";
   $("predictions-title").textContent = `${accepted} of ${plural(predictions.length, "attribute")} accepted${target}`;
   $("predictions-hint").hidden = true;
+  $("predictions-key").hidden = !predictions.length;
   const remarks = answer.remarks.map(({ title, text }) => ` ${title}: ${text}`).join("");
   $("announce").textContent = `${$("predictions-title").textContent}, in ${Math.round(milliseconds)} milliseconds.${remarks}`;
 };
@@ -243,25 +271,26 @@ const showExplanation = (name) => {
   answer.shown = name;
   const prediction = name ? answer.attributes?.[name] : null;
   const grid = prediction?.explanation?.image ?? null;
-  drawHeatMap($("heat"), grid);
+  drawHeatMap($("heat"), grid, listing.product);
   const any = answer.attributes && Object.values(answer.attributes).find(({ explanation }) => explanation?.text?.length);
   const words = prediction?.explanation?.text ?? any?.explanation.text ?? null;
   $("words").hidden = !words;
   if (words) drawWords($("words"), words, Boolean(prediction));
   const summary = prediction ? describe(prediction) : "";
   $("explanation").hidden = !any && !grid && !summary;
-  $("explanation").textContent = summary || "Hover over an attribute, or select it, to see what its label is based on.";
+  $("explanation").textContent = summary || "Point at an attribute, or select it, to see what its label is based on.";
+  $("legend").hidden = !summary;
 };
 
 /** A narrow screen has the image far from the attribute: repeat it there, small, with the heat map. */
 const fillSlot = (name) => {
   const { slot } = answer.rows.get(name);
   const { explanation } = answer.attributes[name];
-  if (explanation?.image && listing.image && listing.visible) {
+  if (explanation?.image && imageSource() && listing.visible) {
     const canvas = element("canvas");
-    const image = element("img", { src: listing.image.url, alt: "" });
+    const image = element("img", { src: imageSource(), alt: "", referrerPolicy: "no-referrer" });
     slot.append(element("div", { className: "shown" }, image, canvas));
-    image.decode().then(() => drawHeatMap(canvas, explanation.image), () => {});
+    image.decode().then(() => drawHeatMap(canvas, explanation.image, productMask(image)), () => {});
   }
   if (explanation?.text?.length) {
     const words = element("p", { className: "words" });
@@ -269,6 +298,7 @@ const fillSlot = (name) => {
     slot.append(words);
   }
   slot.append(element("p", { className: "explanation", textContent: describe(answer.attributes[name]) }));
+  if (explanation) slot.append(element("p", { className: "legend" }, ...legend()));
 };
 
 // ── the request as code ────────────────────────────────────────────────────────────────────────────────────
@@ -314,6 +344,14 @@ export const setModel = ({ image_size: inputSize, target_precisions: targets }) 
   });
   onPrecision(precision);
   fit();
+  openExample();
+};
+
+/** The page opens with an example, unless something has been entered already. */
+const openExample = () => {
+  if (opened) return;
+  opened = true;
+  if (!listing.image && !$("url").value && !$("title").value) chooseExample(EXAMPLES[0]);
 };
 
 /** Call `listener` with the target precision once the model is known, and whenever another one is chosen. */
@@ -321,16 +359,18 @@ export const watchPrecision = (listener) => {
   onPrecision = listener;
 };
 
+const chooseExample = async ([file, title]) => {
+  const bytes = await (await fetch(`static/examples/${file}`)).blob();
+  setListing({ image: new File([bytes], file, { type: bytes.type }), title });
+};
+
 const drawExamples = () => {
   $("examples").replaceChildren(
-    ...EXAMPLES.map(([file, title, name]) => {
-      const url = `static/examples/${file}`;
-      const image = element("img", { src: url, alt: "", width: 72, height: 96 });
+    ...EXAMPLES.map((example) => {
+      const [file, title, name] = example;
+      const image = element("img", { src: `static/examples/${file}`, alt: "", width: 72, height: 96 });
       const button = element("button", { type: "button", title }, image, element("span", {}, name));
-      button.addEventListener("click", async () => {
-        const bytes = await (await fetch(url)).blob();
-        setListing({ image: new File([bytes], file, { type: bytes.type }), title });
-      });
+      button.addEventListener("click", () => chooseExample(example));
       return element("li", {}, button);
     }),
   );
@@ -338,7 +378,10 @@ const drawExamples = () => {
 
 export const start = () => {
   drawExamples();
-  $("image").addEventListener("load", fit);
+  clear();
+  $("legend").replaceChildren(...legend());
+  $("image").referrerPolicy = "no-referrer";
+  $("image").addEventListener("load", imageLoaded);
   $("image").addEventListener("error", () => {
     listing.visible = false;
     showImage();
@@ -353,6 +396,7 @@ export const start = () => {
     setListing({ title: $("title").value });
     $("choose").focus();
   });
+  $("clear").addEventListener("click", () => setListing({}));
   $("title").addEventListener("input", () => changed(TYPING_MS));
   $("url").addEventListener("input", () => urlChanged(2 * TYPING_MS));
   $("listing-form").addEventListener("submit", (event) => {

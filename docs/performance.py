@@ -23,7 +23,7 @@ from docs.blocks import between
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs/performance.md"
 RESULTS = ROOT / "benchmarks/results/serving.json"
-PLOTS = ROOT / "docs/performance"
+PLOTS = ROOT / "docs/plots"
 
 OURS = CONTENDERS[0]
 NOT_MEASURED = "*Not measured yet.* Run `make bench` on an idle machine, then `python -m docs.performance`."
@@ -56,7 +56,7 @@ def _sections(found: Results) -> Iterator[str]:
         yield f"### {heading(cell)}"
         yield table(found, cell)
         yield _floor(found["floor"].get(cell, []))
-        yield f"![Throughput by callers, and 99th percentile of latency by load](performance/{file_name(cell)}.svg)"
+        yield f"![Throughput by callers, and 99th percentile of latency by load](plots/{file_name(cell)}.svg)"
 
 
 def heading(cell: str) -> str:

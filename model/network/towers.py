@@ -11,7 +11,7 @@ Shapes: B listings, N image patches, L text tokens, C context length, d width of
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from open_clip.model import CustomTextCLIP
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import TextTransformer, VisionTransformer, text_global_pool
-from timm.models import register_model
+from timm.models import group_parameters, register_model
 from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
 from torch import Tensor, nn
 
@@ -146,6 +146,17 @@ class ImageTower(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def layers(self) -> list[list[nn.Parameter]]:
+        """Return all parameters by depth: of the embeddings, then of each block; pooling and the last norm at the end.
+
+        For what changes with depth: learning rates that decay towards the embeddings, lower layers that are frozen.
+        """
+        raise NotImplementedError
+
+    def checkpoint_activations(self) -> None:
+        """Recompute the activations of each block in the backward pass, instead of keeping them."""
+        raise NotImplementedError
+
 
 class VitTower(ImageTower):
     """open_clip's VisionTransformer without its contrastive projection."""
@@ -163,6 +174,13 @@ class VitTower(ImageTower):
     def forward(self, images: Tensor) -> Tensor:
         pooled, patches = self.visual(images)
         return torch.cat([pooled[:, None], patches], dim=1)
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        pooling = [part for part in (self.visual.ln_post, self.visual.attn_pool) if part is not None]
+        return _by_depth(self, self.visual.transformer.resblocks, pooling)
+
+    def checkpoint_activations(self) -> None:
+        self.visual.set_grad_checkpointing(True)
 
 
 class TimmTower(ImageTower):
@@ -222,6 +240,14 @@ class TimmTower(ImageTower):
             f"timm tower {type(self.trunk).__name__} returns features of shape {list(features.shape)}, "
             "neither maps [B, C, H, W] nor patch tokens [B, N, C]"
         )
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        named = dict(self.trunk.named_parameters())
+        groups = group_parameters(self.trunk, self.trunk.group_matcher(coarse=False))
+        return [[named[name] for name in groups[depth]] for depth in sorted(groups)]
+
+    def checkpoint_activations(self) -> None:
+        self.trunk.set_grad_checkpointing(True)
 
 
 class TextTower(nn.Module):
@@ -293,6 +319,22 @@ class TextTower(nn.Module):
             mask = torch.full((length, length), float("-inf"), device=words.device, dtype=embeddings.dtype).triu(1)
         hidden: Tensor = self.text.ln_final(self.text.transformer(embeddings, attn_mask=mask))
         return hidden
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        """Return all parameters by depth, as `ImageTower.layers` does."""
+        return _by_depth(self, self.text.transformer.resblocks, [self.text.ln_final])
+
+    def checkpoint_activations(self) -> None:
+        """Recompute the activations of each block in the backward pass, instead of keeping them."""
+        self.text.set_grad_checkpointing(True)
+
+
+def _by_depth(tower: nn.Module, blocks: Sequence[nn.Module], last: Sequence[nn.Module]) -> list[list[nn.Parameter]]:
+    """Return the parameters of `tower` by depth: what is neither in a block nor `last` comes first."""
+    above = [list(block.parameters()) for block in blocks]
+    above[-1] += [parameter for module in last for parameter in module.parameters()]
+    known = {id(parameter) for layer in above for parameter in layer}
+    return [[parameter for parameter in tower.parameters() if id(parameter) not in known], *above]
 
 
 def sum_of_words(words: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from model.network.cma_clip import CMAClip, Output
 from model.network.towers import Backbone, TokenSequence
 from model.situations import Situation
 from model.tasks import Task
-from model.training.trainer import moving_average, rate_factor
+from model.training.optimiser import moving_average, rate_factor
 from research.noise.titles import Vocabulary
 
 WIDTH, TEXT_WIDTH = 128, 128

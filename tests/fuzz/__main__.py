@@ -34,7 +34,7 @@ from tests.fuzz.mutations import mutated
 from tests.fuzz.seeds import Seed, all_seeds
 
 LIMITS = Limits(max_pixels=4_000_000)
-RESIZING = Fitting(image_size=(128, 96), resize="longest", fill=255, framing="product")
+RESIZING = Fitting(image_size=(128, 96), resize="longest", fill=255, interpolation="bicubic", framing="product")
 WORKERS = 2
 FINDINGS = Path("build/fuzz")
 DECODED = "decoded"

@@ -24,7 +24,7 @@ from model.network.towers import TokenSequence
 from model.tasks import Task
 from model.training.config import OptimiserConfig
 from model.training.initialise import initial_network
-from model.training.trainer import parameter_groups
+from model.training.optimiser import parameter_groups
 from research.study.cells import MEASURES, read_cells, write_cells
 from research.study.networks import PooledClip
 from research.untold_titles.__main__ import PAGE, RESULTS

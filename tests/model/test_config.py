@@ -36,7 +36,9 @@ def test_the_shipped_checkpoints_configuration_is_read_exactly() -> None:
     content = json.loads(SHIPPED.read_text(encoding="utf-8"))
     fields = {each.name: content[each.name] for each in dataclasses.fields(ModelConfig)}
     model = from_json(ModelConfig, fields)
-    assert to_json(model) == fields
+    # Settings of preprocessing that did not exist yet have the values that it was trained with.
+    later = {"interpolation": "bicubic", "tokenizer": None}
+    assert to_json(model) == {**fields, "preprocess": {**fields["preprocess"], **later}}
     assert model.preprocess.image_size == (128, 96)
     assert model.preprocess.mean == tuple(content["preprocess"]["mean"])
 

@@ -105,7 +105,7 @@ def _rows(task: Task, outcome: Outcome) -> Iterator[tuple[ShardRow, dict[str, by
     reader, report = _reader(task, images)
     for line, item in reader.items():
         outcome.form = report.form or ""
-        row, found = _row(item, images, task)
+        row, found = _row(item, line, images, task)
         if row.error is not None:
             outcome.invalid += 1
             if len(outcome.problems) < PROBLEMS_SHOWN:
@@ -143,13 +143,12 @@ def _config(task: Task, columns: dict[str, str]) -> CatalogueConfig:
     )
 
 
-def _row(item: Listing | BadRow, images: Images, task: Task) -> tuple[ShardRow, dict[str, bytes]]:
+def _row(item: Listing | BadRow, line: int, images: Images, task: Task) -> tuple[ShardRow, dict[str, bytes]]:
     if isinstance(item, BadRow):
         return ShardRow(id=item.id, error=str(item)), {}
     if item.embedded is not None:
-        return ShardRow(id=item.id, title=item.title, images=("embedded-" + item.id,)), {
-            "embedded-" + item.id: item.embedded
-        }
+        name = f"embedded-{line}"  # ids may occur twice
+        return ShardRow(id=item.id, title=item.title, images=(name,)), {name: item.embedded}
     names = tuple(name for name in (item.image, *item.further_images) if name is not None)
     try:
         found = {name: _read(images, name, task.max_image_bytes) for name in names if not is_url(name)}

@@ -96,7 +96,7 @@ def test_answers_conform_to_the_openapi_document(server: str, tmp_path: Path) ->
     """By schemathesis: every operation, with data that keeps to the schema and data that breaks it."""
     config = tmp_path / "schemathesis.toml"
     config.write_text(SCHEMATHESIS)
-    # Time limits are left to `test_any_headers_are_answered`: else a millisecond is tried, and rightly answered with 504.
+    # Time limits are left to `test_any_headers_are_answered`: a millisecond is tried, and rightly answered with 504.
     document = httpx.get(f"{server}/openapi.json").json()
     for operations in document["paths"].values():
         for operation in operations.values():

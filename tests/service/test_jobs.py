@@ -95,6 +95,17 @@ async def test_what_is_wrong_with_rows_is_said_at_once_and_stands_in_their_place
     assert [bool(row["error"]) for row in await rows_of(service, job["id"])] == [False, True, True]
 
 
+async def test_rows_of_one_id_have_each_its_own_embedded_image(service: Client) -> None:
+    import pyarrow  # noqa: PLC0415
+    import pyarrow.parquet  # noqa: PLC0415
+
+    images = [{"bytes": encoded((200, 0, 0)), "path": None}, {"bytes": b"no image", "path": None}]
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table({"id": ["a", "a"], "title": ["", ""], "image": images}), file)
+    job = await ended(service, (await hand_in(service, file.getvalue(), name="table.parquet")).json()["id"])
+    assert [bool(row["error"]) for row in await rows_of(service, job["id"])] == [False, True]
+
+
 async def test_images_come_from_the_zip_and_never_from_a_path(service: Client, tmp_path: Path) -> None:
     (tmp_path / "secret.png").write_bytes(encoded())
     packed = io.BytesIO()

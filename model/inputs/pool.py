@@ -405,6 +405,14 @@ class _Slot:
         self._end_worker(seconds)
 
 
+def _interpreter() -> str:
+    """Return the program to start: this process's own where its path can't be walked any more.
+
+    A process may have been started with more rights than it has now, from a folder that its user may not enter.
+    """
+    return sys.executable if os.access(sys.executable, os.X_OK) else "/proc/self/exe"
+
+
 class _Worker:
     """A worker process, the socket to it, and the file in memory that images and pixels pass through."""
 
@@ -416,6 +424,7 @@ class _Worker:
         try:
             self._process = subprocess.Popen(  # noqa: S603 - this project's program
                 [sys.executable, "-m", "model.inputs.worker", str(theirs.fileno()), str(self._pixels)],
+                executable=_interpreter(),
                 pass_fds=(theirs.fileno(), self._pixels),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -88,6 +88,10 @@ class StagedTower(ImageTower):
     def forward(self, images: Tensor) -> Tensor:
         return torch.cat([stage.flatten(1) for stage in self._stages(images)], dim=1)
 
+    def layers(self) -> list[list[nn.Parameter]]:
+        """One layer: the tower is locked, or trained at one rate."""
+        return [list(self.parameters())]
+
     def _stages(self, images: Tensor) -> tuple[Tensor, Tensor]:
         last, stages = self.trunk.forward_intermediates(images, indices=2)
         return last.flatten(2).transpose(1, 2), stages[0].flatten(2).transpose(1, 2)  # [B, N, d], [B, n, e]

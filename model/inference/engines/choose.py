@@ -34,13 +34,14 @@ def load_engine(folder: Path, *, engine: str, device: str, dtype: str) -> tuple[
 
     Raises `CheckpointError` or `ConfigError` with one line that names what is wrong.
     """
-    name = _named(engine)
+    name, slower = _named(engine), ""
     if name is None:
-        name, reason = _chosen(folder, device, dtype)
-        if reason:
-            log.warning("PyTorch computes, which is slower on a CPU: %s", reason)
+        name, slower = _chosen(folder, device, dtype)
     if name is EngineName.TORCH:
-        return _load_torch(folder, device, dtype)
+        loaded = _load_torch(folder, device, dtype)
+        if slower:
+            log.warning("PyTorch computes, which is slower on a CPU: %s", slower)
+        return loaded
     if reason := _unfit(device, dtype) or unable(name):
         raise ConfigError(f"engine {name} cannot be used: {reason}")
     from model.inference.engines.openvino_engine import OpenVinoEngine  # noqa: PLC0415 - the package may be missing

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from model.situations import Situation
 from service.reviews.pairs import Kind, Promise, WaitingItem
@@ -78,6 +78,10 @@ class NextReply(Reply):
 
 class ReviewRequest(Request):
     """What a reviewer found."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"item": 17, "reviewer": "Ada", "decision": "label", "label": "Navy Blue"}]}
+    )
 
     item: int = Field(ge=1)
     reviewer: ReviewerName = Field(description="who judged it, as it will be kept")

@@ -33,6 +33,8 @@ const MESSAGES = {
   image_url_forbidden: ["This URL is not allowed", "Download the image and drop it here instead."],
   image_fetch_failed: ["The image could not be fetched", "Check the URL, or download the image and drop it here."],
   body_too_slow: ["The request arrived too slowly", "Check the connection, or send a smaller image."],
+  already_reviewed: ["Somebody else has this one", "Another reviewer has it, or has decided it: go on with the next."],
+  job_not_done: ["The job is not done", "Its results can be had once all rows are computed."],
   rate_limited: ["Too many requests", "This API key, or this address, has sent as many as it may for now."],
   replica_failed: ["The replica that had this request has failed", "Send it again, unless this image makes it fail each time."],
   overloaded: ["The service is busy", "It cannot accept more requests at the moment."],

@@ -34,6 +34,7 @@ let precision = null;
 let current = null; // aborts the request in progress
 let timer = 0;
 let onPrecision = () => {};
+let choices = 0; // examples chosen so far
 let opened = false;
 
 // ── the input ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -351,7 +352,8 @@ export const setModel = ({ image_size: inputSize, target_precisions: targets }) 
 const openExample = () => {
   if (opened) return;
   opened = true;
-  if (!listing.image && !$("url").value && !$("title").value) chooseExample(EXAMPLES[0]);
+  const nothingEntered = () => !listing.image && !$("url").value && !$("title").value;
+  if (!choices && nothingEntered()) chooseExample(EXAMPLES[0], nothingEntered);
 };
 
 /** Call `listener` with the target precision once the model is known, and whenever another one is chosen. */
@@ -359,8 +361,12 @@ export const watchPrecision = (listener) => {
   onPrecision = listener;
 };
 
-const chooseExample = async ([file, title]) => {
+/** Show an example once its image is there, unless another one has been chosen meanwhile or `isWanted` says no. */
+const chooseExample = async ([file, title], isWanted = () => true) => {
+  choices += 1;
+  const choice = choices;
   const bytes = await (await fetch(`static/examples/${file}`)).blob();
+  if (choice !== choices || !isWanted()) return;
   setListing({ image: new File([bytes], file, { type: bytes.type }), title });
 };
 

@@ -7,9 +7,9 @@ what is free, so that no two are asked about the same one.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, case, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
@@ -48,12 +48,18 @@ from service.store.tables import review_withdrawals as withdrawals
 ROWS_AT_ONCE = 500
 """Rows that are read or deleted in one statement."""
 
+Result = TypeVar("Result")
+
 
 class Records:
     """The tables of reviews behind one database."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+
+    async def in_thread(self, work: Callable[[], Result]) -> Result:
+        """Run what reads or writes these tables in a thread that closing the database waits for."""
+        return await self._database.in_thread(work)
 
     # ── what is captured ────────────────────────────────────────────────────────────────────────────────────
 

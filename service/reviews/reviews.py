@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from model.inference.predictions import AttributePrediction, ModelInfo, Prediction
@@ -163,30 +164,25 @@ class Reviews:
     async def next(self, reviewer: str, *, kind: Kind | None, count: int) -> NextReply:
         """Hand out pairs, a reviewer's alone for a while."""
         now = time.time()
-        found = await asyncio.to_thread(self._records.lease, reviewer, now, kind=kind, count=count)
-        waiting = await asyncio.to_thread(self._records.waiting, now)
+        found = await self._records.in_thread(partial(self._records.lease, reviewer, now, kind=kind, count=count))
+        waiting = await self._records.in_thread(partial(self._records.waiting, now))
         return NextReply(items=[ReviewItem.of(each) for each in found], waiting=Waiting.of(waiting))
 
     async def take(self, request: ReviewRequest, reviewer: str) -> ReviewReply:
         """Take a decision, or take it back. Raises `NotFound`, `AlreadyReviewed`, or `InvalidRequest` for a label."""
         now = time.time()
         if request.decision == "undo":
-            undone = await asyncio.to_thread(self._records.undo, request.item, reviewer, now)
+            undone = await self._records.in_thread(partial(self._records.undo, request.item, reviewer, now))
             return ReviewReply(item=request.item, undone=ReviewItem.of(undone))
         if request.label is not None:
-            attribute = await asyncio.to_thread(self._records.attribute, request.item)
+            attribute = await self._records.in_thread(partial(self._records.attribute, request.item))
             if request.label not in self.serving.labels.get(attribute, ()):
                 raise InvalidRequest(
                     f"label: {attribute} has no such label; GET /v1/attributes lists those that it has"
                 )
-        judged = await asyncio.to_thread(
-            self._records.decide,
-            request.item,
-            reviewer,
-            now,
-            skipped=request.decision == "skip",
-            label=request.label,
-        )
+        skipped = request.decision == "skip"
+        decide = partial(self._records.decide, request.item, reviewer, now, skipped=skipped, label=request.label)
+        judged = await self._records.in_thread(decide)
         if judged.is_new and judged.kind is Kind.RANDOM:
             for target in self.serving.info.target_precisions:
                 if judged.accepted_at is not None and target <= judged.accepted_at:
@@ -218,7 +214,7 @@ class Reviews:
             try:
                 await self.look()
                 if time.monotonic() - purged >= PURGE_SECONDS:
-                    await asyncio.to_thread(self._records.purge, time.time() - self._keep_days * DAY)
+                    await self._records.in_thread(partial(self._records.purge, time.time() - self._keep_days * DAY))
                     purged = time.monotonic()
             except Exception:
                 log.exception("reviews: the store cannot be read")
@@ -226,7 +222,7 @@ class Reviews:
 
     async def look(self) -> _Seen:
         """Read the store, bring the metrics up to date, and withdraw broken promises where that is configured."""
-        seen = await asyncio.to_thread(self._look, self.serving)
+        seen = await self._records.in_thread(partial(self._look, self.serving))
         for each in seen.found:
             promise = each.promise
             self._metrics.found(

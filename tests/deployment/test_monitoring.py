@@ -73,28 +73,44 @@ class Prometheus(Process):
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """Prometheus that has seen traffic of every kind, and has put it through every rule."""
     folder = tmp_path_factory.mktemp("monitoring")
-    replica = Replica(folder, request_timeout_ms=60_000)
+    store = f"sqlite:///{folder / 'store.db'}"
+    replica = Replica(folder, request_timeout_ms=60_000, store=store, review_share=1.0)
     with running(replica):
         prometheus = Prometheus(folder, replica)
         with running(prometheus):
             # The first look must come before the first answer: what is there then is no increase.
             wait_for(prometheus, "cma_clip_predictions_total")
+            judge(f"http://{replica.address}")
             send_traffic(f"http://{replica.address}")
+            wait_for(prometheus, "cma_clip_reviewed_precision >= 0")
             wait_for(prometheus, "cma_clip:label_mix_distance:1h")  # the last rule of the longest chain
             yield prometheus
 
 
 def send_traffic(url: str) -> None:
-    """Classify listings with image and title, single and in batches, and send a bad one."""
+    """Classify listings with image and title in batches, and send a bad one."""
     with httpx.Client(base_url=url, timeout=60) as client:
         for number in range(ANSWERS // 64):
             batch = {"listings": [listing(64 * number + offset) for offset in range(64)]}
             client.post("/v1/classify/batch", json=batch).raise_for_status()
-        client.post("/v1/classify", json=LISTING).raise_for_status()
         assert client.post("/v1/classify", json={"id": "neither"}).status_code == 422
         for _ in range(3):
             client.get("/readyz").raise_for_status()
             time.sleep(1)
+
+
+def judge(url: str) -> None:
+    """Classify a listing by itself, and judge what is asked about it, as a reviewer for whom no label ever fits."""
+    with httpx.Client(base_url=url, timeout=60) as client:
+        attributes = client.post("/v1/classify", json=LISTING).raise_for_status().json()["attributes"]
+        judged, deadline = 0, time.monotonic() + 60
+        while judged < len(attributes):
+            assert time.monotonic() < deadline, "what was answered is not there to be judged"
+            waiting = client.get("/v1/reviews/next", params={"reviewer": "Ada", "kind": "random", "count": 10}).json()
+            for item in waiting["items"]:
+                decision = {"item": item["item"], "reviewer": "Ada", "decision": "none"}
+                client.post("/v1/reviews", json=decision).raise_for_status()
+            judged += len(waiting["items"])
 
 
 def listing(number: int) -> dict[str, Any]:

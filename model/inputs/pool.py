@@ -410,7 +410,12 @@ def _interpreter() -> str:
 
     A process may have been started with more rights than it has now, from a folder that its user may not enter.
     """
-    return sys.executable if os.access(sys.executable, os.X_OK) else "/proc/self/exe"
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            os.stat(sys.executable)
+        except PermissionError:
+            return "/proc/self/exe"
+    return sys.executable
 
 
 class _Worker:

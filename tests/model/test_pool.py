@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -334,6 +335,27 @@ def test_where_no_worker_can_be_started_it_says_so_and_recovers(monkeypatch: pyt
 
         until(recovered)
         pool.decode(PLAIN, LIMITS, SERVING)
+
+
+def test_workers_start_where_the_interpreters_folder_cannot_be_entered_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As under a user without rights that the process was started with: the kernel still knows the program."""
+    stat = os.stat
+
+    def forbidden(path: str, **options: Any) -> os.stat_result:
+        if path == sys.executable:
+            raise PermissionError(path)
+        return stat(path, **options)
+
+    with monkeypatch.context() as context:
+        context.setattr(os, "stat", forbidden)
+        program = pool_module._interpreter()
+    assert program == "/proc/self/exe"
+    monkeypatch.setattr(pool_module, "_interpreter", lambda: program)
+    with contextlib.closing(DecodePool(2, memory=1)) as pool:
+        pool.start()
+        assert pool.trouble is None
 
 
 def test_a_closed_pool_ends_its_workers_and_starts_no_others() -> None:

@@ -59,7 +59,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     # OpenVINO's plugins for other devices, its readers of other formats and its headers: half of its size.
     && find /opt/venv/lib/python3*/site-packages/openvino -type f \( -path '*/openvino/include/*' -o -name cache.json \
         -o -name 'libopenvino_intel_[gn]pu_plugin.so' \
-        -o -name 'libopenvino_*_frontend.so*' -not -name 'libopenvino_ir_*' \) -delete
+        -o -name 'libopenvino_*_frontend.so*' -not -name 'libopenvino_ir_*' \) -delete \
+    && find /opt/venv/lib/python3*/site-packages -type d -name tests -prune -exec rm -r {} +
 
 COPY weights/fashion /checkpoint
 

@@ -98,7 +98,7 @@ async def get_job(request: Request, job: str, jobs: JobsDep) -> JobReply:
     return JobReply.of(await jobs.get(_key(request), job))
 
 
-@job_routes.delete("/{job}", status_code=204, responses=problems(401, 404, 503))
+@job_routes.delete("/{job}", status_code=204, response_model=None, responses=problems(401, 404, 503))
 async def end_job(request: Request, job: str, jobs: JobsDep) -> None:
     """Cancel a job that has not ended; delete one that has, with its results."""
     await jobs.end(_key(request), job)

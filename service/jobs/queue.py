@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, case, delete, func, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from service.store import removals
@@ -97,7 +97,7 @@ def accept(connection: Connection, values: Mapping[str, Any], pin: Pin, rows: Se
     """
     if not removals.keep(connection, folder_of(values["id"])):
         return False
-    zero = dict.fromkeys(("rows_done", "rows_failed", "shards_done", "callback_attempts"), 0)
+    zero = dict.fromkeys(("rows_done", "rows_failed", "shards_done"), 0)
     row = {**values, **asdict(pin), **zero, "status": QUEUED, "created": now(), "served": 0.0, "rows": sum(rows)}
     savepoint = connection.begin_nested()
     try:
@@ -120,7 +120,7 @@ def cancel_or_delete(connection: Connection, key: str, job: str) -> bool:
         return False
     connection.execute(delete(shards).where(shards.c.job == job))
     ended = update(jobs).where(jobs.c.id == job, jobs.c.status.in_(OPEN))
-    if connection.execute(ended.values(status=CANCELLED, finished=now(), callback_due=_callback())).rowcount == 0:
+    if connection.execute(ended.values(status=CANCELLED, finished=now())).rowcount == 0:
         connection.execute(delete(jobs).where(jobs.c.id == found["id"]))
     removals.remove(connection, folder_of(job))
     return True
@@ -128,7 +128,7 @@ def cancel_or_delete(connection: Connection, key: str, job: str) -> bool:
 
 def purge(connection: Connection, *, older_than: float) -> int:
     """Delete the jobs that ended longer ago than these seconds, and return their number."""
-    old = select(jobs.c.id).where(jobs.c.finished < now() - older_than, jobs.c.callback_due.is_(None))
+    old = select(jobs.c.id).where(jobs.c.finished < now() - older_than)
     found = connection.scalars(old).all()
     for job in found:
         connection.execute(delete(shards).where(shards.c.job == job))
@@ -201,7 +201,7 @@ def finish(connection: Connection, lease: Lease, *, result: str, failed: int) ->
         )
     )
     last = job.where(jobs.c.shards_done == jobs.c.shards)
-    if connection.execute(last.values(status=DONE, finished=now(), callback_due=_callback())).rowcount:
+    if connection.execute(last.values(status=DONE, finished=now())).rowcount:
         removals.remove(connection, shards_of(lease.job))
     return True
 
@@ -215,36 +215,5 @@ def _change(connection: Connection, lease: Lease, **values: Any) -> bool:
 def _fail(connection: Connection, job: str, reason: str) -> None:
     connection.execute(delete(shards).where(shards.c.job == job))
     ended = update(jobs).where(jobs.c.id == job)
-    connection.execute(ended.values(status=FAILED, error=reason, finished=now(), callback_due=_callback()))
+    connection.execute(ended.values(status=FAILED, error=reason, finished=now()))
     removals.remove(connection, folder_of(job))
-
-
-def _callback() -> Any:
-    """When the callback is due: now, where one is wanted."""
-    return case((jobs.c.callback_url.is_not(None), now()), else_=None)
-
-
-# --- calling back ------------------------------------------------------------------------------------------
-
-
-def take_callback(connection: Connection, *, seconds: float) -> RowMapping | None:
-    """Take the callback that is due longest, for some seconds: then it is due again, unless it is `settle`d."""
-    query = (
-        select(jobs)
-        .where(jobs.c.callback_due <= now())
-        .order_by(jobs.c.callback_due)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-    )
-    found = connection.execute(query).mappings().one_or_none()
-    if found is not None:
-        attempts = jobs.c.callback_attempts + 1
-        taken = update(jobs).where(jobs.c.id == found["id"])
-        connection.execute(taken.values(callback_due=now() + seconds, callback_attempts=attempts))
-    return found
-
-
-def settle_callback(connection: Connection, job: str, *, outcome: str, again_after: float | None) -> None:
-    """Record how a callback went; it is sent again after some seconds, or, with None, no more."""
-    due = None if again_after is None else now() + again_after
-    connection.execute(update(jobs).where(jobs.c.id == job).values(callback_outcome=outcome, callback_due=due))

@@ -75,10 +75,6 @@ jobs = Table(
     Column("shards", Integer, nullable=False),
     Column("shards_done", Integer, nullable=False),
     Column("error", Text),
-    Column("callback_url", Text),
-    Column("callback_attempts", Integer, nullable=False),
-    Column("callback_due", Double, index=True),  # null: nothing more is to be sent
-    Column("callback_outcome", Text),
     Unique("key", "idempotency_key"),
     Index("ix_jobs_key_created", "key", "created"),
     Index("ix_jobs_status_served", "status", "served"),

@@ -37,14 +37,9 @@ def upgrade() -> None:
         sa.Column("shards", sa.Integer, nullable=False),
         sa.Column("shards_done", sa.Integer, nullable=False),
         sa.Column("error", sa.Text),
-        sa.Column("callback_url", sa.Text),
-        sa.Column("callback_attempts", sa.Integer, nullable=False),
-        sa.Column("callback_due", sa.Double),
-        sa.Column("callback_outcome", sa.Text),
         sa.PrimaryKeyConstraint("id", name="pk_jobs"),
         sa.UniqueConstraint("key", "idempotency_key", name="uq_jobs_key"),
     )
-    op.create_index("ix_jobs_callback_due", "jobs", ["callback_due"])
     op.create_index("ix_jobs_key_created", "jobs", ["key", "created"])
     op.create_index("ix_jobs_status_served", "jobs", ["status", "served"])
     op.create_table(

@@ -405,8 +405,8 @@ class _Slot:
         self._end_worker(seconds)
 
 
-def _interpreter() -> str:
-    """Return the program to start: this process's own where its path can't be walked any more.
+def interpreter() -> str:
+    """Return the program of another Python process: this process's own where its path can't be walked any more.
 
     A process may have been started with more rights than it has now, from a folder that its user may not enter.
     """
@@ -429,7 +429,7 @@ class _Worker:
         try:
             self._process = subprocess.Popen(  # noqa: S603 - this project's program
                 [sys.executable, "-m", "model.inputs.worker", str(theirs.fileno()), str(self._pixels)],
-                executable=_interpreter(),
+                executable=interpreter(),
                 pass_fds=(theirs.fileno(), self._pixels),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from model.inputs.pool import interpreter
 from service.errors import InvalidRequest, NotFound, PayloadTooLarge, RateLimited, ServiceError, Unavailable
 from service.jobs import queue, results
 from service.jobs.queue import Job
@@ -171,7 +172,10 @@ class Jobs:
 async def _in_process(task: Task) -> Outcome:
     """Split in a process whose memory and time are bounded."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "service.jobs.split", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+        *(sys.executable, "-m", "service.jobs.split"),
+        executable=interpreter(),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
     )
     try:
         async with asyncio.timeout(SPLIT_SECONDS):

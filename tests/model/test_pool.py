@@ -350,9 +350,9 @@ def test_workers_start_where_the_interpreters_folder_cannot_be_entered_any_more(
 
     with monkeypatch.context() as context:
         context.setattr(os, "stat", forbidden)
-        program = pool_module._interpreter()
+        program = pool_module.interpreter()
     assert program == "/proc/self/exe"
-    monkeypatch.setattr(pool_module, "_interpreter", lambda: program)
+    monkeypatch.setattr(pool_module, "interpreter", lambda: program)
     with contextlib.closing(DecodePool(2, memory=1)) as pool:
         pool.start()
         assert pool.trouble is None

@@ -160,7 +160,12 @@ def lease(connection: Connection, pin: Pin, *, seconds: float) -> Lease | None:
     if found is None:
         return None
     if found["token"] >= MOST_LEASES:
-        _fail(connection, found["job"], f"rows near {found['place'] * 256} could not be computed")
+        earlier = select(func.coalesce(func.sum(shards.c.rows), 0)).where(
+            shards.c.job == found["job"], shards.c.place < found["place"]
+        )
+        before = connection.execute(earlier).scalar_one()
+        reason = f"rows {before + 1:,} to {before + found['rows']:,} could not be computed"
+        _fail(connection, found["job"], reason)
         return None
     token = found["token"] + 1
     own = (shards.c.job == found["job"], shards.c.place == found["place"])

@@ -6,6 +6,7 @@ import asyncio
 import csv
 import io
 import json
+import re
 import zipfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -244,6 +245,7 @@ def test_a_shard_that_every_replica_dies_of_ends_its_job(store: Store) -> None:
         found = queue.find(connection, "", job="job")
     assert found is not None
     assert found["status"] == "failed"
+    assert re.fullmatch(r"rows 1 to [\d,]+ could not be computed", found["error"])
 
 
 def test_jobs_that_ended_long_ago_are_purged_with_their_files(store: Store) -> None:

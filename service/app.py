@@ -54,10 +54,10 @@ def open_configured(settings: Settings) -> Store | None:
     """Open the configured store; what it needs is imported only then. Raises `ConfigError`."""
     if settings.store is None:
         return None
-    from service.store.store import open_store  # noqa: PLC0415
+    from service.store.store import Store  # noqa: PLC0415
 
     try:
-        return open_store(settings)
+        return Store.open(settings.store.get_secret_value(), settings.files_of_store)
     except Unavailable as error:
         raise ConfigError(f"CMA_CLIP_STORE: {error.detail}") from error
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from sqlalchemy import select
 
-from service.settings import Settings
 from service.store.database import Database
 from service.store.files import Files
 from service.store.migrate import migrate
@@ -45,13 +44,6 @@ class Store:
     def close(self) -> None:
         """Let go of the database; blocks until its threads have finished."""
         self.database.close()
-
-
-def open_store(settings: Settings) -> Store | None:
-    """Open the configured store; None where there is none. Raises as `Store.open` does."""
-    if settings.store is None:
-        return None
-    return Store.open(settings.store.get_secret_value(), settings.files_of_store)
 
 
 def _secret(database: Database) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 MAX_NAME = 64
@@ -44,3 +44,9 @@ def _hint(unknown: str, known: Collection[str]) -> str:
 def is_data_url(text: str) -> bool:
     """Whether a text is a `data:` URL: an image itself."""
     return text[:5].lower() == "data:"
+
+
+def split_names(values: Iterable[str]) -> list[str] | None:
+    """Return the names in form fields, each of which may hold several, separated by commas; None for none at all."""
+    names = [name.strip() for value in values for name in value.split(",")]
+    return [name for name in names if name] or None

@@ -26,7 +26,7 @@ from model.inference import predictions
 from model.inference.predictions import Abstention, ListingWarning
 from model.situations import Situation
 from service.errors import InvalidRequest
-from service.request_form import check_fields, check_object, is_data_url
+from service.request_form import check_fields, check_object, is_data_url, split_names
 
 MAX_TITLE = 4096
 MAX_ID = 256
@@ -239,9 +239,8 @@ class UploadForm(BaseModel):
     @property
     def options(self) -> Options:
         """The options, lists split at their commas."""
-        names = [name.strip() for value in self.attributes or () for name in value.split(",")]
         return Options(
-            attributes=[name for name in names if name] or None,
+            attributes=split_names(self.attributes or ()),
             target_precision=self.target_precision,
             top_k=self.top_k,
             explain=self.explain,

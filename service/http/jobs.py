@@ -22,7 +22,7 @@ from service.http.openapi import problems
 from service.http.upload import Form, read_form
 from service.jobs.jobs import Jobs, Submission
 from service.jobs.results import MEDIA_TYPES
-from service.request_form import check_fields
+from service.request_form import check_fields, split_names
 from service.schemas import JobReply, JobsReply, Options
 
 FIELDS = {"table", "images", "id", "title", "image", "attributes", "target_precision"}
@@ -149,12 +149,10 @@ def _options(form: Form) -> Options:
         check_fields(form.fields | form.names, FIELDS)
     except ValueError as error:
         raise InvalidRequest(str(error)) from None
-    names = [name.strip() for name in form.fields.get("attributes", "").split(",") if name.strip()]
+    names = split_names([form.fields.get("attributes", "")])
     target = form.fields.get("target_precision", "").strip()
     try:
-        return Options(
-            attributes=names or None, target_precision=float(target) if target else None, top_k=1, explain=False
-        )
+        return Options(attributes=names, target_precision=float(target) if target else None, top_k=1, explain=False)
     except ValueError:
         raise InvalidRequest(f"target_precision is a number such as 0.95, not {target[:32]!r}") from None
 

@@ -181,13 +181,17 @@ def vary_title(title: str, labels: Iterable[str], config: AugmentConfig, rng: ra
     return " ".join(kept or [rng.choice(words)])
 
 
+def _long_word(words: Sequence[str], rng: random.Random) -> int | None:
+    """Return the place of one of the words of four letters or more; None where there is none."""
+    long = [place for place, word in enumerate(words) if word.isalpha() and len(word) >= 4]
+    return rng.choice(long) if long else None
+
+
 def mistype(title: str, rng: random.Random) -> str:
     """Make one typing error inside a word of four letters or more: letters exchanged, one lost, doubled or another."""
     words = title.split()
-    long = [place for place, word in enumerate(words) if word.isalpha() and len(word) >= 4]
-    if not long:
+    if (place := _long_word(words, rng)) is None:
         return title
-    place = rng.choice(long)
     word = words[place]
     at = rng.randrange(1, len(word) - 1)
     words[place] = rng.choice(
@@ -204,10 +208,8 @@ def mistype(title: str, rng: random.Random) -> str:
 def change_number(title: str, rng: random.Random) -> str:
     """Turn one word of four letters or more from singular to plural, or back."""
     words = title.split()
-    long = [place for place, word in enumerate(words) if word.isalpha() and len(word) >= 4]
-    if not long:
+    if (place := _long_word(words, rng)) is None:
         return title
-    place = rng.choice(long)
     words[place] = words[place][:-1] if words[place].lower().endswith("s") else f"{words[place]}s"
     return " ".join(words)
 

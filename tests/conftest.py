@@ -40,11 +40,12 @@ if os.environ.get("CI"):
 @pytest.fixture(autouse=True)
 def logging_as_it_was() -> Iterator[None]:
     """Take back what a test, or a command that it runs, has configured: its stream is closed afterwards."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    root, uvicorn_logger = logging.getLogger(), logging.getLogger("uvicorn.error")
+    handlers, level, filters = root.handlers[:], root.level, uvicorn_logger.filters[:]
     yield
-    root.handlers[:] = handlers
+    root.handlers[:], uvicorn_logger.filters[:] = handlers, filters
     root.setLevel(level)
+    logging.captureWarnings(False)
 
 
 COLOURS = ("Black", "Blue", "Green", "Red")

@@ -241,17 +241,10 @@ async def test_a_request_is_one_line_with_its_id_route_status_and_stages(
 
 
 def test_either_format_is_configured(capsys: pytest.CaptureFixture[str]) -> None:
-    root = logging.getLogger()
-    before, level = root.handlers[:], root.level
-    try:
-        for log_format in FORMATS:
-            configure(log_format)
-            logging.getLogger("test").info("hello", extra={"fields": {"a": 1}})
-            logging.getLogger("httpx").info("GET http://example.com/SECRET")
-        json_line, text_line = capsys.readouterr().out.splitlines()
-        assert {"message": "hello", "a": 1}.items() <= json.loads(json_line).items()
-        assert text_line.endswith("hello a=1")
-    finally:
-        root.handlers[:] = before
-        root.setLevel(level)
-        logging.captureWarnings(False)
+    for log_format in FORMATS:
+        configure(log_format)
+        logging.getLogger("test").info("hello", extra={"fields": {"a": 1}})
+        logging.getLogger("httpx").info("GET http://example.com/SECRET")
+    json_line, text_line = capsys.readouterr().out.splitlines()
+    assert {"message": "hello", "a": 1}.items() <= json.loads(json_line).items()
+    assert text_line.endswith("hello a=1")

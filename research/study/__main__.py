@@ -11,7 +11,7 @@ import typer
 from model.catalogue.listings import Catalogue
 from model.catalogue.splits import Part
 from model.device import pick_device
-from model.errors import ModelError
+from research.command_line import run_app
 from research.study.cells import write_cells
 from research.study.report import write_report
 from research.study.results import SHIPPED, TRIALS
@@ -117,12 +117,8 @@ def report(*, results: Results = RESULTS, out: Annotated[Path, typer.Option(help
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is reported in one line, with exit status 2."""
-    try:
-        app()
-    except ModelError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    """Run the command line."""
+    run_app(app)
 
 
 if __name__ == "__main__":

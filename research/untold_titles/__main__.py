@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -13,9 +12,10 @@ import typer
 from model.catalogue.listings import Catalogue
 from model.catalogue.splits import Part
 from model.device import pick_device
-from model.errors import ConfigError, ModelError
+from model.errors import ConfigError
 from model.inputs.normalise import TensorTransform
 from model.training.initialise import initial_model, initial_network
+from research.command_line import run_app
 from research.untold_titles.catalogues import write_untold
 from research.untold_titles.diagnosis import write_diagnosis
 from research.untold_titles.plan import STRENGTHS
@@ -155,12 +155,8 @@ def _lane(runs: Path, table: Path, results: Path, device: str) -> Lane:
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is reported in one line, with exit status 2."""
-    try:
-        app()
-    except ModelError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    """Run the command line."""
+    run_app(app)
 
 
 if __name__ == "__main__":

@@ -55,8 +55,8 @@ class Lifecycle:
     def start(self) -> None:
         """Begin to load and warm up, in a separate thread: the event loop answers health checks meanwhile."""
         lag = observe_lag(self._pipeline.metrics.event_loop_lag.observe)
-        jobs = self._start(), trim_now_and_then(), lag, self._tend_decoding()
-        self._tasks = [asyncio.create_task(job) for job in jobs]
+        in_background = self._start(), trim_now_and_then(), lag, self._tend_decoding()
+        self._tasks = [asyncio.create_task(each) for each in in_background]
         if self._pipeline.reviews is not None:
             self._tasks.append(asyncio.create_task(self._pipeline.reviews.watch()))
 

@@ -132,9 +132,8 @@ class Parts:
     def add(self, row: OutputRow) -> None:
         """Add the next row; a full part is written."""
         self._open.append(row)
-        if len(self._open) == min(
-            SHARD_ROWS, PART_ROWS
-        ):  # encoded bit by bit: rows as objects take ten times the memory
+        # Encoded bit by bit: rows as objects take ten times the memory.
+        if len(self._open) == min(SHARD_ROWS, PART_ROWS):
             self._encode()
 
     def add_block(self, block: Block) -> None:

@@ -229,5 +229,5 @@ def _accepted(each: Answered, listing: str) -> AcceptedListing:
 
 
 def storable(text: str | None) -> str | None:
-    """Return a caller's text as every database takes it: without NUL and what is no character by itself."""
+    """Return a caller's text as every database takes it: without NUL and unpaired surrogates."""
     return text and text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()

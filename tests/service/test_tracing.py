@@ -25,7 +25,7 @@ TRACEPARENT = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
 
 
 class Receiver(ThreadingHTTPServer):
-    """An OTLP receiver on a free port: takes what is posted to /v1/traces, and refuses what is no such request."""
+    """An OTLP receiver on a free port: takes what is posted to /v1/traces, and refuses anything else."""
 
     daemon_threads = True
 

@@ -327,18 +327,25 @@ def write_judged(rows: Sequence[JudgedRow], out: Path) -> None:
     write_rows([field.name for field in fields(JudgedRow)], map(astuple, rows), out)
 
 
-def write_rows(columns: Sequence[str], rows: Iterable[Sequence[Any]], out: Path) -> None:
-    """Write a .parquet file, or a CSV file in which no cell is a formula; replaces the file at once when complete."""
+def write_rows(columns: Sequence[str], rows: Iterable[Sequence[Any]], out: Path) -> int:
+    """Write a .parquet file, or a CSV file in which no cell is a formula; replaces the file at once when complete.
+
+    Returns the number of rows.
+    """
     temporary = out.with_name(f".{out.name}.partial")
     if out.suffix == ".parquet":
         pyarrow = import_pyarrow()
         values = list(zip(*rows, strict=True)) or [()] * len(columns)
         table = pyarrow.table({name: list(column) for name, column in zip(columns, values, strict=True)})
         pyarrow.parquet.write_table(table, temporary)
+        count = len(table)
     else:
+        count = 0
         with temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(columns)
             for row in rows:
                 writer.writerow([to_cell(cell) if isinstance(cell, str) else cell for cell in row])
+                count += 1
     replace_durably(temporary, out)
+    return count

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import time
 from collections import Counter
@@ -54,7 +53,7 @@ def reviews(
     ] = None,
 ) -> None:
     """Show what people have judged; write their decisions, or the labels that were accepted; delete what is old."""
-    from model.catalogue.corrections import write_judged  # noqa: PLC0415
+    from model.catalogue.corrections import write_judged, write_rows  # noqa: PLC0415
 
     for path in (corrections, accepted):
         if path and not path.parent.is_dir():
@@ -71,7 +70,8 @@ def reviews(
             print(f"{corrections}: {len(kept):,} of {len(rows):,} decisions; the others are on listings without an id,")
             print("  outside the catalogue, or on a label that was judged again")
         if accepted:
-            print(f"{accepted}: {_write_accepted(records, accepted, attribute, start):,} accepted labels")
+            count = write_rows(ACCEPTED_COLUMNS, _accepted(records, attribute, start), accepted)
+            print(f"{accepted}: {count:,} accepted labels")
         if purge_days is not None:
             gone = records.purge(time.time() - purge_days * DAY)
             print(f"purged: {', '.join(f'{count:,} {what}' for what, count in gone.items())}")
@@ -177,23 +177,15 @@ def _usable(rows: Iterable[JudgedRow], catalogue: Path | None) -> list[JudgedRow
     return list(usable.values())
 
 
-def _write_accepted(records: Records, out: Path, attribute: str | None, since: float) -> int:
-    from model.catalogue.formulas import to_cell  # noqa: PLC0415
-
-    count = 0
-    with out.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(ACCEPTED_COLUMNS)
-        for row in records.accepted(since=since, attribute=attribute):
-            for name, labels in row.labels.items():
-                if attribute not in (None, name):
-                    continue
-                for label, confidence in labels:
-                    cells = (_time(row.at), row.id or "", name, label)
-                    rest = (f"{confidence:.4f}", row.target, row.situation, row.model)
-                    writer.writerow([*map(to_cell, cells), *rest])
-                    count += 1
-    return count
+def _accepted(records: Records, attribute: str | None, since: float) -> Iterator[tuple[str | float, ...]]:
+    """Yield a row of `ACCEPTED_COLUMNS` for each label."""
+    for row in records.accepted(since=since, attribute=attribute):
+        for name, labels in row.labels.items():
+            if attribute not in (None, name):
+                continue
+            for label, confidence in labels:
+                cells = (_time(row.at), row.id or "", name, label)
+                yield (*cells, f"{confidence:.4f}", row.target, row.situation, row.model)
 
 
 def _time(moment: float) -> str:

@@ -100,7 +100,7 @@ def server(checkpoint: Path, *, cores: Collection[int] = (), **settings: object)
     variables = {f"CMA_CLIP_{name.upper()}": str(value) for name, value in settings.items()}
     pinned = ["taskset", "--cpu-list", ",".join(map(str, cores))] if cores else []
     process = subprocess.Popen(  # noqa: S603 - this project's program
-        [*pinned, sys.executable, "-c", "from service.cli import main; main()", "serve"],
+        [*pinned, sys.executable, "-c", "from service.console import main; main()", "serve"],
         env={
             **os.environ, **threads, **variables,
             "CMA_CLIP_CHECKPOINT": str(checkpoint), "CMA_CLIP_PORT": str(port),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -123,3 +126,30 @@ def test_a_missing_extra_is_named(
         capsys.readouterr().err
         == f"cma-clip: this needs {module}; install the extra: pip install 'cma-clip[{extra}]'\n"
     )
+
+
+SLOW_IMPORT = """
+import sys, time
+from service.console import main
+
+class Slow:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "service.cli":
+            print("importing", flush=True)
+            time.sleep(60)
+
+sys.meta_path.insert(0, Slow)
+main()
+"""
+
+
+def test_ctrl_c_ends_a_command_that_is_still_being_imported_with_one_line() -> None:
+    with subprocess.Popen(  # noqa: S603 - this project's program
+        [sys.executable, "-c", SLOW_IMPORT], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=30)
+    assert (process.returncode, error) == (128 + signal.SIGINT, "cma-clip: ended by SIGINT\n")

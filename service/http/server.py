@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -32,9 +32,10 @@ from model.errors import ConfigError
 from service.errors import ServiceError
 from service.http.protocol import Connection, ConnectionLimits
 from service.lifecycle import Lifecycle
-from service.memory import freeze
+from service.memory import freeze, keep_large_blocks_apart
 from service.pipeline.pipeline import Pipeline
 from service.settings import Settings
+from service.signals import end_at_once
 
 BALANCER_SECONDS = 2.0
 """How long a balancer may take to notice that the replica is not ready; at most a quarter of the drain."""
@@ -99,6 +100,7 @@ def serve(app: FastAPI, settings: Settings) -> Exception | None:
     lifecycle: Lifecycle = app.state.lifecycle
     lifecycle.once_warm = freeze
     raise_limit_of_files()
+    keep_large_blocks_apart()
     sys.setswitchinterval(SWITCH_SECONDS)
     config = configuration(app)
     for sig in (signal.SIGINT, signal.SIGTERM):
@@ -110,12 +112,6 @@ def serve(app: FastAPI, settings: Settings) -> Exception | None:
         log.info("listening", extra={"fields": {"host": settings.host, "port": listener.getsockname()[1]}})
         Server(config, lifecycle, drain_seconds=settings.drain_seconds).run(sockets=[listener])
     return lifecycle.failure
-
-
-def end_at_once(sig: int, frame: FrameType | None = None) -> NoReturn:
-    """End the process without waiting for anything: there is nothing to lose, or somebody insists."""
-    os.write(sys.stderr.fileno(), f"cma-clip: ended by {signal.Signals(sig).name}\n".encode())
-    os._exit(128 + sig)
 
 
 def configuration(app: FastAPI, **options: Any) -> uvicorn.Config:

@@ -10,7 +10,7 @@ words, bodies over the limit, callers that hang up, deadlines that cannot be met
 Memory is that of the server and its decode workers together (proportional set size). Requests in flight change it by a
 hundred MiB, so each minute ends with a rest, long enough for the server to return freed memory; the growth is the slope
 of a straight line through the rests after the warm-up. The warm-up fills caches that are bounded: kernels compiled for
-each batch size (0.8 MiB each on a CPU), the tokenizer's words, the allocator's reserves.
+each batch size (0.8 MiB each on a CPU), the tokenizer's words (which are sent first), the allocator's reserves.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import itertools
 import json
 import random
 import sys
@@ -36,6 +37,7 @@ from scipy import stats
 from benchmarks.event_loop import KINDS, send
 from benchmarks.hostile_images import HOSTILE
 from benchmarks.server import MemoryWatch, Server, is_ready, server
+from model.inputs.tokenizer import MAX_CACHED_WORDS
 from service.memory import EVERY_SECONDS
 
 CALLERS = 8
@@ -45,6 +47,8 @@ ANSWERS = {"200", "400", "408", "413", "415", "422", "424", "499", "503", "504",
 
 HOSTILE_IMAGES, HOSTILE_BODIES = 0.02, 0.002
 """Shares of the requests: few, since one of them costs as much as hundreds of others."""
+
+WORDS_OF_A_TITLE, LISTINGS_OF_A_BATCH = 8, 64
 
 REST_SECONDS = 2 * EVERY_SECONDS
 LOAD_SECONDS = 60 - REST_SECONDS
@@ -134,9 +138,18 @@ class Soak:
                 self.answers[type(error).__name__] += 1
 
 
+async def send_new_words(client: httpx.AsyncClient) -> None:
+    """Send as many words as the tokenizer remembers; more than a few of a title are not looked at."""
+    words = (f"{number:x}" for number in range(MAX_CACHED_WORDS))
+    titles = iter(lambda: " ".join(itertools.islice(words, WORDS_OF_A_TITLE)), "")
+    while listings := [{"title": title} for title in itertools.islice(titles, LISTINGS_OF_A_BATCH)]:
+        (await client.post("/v1/classify/batch", json={"listings": listings})).raise_for_status()
+
+
 async def soak(server: Server, minutes: int) -> Soak:
     """Load the server for `minutes` minutes."""
     async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
+        await send_new_words(client)
         found = Soak(server, client)
         for _ in range(minutes):
             await found.minute()

@@ -39,7 +39,11 @@ from model.trust.applicability import Applicability
 from model.trust.calibration import Calibration, GateRecord
 from model.trust.gate import Gate
 
-FORMAT = 1
+FORMATS = (PLAIN_POOLING, TRAINED_POOLING) = (1, 2)
+"""What `format` of a configuration says: whether the image tower's pooled token is its class token, or the mean of its
+patches (`ImageTower.pools_plainly`), or what it was trained to pool. Programs that read format 1 alone know no other
+pooling, so a tower that has another is never written as such, nor read.
+"""
 
 WEIGHTS, CONFIG, CALIBRATION, METRICS = "model.safetensors", "config.json", "calibration.json", "metrics.json"
 
@@ -69,6 +73,8 @@ class Checkpoint:
     """The network of the engine that calibration, gate and metrics are of; None for PyTorch's."""
     compiled_digest: str = ""
     """12 hex digits that name the compiled network: its calibration and metrics carry them."""
+    format: int
+    """One of `FORMATS`."""
     home: Path
     """Where calibration, gate and metrics are: the folder itself, or the engine's."""
 
@@ -121,8 +127,8 @@ def _load(folder: Path, home: Path | None) -> Checkpoint:
     version = weights_version(folder / WEIGHTS)
     content = _read(folder / CONFIG, version, required=True)
     assert content is not None
-    if content.pop("format", None) != FORMAT:
-        raise CheckpointError(f"{folder / CONFIG}: format must be {FORMAT}; this file is of another release")
+    if (form := content.pop("format", None)) not in FORMATS:
+        raise CheckpointError(f"{folder / CONFIG}: format must be 1 or 2; this file is of another release")
     try:
         name, training = str(content.pop("name")), dict(content.pop("training", {}))
         content.pop("version")
@@ -146,6 +152,7 @@ def _load(folder: Path, home: Path | None) -> Checkpoint:
         gate=None,
         applicability=applicability,
         metrics=None,
+        format=form,
         home=folder,
     )
     return checkpoint if home is None else _with_parts(checkpoint)

@@ -29,7 +29,7 @@ from model.inference.predictor import Predictor
 from model.network.towers import VitTower
 from model.tasks import Task
 from model.training import pretrained
-from model.training.initialise import initial_model, initial_network
+from model.training.initialise import initial_model, initial_network, take_image_tower
 from model.training.pretrained import list_backbones, pretrained_weights, read_pretrained
 from tests.model.pretrained_towers import FAMILIES, write_towers
 
@@ -304,6 +304,30 @@ def test_a_tokenizer_that_is_missing_or_another_one_is_refused(
     (folder / TOKENIZER).unlink()
     with pytest.raises(CheckpointError, match=r"tokenizer.json cannot be read: No such file"):
         load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("family", ["PE-Core", "ConvNeXt", "CLIPA"])
+def test_a_checkpoint_whose_tower_was_pooled_otherwise_is_refused(
+    checkpoints: Callable[[str], Path], family: str, tmp_path: Path, tasks: tuple[Task, ...]
+) -> None:
+    folder = tmp_path / "old"
+    shutil.copytree(checkpoints(family), folder)
+    config = json.loads((folder / CONFIG).read_text())
+    assert config["format"] == 2  # which releases that pool by the mean refuse
+    (folder / CONFIG).write_text(json.dumps(config | {"format": 1}))
+    refused = pytest.raises(CheckpointError, match=r"older release, .* Train it again from the pretrained towers")
+    with refused:
+        Predictor.load(folder, device="cpu", engine="torch")
+    with refused:
+        initial_network(initial_model(None, str(folder)), tasks, str(folder))
+    with refused:
+        take_image_tower(initial_network(initial_model(None, str(folder)), tasks, None).backbone, folder)
+
+
+@pytest.mark.parametrize("family", ["CLIP", "MobileCLIP-S", "Swin"])
+def test_all_other_checkpoints_are_of_the_first_format(checkpoints: Callable[[str], Path], family: str) -> None:
+    assert json.loads((checkpoints(family) / CONFIG).read_text())["format"] == 1
+    Predictor.load(checkpoints(family), device="cpu", engine="torch")
 
 
 def test_without_the_library_it_says_what_to_install(

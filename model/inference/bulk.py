@@ -33,6 +33,7 @@ from model.inference.predictions import (
 from model.inference.stream import Failure
 from model.inputs.pool import DecodedImage
 from model.progress import progress_bar
+from model.stores import Place, RemotePath
 from model.tasks import Task
 
 Item = Listing | BadRow
@@ -249,7 +250,6 @@ def _settings(
     info: ModelInfo, config: CatalogueConfig, names: Sequence[str], target_precision: float
 ) -> dict[str, Any]:
     """Return all that the output depends on; rows of different settings must not meet in one file."""
-    images = config.images
     placeholders = None if config.placeholders is None else list(config.placeholders)  # as JSON gives them back
     return {
         "layout of the output": list(columns_of(["attribute"])),  # which another release may have
@@ -263,5 +263,13 @@ def _settings(
         "table": hash_table(config.table),
         "columns": [config.id, config.title, config.image],
         "reading": [config.delimiter, config.encoding, dict(config.separator), placeholders],
-        "images": [images.name, images.stat().st_size if images.is_file() else None] if images else None,
+        "images": _describe_images(config.images),
     }
+
+
+def _describe_images(images: Place | None) -> list[Any] | None:
+    if images is None:
+        return None
+    if isinstance(images, RemotePath):
+        return [images.url, None]
+    return [images.name, images.stat().st_size if images.is_file() else None]

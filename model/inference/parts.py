@@ -33,6 +33,7 @@ from model.inference.output import (
     locked,
     output_format,
 )
+from model.stores import is_remote, open_store
 
 PART_ROWS = 65_536
 """Rows of a part, and of a Parquet row group: what a run that is killed loses at most."""
@@ -71,11 +72,6 @@ def open_output(
     else:
         with Shards.open(Path(text), output, settings) as shards:
             yield output, shards
-
-
-def is_remote(out: str) -> bool:
-    """Whether this is the URL of something in an object store."""
-    return re.match(r"[a-z][a-z0-9+.-]*://", out, re.IGNORECASE) is not None
 
 
 class Parts:
@@ -273,15 +269,8 @@ class RemoteFolder:
     @classmethod
     def open(cls, url: str) -> RemoteFolder:
         """Open the folder at `url`; raises `ConfigError` where no library knows its kind."""
-        try:
-            import fsspec  # noqa: PLC0415
-
-            store, root = fsspec.core.url_to_fs(url.rstrip("/"))
-        except ImportError as error:
-            raise ConfigError(f"{url} needs a library: {error}") from error
-        except ValueError as error:
-            raise ConfigError(f"{url}: {error}") from None
-        return cls(url, store, str(root))
+        store, root = open_store(url.rstrip("/"))
+        return cls(url, store, root)
 
     @property
     def place(self) -> str:

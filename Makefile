@@ -38,7 +38,7 @@ install = $(call quietly,$(BIN)/python -m pip install --disable-pip-version-chec
 pytest = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 .PHONY: help serve test coverage test-lowest test-research test-ray test-store lint format types test-deployment
-.PHONY: test-tools test-image test-browser test-distributed test-tracking
+.PHONY: test-tools test-image test-browser test-distributed test-towers test-tracking
 .PHONY: soak fuzz hostile bench study rules constraints requirements sbom dist clean
 
 help: ## List the commands
@@ -104,6 +104,9 @@ test-research: $(VENV)/.research ## Test the study, the other experiments and th
 
 test-distributed: $(VENV)/.test ## Train in two processes, end one of them, and resume on another number (a minute)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/distributed $(ARGS)
+
+test-towers: $(VENV)/.test ## Train tiny SigLIP towers, compile them, and serve them without PyTorch
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/towers $(ARGS)
 
 test-tracking: $(VENV)/.tracking ## Follow a training in MLflow (SQLite) and in Weights & Biases (offline)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/tracking $(ARGS)

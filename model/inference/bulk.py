@@ -198,10 +198,19 @@ class LabelJob:
             },
         )
 
-    def run(self, out: str | Path, fill: Fill, *, part_format: str | None = None, progress: bool = True) -> Labelling:
+    def run(
+        self,
+        out: str | Path,
+        fill: Fill,
+        *,
+        part_format: str | None = None,
+        progress: bool = True,
+        advance: Callable[[int], None] | None = None,
+    ) -> Labelling:
         """Write the output `out`, or go on with one that was interrupted.
 
-        part_format: csv or parquet (None), of the parts where `out` is a folder. Raises `ConfigError` for an output
+        part_format: csv or parquet (None), of the parts where `out` is a folder. advance: is called with the number of
+        rows that were just added. Raises `ConfigError` for an output
         that can't be written, or was begun with other settings; `LabellingInterrupted` on Ctrl-C; `ModelError` where
         its disk is full, for example.
         """
@@ -216,8 +225,14 @@ class LabelJob:
                 resumed = sink.rows
                 items = iter_listings(self.config, self.images, report, missing=self.missing)
                 step = bar.add_task("labelling", total=max(total, resumed), completed=resumed)
+
+                def added(rows: int) -> None:
+                    bar.advance(step, rows)
+                    if advance is not None:
+                        advance(rows)
+
                 try:
-                    fill(islice(items, resumed, None), output, sink, lambda rows: bar.advance(step, rows))
+                    fill(islice(items, resumed, None), output, sink, added)
                     sink.finish()
                 except KeyboardInterrupt:
                     raise LabellingInterrupted(sink.rows_taken, total, sink.place) from None

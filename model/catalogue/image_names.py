@@ -39,12 +39,14 @@ _SEVERAL_URLS = re.compile(r"[|\n]|[;,\s](?=\s*(?:https?:)?//)")
 class FoundImages:
     """The images that a row means, in its order, and the first path that was tried where there is none.
 
-    Without either the row names no image. `outside`: its path leaves the folder.
+    Without either the row names no image. `outside`: its path leaves the folder. `unseen`: the first one has not been
+    looked for.
     """
 
     names: tuple[str, ...] = ()
     missing: str | None = None
     outside: bool = False
+    unseen: bool = False
 
 
 class ImageFinder:
@@ -77,7 +79,8 @@ class ImageFinder:
             if whole != cells and (known := self._resolve(self._fill(whole))) is not None:
                 found = [known]
         if found:
-            return FoundImages(tuple(dict.fromkeys(found)))
+            unseen = self._remote is not None and self._remote.is_taken_to_be_there(found[0])
+            return FoundImages(tuple(dict.fromkeys(found)), unseen=unseen)
         return FoundImages(missing=names[0], outside=not any(map(_stays_inside, self._readings(names[0]))))
 
     def _fill(self, cells: Mapping[str, str]) -> str:

@@ -149,6 +149,10 @@ class RemoteImages:
         self.folder = folder
         self._looked: dict[str, bool] = {}
 
+    def is_taken_to_be_there(self, name: str) -> bool:
+        """Whether an image has not been looked for, and is taken to be there all the same."""
+        return name not in self._looked and name in self
+
     def __contains__(self, name: str) -> bool:
         if name not in self._looked:
             if len(self._looked) >= LOOKED_FOR:

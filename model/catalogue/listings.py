@@ -449,6 +449,8 @@ class CatalogueReader:
         images = self._finder.find(row.values)
         if images.names or images.missing is not None:
             self._report.images.add(images.missing)
+        if images.unseen:
+            self._report.note("images taken to be there, looked for when they are read", row.line, images.names[0])
         if images.missing is not None and not self.needs_images and not images.outside:
             self._report.note("no such image", row.line, images.missing)
         return images

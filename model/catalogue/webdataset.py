@@ -69,7 +69,7 @@ class _Sample:
         if member.size > MAX_IMAGE_BYTES:
             self.error = f"{member.name} has more than {MAX_IMAGE_BYTES} bytes"
             return
-        if column == shard.wanted.image and shard.in_place and member.size:
+        if column == shard.wanted.image and shard.in_place and member.size and not member.issparse():
             self.cells[column] = ImageAt(member.name, shard.number, member.offset_data, member.size)
             return
         file = shard.tar.extractfile(member)

@@ -181,7 +181,10 @@ def test_the_first_images_are_looked_for_and_no_more(
         Catalogue.open(toml)
     assert len(asked) == 3
     STORE.pipe_file("/shop/photos/1.png", png("red"))
-    assert [each.id for each in Catalogue.open(toml).listings] == ["sku-1", "sku-3", "sku-4", "sku-5"]
+    catalogue = Catalogue.open(toml)
+    assert [each.id for each in catalogue.listings] == ["sku-1", "sku-3", "sku-4", "sku-5"]
+    said = "images taken to be there, looked for when they are read: 3, such as 3.png (line 4, 5, 6)"
+    assert said in str(catalogue.report)
     errors = [row["error"] for row in labels_of(toml, tmp_path / "labels.csv")]
     assert [bool(each) for each in errors] == [True, False, True, True, True, True]
     assert "cannot read image 3.png of memory://shop/photos: there is no such object" in errors[3]

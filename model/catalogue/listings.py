@@ -25,10 +25,10 @@ from model.catalogue.image_names import FoundImages, ImageFinder
 from model.catalogue.image_store import CopiedImages, Images, ShardImages, is_url, open_images
 from model.catalogue.listing_store import ListingWriter, StoredListings
 from model.catalogue.splits import Part, part_of
-from model.catalogue.tables import Row, Table, open_table, table_files
+from model.catalogue.tables import Row, Table, open_table
 from model.catalogue.words import Placeholders, SpellingCounts, as_list, plain_label
 from model.errors import CatalogueError
-from model.stores import is_remote
+from model.stores import Place, is_remote
 
 if TYPE_CHECKING:
     from model.catalogue.corrections import Corrections
@@ -273,8 +273,8 @@ class Catalogue:
                 f"{report.form}; the images in it ({copied.size / 2**20:,.0f} MiB) were copied to {copied.path}"
             )
         images = copied or images
-        if reader.images_in_table:
-            images = ShardImages(table_files(config.table), images)
+        if reader.images_in:
+            images = ShardImages(reader.images_in, images)
         return cls(config, written.finish(report.spellings), report, images)
 
     def part(self, part: Part) -> Sequence[Listing]:
@@ -369,7 +369,10 @@ class CatalogueReader:
     ) -> None:
         """in_place: an image that lies as it is in the table is told by its place, as `ShardImages` has it."""
         self._config, self._report = config, report
-        self._in_place, self.images_in_table = in_place, False
+        self._in_place = in_place
+        self._files: Sequence[Place] = ()
+        self.images_in: Sequence[Place] = ()
+        """The table's files, where the place of an image in them was told."""
         self._placeholders = Placeholders(config.placeholders)
         self._finder = None
         self.needs_images = missing is MissingImages.REFUSED
@@ -382,7 +385,7 @@ class CatalogueReader:
     def items(self) -> Iterator[tuple[int, Listing | BadRow]]:
         """Yield the line and the item of each row."""
         table: Table = open_table(self._config.table, replace(self._config.wanted, in_place=self._in_place))
-        self._report.form = table.form
+        self._report.form, self._files = table.form, tuple(table.files)
         for row in table.rows:
             self._report.add_row(row.line, repaired=row.repaired)
             yield row.line, self._listing_of(row)
@@ -419,7 +422,7 @@ class CatalogueReader:
         held = row.embedded
         image = images.names[0] if images.names else None
         if isinstance(held, ImageAt):
-            self.images_in_table, image = True, ShardImages.name_of(held)
+            self.images_in, image = self._files, ShardImages.name_of(held)
         return Listing(
             id=name,
             title=title,

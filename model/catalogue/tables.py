@@ -12,7 +12,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
@@ -59,10 +59,11 @@ _SEPARATOR_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 @dataclass(frozen=True)
 class Table:
-    """An opened table: how it is read, in words, and its rows, which may be iterated over once."""
+    """An opened table: how it is read, in words; its rows, which may be iterated over once; and its files, in order."""
 
     form: str
     rows: Iterator[Row]
+    files: Sequence[Place]
 
 
 def is_table_name(path: Place) -> bool:
@@ -113,11 +114,12 @@ def open_table(path: Place, wanted: Wanted) -> Table:
     Raises `CatalogueError` for a missing column, or a file that cannot be read as what it is; `ConfigError` where the
     library that reads it is not installed. The rows raise the same.
     """
-    first, *others = table_files(path)
+    files = table_files(path)
+    first, *others = files
     with _errors(first):
         form, records = _open(first, wanted, 0)
     rows = _rows(first, records, wanted)
-    return Table(f"{form}; {len(others) + 1} files" if others else form, _joined(rows, others, wanted))
+    return Table(f"{form}; {len(files)} files" if others else form, _joined(rows, others, wanted), files)
 
 
 def _joined(rows: Iterator[Row], others: list[Place], wanted: Wanted) -> Iterator[Row]:

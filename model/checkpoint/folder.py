@@ -39,10 +39,12 @@ from model.trust.applicability import Applicability
 from model.trust.calibration import Calibration, GateRecord
 from model.trust.gate import Gate
 
-FORMATS = (PLAIN_POOLING, TRAINED_POOLING) = (1, 2)
-"""What `format` of a configuration says: whether the image tower's pooled token is its class token, or the mean of its
-patches (`ImageTower.pools_plainly`), or what it was trained to pool. Programs that read format 1 alone know no other
-pooling, so a tower that has another is never written as such, nor read.
+PLAIN_POOLING, TRAINED_POOLING = 1, 2
+"""What `format` of a configuration says of the image tower's pooled token: that it is the class token, or, where there
+is none, the mean of the patches (`ImageTower.pools_plainly`); or that it is what the tower was trained to pool.
+
+Programs that know format 1 alone pool every tower plainly. So one that pools otherwise is never written as format 1,
+nor read.
 """
 
 WEIGHTS, CONFIG, CALIBRATION, METRICS = "model.safetensors", "config.json", "calibration.json", "metrics.json"
@@ -74,7 +76,7 @@ class Checkpoint:
     compiled_digest: str = ""
     """12 hex digits that name the compiled network: its calibration and metrics carry them."""
     format: int
-    """One of `FORMATS`."""
+    """`PLAIN_POOLING` or `TRAINED_POOLING`."""
     home: Path
     """Where calibration, gate and metrics are: the folder itself, or the engine's."""
 
@@ -127,7 +129,7 @@ def _load(folder: Path, home: Path | None) -> Checkpoint:
     version = weights_version(folder / WEIGHTS)
     content = _read(folder / CONFIG, version, required=True)
     assert content is not None
-    if (form := content.pop("format", None)) not in FORMATS:
+    if (form := content.pop("format", None)) not in (PLAIN_POOLING, TRAINED_POOLING):
         raise CheckpointError(f"{folder / CONFIG}: format must be 1 or 2; this file is of another release")
     try:
         name, training = str(content.pop("name")), dict(content.pop("training", {}))

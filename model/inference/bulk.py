@@ -210,9 +210,8 @@ class LabelJob:
         """Write the output `out`, or go on with one that was interrupted.
 
         part_format: csv or parquet (None), of the parts where `out` is a folder. advance: is called with the number of
-        rows that were just added. Raises `ConfigError` for an output
-        that can't be written, or was begun with other settings; `LabellingInterrupted` on Ctrl-C; `ModelError` where
-        its disk is full, for example.
+        rows that were just added. Raises `ConfigError` for an output that can't be written, or was begun with other
+        settings; `LabellingInterrupted` on Ctrl-C; `ModelError` where its disk is full, for example.
         """
         report = ReadReport(self.config.table.name)
         total = estimate_rows(self.config.table)

@@ -38,7 +38,7 @@ install = $(call quietly,$(BIN)/python -m pip install --disable-pip-version-chec
 pytest = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 .PHONY: help serve test coverage test-lowest test-research test-ray test-store lint format types test-deployment
-.PHONY: test-tools test-image test-browser
+.PHONY: test-tools test-image test-browser test-distributed test-towers test-tracking
 .PHONY: soak fuzz hostile bench study rules constraints requirements sbom dist clean
 
 help: ## List the commands
@@ -102,6 +102,15 @@ test-store: $(VENV)/.test ## Test the store and jobs with a real PostgreSQL (apt
 test-research: $(VENV)/.research ## Test the study, the other experiments and the baselines
 	@$(pytest) tests/research tests/benchmarks $(ARGS)
 
+test-distributed: $(VENV)/.test ## Train in two processes, end one of them, and resume on another number (a minute)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/distributed $(ARGS)
+
+test-towers: $(VENV)/.test ## Train tiny SigLIP towers, compile them, and serve them without PyTorch
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/towers $(ARGS)
+
+test-tracking: $(VENV)/.tracking ## Follow a training in MLflow (SQLite) and in Weights & Biases (offline)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/tracking $(ARGS)
+
 test-ray: $(VENV)/.ray ## Label on a Ray cluster of this machine whose workers are killed, and write to an S3 server
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/ray $(ARGS)
 
@@ -118,7 +127,8 @@ rules: ## Write the alerts' expectations of the shipped checkpoint, and all rule
 
 constraints: ## Write deploy/constraints.txt anew, from the newest versions that pyproject.toml allows
 	@rm -rf $(VENV)
-	@$(MAKE) --no-print-directory $(VENV)/.deployment $(VENV)/.browser $(VENV)/.research $(VENV)/.ray $(VENV)/.dist \
+	@$(MAKE) --no-print-directory $(VENV)/.deployment $(VENV)/.browser $(VENV)/.research $(VENV)/.ray $(VENV)/.tracking \
+		$(VENV)/.dist \
 		CONSTRAINTS=/dev/null
 	@sed -i '/^#/!d' deploy/constraints.txt
 	@$(BIN)/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools \
@@ -187,6 +197,11 @@ $(VENV)/.browser: pyproject.toml $(CONSTRAINTS) | $(VENV)/.created
 $(VENV)/.ray: pyproject.toml $(CONSTRAINTS) | $(VENV)/.created
 	@echo "Installing what the tests of clusters need"
 	@$(call install,[ray-test])
+	@touch $@ $(VENV)/.test $(VENV)/.gpu $(VENV)/.cpu
+
+$(VENV)/.tracking: pyproject.toml $(CONSTRAINTS) | $(VENV)/.created
+	@echo "Installing what the tests of experiment tracking need"
+	@$(call install,[tracking-test])
 	@touch $@ $(VENV)/.test $(VENV)/.gpu $(VENV)/.cpu
 
 $(VENV)/.dist: pyproject.toml $(CONSTRAINTS) | $(VENV)/.created

@@ -21,8 +21,8 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,10 +35,9 @@ from model.catalogue.config import CatalogueConfig
 from model.catalogue.image_store import open_images
 from model.catalogue.listings import Listing, ReadReport, iter_listings
 from model.inference import schedule
-from model.inference.bulk import LabelJob
 from model.inference.cluster import Cluster, label_on_cluster
 from model.inference.label import label
-from model.inference.output import Block, OutputFormat, Sink
+from model.inference.output import Block
 from model.inference.schedule import cut
 from model.threads import settle_threads
 
@@ -211,28 +210,6 @@ class Middle:
         )
 
 
-@contextmanager
-def _watched(middle: Middle) -> Iterator[None]:
-    """Let every run of a job tell what it has done."""
-    run = LabelJob.run
-
-    def watched(self: LabelJob, out: Any, fill: Any, **options: Any) -> Any:
-        def filling(items: Any, output: OutputFormat, sink: Sink, advance: Any) -> None:
-            def both(rows: int) -> None:
-                advance(rows)
-                middle(rows)
-
-            fill(items, output, sink, both)
-
-        return run(self, out, filling, **options)
-
-    LabelJob.run = watched  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        LabelJob.run = run  # type: ignore[method-assign]
-
-
 def measure(toml: Path, rows: int, side: int, folder: Path) -> list[Measured]:
     """Label on one machine, and on clusters of one worker and of two."""
     import ray  # noqa: PLC0415
@@ -244,14 +221,13 @@ def measure(toml: Path, rows: int, side: int, folder: Path) -> list[Measured]:
         out = folder / f"labels-{workers}-{decoders}.csv"
         with Spent() as spent:
             middle = Middle(spent, rows)
-            with _watched(middle):
-                if workers:
-                    ray.init(address="local", num_cpus=workers + decoders, include_dashboard=False, log_to_driver=False)
-                    where = Cluster(address="auto", workers=workers, decoders=decoders)
-                    label_on_cluster(CHECKPOINT, toml, out, where, progress=False)
-                    ray.shutdown()
-                else:
-                    label(CHECKPOINT, toml, out, threads=1)
+            if workers:
+                ray.init(address="local", num_cpus=workers + decoders, include_dashboard=False, log_to_driver=False)
+                where = Cluster(address="auto", workers=workers, decoders=decoders)
+                label_on_cluster(CHECKPOINT, toml, out, where, progress=False, advance=middle)
+                ray.shutdown()
+            else:
+                label(CHECKPOINT, toml, out, threads=1, advance=middle)
             what = "cluster" if workers else "one process"
             found.append(middle.measured(what, workers=max(1, workers), decoders=decoders, side=side))
         assert out.read_bytes() == (folder / "labels-0-0.csv").read_bytes(), "another output"

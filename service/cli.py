@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -55,13 +56,24 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+TRAINED_TOGETHER = ("pretrain", "train")
+"""The commands that processes share; of any other, each would do all of it, and write the same files."""
+
+
 @app.callback()
 def _options(
+    context: typer.Context,
     _version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Declare the options that stand before a command."""
+    """Declare the options that stand before a command, and check that it may run in several processes where it does."""
+    command, processes = context.invoked_subcommand, os.environ.get("WORLD_SIZE", "1")
+    if processes != "1" and command not in TRAINED_TOGETHER:
+        raise ConfigError(
+            f"{command} runs in one process, and WORLD_SIZE says {processes}: start it without torchrun; several "
+            f"processes can {' and '.join(TRAINED_TOGETHER)}"
+        )
     settle_threads(configured_threads())  # before the command imports torch
 
 

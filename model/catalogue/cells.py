@@ -11,17 +11,18 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from model.errors import CatalogueError
+from model.stores import Place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
     """What is read of a table: `columns`, among them `id` and `title`; the others are passed over.
 
-    Cells of the columns `lists` may hold several values, and cells of `image` the bytes of an image.
+    Cells of the columns `lists` may hold several values, and cells of `image` the bytes of an image. in_place: where
+    images lie as they are inside a file, the row says where (`ImageAt`), and they are not read.
     `delimiter` and `encoding` are those of text; None: recognised.
     """
 
@@ -30,8 +31,19 @@ class Wanted:
     title: str | None = None
     lists: frozenset[str] = frozenset()
     image: str | None = None
+    in_place: bool = False
     delimiter: str | None = None
     encoding: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ImageAt:
+    """Where an image lies in the table: in the file of this number, at a byte; `name` is for people."""
+
+    name: str
+    file: int
+    begin: int
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +60,7 @@ class Record:
 class Row:
     """One row as text: a stripped value (empty where missing) for each column wanted.
 
-    A cell that holds a list is a JSON list. `embedded` is the image file that the row itself holds.
+    A cell that holds a list is a JSON list. `embedded` is the image file that the row itself holds, or where it lies.
     Where `error` is set the row is unusable, and `values` holds what could be read of it.
     """
 
@@ -56,7 +68,7 @@ class Row:
     values: Mapping[str, str]
     repaired: bool = False
     error: str | None = None
-    embedded: bytes | None = None
+    embedded: bytes | ImageAt | None = None
 
 
 # --- columns -----------------------------------------------------------------------------------------------
@@ -67,7 +79,7 @@ def plain_name(name: str) -> str:
     return " ".join(name.replace("\ufeff", "").replace("\u200b", "").split())
 
 
-def find_columns(table: Path, wanted: Iterable[str], present: Sequence[str]) -> dict[str, int]:
+def find_columns(table: Place, wanted: Iterable[str], present: Sequence[str]) -> dict[str, int]:
     """Return the position of each column wanted among those present; others may be unnamed or named twice.
 
     Raises `CatalogueError` for a column that is missing or there twice.
@@ -158,14 +170,17 @@ def _decoded(value: bytes) -> str:
 _IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 
 
-def image_cell(value: Any) -> tuple[str, bytes | None]:
-    """Return what a cell says of an image: its name (or several, as a JSON list), and its bytes where they are there.
+def image_cell(value: Any) -> tuple[str, bytes | ImageAt | None]:
+    """Return what a cell says of an image: its name (or several, as a JSON list), and its bytes where they are there,
+    or their place.
 
     Hugging Face datasets write `{"bytes": …, "path": …}`; others bare bytes, or a `data:` URL.
     """
     name: Any = value
-    data: bytes | None = None
+    data: bytes | ImageAt | None = None
     match value:
+        case ImageAt():
+            name, data = None, value
         case {"bytes": bytes(held), **rest} if held:
             name, data = rest.get("path"), held
         case {"path": str(text)} | {"url": str(text)}:

@@ -13,12 +13,13 @@ from typing import Any
 from model.catalogue.cells import Wanted
 from model.catalogue.tables import SUFFIXES, is_table_name
 from model.errors import ConfigError
+from model.stores import Place, place_of
 from model.tasks import is_label_name
 
 
 @dataclass(frozen=True, kw_only=True)
 class CatalogueConfig:
-    """The `[catalogue]` table of a TOML file; its paths are relative to that file.
+    """The `[catalogue]` table of a TOML file; its paths are relative to that file, or URLs in an object store.
 
     `table` is a file, a folder of files, or a pattern that several match (`part-*.parquet`).
     `image` is a template inside the folder or zip that may name any column (`images/{id}.jpg`). Rows that
@@ -35,10 +36,10 @@ class CatalogueConfig:
     """
 
     path: Path
-    table: Path
+    table: Place
     id: str
     title: str | None = None
-    images: Path | None = None
+    images: Place | None = None
     image: str | None = None
     group: tuple[str, ...] = ()
     attributes: tuple[str, ...] = ()
@@ -79,12 +80,12 @@ class CatalogueConfig:
             raise ConfigError(f"{missing[0]!r} is missing from [catalogue]")
         values: dict[str, Any] = {
             "id": _text(table, "id"),
-            "table": path.parent / _text(table, "table"),
+            "table": place_of(path.parent, _text(table, "table")),
             "group": _texts(table, "group", single=True),
             "attributes": _texts(table, "attributes"),
             "title": _text(table, "title") if "title" in table else None,
             "image": _text(table, "image") if "image" in table else None,
-            "images": path.parent / _text(table, "images") if "images" in table else None,
+            "images": place_of(path.parent, _text(table, "images")) if "images" in table else None,
             "min_label_count": table.get("min_label_count", cls.min_label_count),
             "delimiter": _text(table, "delimiter") if "delimiter" in table else None,
             "encoding": _text(table, "encoding") if "encoding" in table else None,
@@ -146,7 +147,7 @@ class CatalogueConfig:
 
     @property
     def wanted(self) -> Wanted:
-        """What is read of the table."""
+        """What is read of the table; images inside it as bytes."""
         template = template_columns(self.image) if self.image else ()
         single = template[0] if self.image and self.image == f"{{{template[0]}}}" else None
         return Wanted(

@@ -1,4 +1,6 @@
-"""Labels that people have judged: read from a file and applied to a catalogue in memory. The table is never changed.
+"""Labels that people have judged: read from a file and laid over a catalogue's own. The table is never changed.
+
+Memory grows with the decisions, not with the catalogue.
 
 The file has the columns of `cma-clip audit`, then `decision`, which a person fills in, and `sample`: `random` in the
 rows of a sample that was drawn at random and judged without a model's answer (`cma-clip audit --random`). Other
@@ -13,8 +15,9 @@ from __future__ import annotations
 import csv
 import difflib
 import hashlib
+import heapq
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import astuple, dataclass, fields, replace
 from enum import StrEnum
 from pathlib import Path
@@ -22,6 +25,7 @@ from typing import Any
 
 from model.catalogue.cells import Row, Wanted
 from model.catalogue.formulas import to_cell
+from model.catalogue.listing_store import replaced
 from model.catalogue.listings import Catalogue, Listing
 from model.catalogue.splits import Part
 from model.catalogue.tables import import_pyarrow, open_table
@@ -128,8 +132,9 @@ def correct(catalogue: Catalogue, file: Path | None) -> Catalogue:
     """
     if file is None:
         return catalogue
-    reader = _Decisions(catalogue)
-    for row in _rows(file):
+    rows = list(_rows(file))
+    reader = _Decisions(catalogue, {row.values["id"] for row in rows})
+    for row in rows:
         reader.take(row)
     if not reader.problems and not reader.found:
         raise CatalogueError(f"{file} holds no decision: its column 'decision' is empty")
@@ -169,10 +174,18 @@ class _Decision:
 class _Decisions:
     """Collects decisions, and what is wrong with those that cannot be followed."""
 
-    def __init__(self, catalogue: Catalogue) -> None:
+    def __init__(self, catalogue: Catalogue, judged: Set[str]) -> None:
+        """judged: the ids of listings that are decided on."""
         self._separators = catalogue.config.separator
-        self._listings = {listing.id: listing for listing in catalogue.listings}
-        self._labels = {attribute: _known(catalogue, attribute) for attribute in catalogue.config.attributes}
+        self._listings: dict[str, Listing] = {}
+        self._labels: dict[str, dict[str, str]] = {attribute: {} for attribute in catalogue.config.attributes}
+        """Of each attribute the labels that the catalogue has, by what their spellings share."""
+        for listing in catalogue.listings:
+            if listing.id in judged:
+                self._listings[listing.id] = listing
+            for attribute, known in self._labels.items():
+                for label in labels_of(listing, attribute):
+                    known[fold_label(label)] = label
         self.found: dict[tuple[str, str], _Decision] = {}
         self.problems: list[str] = []
 
@@ -243,12 +256,6 @@ def _is_random(row: Row) -> bool:
     return sample == RANDOM
 
 
-def _known(catalogue: Catalogue, attribute: str) -> dict[str, str]:
-    """Return the labels that a catalogue has of an attribute, by what their spellings share."""
-    labels = dict.fromkeys(label for listing in catalogue.listings for label in labels_of(listing, attribute))
-    return {fold_label(label): label for label in labels}
-
-
 def labels_of(listing: Listing, attribute: str) -> tuple[str, ...]:
     """Return a listing's labels of an attribute: none, one, or those of a multi-valued one."""
     single = listing.labels.get(attribute)
@@ -263,17 +270,18 @@ def _as_set(labels: tuple[str, ...] | None) -> frozenset[str] | None:
 
 
 def _apply(catalogue: Catalogue, file: str, decisions: Iterable[_Decision]) -> Catalogue:
-    counts, changed = Counter[tuple[Part, str, Outcome]](), dict[str, Listing]()
+    counts, changed, table = Counter[tuple[Part, str, Outcome]](), dict[str, Listing](), dict[str, Listing]()
     for each in decisions:
         listing = changed.get(each.listing.id, each.listing)
         outcome, labels = _follow(each)
         counts[listing.part, each.attribute, outcome] += 1
         if labels != labels_of(listing, each.attribute):
+            table[listing.id] = each.listing
             changed[listing.id] = _relabelled(listing, each.attribute, labels, catalogue.config.separator)
-    listings = tuple(changed.get(listing.id, listing) for listing in catalogue.listings)
-    table = {listing.id: listing for listing in catalogue.listings if listing.id in changed}
     return replace(
-        catalogue, listings=listings, corrections=Corrections(file=file, counts=dict(counts), as_in_table=table)
+        catalogue,
+        listings=replaced(catalogue.listings, changed),
+        corrections=Corrections(file=file, counts=dict(counts), as_in_table=table),
     )
 
 
@@ -307,10 +315,11 @@ def random_sample(catalogue: Catalogue, count: int) -> list[Listing]:
 
     A larger sample holds the smaller one. Raises `CatalogueError` where these parts are empty.
     """
-    held_out = [listing for listing in catalogue.listings if listing.part in SAMPLED]
-    if not held_out:
+    held_out = (listing for part in SAMPLED for listing in catalogue.part(part))
+    drawn = heapq.nsmallest(count, held_out, key=lambda each: hashlib.sha256(f"sample/{each.id}".encode()).digest())
+    if not drawn and not any(len(catalogue.part(part)) for part in SAMPLED):
         raise CatalogueError("the calibration and test parts are empty: there is nothing to draw a sample from")
-    return sorted(held_out, key=lambda each: hashlib.sha256(f"sample/{each.id}".encode()).digest())[:count]
+    return drawn
 
 
 def rows_to_judge(listings: Sequence[Listing], separators: Mapping[str, str]) -> list[JudgedRow]:

@@ -12,12 +12,12 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import IO
 
 from model.catalogue.cells import Record, Wanted, find_columns, plain_name
 from model.catalogue.formulas import from_cell
 from model.errors import CatalogueError
+from model.stores import Place
 
 MAX_RECORD = 1 << 24
 """Characters that one record may have; a quote that stays open longer is taken for a stray one."""
@@ -42,7 +42,7 @@ _CHECKED_LINES = 20
 _HINT = re.compile(r'"?sep=(.)"?\W*', re.IGNORECASE | re.DOTALL)
 
 
-def read_csv(path: Path, open_file: Callable[[], IO[str]], wanted: Wanted) -> tuple[str, Iterator[Record]]:
+def read_csv(path: Place, open_file: Callable[[], IO[str]], wanted: Wanted) -> tuple[str, Iterator[Record]]:
     """Return the separator and the records, lazily; files are opened as text with line ends as they are.
 
     Raises `CatalogueError` for a header that lacks a column.
@@ -57,7 +57,7 @@ def read_csv(path: Path, open_file: Callable[[], IO[str]], wanted: Wanted) -> tu
 
 
 def _records(
-    path: Path,
+    path: Place,
     open_file: Callable[[], IO[str]],
     skipped: int,
     delimiter: str,
@@ -101,7 +101,7 @@ def _first_record(lines: Iterable[str], separator: str) -> list[str]:
         return []
 
 
-def _header(path: Path, lines: _Lines, delimiter: str) -> list[str]:
+def _header(path: Place, lines: _Lines, delimiter: str) -> list[str]:
     try:
         header = next(csv.reader(lines, delimiter=delimiter), [])
     except (csv.Error, _TooLongError) as error:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from model.errors import CatalogueError
+from model.stores import Place
 
 _GZIP = b"\x1f\x8b"
 
@@ -32,14 +33,16 @@ _ESCAPED = re.compile("[\udc80-\udcff]+")
 _NOT_ASCII = re.compile("[^\x00-\x7f\udc80-\udcff]")
 
 
-def open_bytes(path: Path) -> IO[bytes]:
+def open_bytes(path: Place) -> IO[bytes]:
     """Open a file for reading, unpacked where it is gzip. Raises `OSError`."""
     with path.open("rb") as file:
         packed = file.read(2) == _GZIP
-    return io.BufferedReader(gzip.open(path)) if packed else path.open("rb")
+    if not packed:
+        return path.open("rb")
+    return io.BufferedReader(gzip.open(path if isinstance(path, Path) else path.open()))
 
 
-def open_text(path: Path, encoding: str) -> IO[str]:
+def open_text(path: Place, encoding: str) -> IO[str]:
     """Open a file as text with its line ends as they are.
 
     Bytes that the encoding does not have become lone surrogates, so that one bad byte costs one row.
@@ -49,7 +52,7 @@ def open_text(path: Path, encoding: str) -> IO[str]:
     return io.TextIOWrapper(open_bytes(path), encoding=encoding, errors=errors, newline="")
 
 
-def detect_encoding(path: Path) -> str:
+def detect_encoding(path: Place) -> str:
     """Return the name of the file's encoding; reads the whole file where it has no byte-order mark.
 
     Raises `CatalogueError` where it can be neither UTF-8 nor Windows-1252.
@@ -66,7 +69,7 @@ def detect_encoding(path: Path) -> str:
         return _without_mark(path, head, file)
 
 
-def _without_mark(path: Path, head: bytes, file: IO[bytes]) -> str:
+def _without_mark(path: Place, head: bytes, file: IO[bytes]) -> str:
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     valid = invalid = clustered = 0
     block = head

@@ -15,13 +15,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
+from typing import Literal
 
 from model.catalogue.config import template_columns
-from model.catalogue.image_store import FetchedImages, FolderImages, Images, ZipImages, is_url
+from model.catalogue.image_store import FetchedImages, FolderImages, Images, RemoteImages, ZipImages, is_url
 from model.catalogue.words import Placeholders, as_list
 from model.catalogue.zip_directory import FoldedNames
+from model.stores import is_remote
 
 _CACHED_FOLDERS = 64
+
+_FORMS: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")
 
 _WHOLE_FLOAT = re.compile(r"(-?\d+)\.0+")
 
@@ -35,12 +39,14 @@ _SEVERAL_URLS = re.compile(r"[|\n]|[;,\s](?=\s*(?:https?:)?//)")
 class FoundImages:
     """The images that a row means, in its order, and the first path that was tried where there is none.
 
-    Without either the row names no image. `outside`: its path leaves the folder.
+    Without either the row names no image. `outside`: its path leaves the folder. `unseen`: the first one has not been
+    looked for.
     """
 
     names: tuple[str, ...] = ()
     missing: str | None = None
     outside: bool = False
+    unseen: bool = False
 
 
 class ImageFinder:
@@ -53,6 +59,7 @@ class ImageFinder:
         local = images.local if isinstance(images, FetchedImages) else images
         self._zip = local if isinstance(local, ZipImages) else None
         self._folder = local if isinstance(local, FolderImages) else None
+        self._remote = local if isinstance(local, RemoteImages) else None
         self._parts = list(string.Formatter().parse(template))
         self._columns = template_columns(template)
         self._only = self._columns[0] if template == f"{{{self._columns[0]}}}" else None
@@ -72,7 +79,8 @@ class ImageFinder:
             if whole != cells and (known := self._resolve(self._fill(whole))) is not None:
                 found = [known]
         if found:
-            return FoundImages(tuple(dict.fromkeys(found)))
+            unseen = self._remote is not None and self._remote.is_taken_to_be_there(found[0])
+            return FoundImages(tuple(dict.fromkeys(found)), unseen=unseen)
         return FoundImages(missing=names[0], outside=not any(map(_stays_inside, self._readings(names[0]))))
 
     def _fill(self, cells: Mapping[str, str]) -> str:
@@ -85,7 +93,7 @@ class ImageFinder:
             return names or [cell]
         if self._separator:
             return [part for each in cell.split(self._separator) if (part := each.strip())] or [cell]
-        if cell in self._images and not is_url(cell):
+        if self._remote is None and cell in self._images and not is_url(cell):
             return [cell]
         parts = [part.strip() for part in (_SEVERAL_URLS if is_url(cell) else _SEVERAL).split(cell)]
         parts = [part for part in parts if part]
@@ -100,7 +108,8 @@ class ImageFinder:
             return url if url in self._images else None
         readings = [each for each in self._readings(name) if _stays_inside(each)]
         for reading in readings:
-            for form in dict.fromkeys((reading, *(unicodedata.normalize(f, reading) for f in ("NFC", "NFD")))):
+            forms = () if self._remote else _FORMS  # an object has one name
+            for form in dict.fromkeys((reading, *(unicodedata.normalize(each, reading) for each in forms))):
                 if form in self._images:
                     return form
         for reading in readings:
@@ -110,6 +119,11 @@ class ImageFinder:
 
     def _readings(self, name: str) -> Iterator[str]:
         """Yield the paths that a name can mean, itself first."""
+        if self._remote is not None:
+            folder = f"{self._remote.folder}".rstrip("/") + "/"
+            if not is_remote(name) or name.startswith(folder):  # credentials are for this folder alone
+                yield name.removeprefix(folder).removeprefix("./")
+            return
         yield name
         path = name.replace("\\", "/")
         if self._folder is not None and path.startswith("/"):

@@ -1,4 +1,4 @@
-"""The images of a catalogue by name, read in place: a folder, or a zip file that is never unpacked."""
+"""The images of a catalogue by name, read in place: a folder, here or in an object store, a zip file or shards."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import struct
 import tempfile
 import weakref
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Protocol
 
+from model.catalogue.cells import ImageAt
 from model.catalogue.zip_directory import Member, ZipDirectory
 from model.errors import CatalogueError
+from model.stores import Place, RemotePath
 
 MAX_IMAGE_BYTES = 64 * 2**20
 """No image file is larger; what is, isn't read, so that one file cannot take the machine's memory."""
@@ -33,10 +35,17 @@ class Images(Protocol):
         ...
 
 
-def open_images(path: Path | None) -> Images:
+def open_images(path: Place | None) -> Images:
     """Return the images at `path` (None: there are none); raises `CatalogueError` unless a folder or a zip."""
     if path is None:
         return NoImages()
+    if isinstance(path, RemotePath):
+        if path.suffix.lower() == ".zip":
+            raise CatalogueError(
+                f"{path}: a zip file in an object store cannot be read in place; name a folder of images there, or "
+                "write WebDataset shards"
+            )
+        return RemoteImages(path)
     if path.is_dir():
         return FolderImages(path)
     if not path.is_file():
@@ -124,6 +133,47 @@ class ZipImages:
         return data
 
 
+LOOKED_FOR = 50
+"""Images of an object store that are looked for, a request each, before the others are taken to be there, or not."""
+
+
+class RemoteImages:
+    """Images in a folder of an object store, a request for each that is read.
+
+    To look for each of millions before it is read would take hours. So the first `LOOKED_FOR` that are asked for are,
+    which finds a wrong folder; if any of them is there, all others are taken to be, and are an error when they are read
+    and are not.
+    """
+
+    def __init__(self, folder: RemotePath) -> None:
+        self.folder = folder
+        self._looked: dict[str, bool] = {}
+
+    def is_taken_to_be_there(self, name: str) -> bool:
+        """Whether an image has not been looked for, and is taken to be there all the same."""
+        return name not in self._looked and name in self
+
+    def __contains__(self, name: str) -> bool:
+        if name not in self._looked:
+            if len(self._looked) >= LOOKED_FOR:
+                return any(self._looked.values())
+            try:
+                self._looked[name] = (self.folder / name).exists()
+            except OSError as error:
+                raise CatalogueError(f"cannot read the images of {self.folder}: {error}") from error
+        return self._looked[name]
+
+    def read(self, name: str) -> bytes:
+        """Return the object's bytes."""
+        try:
+            data = (self.folder / name).read_bytes(MAX_IMAGE_BYTES + 1)
+        except OSError as error:
+            raise CatalogueError(f"cannot read image {name} of {self.folder}: {error.strerror or error}") from error
+        if len(data) > MAX_IMAGE_BYTES:
+            raise _too_large(name, self.folder)
+        return data
+
+
 def _read_bounded(file: IO[bytes], name: str, store: Path) -> bytes:
     data = file.read(MAX_IMAGE_BYTES + 1)
     if len(data) > MAX_IMAGE_BYTES:
@@ -131,7 +181,7 @@ def _read_bounded(file: IO[bytes], name: str, store: Path) -> bytes:
     return data
 
 
-def _too_large(name: str, store: Path) -> CatalogueError:
+def _too_large(name: str, store: Place) -> CatalogueError:
     return CatalogueError(f"image {name} of {store} has more than {MAX_IMAGE_BYTES} bytes")
 
 
@@ -169,20 +219,20 @@ class CopiedImages:
         """others: the images that are not inside the table."""
         self._others = others
         folder = tempfile.mkdtemp(prefix="cma-clip-images-")
-        self._path, self._end = Path(folder, "images"), 0
+        self.path, self.size = Path(folder, "images"), 0
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
 
     def add(self, listing_id: str, data: bytes) -> str:
         """Copy an image, and return its name. Raises `CatalogueError` where the disk is full."""
         try:
-            with self._path.open("ab") as file:
+            with self.path.open("ab") as file:
                 file.write(data)
         except OSError as error:
-            raise CatalogueError(f"cannot copy the table's images to {self._path}: {error.strerror}") from error
+            raise CatalogueError(f"cannot copy the table's images to {self.path}: {error.strerror}") from error
         # Its place is in its name, since a table of names in memory would grow with the catalogue. No name of a table
         # has a NUL (`model.catalogue.image_names`), so none can mean another row's image.
-        name = f"{listing_id}, in the table\0{self._end}+{len(data)}"
-        self._end += len(data)
+        name = f"{listing_id}, in the table\0{self.size}+{len(data)}"
+        self.size += len(data)
         return name
 
     def __contains__(self, name: str) -> bool:
@@ -194,7 +244,7 @@ class CopiedImages:
         if place is None:
             return self._others.read(name)
         try:
-            with self._path.open("rb") as file:
+            with self.path.open("rb") as file:
                 file.seek(int(place[1]))
                 return file.read(int(place[2]))
         except OSError as error:
@@ -202,3 +252,43 @@ class CopiedImages:
 
 
 _COPIED = re.compile(r".*\0(\d+)\+(\d+)", re.DOTALL)
+
+
+class ShardImages:
+    """Images that lie as they are in the files of a table, read in place; all others are those of `others`."""
+
+    def __init__(self, files: Sequence[Place], others: Images) -> None:
+        self._files, self._others = tuple(files), others
+
+    @staticmethod
+    def name_of(image: ImageAt) -> str:
+        """Return the name of an image; its place is in it, as in `CopiedImages`."""
+        return f"{image.name}\0{image.file}:{image.begin}+{image.size}"
+
+    def __contains__(self, name: str) -> bool:
+        return _IN_SHARD.fullmatch(name) is not None or name in self._others
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes of an image file; raises `CatalogueError` where that fails."""
+        place = _IN_SHARD.fullmatch(name)
+        if place is None:
+            return self._others.read(name)
+        path, begin, size = self._files[int(place[2])], int(place[3]), int(place[4])
+        try:
+            data = _range_of(path, begin, size)
+        except OSError as error:
+            raise CatalogueError(f"cannot read image {place[1]} of {path}: {error.strerror or error}") from error
+        if len(data) < size:
+            raise CatalogueError(f"cannot read image {place[1]} of {path}: the file has become shorter")
+        return data
+
+
+def _range_of(path: Place, begin: int, size: int) -> bytes:
+    if isinstance(path, RemotePath):
+        return path.read_range(begin, size)
+    with path.open("rb") as file:
+        file.seek(begin)
+        return file.read(size)
+
+
+_IN_SHARD = re.compile(r"(.*)\0(\d+):(\d+)\+(\d+)", re.DOTALL)

@@ -10,11 +10,11 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
-from pathlib import Path
 from typing import IO, Any
 
 from model.catalogue.cells import Record, Wanted, find_columns
 from model.errors import CatalogueError
+from model.stores import Place
 
 _HEAD = 1 << 18
 """Characters from which the form is recognised."""
@@ -34,7 +34,7 @@ _Numbered = Iterator[tuple[int, Any]]
 _KEY = re.compile(r'\s*,?\s*"(?:[^"\\]|\\.)*"\s*:\s*')
 
 
-def read_json(path: Path, open_file: Callable[[], IO[str]], wanted: Wanted) -> tuple[str, Iterator[Record]]:
+def read_json(path: Place, open_file: Callable[[], IO[str]], wanted: Wanted) -> tuple[str, Iterator[Record]]:
     """Return the form and the records, lazily. Raises `CatalogueError` for a missing column or broken JSON."""
     with open_file() as file:
         head = file.read(_HEAD)
@@ -50,7 +50,7 @@ def read_json(path: Path, open_file: Callable[[], IO[str]], wanted: Wanted) -> t
     return form, json_records(path, numbered, wanted)
 
 
-def json_records(path: Path, numbered: _Numbered, wanted: Wanted) -> Iterator[Record]:
+def json_records(path: Place, numbered: _Numbered, wanted: Wanted) -> Iterator[Record]:
     """Check that the columns are there, in the first objects, and return the records of numbered values."""
     sample = list(islice(numbered, _COLUMN_SAMPLE))
     keys = list(dict.fromkeys(key for _, value in sample if isinstance(value, dict) for key in value))
@@ -130,7 +130,7 @@ def _lines(open_file: Callable[[], IO[str]]) -> _Numbered:
             yield number, value
 
 
-def _values(path: Path, open_file: Callable[[], IO[str]], list_start: int | None) -> _Numbered:
+def _values(path: Place, open_file: Callable[[], IO[str]], list_start: int | None) -> _Numbered:
     """Yield values with the lines they begin in: of a list that begins at a character, or one after the other."""
     decoder, line, buffer, at, size = json.JSONDecoder(), 1, "", 0, _CHUNK
     with open_file() as file:

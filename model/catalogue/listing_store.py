@@ -117,10 +117,16 @@ class StoredListings(Sequence["Listing"]):
     """Listings in a file: all, or those at some places of it."""
 
     def __init__(
-        self, folder: TemporaryFolder, spellings: Spellings, count: int, places: NDArray[np.uint32] | None = None
+        self,
+        folder: TemporaryFolder,
+        spellings: Spellings,
+        count: int,
+        places: NDArray[np.uint32] | None = None,
+        changed: Mapping[str, Listing] | None = None,
     ) -> None:
-        """count: how many are in the file; places: of those that are meant, `[n]`; None: all."""
+        """count: how many are in the file; places: of those meant, `[n]`, None: all; changed: as `replaced` has it."""
         self._folder, self._spellings, self._count, self._places = folder, spellings, count, places
+        self._changed: Mapping[str, Listing] = changed or {}
         self._files: tuple[int, int] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -164,7 +170,11 @@ class StoredListings(Sequence["Listing"]):
         return np.arange(self._count, dtype=np.uint32) if self._places is None else self._places
 
     def _at(self, places: NDArray[np.uint32]) -> StoredListings:
-        return StoredListings(self._folder, self._spellings, self._count, places)
+        return StoredListings(self._folder, self._spellings, self._count, places, self._changed)
+
+    def replaced(self, changed: Mapping[str, Listing]) -> StoredListings:
+        """Return these listings with `changed` in the place of those that have their ids, and are in the same parts."""
+        return StoredListings(self._folder, self._spellings, self._count, self._places, {**self._changed, **changed})
 
     def _read(self, first: int, count: int) -> list[Listing]:
         """Read consecutive listings of the file."""
@@ -175,7 +185,8 @@ class StoredListings(Sequence["Listing"]):
         except OSError as error:
             raise CatalogueError(f"cannot read listings of {self._folder.path}: {error.strerror}") from error
         parts = (data[begin - ends[0] : end - ends[0]] for begin, end in pairwise(ends))
-        return [respelt(_from_json(part), self._spellings) for part in parts]
+        listings = (respelt(_from_json(part), self._spellings) for part in parts)
+        return [self._changed.get(listing.id, listing) for listing in listings]
 
     def _opened(self) -> tuple[int, int]:
         """Return descriptors of both files, opened once in each process."""
@@ -189,6 +200,13 @@ class StoredListings(Sequence["Listing"]):
                 raise CatalogueError(f"cannot read listings of {self._folder.path}: {error.strerror}") from error
             weakref.finalize(self, _close, *self._files)
         return self._files
+
+
+def replaced(listings: Sequence[Listing], changed: Mapping[str, Listing]) -> Sequence[Listing]:
+    """Return listings with `changed`, by id, in the place of their own; those in a file stay there."""
+    if isinstance(listings, StoredListings):
+        return listings.replaced(changed)
+    return tuple(changed.get(listing.id, listing) for listing in listings)
 
 
 def _close(*descriptors: int) -> None:

@@ -18,15 +18,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from model.catalogue.cells import ImageAt
 from model.catalogue.config import CatalogueConfig, template_columns
 from model.catalogue.hashes import HashSet, hash64
 from model.catalogue.image_names import FoundImages, ImageFinder
-from model.catalogue.image_store import CopiedImages, Images, is_url, open_images
+from model.catalogue.image_store import CopiedImages, Images, ShardImages, is_url, open_images
 from model.catalogue.listing_store import ListingWriter, StoredListings
 from model.catalogue.splits import Part, part_of
 from model.catalogue.tables import Row, Table, open_table
 from model.catalogue.words import Placeholders, SpellingCounts, as_list, plain_label
 from model.errors import CatalogueError
+from model.stores import Place, is_remote
 
 if TYPE_CHECKING:
     from model.catalogue.corrections import Corrections
@@ -248,7 +250,7 @@ class Catalogue:
         config = CatalogueConfig.load(Path(toml))
         images: Images = open_images(config.images)
         report = ReadReport(config.table.name)
-        reader = CatalogueReader(config, images, report)
+        reader = CatalogueReader(config, images, report, in_place=True)
         copied: CopiedImages | None = None
         written, spellings = ListingWriter(), SpellingCounts()
         for item in _each_once(reader.items()):
@@ -266,7 +268,14 @@ class Catalogue:
         if not written:
             raise CatalogueError(f"{config.table} holds no usable listing:\n{report}")
         report.spellings = spellings.joined()
-        return cls(config, written.finish(report.spellings), report, copied or images)
+        if copied is not None:
+            report.form = (
+                f"{report.form}; the images in it ({copied.size / 2**20:,.0f} MiB) were copied to {copied.path}"
+            )
+        images = copied or images
+        if reader.images_in:
+            images = ShardImages(reader.images_in, images)
+        return cls(config, written.finish(report.spellings), report, images)
 
     def part(self, part: Part) -> Sequence[Listing]:
         """Return the listings of one part, in the table's order."""
@@ -356,8 +365,14 @@ class CatalogueReader:
         report: ReadReport,
         *,
         missing: MissingImages = MissingImages.BY_NAME,
+        in_place: bool = False,
     ) -> None:
+        """in_place: an image that lies as it is in the table is told by its place, as `ShardImages` has it."""
         self._config, self._report = config, report
+        self._in_place = in_place
+        self._files: Sequence[Place] = ()
+        self.images_in: Sequence[Place] = ()
+        """The table's files, where the place of an image in them was told."""
         self._placeholders = Placeholders(config.placeholders)
         self._finder = None
         self.needs_images = missing is MissingImages.REFUSED
@@ -369,8 +384,8 @@ class CatalogueReader:
 
     def items(self) -> Iterator[tuple[int, Listing | BadRow]]:
         """Yield the line and the item of each row."""
-        table: Table = open_table(self._config.table, self._config.wanted)
-        self._report.form = table.form
+        table: Table = open_table(self._config.table, replace(self._config.wanted, in_place=self._in_place))
+        self._report.form, self._files = table.form, tuple(table.files)
         for row in table.rows:
             self._report.add_row(row.line, repaired=row.repaired)
             yield row.line, self._listing_of(row)
@@ -386,9 +401,11 @@ class CatalogueReader:
                 "only `cma-clip label` fetches; download them, and name their folder by 'images'"
             )
         place = self._config.images or "its cells, and 'images' names no folder"
+        folder = f"{images.missing[0].rpartition('/')[0]}/"
+        hint = f"; images = {folder!r} reads that folder of an object store" if is_remote(folder) else ""
         raise CatalogueError(
             f"none of the {images.named:,} images that {self._config.table} names is in {place}; "
-            f"the first path tried is {images.missing[0]}"
+            f"the first path tried is {images.missing[0]}{hint}"
         )
 
     def _listing_of(self, row: Row) -> Listing | BadRow:
@@ -402,16 +419,20 @@ class CatalogueReader:
         if title is None and not images.names and row.embedded is None:
             return BadRow(id=name, line=row.line, reason="neither title nor image")
         group = self._group(row.values)
+        held = row.embedded
+        image = images.names[0] if images.names else None
+        if isinstance(held, ImageAt):
+            self.images_in, image = self._files, ShardImages.name_of(held)
         return Listing(
             id=name,
             title=title,
-            image=images.names[0] if images.names else None,
+            image=image,
             labels=labels,
             label_sets=label_sets,
             group=group,
             part=part_of(group),
             further_images=images.names[1:],
-            embedded=row.embedded,
+            embedded=held if isinstance(held, bytes) else None,
         )
 
     def _trouble(self, images: FoundImages) -> str | None:
@@ -431,6 +452,8 @@ class CatalogueReader:
         images = self._finder.find(row.values)
         if images.names or images.missing is not None:
             self._report.images.add(images.missing)
+        if images.unseen:
+            self._report.note("images taken to be there, looked for when they are read", row.line, images.names[0])
         if images.missing is not None and not self.needs_images and not images.outside:
             self._report.note("no such image", row.line, images.missing)
         return images

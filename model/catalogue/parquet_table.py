@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from model.catalogue.cells import Record, Wanted, find_columns
 from model.errors import CatalogueError, ConfigError
+from model.stores import Place
 
 _BATCH = 4096
 
@@ -26,11 +28,11 @@ def import_pyarrow() -> Any:
     return pyarrow
 
 
-def read_parquet(path: Path, wanted: Wanted) -> Iterator[Record]:
+def read_parquet(path: Place, wanted: Wanted) -> Iterator[Record]:
     """Yield the records, numbered from 1. Raises `CatalogueError` for another file or a missing column."""
     pyarrow = import_pyarrow()
     try:
-        with pyarrow.parquet.ParquetFile(path, buffer_size=_BUFFER) as file:
+        with _opened(path) as source, pyarrow.parquet.ParquetFile(source, buffer_size=_BUFFER) as file:
             schema = file.schema_arrow
             found = find_columns(path, wanted.columns, schema.names)
             names = {column: schema.names[at] for column, at in found.items()}
@@ -45,14 +47,19 @@ def read_parquet(path: Path, wanted: Wanted) -> Iterator[Record]:
         raise CatalogueError(f"{path} is not a readable Parquet file: {error}") from error
 
 
-def count_parquet(path: Path) -> int:
+def count_parquet(path: Place) -> int:
     """Return the number of rows."""
     pyarrow = import_pyarrow()
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with _opened(path) as source, pyarrow.parquet.ParquetFile(source) as file:
             return int(file.metadata.num_rows)
     except pyarrow.ArrowException as error:
         raise CatalogueError(f"{path} is not a readable Parquet file: {error}") from error
+
+
+def _opened(path: Place) -> AbstractContextManager[Any]:
+    """Return what Arrow reads a file from: of an object no more than it asks for, a buffer of each column at a time."""
+    return nullcontext(path) if isinstance(path, Path) else path.open(ahead=0)
 
 
 def _is_plain(pyarrow: Any, kind: Any) -> bool:

@@ -12,10 +12,10 @@ from __future__ import annotations
 import glob
 import hashlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO
 
 from model.catalogue.cells import Record, Row, Wanted, make_row
@@ -23,10 +23,11 @@ from model.catalogue.csv_table import read_csv
 from model.catalogue.files import detect_encoding, open_bytes, open_text
 from model.catalogue.json_table import read_json
 from model.catalogue.parquet_table import count_parquet, import_pyarrow, read_parquet
-from model.catalogue.webdataset import read_webdataset
+from model.catalogue.webdataset import estimate_samples, read_webdataset
 from model.catalogue.workbook import read_workbook
 from model.catalogue.xml_feed import read_xml
-from model.errors import CatalogueError
+from model.errors import CatalogueError, ModelError
+from model.stores import AHEAD, Place, RemotePath
 
 __all__ = [
     "SUFFIXES",
@@ -58,23 +59,30 @@ _SEPARATOR_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 @dataclass(frozen=True)
 class Table:
-    """An opened table: how it is read, in words, and its rows, which may be iterated over once."""
+    """An opened table: how it is read, in words; its rows, which may be iterated over once; and its files, in order."""
 
     form: str
     rows: Iterator[Row]
+    files: Sequence[Place]
 
 
-def is_table_name(path: Path) -> bool:
-    """Whether a table may be called so: its suffix tells a form, or it is a folder."""
-    return suffix_of(path) in SUFFIXES or path.is_dir()
+def is_table_name(path: Place) -> bool:
+    """Whether a table may be called so: its suffix tells a form, or it is a folder.
+
+    In an object store, what has no suffix is taken for a folder; none is asked.
+    """
+    return suffix_of(path) in SUFFIXES or (not path.suffix if isinstance(path, RemotePath) else path.is_dir())
 
 
-def table_files(path: Path) -> list[Path]:
+def table_files(path: Place) -> list[Place]:
     """Return the files that make a table: itself, those of a folder, or those that match a pattern, by name.
 
     In a folder, and below it, files count whose suffix tells a form; names that begin with a dot or an underscore are
     passed over, as other programs do. Raises `CatalogueError` where there is none.
     """
+    if isinstance(path, RemotePath):
+        with _errors(path):
+            return _remote_files(path)
     if path.is_dir():
         found = (each for each in path.rglob("*") if suffix_of(each) in SUFFIXES and each.is_file())
         files = [each for each in found if not any(part[0] in "._" for part in each.relative_to(path).parts)]
@@ -84,44 +92,59 @@ def table_files(path: Path) -> list[Path]:
         return [path]
     if not files:
         raise CatalogueError(f"{path} holds no table" if path.is_dir() else f"no file matches {path}")
-    return sorted(files)
+    return [*sorted(files)]
 
 
-def open_table(path: Path, wanted: Wanted) -> Table:
+def _remote_files(path: RemotePath) -> list[Place]:
+    if glob.has_magic(path.name) and not path.exists():
+        files = path.matching()
+    elif suffix_of(path) in SUFFIXES:
+        return [path]
+    else:
+        shown = (name for name in path.names() if not any(part[:1] in "._" for part in name.split("/")))
+        files = [each for name in shown if suffix_of(each := path / name) in SUFFIXES]
+    if not files:
+        raise CatalogueError(f"{path} holds no table, or is not there")
+    return sorted(files, key=str)
+
+
+def open_table(path: Place, wanted: Wanted) -> Table:
     """Open a table; its rows are read in constant memory as they are iterated over.
 
     Raises `CatalogueError` for a missing column, or a file that cannot be read as what it is; `ConfigError` where the
     library that reads it is not installed. The rows raise the same.
     """
-    first, *others = table_files(path)
+    files = table_files(path)
+    first, *others = files
     with _errors(first):
-        form, records = _open(first, wanted)
+        form, records = _open(first, wanted, 0)
     rows = _rows(first, records, wanted)
-    return Table(f"{form}; {len(others) + 1} files" if others else form, _joined(rows, others, wanted))
+    return Table(f"{form}; {len(files)} files" if others else form, _joined(rows, others, wanted), files)
 
 
-def _joined(rows: Iterator[Row], others: list[Path], wanted: Wanted) -> Iterator[Row]:
+def _joined(rows: Iterator[Row], others: list[Place], wanted: Wanted) -> Iterator[Row]:
     """Yield these rows, and then those of other files, each opened when it is its turn."""
     line = 0
     for row in rows:
         line = row.line
         yield row
-    for path in others:
+    for number, path in enumerate(others, 1):
         before = line
         with _errors(path):
-            _, records = _open(path, wanted)
+            _, records = _open(path, wanted, number)
         for row in _rows(path, records, wanted):
             line = before + row.line
             yield replace(row, line=line)
 
 
-def _rows(path: Path, records: Iterator[Record], wanted: Wanted) -> Iterator[Row]:
+def _rows(path: Place, records: Iterator[Record], wanted: Wanted) -> Iterator[Row]:
     with _errors(path):
         for record in records:
             yield make_row(record, wanted)
 
 
-def _open(path: Path, wanted: Wanted) -> tuple[str, Iterator[Record]]:
+def _open(path: Place, wanted: Wanted, number: int) -> tuple[str, Iterator[Record]]:
+    """Open the file of this number of a table; return its form and its records."""
     with open_bytes(path) as file:
         kind = _kind(path, file.read(4096))
     if kind == "Parquet":
@@ -132,7 +155,7 @@ def _open(path: Path, wanted: Wanted) -> tuple[str, Iterator[Record]]:
     if kind == "XML":
         return "an XML feed", read_xml(path, wanted)
     if kind == "WebDataset":
-        return "a WebDataset shard", read_webdataset(path, wanted)
+        return "a WebDataset shard", read_webdataset(path, wanted, number)
     encoding = wanted.encoding or detect_encoding(path)
 
     def open_file() -> IO[str]:
@@ -146,7 +169,7 @@ def _open(path: Path, wanted: Wanted) -> tuple[str, Iterator[Record]]:
     return f"CSV with {separator}, in {_encoding_name(encoding)}", records
 
 
-def _kind(path: Path, head: bytes) -> str:
+def _kind(path: Place, head: bytes) -> str:
     """Return the table's form, a key of `_SUFFIXES`."""
     if head.startswith(b"PAR1"):
         return "Parquet"
@@ -166,32 +189,48 @@ def _kind(path: Path, head: bytes) -> str:
     return next(kind for kind, suffixes in _SUFFIXES.items() if suffix_of(path) in suffixes)
 
 
-def suffix_of(path: Path) -> str:
+def suffix_of(path: Place) -> str:
     """Return the suffix that tells the table's form, in lower case: that before `.gz`."""
     suffix = path.suffix.lower()
-    return Path(path.stem).suffix.lower() if suffix == ".gz" else suffix
+    return PurePath(path.stem).suffix.lower() if suffix == ".gz" else suffix
 
 
 def _encoding_name(encoding: str) -> str:
     return {"utf-8-sig": "UTF-8", "cp1252": "Windows-1252"}.get(encoding, encoding.upper())
 
 
-def estimate_rows(path: Path) -> int:
-    """Return how many rows the table has: exactly for Parquet, else its number of lines."""
+def estimate_rows(path: Place) -> int:
+    """Return about how many rows the table has: exactly for Parquet, else by its lines, or a shard's first samples.
+
+    Of a file in an object store, the begin alone is read.
+    """
     return sum(map(_estimate_rows_of_file, table_files(path)))
 
 
-def _estimate_rows_of_file(path: Path) -> int:
-    with _errors(path), open_bytes(path) as file:
+def _estimate_rows_of_file(path: Place) -> int:
+    with _errors(path):
         if suffix_of(path) in _SUFFIXES["Parquet"]:
             return count_parquet(path)
-        return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+        if suffix_of(path) in _SUFFIXES["WebDataset"]:
+            return estimate_samples(path)
+        with open_bytes(path) as file:
+            if isinstance(path, RemotePath):
+                head = file.read(AHEAD)
+                return round(head.count(b"\n") * max(1.0, path.size() / max(1, len(head))))
+            return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
 
 
-def hash_table(path: Path) -> str:
-    """Return a hash of the bytes of all of the table's files, in order. Raises `CatalogueError`."""
+def hash_table(path: Place) -> str:
+    """Return a hash of the bytes of all of the table's files, in order. Raises `CatalogueError`.
+
+    Of objects in a store it is made of what the store says of them: their bytes would be downloaded for it.
+    """
     found = hashlib.sha256()
     for each in table_files(path):
+        if isinstance(each, RemotePath):
+            with _errors(each):
+                found.update(f"{each} {each.fingerprint()}\n".encode())
+            continue
         with _errors(each), each.open("rb") as file:
             while block := file.read(1 << 20):
                 found.update(block)
@@ -199,10 +238,16 @@ def hash_table(path: Path) -> str:
 
 
 @contextmanager
-def _errors(path: Path) -> Iterator[None]:
+def _errors(path: Place) -> Iterator[None]:
     try:
         yield
     except UnicodeError as error:
         raise CatalogueError(f"{path} is not valid text in its encoding: {error}; name it by 'encoding'") from None
     except (OSError, EOFError, zlib.error) as error:
         raise CatalogueError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    except ModelError:
+        raise
+    except Exception as error:
+        if isinstance(path, RemotePath):  # whatever its library raises when it cannot read on
+            raise CatalogueError(f"cannot read {path}: {error or type(error).__name__}") from error
+        raise

@@ -10,9 +10,10 @@ from typing import Any
 
 from model.catalogue.cells import Record, Wanted, find_columns
 from model.errors import CatalogueError, ConfigError
+from model.stores import Place
 
 
-def read_workbook(path: Path, wanted: Wanted) -> tuple[str, Iterator[Record]]:
+def read_workbook(path: Place, wanted: Wanted) -> tuple[str, Iterator[Record]]:
     """Return the sheet's name and the records, lazily, numbered as in the sheet.
 
     Raises `ConfigError` where openpyxl isn't installed, `CatalogueError` for another file or a missing column.
@@ -24,7 +25,8 @@ def read_workbook(path: Path, wanted: Wanted) -> tuple[str, Iterator[Record]]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of styles and validation rules, which are not read
-            workbook = openpyxl.load_workbook(path, read_only=True, data_only=True)
+            source = path if isinstance(path, Path) else path.open()
+            workbook = openpyxl.load_workbook(source, read_only=True, data_only=True)
     except (zipfile.BadZipFile, KeyError, ValueError) as error:
         raise CatalogueError(f"{path} is not a readable Excel workbook: {error}") from None
     missing = None

@@ -6,7 +6,6 @@ A column is an element's name without its namespace: `g:id` and `id` are one, an
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -14,13 +13,14 @@ from model.catalogue.cells import Record, Wanted
 from model.catalogue.files import open_bytes, open_text
 from model.catalogue.json_table import json_records
 from model.errors import CatalogueError
+from model.stores import Place
 
 _ROWS = frozenset({"item", "entry", "product", "offer", "row"})
 
 _HEAD = 1 << 16
 
 
-def read_xml(path: Path, wanted: Wanted) -> Iterator[Record]:
+def read_xml(path: Place, wanted: Wanted) -> Iterator[Record]:
     """Return the records, lazily; their numbers count elements. Raises `CatalogueError` for a missing column."""
     with open_bytes(path) as file:
         # Entities that refer to one another can grow without bound, and no feed needs a definition of its own.
@@ -34,7 +34,7 @@ def read_xml(path: Path, wanted: Wanted) -> Iterator[Record]:
     return json_records(path, rows, wanted)
 
 
-def _rows(path: Path, encoding: str | None) -> Iterator[tuple[int, dict[str, Any]]]:
+def _rows(path: Place, encoding: str | None) -> Iterator[tuple[int, dict[str, Any]]]:
     number, depth = 0, 0
     parents: list[ElementTree.Element] = []
     for event, element in _events(path, encoding):
@@ -52,7 +52,7 @@ def _rows(path: Path, encoding: str | None) -> Iterator[tuple[int, dict[str, Any
             parents[-1].remove(element)  # else the whole feed would stay in memory
 
 
-def _events(path: Path, encoding: str | None) -> Iterator[tuple[str, ElementTree.Element]]:
+def _events(path: Place, encoding: str | None) -> Iterator[tuple[str, ElementTree.Element]]:
     parser: ElementTree.XMLPullParser[Any] = ElementTree.XMLPullParser(("start", "end"))
     try:
         # Bytes name their own encoding in the first line; text overrides it.

@@ -39,7 +39,13 @@ from model.trust.applicability import Applicability
 from model.trust.calibration import Calibration, GateRecord
 from model.trust.gate import Gate
 
-FORMAT = 1
+PLAIN_POOLING, TRAINED_POOLING = 1, 2
+"""What `format` of a configuration says of the image tower's pooled token: that it is the class token, or, where there
+is none, the mean of the patches (`ImageTower.pools_plainly`); or that it is what the tower was trained to pool.
+
+Programs that know format 1 alone pool every tower plainly. So one that pools otherwise is never written as format 1,
+nor read.
+"""
 
 WEIGHTS, CONFIG, CALIBRATION, METRICS = "model.safetensors", "config.json", "calibration.json", "metrics.json"
 
@@ -69,6 +75,8 @@ class Checkpoint:
     """The network of the engine that calibration, gate and metrics are of; None for PyTorch's."""
     compiled_digest: str = ""
     """12 hex digits that name the compiled network: its calibration and metrics carry them."""
+    format: int
+    """`PLAIN_POOLING` or `TRAINED_POOLING`."""
     home: Path
     """Where calibration, gate and metrics are: the folder itself, or the engine's."""
 
@@ -121,8 +129,8 @@ def _load(folder: Path, home: Path | None) -> Checkpoint:
     version = weights_version(folder / WEIGHTS)
     content = _read(folder / CONFIG, version, required=True)
     assert content is not None
-    if content.pop("format", None) != FORMAT:
-        raise CheckpointError(f"{folder / CONFIG}: format must be {FORMAT}; this file is of another release")
+    if (form := content.pop("format", None)) not in (PLAIN_POOLING, TRAINED_POOLING):
+        raise CheckpointError(f"{folder / CONFIG}: format must be 1 or 2; this file is of another release")
     try:
         name, training = str(content.pop("name")), dict(content.pop("training", {}))
         content.pop("version")
@@ -146,6 +154,7 @@ def _load(folder: Path, home: Path | None) -> Checkpoint:
         gate=None,
         applicability=applicability,
         metrics=None,
+        format=form,
         home=folder,
     )
     return checkpoint if home is None else _with_parts(checkpoint)

@@ -15,8 +15,9 @@ from torch import nn
 
 from model.checkpoint.folder import (
     CONFIG,
-    FORMAT,
+    PLAIN_POOLING,
     TOKENIZER,
+    TRAINED_POOLING,
     WEIGHTS,
     Checkpoint,
     replace_folder,
@@ -26,6 +27,7 @@ from model.checkpoint.folder import (
 )
 from model.config import ModelConfig, to_json
 from model.errors import CheckpointError
+from model.network.towers import ImageTower
 from model.tasks import Task
 from model.trust.applicability import Applicability
 
@@ -56,7 +58,7 @@ def save_checkpoint(
         if (tokenizer := take_out_tokenizer(model)) is not None:
             (temporary / TOKENIZER).write_bytes(tokenizer)
         content = {
-            "format": FORMAT,
+            "format": PLAIN_POOLING if _image_tower(network).pools_plainly else TRAINED_POOLING,
             "name": name,
             "version": version,
             **model,
@@ -74,12 +76,10 @@ def save_checkpoint(
 def load_weights(network: nn.Module, checkpoint: Checkpoint) -> None:
     """Fill `network` with the checkpoint's weights, in float32.
 
-    Raises `CheckpointError` when the weights are damaged or of another network.
+    Raises `CheckpointError` when the weights are damaged or of another network, and as `read_weights` does.
     """
     path = checkpoint.folder / WEIGHTS
-    tensors = read_tensors(path)
-    if weights_version(path) != checkpoint.version:
-        raise CheckpointError(f"{path} has been replaced since {CONFIG} was read; load it again")
+    tensors = read_weights(checkpoint, _image_tower(network))
     expected = network.state_dict()
     if difference := sorted(set(expected) ^ set(tensors)):
         raise CheckpointError(
@@ -93,12 +93,37 @@ def load_weights(network: nn.Module, checkpoint: Checkpoint) -> None:
     network.load_state_dict(tensors)
 
 
+def read_weights(checkpoint: Checkpoint, tower: ImageTower) -> dict[str, torch.Tensor]:
+    """Return the checkpoint's tensors by name, for a network whose image tower is built as `tower` is.
+
+    Raises `CheckpointError` when they are damaged or replaced, and where they were trained with the tower pooled
+    otherwise: from the same weights, other answers would come.
+    """
+    path = checkpoint.folder / WEIGHTS
+    tensors = read_tensors(path)
+    if weights_version(path) != checkpoint.version:
+        raise CheckpointError(f"{path} has been replaced since {CONFIG} was read; load it again")
+    if checkpoint.format == PLAIN_POOLING and not tower.pools_plainly:
+        raise CheckpointError(
+            f"{checkpoint.folder} was made by an older release, which pooled image towers such as "
+            f"{checkpoint.config.backbone_name}'s by a plain mean: its answers would be others now. Train it again "
+            "from the pretrained towers; until then, serve it with the release that made it"
+        )
+    return tensors
+
+
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Read a safetensors file; raises `CheckpointError` when it is damaged."""
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+def _image_tower(network: nn.Module) -> ImageTower:
+    tower = network.get_submodule("backbone.image")
+    assert isinstance(tower, ImageTower)
+    return tower
 
 
 @torch.no_grad()

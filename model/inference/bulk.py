@@ -33,6 +33,7 @@ from model.inference.predictions import (
 from model.inference.stream import Failure
 from model.inputs.pool import DecodedImage
 from model.progress import progress_bar
+from model.stores import Place, RemotePath
 from model.tasks import Task
 
 Item = Listing | BadRow
@@ -197,12 +198,20 @@ class LabelJob:
             },
         )
 
-    def run(self, out: str | Path, fill: Fill, *, part_format: str | None = None, progress: bool = True) -> Labelling:
+    def run(
+        self,
+        out: str | Path,
+        fill: Fill,
+        *,
+        part_format: str | None = None,
+        progress: bool = True,
+        advance: Callable[[int], None] | None = None,
+    ) -> Labelling:
         """Write the output `out`, or go on with one that was interrupted.
 
-        part_format: csv or parquet (None), of the parts where `out` is a folder. Raises `ConfigError` for an output
-        that can't be written, or was begun with other settings; `LabellingInterrupted` on Ctrl-C; `ModelError` where
-        its disk is full, for example.
+        part_format: csv or parquet (None), of the parts where `out` is a folder. advance: is called with the number of
+        rows that were just added. Raises `ConfigError` for an output that can't be written, or was begun with other
+        settings; `LabellingInterrupted` on Ctrl-C; `ModelError` where its disk is full, for example.
         """
         report = ReadReport(self.config.table.name)
         total = estimate_rows(self.config.table)
@@ -215,8 +224,14 @@ class LabelJob:
                 resumed = sink.rows
                 items = iter_listings(self.config, self.images, report, missing=self.missing)
                 step = bar.add_task("labelling", total=max(total, resumed), completed=resumed)
+
+                def added(rows: int) -> None:
+                    bar.advance(step, rows)
+                    if advance is not None:
+                        advance(rows)
+
                 try:
-                    fill(islice(items, resumed, None), output, sink, lambda rows: bar.advance(step, rows))
+                    fill(islice(items, resumed, None), output, sink, added)
                     sink.finish()
                 except KeyboardInterrupt:
                     raise LabellingInterrupted(sink.rows_taken, total, sink.place) from None
@@ -249,7 +264,6 @@ def _settings(
     info: ModelInfo, config: CatalogueConfig, names: Sequence[str], target_precision: float
 ) -> dict[str, Any]:
     """Return all that the output depends on; rows of different settings must not meet in one file."""
-    images = config.images
     placeholders = None if config.placeholders is None else list(config.placeholders)  # as JSON gives them back
     return {
         "layout of the output": list(columns_of(["attribute"])),  # which another release may have
@@ -263,5 +277,13 @@ def _settings(
         "table": hash_table(config.table),
         "columns": [config.id, config.title, config.image],
         "reading": [config.delimiter, config.encoding, dict(config.separator), placeholders],
-        "images": [images.name, images.stat().st_size if images.is_file() else None] if images else None,
+        "images": _describe_images(config.images),
     }
+
+
+def _describe_images(images: Place | None) -> list[Any] | None:
+    if images is None:
+        return None
+    if isinstance(images, RemotePath):
+        return [images.url, None]
+    return [images.name, images.stat().st_size if images.is_file() else None]

@@ -72,6 +72,7 @@ def label_on_cluster(
     dtype: str = "auto",
     engine: str = "auto",
     progress: bool = True,
+    advance: Callable[[int], None] | None = None,
 ) -> Labelling:
     """Label a catalogue on a Ray cluster; the arguments and errors are those of `model.inference.label`.
 
@@ -100,13 +101,13 @@ def label_on_cluster(
         decoders = crews.hire(DecodeActor, arguments, shares.decoders)
         decoders.first()
 
-        def fill(items: Iterator[Item], output: OutputFormat, sink: Sink, advance: Callable[[int], None]) -> None:
+        def fill(items: Iterator[Item], output: OutputFormat, sink: Sink, added: Callable[[int], None]) -> None:
             schedule = Schedule(ray, decoders, predictors, job.rows, output.suffix)
             for block in schedule.blocks(cut(items, batch_size, sink.rows)):
                 sink.add_block(block)
-                advance(block.rows)
+                added(block.rows)
 
-        return job.run(out, fill, part_format=part_format, progress=progress)
+        return job.run(out, fill, part_format=part_format, progress=progress, advance=advance)
 
 
 def _fetched_by_decoders(url: str) -> bytes:

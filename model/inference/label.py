@@ -41,12 +41,14 @@ def label(
     dtype: str = "auto",
     engine: str = "auto",
     threads: int = 0,
+    advance: Callable[[int], None] | None = None,
 ) -> Labelling:
     """Label a whole catalogue, named by its TOML file, with a checkpoint folder: `label_catalogue` does the work.
 
         label("weights/fashion", "shop.toml", "labels.parquet", target_precision=0.9)
 
-    threads: that compute; 0: as many as there are cores. Raises as that function and `Predictor.load` do.
+    threads: that compute; 0: as many as there are cores. advance: is called with the number of rows that were just
+    finished. Raises as that function and `Predictor.load` do.
     """
     settle_threads(threads)
     predictor = Predictor.load(checkpoint, device=device, dtype=dtype, engine=engine)
@@ -60,6 +62,7 @@ def label(
         fetch=fetch,
         allow_missing_images=allow_missing_images,
         part_format=part_format,
+        advance=advance,
     )
 
 
@@ -75,6 +78,7 @@ def label_catalogue(
     allow_missing_images: bool = False,
     part_format: str | None = None,
     progress: bool = True,
+    advance: Callable[[int], None] | None = None,
 ) -> Labelling:
     """Label the catalogue that `toml` describes into `out`, CSV or Parquet by its suffix.
 
@@ -88,7 +92,7 @@ def label_catalogue(
     has an error and no labels. `fetch` returns the bytes behind an image's URL, or raises `ModelError`; several threads
     call it. Without it a URL is an error. A listing whose image is not there is labelled by its title alone where only
     its id names the image and others are there, or with `allow_missing_images`. `progress` shows a bar on standard
-    error, where that is a terminal.
+    error, where that is a terminal; `advance` is called with the number of rows that were just finished.
 
     Raises `ConfigError` for an unknown attribute, a target precision that was not calibrated, an output that
     exists, that another run is writing, or that was begun with other settings; `CatalogueError` for an unusable
@@ -111,12 +115,12 @@ def label_catalogue(
         allow_missing_images=allow_missing_images,
     )
 
-    def fill(items: Iterator[Item], _output: OutputFormat, sink: Sink, advance: Callable[[int], None]) -> None:
+    def fill(items: Iterator[Item], _output: OutputFormat, sink: Sink, added: Callable[[int], None]) -> None:
         for item, answer in _answers(predictor, items, images, batch_size):
             sink.add(job.rows.row(item.id, answer))
-            advance(1)
+            added(1)
 
-    return job.run(out, fill, part_format=part_format, progress=progress)
+    return job.run(out, fill, part_format=part_format, progress=progress, advance=advance)
 
 
 def check_batch_size(batch_size: int) -> None:

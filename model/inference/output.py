@@ -290,16 +290,10 @@ class Shards:
         check_settings(earlier, self.settings, self.place)
 
     def _find(self) -> None:
-        for path in sorted(self.folder.iterdir()):
-            name = re.fullmatch(r"(\d{10})-(\d+)-(\d+)" + re.escape(self.output.suffix), path.name)
-            if name is None:
-                continue  # the settings, or what an interrupted run left half-written
-            before, rows, failed = map(int, name.groups())
-            if before != self.rows:
-                raise ConfigError(f"{self.folder} lacks rows before {path.name}; delete it to start afresh")
-            self.paths.append(path)
-            self.rows += rows
-            self.failed += failed
+        names = (path.name for path in self.folder.iterdir())
+        found = finished_pieces(names, "", self.output.suffix, self.place)
+        self.paths = [self.folder / name for name in found.names]
+        self.rows, self.failed = found.rows, found.failed
 
     def add(self, row: OutputRow) -> None:
         """Add the next row; a full shard goes to the disk."""
@@ -322,7 +316,7 @@ class Shards:
         if not self.paths:
             write_json(self.folder / SETTINGS, self.settings)
         rows, failed = sum(block.rows for block in self._blocks), sum(block.failed for block in self._blocks)
-        name = f"{self.rows:010d}-{rows}-{failed}{self.output.suffix}"
+        name = piece_name("", self.rows, rows, failed, self.output.suffix)
         temporary = self.folder / f"half-written{self.output.suffix}"
         with temporary.open("wb") as file:
             self.output.write(file, self._blocks)
@@ -349,6 +343,39 @@ class Shards:
                 found = self.output.count(file)
             if found != expected:
                 raise ModelError(f"{path} holds {found} rows, not {expected}; delete {self.folder} to start afresh")
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The pieces of an output that are finished, in order, with the sums of what their names say."""
+
+    names: list[str]
+    rows: int
+    failed: int
+
+
+def piece_name(prefix: str, before: int, rows: int, failed: int, suffix: str) -> str:
+    """Return the name of a piece of an output: how many rows come before it, how many it has, and how many failed."""
+    return f"{prefix}{before:010d}-{rows}-{failed}{suffix}"
+
+
+def finished_pieces(names: Iterable[str], prefix: str, suffix: str, place: str) -> Pieces:
+    """Find the finished pieces among the names of files; others, such as half-written ones, are passed over.
+
+    Raises `ConfigError` where one is missing in between.
+    """
+    found, total, errors = [], 0, 0
+    for each in sorted(names):
+        name = re.fullmatch(re.escape(prefix) + r"(\d{10})-(\d+)-(\d+)" + re.escape(suffix), each)
+        if name is None:
+            continue
+        before, rows, failed = map(int, name.groups())
+        if before != total:
+            raise ConfigError(f"{place} lacks rows before {each}; delete it to start afresh")
+        found.append(each)
+        total += rows
+        errors += failed
+    return Pieces(found, total, errors)
 
 
 def check_settings(earlier: Mapping[str, Any], settings: Mapping[str, Any], place: str) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,12 +29,18 @@ from model.inference.output import (
     Shards,
     Sink,
     check_settings,
+    finished_pieces,
     locked,
     output_format,
+    piece_name,
 )
+from model.stores import is_remote, open_store
 
 PART_ROWS = 65_536
 """Rows of a part, and of a Parquet row group: what a run that is killed loses at most."""
+
+PREFIX = "part-"
+"""What the names of parts begin with."""
 
 SETTINGS, SUCCESS, LOCK = "_settings.json", "_SUCCESS", "_lock"
 """Files beside the parts: who reads a folder as one table passes over names that begin with an underscore."""
@@ -73,11 +78,6 @@ def open_output(
             yield output, shards
 
 
-def is_remote(out: str) -> bool:
-    """Whether this is the URL of something in an object store."""
-    return re.match(r"[a-z][a-z0-9+.-]*://", out, re.IGNORECASE) is not None
-
-
 class Parts:
     """Finished rows in a folder, part by part. Implements `model.inference.output.Sink`."""
 
@@ -107,16 +107,8 @@ class Parts:
         there = sorted(self._folder.names())
         if SUCCESS in there:
             raise ConfigError(f"{self.place} is complete already; move it away, or name another folder")
-        for each in there:
-            name = re.fullmatch(r"part-(\d{10})-(\d+)-(\d+)" + re.escape(self._output.suffix), each)
-            if name is None:
-                continue
-            before, rows, failed = map(int, name.groups())
-            if before != self.rows:
-                raise ConfigError(f"{self.place} lacks rows before {each}; delete it to start afresh")
-            self._names.append(each)
-            self.rows += rows
-            self.failed += failed
+        found = finished_pieces(there, PREFIX, self._output.suffix, self.place)
+        self._names, self.rows, self.failed = found.names, found.rows, found.failed
         if others := [each for each in there if each not in self._names and each[:1] != "_"]:
             raise ConfigError(f"{self.place} holds {others[0]}, which is no part of this output; name another folder")
         if self._names:
@@ -153,7 +145,7 @@ class Parts:
         if not self._names:
             self._folder.write(SETTINGS, json.dumps(self._settings, indent=2).encode())
         rows, failed = sum(block.rows for block in self._blocks), sum(block.failed for block in self._blocks)
-        name = f"part-{self.rows:010d}-{rows}-{failed}{self._output.suffix}"
+        name = piece_name(PREFIX, self.rows, rows, failed, self._output.suffix)
         part = io.BytesIO()
         self._output.write(part, self._blocks)
         self._folder.write(name, self._whole(part) if self._merged_into is None else part.getvalue())
@@ -178,7 +170,7 @@ class Parts:
             self._folder.merge(self._names, self._output, self._merged_into)
             return
         if not self._names:  # else an empty table would leave a folder without columns
-            self._folder.write(f"part-{0:010d}-0-0{self._output.suffix}", self._nothing())
+            self._folder.write(piece_name(PREFIX, 0, 0, 0, self._output.suffix), self._nothing())
         self._folder.write(SUCCESS, json.dumps({"rows": self.rows, "failed": self.failed}).encode())
 
     def _nothing(self) -> bytes:
@@ -273,15 +265,8 @@ class RemoteFolder:
     @classmethod
     def open(cls, url: str) -> RemoteFolder:
         """Open the folder at `url`; raises `ConfigError` where no library knows its kind."""
-        try:
-            import fsspec  # noqa: PLC0415
-
-            store, root = fsspec.core.url_to_fs(url.rstrip("/"))
-        except ImportError as error:
-            raise ConfigError(f"{url} needs a library: {error}") from error
-        except ValueError as error:
-            raise ConfigError(f"{url}: {error}") from None
-        return cls(url, store, str(root))
+        store, root = open_store(url.rstrip("/"))
+        return cls(url, store, root)
 
     @property
     def place(self) -> str:

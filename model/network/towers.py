@@ -137,11 +137,13 @@ class ImageTower(nn.Module):
 
     The pooled token is what the tower was trained to pool: a class token, a mean, or what attention pooling makes of
     the patches. width: d_img. grid: rows and columns of patches; N = rows x columns, unless the tower itself pools its
-    patches to fewer tokens (CoCa).
+    patches to fewer tokens (CoCa). pools_plainly: the pooled token is the class token, or where there is none the mean
+    of the patches: what each tower was pooled to before checkpoints of format 2.
     """
 
     width: int
     grid: tuple[int, int]
+    pools_plainly: bool
 
     def forward(self, images: Tensor) -> Tensor:
         raise NotImplementedError
@@ -170,6 +172,7 @@ class VitTower(ImageTower):
         self.visual = visual
         self.width = visual.ln_post.normalized_shape[0]
         self.grid = visual.grid_size
+        self.pools_plainly = visual.pool_type == "tok" and visual.attn_pool is None and not visual.final_ln_after_pool
 
     def forward(self, images: Tensor) -> Tensor:
         pooled, patches = self.visual(images)
@@ -194,12 +197,14 @@ class TimmTower(ImageTower):
         self.trunk.reset_classifier(0)
         self.prefix = int(getattr(self.trunk, "num_prefix_tokens", 0))
         self.channels_last = getattr(self.trunk, "output_fmt", None) == "NHWC"
-        features, pooled = self._of_blank(visual.image_size)
+        features, pooled = self._of_sample(visual.image_size)
         self.grid = self._grid(features)
         self.width = self._patches(features).shape[2]
         if pooled.shape != (1, self.width):
             name, shape = type(self.trunk).__name__, list(pooled.shape[1:])
             raise ConfigError(f"timm tower {name} pools patches of width {self.width} to {shape}")
+        plain = features[:, 0] if self.prefix else self._patches(features).mean(dim=1)
+        self.pools_plainly = torch.allclose(pooled, plain, rtol=1e-3, atol=1e-5)
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.trunk.forward_features(images)
@@ -207,13 +212,17 @@ class TimmTower(ImageTower):
         return torch.cat([pooled[:, None], self._patches(features)], dim=1)
 
     @torch.no_grad()
-    def _of_blank(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Return the features of one blank image of `size` (height, width), which the trunk is made ready for."""
+    def _of_sample(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Return features and pooled features of an image of `size` (height, width), which the trunk is made ready for.
+
+        The image is not blank: of one that is, a trunk with new weights may make zeros, whose pooling says nothing.
+        """
         try:
             if getattr(getattr(self.trunk, "patch_embed", None), "img_size", size) != size:
                 self.trunk.set_input_size(size)
             was_training = self.trunk.training
-            features = self.trunk.eval().forward_features(torch.zeros(1, 3, *size))
+            image = torch.linspace(-1, 1, 3 * size[0] * size[1]).reshape(1, 3, *size)
+            features = self.trunk.eval().forward_features(image)
             pooled = self.trunk.forward_head(features, pre_logits=True)
             self.trunk.train(was_training)
         except Exception as error:  # timm checks few of its sizes

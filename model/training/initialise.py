@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.checkpoint.folder import WEIGHTS, load_checkpoint
-from model.checkpoint.weights import load_weights, read_tensors
+from model.checkpoint.folder import load_checkpoint
+from model.checkpoint.weights import load_weights, read_weights
 from model.config import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, FusionConfig, ModelConfig, PreprocessConfig
 from model.errors import ConfigError
 from model.network.cma_clip import CMAClip, build_cma_clip
@@ -86,7 +86,7 @@ def initial_network(model: ModelConfig, tasks: Sequence[Task], initial: str | No
     network = build_cma_clip(model, tasks)
     kept = {
         key: value
-        for key, value in read_tensors(Path(initial) / WEIGHTS).items()
+        for key, value in read_weights(load_checkpoint(Path(initial)), network.backbone.image).items()
         if key.startswith(("backbone.", "sequence_attention."))
     }
     try:
@@ -120,8 +120,7 @@ def take_image_tower(backbone: Backbone, folder: Path) -> None:
 
     Raises `CheckpointError`, or `ConfigError` where its tower is another one.
     """
-    load_checkpoint(folder)  # whose errors say what is wrong with the folder
-    prefix, tensors = "backbone.image.", read_tensors(folder / WEIGHTS)
+    prefix, tensors = "backbone.image.", read_weights(load_checkpoint(folder), backbone.image)
     tower = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     try:
         backbone.image.load_state_dict(tower)

@@ -89,7 +89,12 @@ def pretrained_weights(backbone: str, initial: str) -> Path:
     except ConfigError:
         raise
     except Exception as error:  # whatever goes wrong on the way to a hub
-        raise ConfigError(f"the weights of {initial} cannot be had: {error}") from error
+        instead = f"a folder with the repository's files by {FOLDER}FOLDER"
+        if not initial.startswith(HUB):
+            tag = _tag(backbone, initial)
+            whence = tag.get("hf_hub", "").rstrip("/") or tag.get("url", "")
+            instead = f"the file of weights by its path (they are those of {whence})"
+        raise ConfigError(_not_downloaded(f"the weights of {initial}", error, instead)) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,10 +187,17 @@ def _from_hub(repository: str, file: str) -> Path:
     try:
         return Path(download_pretrained_from_hf(repository, filename=file))
     except Exception as error:  # whatever goes wrong on the way to a hub
-        raise ConfigError(
-            f"{file} of {repository} cannot be had from the hub ({error}); where there is no way to it, put the "
-            f"repository's files into a folder and name that: {FOLDER}FOLDER"
-        ) from error
+        instead = f"a folder with the repository's files by {FOLDER}FOLDER"
+        raise ConfigError(_not_downloaded(f"{file} of {repository}", error, instead)) from error
+
+
+def _not_downloaded(what: str, error: Exception, instead: str) -> str:
+    """Say in one sentence that something can't be downloaded, and what to do instead."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
+    return (
+        f"{what} cannot be downloaded ({reason}); where there is no network, bring it here from where there is one, "
+        f"and name {instead}"
+    )
 
 
 def _tokenizer_files(initial: str, config: Mapping[str, Any]) -> Files:

@@ -23,6 +23,7 @@ from model.catalogue.listings import Catalogue, Listing
 from model.catalogue.splits import Part
 from model.errors import ConfigError, ModelError
 from model.inputs.decode import decode_image
+from model.stores import Place
 from research.untold_titles.words import Strength, TellingWords
 
 CATALOGUE, TABLE, IMAGES = "catalogue.toml", "table.csv", "images.zip"
@@ -165,9 +166,10 @@ def _write_images(
     return there
 
 
-def _write_toml(out: Path, attributes: Sequence[str], *, images: Path | None, min_label_count: int) -> Path:
+def _write_toml(out: Path, attributes: Sequence[str], *, images: Place | None, min_label_count: int) -> Path:
     """Write the catalogue's TOML file; images: where they are, None for those of the folder itself."""
-    where = IMAGES if images is None else images.resolve()  # the same name, whatever folder `out` is
+    # The same name, whatever folder `out` is.
+    where = IMAGES if images is None else images.resolve() if isinstance(images, Path) else images
     names = ", ".join(f'"{attribute}"' for attribute in attributes)
     text = (
         f'[catalogue]\ntable = "{TABLE}"\nimages = "{where}"\nimage = "{{image}}"\nid = "id"\ntitle = "title"\n'

@@ -127,7 +127,7 @@ def test_damaged_weights_are_named(
         ({"preprocess": {"image_size": [24]}}, "image_size"),
         ({"fusion": {"width": 30, "heads": 4}}, "cannot be split into 4 heads"),
         ({"fusion": {"wdith": 32}}, "wdith"),
-        ({"format": 99}, "format must be 1"),
+        ({"format": 99}, "format must be 1 or 2"),
         ({"extra": 1}, "extra"),
         ({"attributes": [{"name": "a", "labels": ["x", "y"]}] * 2}, "listed twice"),
         ({"attributes": [{"name": "a", "labels": "xyz"}]}, "not a list"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from model.catalogue import listing_store
 from model.catalogue.corrections import (
     JudgedRow,
     Outcome,
@@ -20,11 +22,13 @@ from model.catalogue.corrections import (
     rows_to_judge,
     write_judged,
 )
+from model.catalogue.listing_store import StoredListings
 from model.catalogue.listings import Catalogue, Listing
 from model.catalogue.splits import Part
 from model.errors import CatalogueError, ConfigError
 from model.evaluation.calibrate import fit_calibration
 from model.evaluation.evaluate import evaluation_tables, measure, model_card_tables
+from tests.model.clothes import write_clothes
 from tests.model.held_out_catalogue import ColourReader, catalogue, noisy_listings
 from tests.test_commands import run
 
@@ -66,6 +70,32 @@ def row(name: str, label: str, decision: str, *, attribute: str = "colour", **ot
 
 def colours(found: Catalogue) -> dict[str, str | None]:
     return {each.id: each.labels.get("colour") for each in found.listings}
+
+
+def test_listings_in_a_file_stay_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toml = write_clothes(tmp_path, 300)
+    here = Catalogue.open(toml)
+    monkeypatch.setattr(listing_store, "IN_MEMORY", 3)
+    stored = Catalogue.open(toml)
+    chosen = [next(each for each in here.part(part) if "kind" in each.labels) for part in (Part.TRAIN, Part.TEST)]
+    kinds = [each.labels["kind"] for each in chosen]
+    decisions = ["Watch" if kind == "Shirt" else "Shirt" for kind in kinds]
+    rows = [
+        row(each.id, kind, decision, attribute="kind", sample="random")
+        for each, kind, decision in zip(chosen, kinds, decisions, strict=True)
+    ]
+    file = judged(tmp_path, *rows)
+    expected, found = correct(here, file), correct(stored, file)
+    assert isinstance(found.listings, StoredListings)
+    assert list(found.listings) == list(expected.listings) != list(here.listings)
+    assert found.digest == expected.digest != stored.digest
+    for part in Part:
+        assert list(found.part(part)) == list(expected.part(part))
+    assert found.corrections is not None
+    assert list(found.corrections.undone(found.listings)) == list(here.listings)
+    train = pickle.loads(pickle.dumps(found.part(Part.TRAIN)))  # noqa: S301 - its own
+    assert list(train) == list(expected.part(Part.TRAIN))
+    assert random_sample(found, 7) == random_sample(expected, 7)
 
 
 @pytest.mark.parametrize("name", ["judged.csv", "judged.parquet"])

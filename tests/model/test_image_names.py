@@ -138,6 +138,6 @@ def test_images_inside_a_table_are_read_in_any_order(tmp_path: Path) -> None:
     assert names[2] in images
     assert names[2].startswith("sku-2, in the table")
     assert "sku-2" not in images
-    path = images._path
+    path = images.path
     del images
     assert not path.exists()

@@ -195,6 +195,13 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 # --- what comes out ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("out", ["out.csv", "parts/"])
+def test_it_tells_how_many_rows_it_has_just_added(toml: Path, tmp_path: Path, out: str) -> None:
+    added: list[int] = []
+    rows = label(toml, f"{tmp_path}/{out}", advance=added.append).rows
+    assert sum(added) == rows == 9
+
+
 def test_a_row_for_each_listing_in_order(toml: Path, tmp_path: Path) -> None:
     result = label(toml, tmp_path / "out.csv")
     rows = read_csv(tmp_path / "out.csv")

@@ -13,7 +13,8 @@ import pytest
 
 from model.errors import ConfigError, ModelError
 from model.inference import output, parts
-from model.inference.parts import RemoteFolder, is_remote
+from model.inference.parts import RemoteFolder
+from model.stores import is_remote
 from tests.model.test_label import FakePredictor, interrupt, label, read_csv, write_catalogue
 
 ROWS = 22

@@ -29,9 +29,11 @@ from model.inference.predictor import Predictor
 from model.network.towers import VitTower
 from model.tasks import Task
 from model.training import pretrained
-from model.training.initialise import initial_model, initial_network
+from model.training.initialise import initial_model, initial_network, take_image_tower
 from model.training.pretrained import list_backbones, pretrained_weights, read_pretrained
+from tests.conftest import write_catalogue
 from tests.model.pretrained_towers import FAMILIES, write_towers
+from tests.test_commands import run
 
 FUSION = FusionConfig(width=32, depth=1, heads=2, dropout=0.0)
 
@@ -214,15 +216,38 @@ def test_what_cannot_be_started_from(backbone: str | None, initial: str, message
         initial_model(backbone, initial)
 
 
-def test_where_there_is_no_way_to_the_hub_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_downloaded_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> str:
-        raise FileNotFoundError("no network")
+        raise FileNotFoundError("Failed to download file (x.bin) for a/b. Last error: no network\nand a hint")
 
     monkeypatch.setattr(pretrained, "download_pretrained_from_hf", fail)
-    with pytest.raises(ConfigError, match=r"cannot be had from the hub \(no network\).*local-dir:FOLDER"):
+    monkeypatch.setattr(open_clip, "download_pretrained", fail)
+    reason = r" cannot be downloaded \(Failed to download file \(x.bin\) for a/b\); where there is no network, .* name "
+    folder = "a folder with the repository's files by local-dir:FOLDER$"
+    with pytest.raises(ConfigError, match=rf"open_clip_config.json of Marqo/marqo-fashionSigLIP{reason}{folder}"):
         read_pretrained(None, "hf-hub:Marqo/marqo-fashionSigLIP")
-    with pytest.raises(ConfigError, match="the weights of hf-hub:Marqo/x cannot be had: no network"):
+    with pytest.raises(ConfigError, match=rf"tokenizer.json of timm/ViT-B-16-SigLIP{reason}{folder}"):
+        read_pretrained("ViT-B-16-SigLIP", "webli")
+    with pytest.raises(ConfigError, match=rf"the weights of hf-hub:Marqo/x{reason}{folder}"):
         pretrained_weights("Marqo/x", "hf-hub:Marqo/x")
+    file = r"the file of weights by its path \(they are those of timm/vit_base_patch32_clip_224.openai\)$"
+    with pytest.raises(ConfigError, match=rf"the weights of openai{reason}{file}"):
+        pretrained_weights("ViT-B-32", "openai")
+
+
+def test_a_training_whose_weights_cannot_be_downloaded_is_refused_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> str:
+        raise OSError("no network")
+
+    monkeypatch.setattr(open_clip, "download_pretrained", fail)
+    toml = write_catalogue(tmp_path / "shop", 40)
+    start = ("--backbone", "ViT-B-32", "--init", "openai")
+    assert run(monkeypatch, "train", toml, "--out", tmp_path / "run", *start) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert said.splitlines()[-1].startswith("cma-clip: the weights of openai cannot be downloaded (no network); where")
 
 
 def changed(folder: Path, copy: Path, **text: Any) -> str:
@@ -304,6 +329,30 @@ def test_a_tokenizer_that_is_missing_or_another_one_is_refused(
     (folder / TOKENIZER).unlink()
     with pytest.raises(CheckpointError, match=r"tokenizer.json cannot be read: No such file"):
         load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("family", ["PE-Core", "ConvNeXt", "CLIPA"])
+def test_a_checkpoint_whose_tower_was_pooled_otherwise_is_refused(
+    checkpoints: Callable[[str], Path], family: str, tmp_path: Path, tasks: tuple[Task, ...]
+) -> None:
+    folder = tmp_path / "old"
+    shutil.copytree(checkpoints(family), folder)
+    config = json.loads((folder / CONFIG).read_text())
+    assert config["format"] == 2  # which releases that pool by the mean refuse
+    (folder / CONFIG).write_text(json.dumps(config | {"format": 1}))
+    refused = pytest.raises(CheckpointError, match=r"older release, .* Train it again from the pretrained towers")
+    with refused:
+        Predictor.load(folder, device="cpu", engine="torch")
+    with refused:
+        initial_network(initial_model(None, str(folder)), tasks, str(folder))
+    with refused:
+        take_image_tower(initial_network(initial_model(None, str(folder)), tasks, None).backbone, folder)
+
+
+@pytest.mark.parametrize("family", ["CLIP", "MobileCLIP-S", "Swin"])
+def test_all_other_checkpoints_are_of_the_first_format(checkpoints: Callable[[str], Path], family: str) -> None:
+    assert json.loads((checkpoints(family) / CONFIG).read_text())["format"] == 1
+    Predictor.load(checkpoints(family), device="cpu", engine="torch")
 
 
 def test_without_the_library_it_says_what_to_install(

@@ -6,9 +6,11 @@ Run by `make test-ray`, which installs Ray and a small server that speaks S3.
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ import ray
 import s3fs
 from moto.server import ThreadedMotoServer
 
-from model.errors import CheckpointError
+from model.catalogue.listings import Catalogue
+from model.errors import CatalogueError, CheckpointError
 from model.inference import cluster, parts, schedule
 from model.inference.cluster import Cluster, label_on_cluster
 from model.inference.label import label
@@ -29,8 +32,24 @@ ROWS = 200
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning")  # Ray's own
 
 
+@pytest.fixture(scope="module")
+def object_store() -> Iterator[None]:
+    """A server on this machine, found by the variables that AWS's own programs read."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "testing")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        yield
+    server.stop()
+
+
 @pytest.fixture(scope="module", autouse=True)
-def on_ray() -> Iterator[None]:
+def on_ray(object_store: None) -> Iterator[None]:
+    """A cluster whose actors find the server, too."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
@@ -144,23 +163,15 @@ def test_a_checkpoint_that_ends_every_actor_ends_the_run(
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[s3fs.S3FileSystem]:
-    """A bucket `shop` of a server on this machine, found by the variables that AWS's own programs read."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+def bucket() -> Iterator[s3fs.S3FileSystem]:
+    """An empty bucket `shop`."""
     s3fs.S3FileSystem.clear_instance_cache()
     store = s3fs.S3FileSystem()
-    if store.exists("shop"):  # of an earlier test: the server's memory is this process's
+    if store.exists("shop"):
         store.rm("shop", recursive=True)
     store.mkdir("shop")
     yield store
     s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
@@ -180,3 +191,36 @@ def test_parts_in_s3_are_those_of_one_machine(toml: Path, tmp_path: Path, bucket
     bucket.invalidate_cache()
     assert {Path(each).name: bucket.cat_file(each) for each in bucket.find("shop/labels")} == here
     assert len(here) == 4 + 2
+
+
+@pytest.fixture
+def stored(toml: Path, tmp_path: Path, bucket: s3fs.S3FileSystem) -> Path:
+    """Put the catalogue into the bucket, its images beside its table, and return the TOML file that says so."""
+    bucket.put(str(toml.parent / "table.csv"), "shop/table.csv")
+    bucket.put(str(toml.parent / "images"), "shop/images", recursive=True)
+    path = tmp_path / "stored.toml"
+    text = toml.read_text().replace('"table.csv"', '"s3://shop/table.csv"').replace('"images"', '"s3://shop/images"')
+    path.write_text(text)
+    return path
+
+
+def test_a_catalogue_in_s3_is_labelled_as_one_on_a_disk(
+    stored: Path, tmp_path: Path, one_machine: dict[str, bytes]
+) -> None:
+    on_cluster(stored, tmp_path / "cluster.csv")
+    label(CHECKPOINT, stored, tmp_path / "labels.csv", batch_size=8)
+    for name in ("cluster.csv", "labels.csv"):
+        assert (tmp_path / name).read_bytes() == one_machine[".csv"]
+
+
+def test_processes_that_load_images_read_them_from_s3(stored: Path) -> None:
+    catalogue = Catalogue.open(stored)
+    names = [str(listing.image) for listing in catalogue.listings[:8]]
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("fork")) as workers:
+        assert list(workers.map(catalogue.image_bytes, names)) == [catalogue.image_bytes(name) for name in names]
+
+
+def test_a_bucket_that_is_not_there_is_one_line(stored: Path) -> None:
+    stored.write_text(stored.read_text().replace("s3://shop/table.csv", "s3://nowhere/table.csv"))
+    with pytest.raises(CatalogueError, match=r"cannot read s3://nowhere/table\.csv: .*"):
+        Catalogue.open(stored)

@@ -65,6 +65,19 @@ def test_the_version_is_that_of_the_package() -> None:
     assert (result.exit_code, result.output) == (0, f"cma-clip {project['version']}\n")
 
 
+@pytest.mark.parametrize("command", ["audit", "calibrate", "label", "serve"])
+def test_only_training_runs_in_several_processes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """As each would do all of the work, and write the same files."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert failed(capsys, monkeypatch, command) == (
+        f"cma-clip: {command} runs in one process, and WORLD_SIZE says 2: start it without torchrun; several processes "
+        "can pretrain and train\n"
+    )
+    assert run("train", "--list-backbones").exit_code == 0
+
+
 def test_serve_has_a_flag_for_each_setting() -> None:
     text = run("serve", "--help").output
     for flag in ("--max-batch-size", "--image-hosts", "--allow-private-image-hosts", "--drain-seconds", "--api-keys"):

@@ -1,4 +1,5 @@
-"""What two processes do together in `test_distributed.py`: `torchrun --nproc-per-node 2 -m tests.model.together DIR`.
+"""What two processes do together in `test_distributed.py`:
+`torchrun --nproc-per-node 2 -m tests.distributed.together DIR`.
 
 All that can be done in one start is done in one, since a start takes seconds.
 """

@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from model.catalogue.image_store import is_url
 from model.inference.bulk import RowMaker
 from model.inference.output import OutputRow
-from model.inference.predictions import Prediction, Prepared
+from model.inference.predictions import Prediction
 from model.inference.stream import Failure
 from service.errors import ServiceError, Unavailable
 from service.jobs import queue
@@ -28,6 +28,7 @@ from service.observability.metrics import JobMetrics
 from service.observability.request_log import RequestRecord
 from service.pipeline.admission import Admission, Deadline
 from service.pipeline.call import Call
+from service.pipeline.options import CheckedOptions
 from service.pipeline.pipeline import Pipeline
 from service.scheduling.batcher import Lane
 from service.schemas import ListingInput
@@ -39,7 +40,10 @@ SHARDS = 2
 """Shards computed at once: while one is being read or written, the other keeps the device busy."""
 
 LOADING = 16
-"""Listings whose images are fetched or decoded at once, and so in memory as they came."""
+"""Listings whose images are fetched or decoded at once."""
+
+KEPT_BYTES = 64 * 2**20
+"""Of images as they came, for as long as their listings wait for the device: people may be asked about them."""
 
 POLL_SECONDS = 1.0
 
@@ -52,6 +56,28 @@ class Leases:
     rest: float = 5.0
 
 
+class Room:
+    """Bytes that listings hold; a listing waits for as long as there are too few."""
+
+    def __init__(self, nbytes: int) -> None:
+        self._free = self._all = nbytes
+        self._changed = asyncio.Condition()
+
+    @asynccontextmanager
+    async def held(self, nbytes: int) -> AsyncIterator[None]:
+        """Hold so many, or all of them where they are fewer."""
+        taken = min(nbytes, self._all)
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._free >= taken)
+            self._free -= taken
+        try:
+            yield
+        finally:
+            self._free += taken
+            async with self._changed:
+                self._changed.notify_all()
+
+
 class Worker:
     """Takes leases and computes shards until it is cancelled."""
 
@@ -61,6 +87,7 @@ class Worker:
         """Set when there may be something to do."""
         settings = pipeline.settings
         self._loading = asyncio.Semaphore(LOADING)
+        self._kept = Room(KEPT_BYTES)
         self._in_flight = asyncio.Semaphore(2 * settings.max_batch_size + LOADING)
         # A worker less than there are: callers' images find one.
         self._decoding = asyncio.Semaphore(max(1, pipeline.decoding.workers - 1))
@@ -167,20 +194,30 @@ class Worker:
         with self._room.admit(Deadline(math.inf)) as ticket:
             call = Call(Deadline(math.inf), ticket, RequestRecord(lease.job), lane=Lane.JOBS)
             for name in row.images or (None,):
-                try:
-                    async with self._loading:
-                        prepared = await self._prepared(row, name, shard, call)
-                except Unavailable:
-                    raise
-                except ServiceError as error:
-                    failure = failure or error
-                    continue
-                return await self._pipeline.infer(prepared, call)
+                found = await self._answer(row, name, shard, lease, call)
+                if not isinstance(found, ServiceError):
+                    return found
+                failure = failure or found
         raise failure or AssertionError("a row has an image, or none is wanted")
 
-    async def _prepared(self, row: ShardRow, name: str | None, shard: ShardReader, call: Call) -> Prepared:
-        fetched = await self._pipeline.fetch(name, call) if name is not None and is_url(name) else None
-        image = shard.image(name) if name is not None and fetched is None else None
-        listing = ListingInput(id=row.id, title=row.title, image=image, url=None)
-        async with self._decoding:
-            return await self._pipeline.prepare(listing, fetched, explain=False, call=call)
+    async def _answer(
+        self, row: ShardRow, name: str | None, shard: ShardReader, lease: Lease, call: Call
+    ) -> Prediction | ServiceError:
+        """Answer from an image, or return what is wrong with it."""
+        async with AsyncExitStack() as stack:
+            try:
+                async with self._loading:
+                    fetched = await self._pipeline.fetch(name, call) if name is not None and is_url(name) else None
+                    image = shard.image(name) if name is not None and fetched is None else None
+                    await stack.enter_async_context(self._kept.held(len(fetched or image or b"")))
+                    listing = ListingInput(id=row.id, title=row.title, image=image, url=None)
+                    async with self._decoding:
+                        prepared = await self._pipeline.prepare(listing, fetched, explain=False, call=call)
+            except Unavailable:
+                raise
+            except ServiceError as error:
+                return error
+            options = CheckedOptions(
+                attributes=lease.attributes, target_precision=lease.target_precision, top_k=1, explain=False
+            )
+            return (await self._pipeline.answer(listing, fetched, prepared, options, call)).prediction

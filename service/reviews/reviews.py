@@ -32,7 +32,7 @@ from service.reviews.messages import (
 from service.reviews.pairs import Kind, Model, Promise, Verdict, monday
 from service.reviews.precision import LivePrecision, broken_promises, live_precision, promises
 from service.reviews.sampling import Draw
-from service.reviews.withdrawn import without
+from service.reviews.withdrawn import Given
 from service.schemas import ListingInput, ModelName
 
 if TYPE_CHECKING:
@@ -116,9 +116,9 @@ class Reviews:
         capture.start()
         self._opened.set()
 
-    def given(self, prediction: Prediction, attribute: str, answer: AttributePrediction) -> AttributePrediction:
-        """Return an attribute's answer as the caller gets it: not accepted where its promise is withdrawn."""
-        return without(self.withdrawn, attribute, prediction.scope.situation, answer) if self.withdrawn else answer
+    def given(self, prediction: Prediction) -> Prediction:
+        """Return an answer as whoever sent the listing gets it: not accepted where a promise is withdrawn."""
+        return Given(prediction, self.withdrawn) if self.withdrawn else prediction
 
     def offer(
         self,

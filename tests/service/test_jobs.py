@@ -18,6 +18,7 @@ from sqlalchemy import update
 
 from service.jobs import queue
 from service.jobs.queue import Pin
+from service.jobs.worker import Room
 from service.store import removals, tables
 from service.store.store import Store
 from tests.service.conftest import Client, encoded, in_process
@@ -261,3 +262,24 @@ def test_jobs_that_ended_long_ago_are_purged_with_their_files(store: Store) -> N
     removals.sweep(store.database, store.files)
     with pytest.raises(FileNotFoundError):
         store.files.read_bytes("jobs/job/results/x")
+
+
+async def test_images_wait_for_room_and_one_that_is_larger_than_all_of_it_comes_alone() -> None:
+    room, order = Room(10), list[int]()
+
+    async def hold(nbytes: int, until: asyncio.Event) -> None:
+        async with room.held(nbytes):
+            order.append(nbytes)
+            await until.wait()
+
+    first, second = asyncio.Event(), asyncio.Event()
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        for nbytes, until in ((6, first), (99, second), (4, second)):
+            group.create_task(hold(nbytes, until))
+        await asyncio.sleep(0)
+        while len(order) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        assert order == [6, 4]
+        second.set()
+        first.set()
+    assert order == [6, 4, 99]

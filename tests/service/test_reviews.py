@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import time
+import zipfile
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -23,6 +25,7 @@ from service.store.tables import review_items as items
 from service.store.tables import review_listings as listings
 from tests.service.conftest import Client, as_base64, encoded, in_process, until
 from tests.service.fake_predictor import INFO, TASKS, FakePredictor
+from tests.service.test_jobs import ended, hand_in, rows_of
 from tests.service.test_routes import check_problem
 
 PNG = {"base64": as_base64(encoded())}
@@ -143,6 +146,21 @@ async def test_every_route_is_captured(reviewing: Reviewing) -> None:
         await client.post("/v1/classify/upload", data={"title": "Shirt three"}, files={"image": ("a.png", encoded())})
         await reviews_of(client).flush()
         assert {each["title"] for each in await next_items(client)} == {"Shirt one", "Shirt two", "Shirt three"}
+
+
+async def test_jobs_are_captured(reviewing: Reviewing) -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as file:
+        file.writestr("a.png", encoded())
+    async with reviewing() as client:
+        table = "id,title,image\nsku-1,Shirt one,a.png\nsku-2,Shirt two,\n"
+        await ended(client, (await hand_in(client, table, images=packed.getvalue())).json()["id"])
+        await client.classify(title="Shirt one", image=PNG)  # the same listing
+        await reviews_of(client).flush()
+        found = {
+            (each["id"], each["title"], each["image"] and each["image"]["base64"]) for each in await next_items(client)
+        }
+        assert found == {("sku-1", "Shirt one", PNG["base64"]), ("sku-2", "Shirt two", None)}
 
 
 async def test_no_text_keeps_a_listing_from_being_captured(reviewing: Reviewing) -> None:
@@ -336,6 +354,17 @@ async def test_a_replica_that_starts_knows_what_is_withdrawn(reviewing: Reviewin
     async with reviewing(auto_abstain=True) as client:
         await until(lambda: reviews_of(client).withdrawn)
         assert (await classify_some(client, 1))[0]["attributes"]["season"]["abstention"] == "not_certified"
+
+
+async def test_a_withdrawn_promise_is_not_given_to_jobs(reviewing: Reviewing, store: Store) -> None:
+    Records(store.database).withdraw([Promise("season", Situation.TITLE, 0.95)], MODEL, time.time())
+    async with reviewing(auto_abstain=True) as client:
+        await until(lambda: reviews_of(client).withdrawn)
+        job = (await hand_in(client, "id,title\n" + "".join(f"{n},Shirt {n}\n" for n in range(20)))).json()["id"]
+        await ended(client, job)
+        rows = await rows_of(client, job)
+        assert {row["season_abstention"] for row in rows} == {"not_certified"}
+        assert "" in {row["baseColour_abstention"] for row in rows}
 
 
 async def test_what_is_old_is_deleted(reviewing: Reviewing, store: Store) -> None:

@@ -137,6 +137,7 @@ class Jobs:
             "key": sent.key,
             "idempotency_key": sent.idempotency_key,
             "fingerprint": sent.fingerprint,
+            "batch": self.worker.batch,
             "model": predictor.info.name,
             "attributes": list(options.attributes),
             "separators": {name: each for name, each in separators.items() if name in options.attributes},

@@ -42,6 +42,7 @@ class Lease:
     place: int
     token: int
     rows: int
+    batch: int
     attributes: tuple[str, ...]
     separators: Mapping[str, str]
     target_precision: float
@@ -148,7 +149,7 @@ def results(connection: Connection, job: str) -> Sequence[str]:
 def lease(connection: Connection, pin: Pin, *, seconds: float) -> Lease | None:
     """Take a shard that nobody computes, of the job that has waited longest since one of it was taken."""
     query = (
-        select(shards, jobs.c.attributes, jobs.c.separators, jobs.c.target_precision)
+        select(shards, jobs.c.batch, jobs.c.attributes, jobs.c.separators, jobs.c.target_precision)
         .join(jobs, jobs.c.id == shards.c.job)
         .where(*(jobs.c[name] == value for name, value in asdict(pin).items()))
         .where(jobs.c.status.in_(OPEN), shards.c.result.is_(None), shards.c.leased_until < now())
@@ -177,6 +178,7 @@ def lease(connection: Connection, pin: Pin, *, seconds: float) -> Lease | None:
         place=found["place"],
         token=token,
         rows=found["rows"],
+        batch=found["batch"],
         attributes=tuple(found["attributes"]),
         separators=found["separators"],
         target_precision=found["target_precision"],

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from model.catalogue.image_store import is_url
@@ -30,7 +30,7 @@ from service.pipeline.admission import Admission, Deadline
 from service.pipeline.call import Call
 from service.pipeline.options import CheckedOptions
 from service.pipeline.pipeline import Pipeline
-from service.scheduling.batcher import Lane
+from service.pipeline.together import Place, Together
 from service.schemas import ListingInput
 from service.store.store import Store
 
@@ -39,11 +39,18 @@ log = logging.getLogger(__name__)
 SHARDS = 2
 """Shards computed at once: while one is being read or written, the other keeps the device busy."""
 
+CPU_BATCH = 16
+"""Rows that a CPU computes together, on which it is nearly as fast as with more, and callers wait for no longer."""
+
+BATCHES = 4
+"""Under way at once: one that is computed, one that is next, and those that are being loaded."""
+
 LOADING = 16
 """Listings whose images are fetched or decoded at once."""
 
 KEPT_BYTES = 64 * 2**20
-"""Of images as they came, for as long as their listings wait for the device: people may be asked about them."""
+"""Of images as they came, for as long as their listings wait for the device: people may be asked about them. Those of
+one batch come on top."""
 
 POLL_SECONDS = 1.0
 
@@ -57,25 +64,69 @@ class Leases:
 
 
 class Room:
-    """Bytes that listings hold; a listing waits for as long as there are too few."""
+    """Bytes that listings hold; a listing waits for as long as there are too few.
+
+    Listings of a batch wait for each other. So those of the oldest batch never wait here.
+    """
 
     def __init__(self, nbytes: int) -> None:
-        self._free = self._all = nbytes
+        self._free = nbytes
+        self._batches: list[int] = []
+        self._begun = 0
         self._changed = asyncio.Condition()
 
     @asynccontextmanager
-    async def held(self, nbytes: int) -> AsyncIterator[None]:
-        """Hold so many, or all of them where they are fewer."""
-        taken = min(nbytes, self._all)
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._free >= taken)
-            self._free -= taken
+    async def batch(self) -> AsyncIterator[int]:
+        """Begin a batch; yields its number."""
+        self._begun += 1
+        number = self._begun
+        self._batches.append(number)
         try:
-            yield
+            yield number
         finally:
-            self._free += taken
-            async with self._changed:
-                self._changed.notify_all()
+            self._batches.remove(number)
+            await self.give(0)
+
+    @asynccontextmanager
+    async def held(self, nbytes: int, batch: int) -> AsyncIterator[Held]:
+        """Hold so many for a listing of a batch."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._free >= nbytes or self._batches[0] == batch)
+            self._free -= nbytes
+        held = Held(self, nbytes)
+        try:
+            yield held
+        finally:
+            await held.shrink(0)
+
+    async def give(self, nbytes: int) -> None:
+        """Give some back, and let others look."""
+        self._free += nbytes
+        async with self._changed:
+            self._changed.notify_all()
+
+
+class Held:
+    """What a listing holds."""
+
+    def __init__(self, room: Room, nbytes: int) -> None:
+        self._room, self._nbytes = room, nbytes
+
+    async def shrink(self, nbytes: int) -> None:
+        """Hold no more than that any longer."""
+        more, self._nbytes = self._nbytes - nbytes, nbytes
+        await self._room.give(more)
+
+
+@dataclass(frozen=True, slots=True)
+class _Listing:
+    """A row that is computed, and where: number of its batch, and its place in that."""
+
+    row: ShardRow
+    shard: ShardReader
+    lease: Lease
+    batch: int
+    place: Place
 
 
 class Worker:
@@ -85,10 +136,9 @@ class Worker:
         self._store, self._pipeline, self._metrics, self._leases = store, pipeline, metrics, leases
         self.wake = asyncio.Event()
         """Set when there may be something to do."""
-        settings = pipeline.settings
         self._loading = asyncio.Semaphore(LOADING)
         self._kept = Room(KEPT_BYTES)
-        self._in_flight = asyncio.Semaphore(2 * settings.max_batch_size + LOADING)
+        self._batches = asyncio.Semaphore(BATCHES)
         # A worker less than there are: callers' images find one.
         self._decoding = asyncio.Semaphore(max(1, pipeline.decoding.workers - 1))
         self._room = Admission(  # never refuses: the semaphores above are what bounds jobs
@@ -103,6 +153,12 @@ class Worker:
         """What this replica computes with."""
         info = self._pipeline.predictor.info
         return Pin(version=info.version, engine=info.engine, dtype=info.dtype, calibration=info.calibration)
+
+    @property
+    def batch(self) -> int:
+        """How many rows of a job that is handed in here are computed together."""
+        most = self._pipeline.settings.max_batch_size
+        return min(most, CPU_BATCH) if self._pipeline.predictor.info.device == "cpu" else most
 
     async def run(self) -> None:
         """Compute shards as they come, `SHARDS` at a time; when cancelled, leave them to others at once."""
@@ -156,10 +212,14 @@ class Worker:
         files = self._store.files
         data = await asyncio.to_thread(files.read_bytes, f"{queue.shards_of(lease.job)}/{lease.place:06}.zip")
         shard = await asyncio.to_thread(ShardReader, data)
-        names = RowMaker(names=lease.attributes, separators=lease.separators, target_precision=lease.target_precision)
+        maker = RowMaker(names=lease.attributes, separators=lease.separators, target_precision=lease.target_precision)
+        listed = list(shard.rows())
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._row(row, shard, names, lease)) for row in shard.rows()]
-        rows = [task.result() for task in tasks]
+            tasks = [
+                group.create_task(self._computed(listed[first : first + lease.batch], shard, maker, lease))
+                for first in range(0, len(listed), lease.batch)
+            ]
+        rows = [row for task in tasks for row in task.result()]
         failed = sum(bool(row[-1]) for row in rows)
         path = f"{queue.folder_of(lease.job)}/results/{lease.place:06}-{lease.token}.jsonl"
         await asyncio.to_thread(files.write_bytes, path, packed(rows))
@@ -174,45 +234,58 @@ class Worker:
             except Unavailable:
                 await asyncio.sleep(POLL_SECONDS)
 
-    async def _row(self, row: ShardRow, shard: ShardReader, maker: RowMaker, lease: Lease) -> OutputRow:
-        if row.error is not None:
-            return maker.row(row.id, Failure(row.error))
-        async with self._in_flight:
+    async def _computed(
+        self, rows: Sequence[ShardRow], shard: ShardReader, maker: RowMaker, lease: Lease
+    ) -> list[OutputRow]:
+        """Compute some rows in one batch, which is the same whichever replica does, and however often."""
+        together = Together(len(rows), self._pipeline.inference.infer_together)
+        async with self._batches, self._kept.batch() as batch, asyncio.TaskGroup() as group:
+            listings = [_Listing(row, shard, lease, batch, together.place(at)) for at, row in enumerate(rows)]
+            tasks = [group.create_task(self._row(listing, maker)) for listing in listings]
+            group.create_task(together.run())
+        return [task.result() for task in tasks]
+
+    async def _row(self, listing: _Listing, maker: RowMaker) -> OutputRow:
+        row = listing.row
+        try:
+            if row.error is not None:
+                return maker.row(row.id, Failure(row.error))
             while True:
                 try:
-                    prediction = await self._predict(row, shard, lease)
+                    return maker.row(row.id, await self._predict(listing))
                 except Unavailable as error:  # no fault of this listing's
                     await asyncio.sleep(min(1.0, error.retry_after or 1.0))
                 except ServiceError as error:
                     return maker.row(row.id, Failure(error.detail))
-                else:
-                    return maker.row(row.id, prediction)
+        finally:
+            listing.place.leave()
 
-    async def _predict(self, row: ShardRow, shard: ShardReader, lease: Lease) -> Prediction:
+    async def _predict(self, listing: _Listing) -> Prediction:
         """Answer from the first image that can be read. Raises the first one's `ServiceError`."""
         failure: ServiceError | None = None
         with self._room.admit(Deadline(math.inf)) as ticket:
-            call = Call(Deadline(math.inf), ticket, RequestRecord(lease.job), lane=Lane.JOBS)
-            for name in row.images or (None,):
-                found = await self._answer(row, name, shard, lease, call)
+            call = Call(Deadline(math.inf), ticket, RequestRecord(listing.lease.job), place=listing.place)
+            for name in listing.row.images or (None,):
+                found = await self._answer(listing, name, call)
                 if not isinstance(found, ServiceError):
                     return found
                 failure = failure or found
         raise failure or AssertionError("a row has an image, or none is wanted")
 
-    async def _answer(
-        self, row: ShardRow, name: str | None, shard: ShardReader, lease: Lease, call: Call
-    ) -> Prediction | ServiceError:
+    async def _answer(self, listing: _Listing, name: str | None, call: Call) -> Prediction | ServiceError:
         """Answer from an image, or return what is wrong with it."""
-        async with AsyncExitStack() as stack:
+        row, lease, shard = listing.row, listing.lease, listing.shard
+        remote = name is not None and is_url(name)
+        size = self._pipeline.settings.max_image_bytes if remote else 0 if name is None else shard.size_of(name)
+        async with self._kept.held(size, listing.batch) as held:
             try:
                 async with self._loading:
-                    fetched = await self._pipeline.fetch(name, call) if name is not None and is_url(name) else None
-                    image = shard.image(name) if name is not None and fetched is None else None
-                    await stack.enter_async_context(self._kept.held(len(fetched or image or b"")))
-                    listing = ListingInput(id=row.id, title=row.title, image=image, url=None)
+                    fetched = await self._pipeline.fetch(name, call) if name is not None and remote else None
+                    image = shard.image(name) if name is not None and not remote else None
+                    await held.shrink(len(fetched or image or b""))
+                    sent = ListingInput(id=row.id, title=row.title, image=image, url=None)
                     async with self._decoding:
-                        prepared = await self._pipeline.prepare(listing, fetched, explain=False, call=call)
+                        prepared = await self._pipeline.prepare(sent, fetched, explain=False, call=call)
             except Unavailable:
                 raise
             except ServiceError as error:
@@ -220,4 +293,4 @@ class Worker:
             options = CheckedOptions(
                 attributes=lease.attributes, target_precision=lease.target_precision, top_k=1, explain=False
             )
-            return (await self._pipeline.answer(listing, fetched, prepared, options, call)).prediction
+            return (await self._pipeline.answer(sent, fetched, prepared, options, call)).prediction

@@ -24,7 +24,6 @@ from service.pipeline.options import CheckedOptions, check_options
 from service.pipeline.prepare import ImageLimits, Preparer
 from service.pipeline.quota import Quota
 from service.reviews.reviews import Reviews
-from service.scheduling.batcher import Lane
 from service.schemas import ListingInput, Options
 from service.settings import Settings
 
@@ -170,7 +169,10 @@ class Pipeline:
         """Wait for the device and compute."""
         if prepared.work > 1:  # on arrival it was counted as 1
             self.admission.check_deadline(call.deadline, listings=prepared.work - 1, own=call.ticket.listings)
-        answer = await self.inference.batcher.submit(prepared, deadline=call.deadline.at, lane=call.lane)
+        if call.place is not None:
+            answer = await call.place.infer(prepared)
+        else:
+            answer = await self.inference.infer(prepared, deadline=call.deadline.at)
         self.record_stage("queue", answer.queue_seconds, call, ago=answer.inference_seconds)
         self.record_stage("inference", answer.inference_seconds, call)
         return answer.result
@@ -181,7 +183,7 @@ class Pipeline:
 
         Not that of a job: it waits long on purpose, and would hide how long callers do.
         """
-        if call.lane is Lane.JOBS:
+        if call.place is not None:
             return
         self.metrics.requests.stage(stage, seconds)
         call.record.stage(stage, seconds, ago=ago)

@@ -64,6 +64,7 @@ jobs = Table(
     Column("engine", String(32), nullable=False),
     Column("dtype", String(32), nullable=False),
     Column("calibration", String(64), nullable=False),
+    Column("batch", Integer, nullable=False),  # rows that are computed together, which their last digits depend on
     Column("model", String(256), nullable=False),
     Column("attributes", JSON, nullable=False),
     Column("separators", JSON, nullable=False),  # of the multi-valued ones among them

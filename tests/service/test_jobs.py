@@ -21,7 +21,7 @@ from service.jobs.queue import Pin
 from service.jobs.worker import Room
 from service.store import removals, tables
 from service.store.store import Store
-from tests.service.conftest import Client, encoded, in_process
+from tests.service.conftest import Client, encoded, in_process, until
 from tests.service.fake_predictor import INFO
 
 PIN = Pin(version=INFO.version, engine=INFO.engine, dtype=INFO.dtype, calibration=INFO.calibration)
@@ -71,6 +71,16 @@ async def test_a_table_becomes_a_table_of_labels_in_its_order_as_callers_get_the
     assert await service.metric("cma_clip_job_listings_total", outcome="done") == 600
     listed = (await service.get("/v1/jobs")).json()["jobs"]
     assert [each["id"] for each in listed] == [job["id"]]
+
+
+async def test_what_a_batch_consists_of_does_not_depend_on_what_else_there_is_to_do(service: Client) -> None:
+    handed_in = [await hand_in(service, TABLE.replace("dress", word)) for word in ("dress", "skirt")]
+    for answer in handed_in:
+        await ended(service, answer.json()["id"])
+    found = [[int(str(title).split()[-1]) for title in batch] for batch in service.predictor.batches]
+    shards = [range(0, 256), range(256, 512), range(512, 600)]
+    wanted = [list(shard[first : first + 16]) for shard in shards for first in range(0, len(shard), 16)]
+    assert sorted(found) == sorted(wanted * 2)
 
 
 async def test_results_come_as_json_lines_and_parquet_with_the_same_columns(service: Client) -> None:
@@ -193,8 +203,8 @@ def accepted(store: Store, job: str = "job", *, shards: int = 2, pin: Pin = PIN)
     with store.database.transaction() as connection:
         removals.announce(connection, queue.folder_of(job))
         values = {
-            "id": job, "key": "", "fingerprint": "", "model": "fake", "attributes": ["season"], "separators": {},
-            "target_precision": 0.9, "report": {},
+            "id": job, "key": "", "fingerprint": "", "batch": 16, "model": "fake",
+            "attributes": ["season"], "separators": {}, "target_precision": 0.9, "report": {},
         }  # fmt: skip
         assert queue.accept(connection, values, pin, [10] * shards)
 
@@ -264,22 +274,33 @@ def test_jobs_that_ended_long_ago_are_purged_with_their_files(store: Store) -> N
         store.files.read_bytes("jobs/job/results/x")
 
 
-async def test_images_wait_for_room_and_one_that_is_larger_than_all_of_it_comes_alone() -> None:
+async def test_images_wait_for_room_except_those_of_the_oldest_batch_which_others_wait_for() -> None:
+    room, order, closed = Room(10), list[str](), asyncio.Event()
+
+    async def hold(name: str, nbytes: int, batch: int) -> None:
+        async with room.held(nbytes, batch):
+            order.append(name)
+            await closed.wait()
+
+    async with asyncio.timeout(5), room.batch() as older, room.batch() as newer, asyncio.TaskGroup() as group:
+        for name, nbytes, batch in (("older", 99, older), ("newer", 1, newer), ("older too", 99, older)):
+            group.create_task(hold(name, nbytes, batch))
+        await until(lambda: len(order) == 2)
+        assert order == ["older", "older too"]
+        closed.set()
+    assert order == ["older", "older too", "newer"]
+
+
+async def test_what_an_image_turns_out_not_to_need_is_free_for_others() -> None:
     room, order = Room(10), list[int]()
 
-    async def hold(nbytes: int, until: asyncio.Event) -> None:
-        async with room.held(nbytes):
+    async def hold(nbytes: int, actual: int, batch: int) -> None:
+        async with room.held(nbytes, batch) as held:
             order.append(nbytes)
-            await until.wait()
-
-    first, second = asyncio.Event(), asyncio.Event()
-    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
-        for nbytes, until in ((6, first), (99, second), (4, second)):
-            group.create_task(hold(nbytes, until))
-        await asyncio.sleep(0)
-        while len(order) < 2:  # noqa: ASYNC110
+            await held.shrink(actual)
             await asyncio.sleep(0)
-        assert order == [6, 4]
-        second.set()
-        first.set()
-    assert order == [6, 4, 99]
+
+    async with asyncio.timeout(5), room.batch(), room.batch() as second, asyncio.TaskGroup() as group:
+        for nbytes, actual in ((9, 1), (8, 8)):
+            group.create_task(hold(nbytes, actual, second))
+    assert order == [9, 8]

@@ -1,0 +1,304 @@
+"""Jobs on real servers that are killed again and again: is everything there in the end, once each?
+
+    python -m tests.kill [--kills 6] [--seed 1] [--rows 1500]
+
+Two replicas share a PostgreSQL database, and one has an SQLite file. While jobs are handed in, looked at and fetched,
+replicas are killed with SIGKILL at random moments, while they start too, and started again; PostgreSQL crashes and is
+started again in between. Every job must end, with the very bytes of a run that nothing disturbed; handed in again under
+its `Idempotency-Key` it must be the same job; and once all jobs are deleted, none of their files may be left.
+
+The moments follow from the seed, which is printed; what they hit depends on the machine as well.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+import sys
+import tempfile
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from random import Random
+from signal import SIGKILL
+from typing import Annotated, Any
+
+import httpx
+import typer
+
+from tests.conftest import COLOURS, SHAPES, draw
+from tests.deployment.processes import Replica, running
+from tests.service.databases import PostgreSQL, running_postgresql
+
+IMAGES = 200
+
+CALM_SECONDS = 0.3, 12.0
+"""Between two kills. A replica needs a few seconds to start, and to get something done."""
+
+KILLS_BETWEEN_CRASHES = 3
+"""Of replicas, before PostgreSQL crashes."""
+
+PATIENCE_SECONDS = 300.0
+"""A job that has not ended so long after the last kill never will. A lease that a dead replica held lasts 30 s."""
+
+FORMS = ("csv", "jsonl")
+
+LOGS = Path("build/kill")
+
+Results = dict[str, bytes]
+
+
+class LostError(Exception):
+    """Something is missing, there twice, or another than it should be."""
+
+
+# ── what is handed in ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def table_of(rows: int) -> bytes:
+    """A table of titles and images, of which some rows are no listings and some images are none."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["id", "title", "image"])
+    for row in range(rows):
+        colour, shape = COLOURS[row % 4], SHAPES[row // 4 % 2]
+        image = ("", f"{row % IMAGES}.png", "absent.png", "torn.png")[0 if row % 3 else 1 + (row % 17 == 0)]
+        writer.writerow(["" if row % 101 == 100 else f"sku-{row}", f"Plain {colour} {shape} number {row}", image])
+    return text.getvalue().encode()
+
+
+def images() -> bytes:
+    """A zip of small images."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as file:
+        for number in range(IMAGES):
+            image = io.BytesIO()
+            draw(COLOURS[number % 4], SHAPES[number // 4 % 2], number).save(image, "PNG")
+            file.writestr(f"{number}.png", image.getvalue())
+        file.writestr("torn.png", b"no image")
+    return packed.getvalue()
+
+
+# ── a caller who does not give up ───────────────────────────────────────────────────────────────────────────
+
+
+class Caller:
+    """Asks one replica after the other until one answers."""
+
+    def __init__(self, replicas: Sequence[Replica]) -> None:
+        self._replicas = replicas
+        self._asked = 0
+
+    def send(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """Return the answer to a request, which is sent again where a replica is gone or busy."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        said = ""
+        while time.monotonic() < deadline:
+            self._asked += 1
+            replica = self._replicas[self._asked % len(self._replicas)]
+            try:
+                answer = httpx.request(method, f"http://{replica.address}{path}", timeout=30, **options)
+            except httpx.TransportError as error:
+                said = repr(error)
+            else:
+                if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                    return answer
+                said = answer.text
+            time.sleep(0.2)
+        raise LostError(f"{method} {path} is not answered: {said}")
+
+    def hand_in(self, table: bytes, packed: bytes, key: str) -> str:
+        """Hand a job in, twice; return its id."""
+        files = {"table": ("table.csv", table), "images": ("images.zip", packed)}
+        headers = {"Idempotency-Key": key}
+        answers = [self.send("POST", "/v1/jobs", files=files, headers=headers) for _ in range(2)]
+        for answer in answers:
+            expect(answer.status_code == httpx.codes.ACCEPTED, f"handing in: {answer.status_code} {answer.text}")
+        first, second = (str(answer.json()["id"]) for answer in answers)
+        expect(first == second, f"one Idempotency-Key made the jobs {first} and {second}")
+        return first
+
+    def wait_for(self, job: str, calm: Callable[[], bool]) -> dict[str, Any]:
+        """Return a job once it has ended."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        done = 0
+        while True:
+            found: dict[str, Any] = self.send("GET", f"/v1/jobs/{job}").json()
+            now = int(found["rows"]["done"])
+            expect(done <= now <= found["rows"]["total"], f"rows done went from {done} to {now} of {found['rows']}")
+            done = now
+            if found["status"] not in {"queued", "running"}:
+                return found
+            if not calm():
+                deadline = time.monotonic() + PATIENCE_SECONDS
+            expect(time.monotonic() < deadline, f"the job does not end: {found}")
+            time.sleep(0.25)
+
+    def results(self, job: str) -> Results:
+        """Return a job's results in each form."""
+        found: Results = {}
+        for form in FORMS:
+            answer = self.send("GET", f"/v1/jobs/{job}/results?format={form}")
+            expect(answer.status_code == httpx.codes.OK, f"results: {answer.status_code} {answer.text}")
+            found[form] = answer.content
+        return found
+
+    def delete(self, job: str) -> None:
+        """Delete a job; a request that is repeated may find it gone."""
+        answer = self.send("DELETE", f"/v1/jobs/{job}")
+        expect(answer.status_code in {httpx.codes.NO_CONTENT, httpx.codes.NOT_FOUND}, f"deleting: {answer.text}")
+        expect(self.send("GET", f"/v1/jobs/{job}").status_code == httpx.codes.NOT_FOUND, f"{job} is not deleted")
+
+
+def expect(holds: bool, otherwise: str) -> None:
+    """Raise `LostError` where something does not hold."""
+    if not holds:
+        raise LostError(otherwise)
+
+
+# ── who kills ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Killer(threading.Thread):
+    """Kills replicas, and starts them again at once, until it has killed enough."""
+
+    def __init__(self, replicas: Sequence[Replica], database: PostgreSQL | None, kills: int, chance: Random) -> None:
+        super().__init__(name="killer", daemon=True)
+        self._replicas, self._database, self._wanted, self._chance = replicas, database, kills, chance
+        self.kills = self.crashes = 0
+        self.given_up = threading.Event()
+
+    def run(self) -> None:
+        while self.kills < self._wanted and not self.given_up.wait(self._chance.uniform(*CALM_SECONDS)):
+            self._kill(self._chance.choice(self._replicas))
+            if self._database is not None and self.kills % KILLS_BETWEEN_CRASHES == 0:
+                self.given_up.wait(self._chance.uniform(*CALM_SECONDS) / 4)
+                self._database.stop()
+                self.given_up.wait(self._chance.uniform(0.0, 2.0))
+                self._database.start()
+                self.crashes += 1
+
+    def _kill(self, replica: Replica) -> None:
+        replica.signal(SIGKILL)
+        replica.wait(10)
+        self.kills += 1
+        replica.start()
+
+
+# ── one run ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def replicas_on(store: str, folder: Path, count: int) -> Iterator[Sequence[Replica]]:
+    """Run replicas that share a store."""
+    settings = {"store": store, "store_files": folder / "files", "log_format": "text"}
+    replicas = [Replica(folder, **settings) for _ in range(count)]
+    with running(*replicas):
+        yield replicas
+
+
+def undisturbed(folder: Path, table: bytes, packed: bytes) -> Results:
+    """Return what a job gives that nothing disturbs."""
+    with replicas_on(f"sqlite:///{folder / 'store.db'}", folder, 1) as replicas:
+        caller = Caller(replicas)
+        job = caller.hand_in(table, packed, "undisturbed")
+        ended = caller.wait_for(job, lambda: True)
+        expect(ended["status"] == "done", f"undisturbed, the job is {ended}")
+        return caller.results(job)
+
+
+def disturbed(
+    replicas: Sequence[Replica], killer: Killer, work: tuple[bytes, bytes], expected: Results, folder: Path
+) -> int:
+    """Hand in one job after the other while replicas are killed; return the number of jobs."""
+    caller, jobs = Caller(replicas), 0
+    killer.start()
+    try:
+        while not jobs or killer.is_alive():
+            job = caller.hand_in(*work, f"job {jobs}")
+            ended = caller.wait_for(job, lambda: not killer.is_alive())
+            expect(ended["status"] == "done", f"the job is {ended}")
+            found = caller.results(job)
+            for form in FORMS:
+                expect(found[form] == expected[form], difference(found[form], expected[form]))
+            caller.delete(job)
+            jobs += 1
+    finally:
+        killer.given_up.set()
+        killer.join()
+    until_removed(folder / "files" / "jobs")
+    return jobs
+
+
+def difference(found: bytes, expected: bytes) -> str:
+    """Say where results differ from those that nothing disturbed."""
+    one, other = found.splitlines(), expected.splitlines()
+    differing = [(at, *pair) for at, pair in enumerate(zip(one, other, strict=False), start=1) if pair[0] != pair[1]]
+    first = "; in line {}\n  {!r} is, undisturbed,\n  {!r}".format(*differing[0]) if differing else ""
+    return f"{len(one):,} lines of {len(other):,}, {len(differing):,} of them differ{first}"
+
+
+def until_removed(folder: Path) -> None:
+    """Wait until no file of any job is left."""
+    deadline = time.monotonic() + 60
+    while left := [path for path in folder.rglob("*") if path.is_file()]:
+        expect(time.monotonic() < deadline, f"{len(left)} files of deleted jobs are left, such as {left[0]}")
+        time.sleep(0.5)
+
+
+def complaints(folder: Path) -> list[str]:
+    """Return the lines of the replicas' logs that tell of a bug."""
+    lines = (line for log in folder.glob("*.log") for line in log.read_text(errors="replace").splitlines())
+    return [line for line in lines if " ERROR " in line or " CRITICAL " in line or line.startswith("Traceback")]
+
+
+def keep_logs(folder: Path) -> None:
+    """Keep the replicas' logs: what they say is all there is to go by."""
+    LOGS.mkdir(parents=True, exist_ok=True)
+    for log in folder.glob("*.log"):
+        shutil.copy(log, LOGS)
+    print(f"the replicas' logs are in {LOGS}", file=sys.stderr)
+
+
+def main(
+    kills: Annotated[int, typer.Option(min=1, help="of replicas, with each kind of database")] = 6,
+    seed: Annotated[int, typer.Option(help="another one kills at other moments")] = 1,
+    rows: Annotated[int, typer.Option(min=1, help="of each job's table")] = 1500,
+) -> None:
+    """Print what was survived; exit status 1 where something was lost, or is there twice."""
+    work = table_of(rows), images()
+    print(f"seed {seed}", flush=True)
+    with ExitStack() as stack:
+        root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cma-clip-kill-")))
+        folders = {name: root / name for name in ("undisturbed", "PostgreSQL", "SQLite")}
+        for folder in folders.values():
+            folder.mkdir()
+        expected = undisturbed(folders["undisturbed"], *work)
+        server = stack.enter_context(running_postgresql())
+        stores = {"PostgreSQL": (server.new_database(), 2, server), "SQLite": ("", 1, None)}
+        for name, (url, count, database) in stores.items():
+            folder, begin = folders[name], time.monotonic()
+            with replicas_on(url or f"sqlite:///{folder / 'store.db'}", folder, count) as replicas:
+                killer = Killer(replicas, database, kills, Random(f"{seed} {name}"))
+                try:
+                    jobs = disturbed(replicas, killer, work, expected, folder)
+                except LostError as error:
+                    keep_logs(folder)
+                    sys.exit(f"failed with {name}, after {killer.kills} kills and {killer.crashes} crashes: {error}")
+            crashed = f" and {killer.crashes} crashes of the database" if database else ""
+            print(
+                f"{name}, {count} replica{'s' if count > 1 else ''}: {killer.kills} kills{crashed} in "
+                f"{time.monotonic() - begin:.0f} s; {jobs} jobs of {rows:,} rows, each as if nothing had happened",
+                flush=True,
+            )
+            if found := complaints(folder):
+                keep_logs(folder)
+                sys.exit("failed; the replicas complain:\n  " + "\n  ".join(found[:20]))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -25,7 +25,7 @@ from service.jobs.results import MEDIA_TYPES
 from service.request_form import check_fields, split_names
 from service.schemas import JobReply, JobsReply, Options
 
-FIELDS = {"table", "images", "id", "title", "image", "attributes", "target_precision"}
+FIELDS = {"table", "images", "id", "title", "image", "attributes", "target_precision", "callback_url"}
 
 TABLE_SUFFIXES_LENGTH = 16
 
@@ -59,6 +59,7 @@ FORM: dict[str, Any] = {
                            for name in ("id", "title", "image")},
                         "attributes": {"type": "string", "description": "separated by commas; default: all"},
                         "target_precision": {"type": "string"},
+                        "callback_url": {"type": "string", "description": "is sent the job once it has ended"},
                     },
                 }
             }
@@ -176,4 +177,5 @@ def _submission(request: Request, form: Form, folder: Path) -> Submission:
         images=form.files.get("images"),
         columns={role: form.fields.get(role, "").strip() or role for role in roles},
         named=[role for role in roles if form.fields.get(role, "").strip()],
+        callback_url=form.fields.get("callback_url", "").strip() or None,
     )

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import sys
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -16,6 +17,7 @@ from uuid import uuid4
 from model.inputs.pool import interpreter
 from service.errors import InvalidRequest, NotFound, PayloadTooLarge, RateLimited, ServiceError, Unavailable
 from service.jobs import queue, results
+from service.jobs.callbacks import Callbacks
 from service.jobs.queue import Job
 from service.jobs.split import Outcome, Task
 from service.jobs.worker import Leases, Worker
@@ -34,6 +36,9 @@ MOST_OPEN = 100
 
 TIDY_SECONDS = 10.0
 
+REST_SECONDS = 5.0
+"""After a bug."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
@@ -46,20 +51,25 @@ class Submission:
     images: Path | None
     columns: dict[str, str]
     named: list[str]
+    callback_url: str | None = None
 
 
 class Jobs:
     """All that routes and the life cycle need of jobs."""
 
-    def __init__(self, store: Store, pipeline: Pipeline, metrics: JobMetrics, *, leases: Leases | None = None) -> None:
+    def __init__(self, store: Store, pipeline: Pipeline, metrics: JobMetrics) -> None:
         self.store, self._pipeline, self._metrics = store, pipeline, metrics
-        self.worker = Worker(store, pipeline, metrics, leases or Leases())
+        self.worker = Worker(store, pipeline, metrics, Leases())
+        secret = pipeline.settings.callback_secret
+        self._callbacks = Callbacks(store, pipeline, secret.get_secret_value()) if secret else None
 
     async def run(self) -> None:
         """Compute and tidy up until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self.worker.run())
-            group.create_task(self._tidy())
+            group.create_task(_again_and_again(self.worker.run))
+            group.create_task(_again_and_again(self._tidy))
+            if self._callbacks is not None:
+                group.create_task(_again_and_again(self._callbacks.run))
 
     async def _tidy(self) -> None:
         """Count jobs, delete those whose time is up, and remove files that nothing needs any more."""
@@ -84,6 +94,7 @@ class Jobs:
         """
         if (earlier := await self._earlier(sent)) is not None:
             return earlier
+        await self._check_callback(sent.callback_url)
         if await self.store.database.run(queue.count_open, sent.key) >= MOST_OPEN:
             raise RateLimited(f"{MOST_OPEN} jobs of this key have not ended", retry_after=60)
         job = uuid4().hex
@@ -109,6 +120,17 @@ class Jobs:
         if found is not None and found["fingerprint"] != sent.fingerprint:
             raise InvalidRequest("this Idempotency-Key came with another job; take a new one for each job")
         return found
+
+    async def _check_callback(self, url: str | None) -> None:
+        """Raise `InvalidRequest` for a URL that may not be called, as far as can be told now."""
+        if url is None:
+            return
+        if self._callbacks is None:
+            raise InvalidRequest("callback_url: this service has no secret to sign with (CMA_CLIP_CALLBACK_SECRET)")
+        try:
+            await self._pipeline.check_url(url)
+        except InvalidRequest as error:
+            raise InvalidRequest(f"callback_url, which must be as image URLs are: {error.detail}") from None
 
     async def _split(self, sent: Submission, job: str) -> Outcome:
         settings = self._pipeline.settings
@@ -142,6 +164,7 @@ class Jobs:
             "attributes": list(options.attributes),
             "separators": {name: each for name, each in separators.items() if name in options.attributes},
             "target_precision": options.target_precision,
+            "callback_url": sent.callback_url,
             "report": {"form": outcome.form, "invalid": outcome.invalid, "problems": outcome.problems},
         }
 
@@ -168,6 +191,16 @@ class Jobs:
         paths = await self.store.database.run(queue.results, job["id"])
         files, attributes, separators = self.store.files, job["attributes"], job["separators"]
         await asyncio.to_thread(results.write, files, paths, out, form, attributes=attributes, separators=separators)
+
+
+async def _again_and_again(work: Callable[[], Awaitable[None]]) -> None:
+    """Do what never ends, and begin anew where a bug ended it: one job's trouble must not stop the others."""
+    while True:
+        try:
+            await work()
+        except Exception:
+            log.exception("jobs go on after an error")
+            await asyncio.sleep(REST_SECONDS)
 
 
 async def _in_process(task: Task) -> Outcome:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, case, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from service.store import removals
@@ -98,7 +98,7 @@ def accept(connection: Connection, values: Mapping[str, Any], pin: Pin, rows: Se
     """
     if not removals.keep(connection, folder_of(values["id"])):
         return False
-    zero = dict.fromkeys(("rows_done", "rows_failed", "shards_done"), 0)
+    zero = dict.fromkeys(("rows_done", "rows_failed", "shards_done", "callback_attempts"), 0)
     row = {**values, **asdict(pin), **zero, "status": QUEUED, "created": now(), "served": 0.0, "rows": sum(rows)}
     savepoint = connection.begin_nested()
     try:
@@ -121,7 +121,7 @@ def cancel_or_delete(connection: Connection, key: str, job: str) -> bool:
         return False
     connection.execute(delete(shards).where(shards.c.job == job))
     ended = update(jobs).where(jobs.c.id == job, jobs.c.status.in_(OPEN))
-    if connection.execute(ended.values(status=CANCELLED, finished=now())).rowcount == 0:
+    if connection.execute(ended.values(status=CANCELLED, **_end())).rowcount == 0:
         connection.execute(delete(jobs).where(jobs.c.id == found["id"]))
     removals.remove(connection, folder_of(job))
     return True
@@ -208,7 +208,7 @@ def finish(connection: Connection, lease: Lease, *, result: str, failed: int) ->
         )
     )
     last = job.where(jobs.c.shards_done == jobs.c.shards)
-    if connection.execute(last.values(status=DONE, finished=now())).rowcount:
+    if connection.execute(last.values(status=DONE, **_end())).rowcount:
         removals.remove(connection, shards_of(lease.job))
     return True
 
@@ -222,5 +222,10 @@ def _change(connection: Connection, lease: Lease, **values: Any) -> bool:
 def _fail(connection: Connection, job: str, reason: str) -> None:
     connection.execute(delete(shards).where(shards.c.job == job))
     ended = update(jobs).where(jobs.c.id == job)
-    connection.execute(ended.values(status=FAILED, error=reason, finished=now()))
+    connection.execute(ended.values(status=FAILED, error=reason, **_end()))
     removals.remove(connection, folder_of(job))
+
+
+def _end() -> dict[str, Any]:
+    """What changes at the end of each job, however it ends: its callback is due, where one is wanted."""
+    return {"finished": now(), "callback_due": case((jobs.c.callback_url.is_not(None), now()), else_=None)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from model.inference.predictions import AttributePrediction, ListingPredictor, Prediction, Prepared
@@ -135,6 +136,14 @@ class Pipeline:
                 return await self._fetcher.fetch(url, on_bytes=call.ticket.add_bytes)
         finally:
             self.record_stage("fetch", time.monotonic() - started, call)
+
+    async def check_url(self, url: str) -> None:
+        """Raise `InvalidRequest` for a URL that nothing may be fetched from or sent to."""
+        await self._fetcher.check(url)
+
+    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> int:
+        """Send a body under the rules of image URLs; return the status. Raises as fetching does."""
+        return await self._fetcher.post(url, body, headers)
 
     async def prepare(self, listing: ListingInput, fetched: bytes | None, *, explain: bool, call: Call) -> Prepared:
         """Decode and tokenize; `fetched` is the image behind the listing's URL, if it names one."""

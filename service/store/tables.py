@@ -76,6 +76,13 @@ jobs = Table(
     Column("shards", Integer, nullable=False),
     Column("shards_done", Integer, nullable=False),
     Column("error", Text),
+    Column("callback_url", Text),
+    Column(
+        "callback_due", Double, index=True
+    ),  # null: there is none, or the job has not ended, or nothing more is sent
+    Column("callback_attempts", Integer, nullable=False),
+    Column("callback_delivered", Double),
+    Column("callback_error", Text),  # of the last attempt
     Unique("key", "idempotency_key"),
     Index("ix_jobs_key_created", "key", "created"),
     Index("ix_jobs_status_served", "status", "served"),

@@ -196,17 +196,34 @@ async def test_jobs_are_off_without_a_store(client: Client) -> None:
         assert "CMA_CLIP_STORE" in answer.json()["detail"]
 
 
+async def test_a_bug_stops_no_jobs_for_good(service: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.jobs.jobs.REST_SECONDS", 0.0)
+    lease, failures = queue.lease, [ValueError("a bug")]
+
+    def fail_once(*args: Any, **options: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return lease(*args, **options)
+
+    monkeypatch.setattr(queue, "lease", fail_once)
+    service.lifecycle.jobs.worker.wake.set()
+    await until(lambda: not failures)
+    job = (await hand_in(service, "id,title\n1,x\n")).json()["id"]
+    assert (await ended(service, job))["status"] == "done"
+
+
 # --- leases ------------------------------------------------------------------------------------------------
 
 
-def accepted(store: Store, job: str = "job", *, shards: int = 2, pin: Pin = PIN) -> None:
+def accepted(store: Store, job: str = "job", *, shards: int = 2, callback_url: str | None = None) -> None:
     with store.database.transaction() as connection:
         removals.announce(connection, queue.folder_of(job))
         values = {
             "id": job, "key": "", "fingerprint": "", "batch": 16, "model": "fake",
             "attributes": ["season"], "separators": {}, "target_precision": 0.9, "report": {},
+            "callback_url": callback_url,
         }  # fmt: skip
-        assert queue.accept(connection, values, pin, [10] * shards)
+        assert queue.accept(connection, values, PIN, [10] * shards)
 
 
 def test_a_replica_that_lost_its_lease_records_nothing(store: Store) -> None:

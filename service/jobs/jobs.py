@@ -79,6 +79,7 @@ class Jobs:
                 self._metrics.counted(await self.store.database.run(queue.counts))
                 await self.store.database.run(queue.purge, older_than=keep)
                 await self.store.database.in_thread(partial(removals.sweep, self.store.database, self.store.files))
+                await asyncio.to_thread(self.store.files.sweep_scratch)
             except Unavailable as error:
                 log.warning("the store is not tidied: %s", error.detail)
             except OSError as error:

@@ -48,6 +48,9 @@ class Lease:
     target_precision: float
 
 
+SETTLED_SECONDS = 60.0
+"""After that long nobody computes a job any more that has ended: a replica learns of it when it extends its lease."""
+
 Job = dict[str, Any]
 """A row of the table of jobs, and the time at which it was read (`now`)."""
 
@@ -123,7 +126,7 @@ def cancel_or_delete(connection: Connection, key: str, job: str) -> bool:
     ended = update(jobs).where(jobs.c.id == job, jobs.c.status.in_(OPEN))
     if connection.execute(ended.values(status=CANCELLED, **_end())).rowcount == 0:
         connection.execute(delete(jobs).where(jobs.c.id == found["id"]))
-    removals.remove(connection, folder_of(job))
+    removals.remove(connection, folder_of(job), after=SETTLED_SECONDS)
     return True
 
 
@@ -132,10 +135,23 @@ def purge(connection: Connection, *, older_than: float) -> int:
     old = select(jobs.c.id).where(jobs.c.finished < now() - older_than)
     found = connection.scalars(old).all()
     for job in found:
-        connection.execute(delete(shards).where(shards.c.job == job))
-        connection.execute(delete(jobs).where(jobs.c.id == job))
-        removals.remove(connection, folder_of(job))
+        delete_any(connection, job)
     return len(found)
+
+
+def delete_any(connection: Connection, job: str) -> bool:
+    """Delete a job of any key, ended or not; False where there is none."""
+    connection.execute(delete(shards).where(shards.c.job == job))
+    ended = connection.scalar(select(jobs.c.finished < now() - SETTLED_SECONDS).where(jobs.c.id == job))
+    if connection.execute(delete(jobs).where(jobs.c.id == job)).rowcount == 0:
+        return False
+    removals.remove(connection, folder_of(job), after=0.0 if ended else SETTLED_SECONDS)
+    return True
+
+
+def all_ids(connection: Connection) -> Sequence[str]:
+    """Return the ids of all jobs."""
+    return connection.scalars(select(jobs.c.id)).all()
 
 
 def results(connection: Connection, job: str) -> Sequence[str]:
@@ -209,7 +225,7 @@ def finish(connection: Connection, lease: Lease, *, result: str, failed: int) ->
     )
     last = job.where(jobs.c.shards_done == jobs.c.shards)
     if connection.execute(last.values(status=DONE, **_end())).rowcount:
-        removals.remove(connection, shards_of(lease.job))
+        removals.remove(connection, shards_of(lease.job), after=SETTLED_SECONDS)
     return True
 
 
@@ -223,7 +239,7 @@ def _fail(connection: Connection, job: str, reason: str) -> None:
     connection.execute(delete(shards).where(shards.c.job == job))
     ended = update(jobs).where(jobs.c.id == job)
     connection.execute(ended.values(status=FAILED, error=reason, **_end()))
-    removals.remove(connection, folder_of(job))
+    removals.remove(connection, folder_of(job), after=SETTLED_SECONDS)
 
 
 def _end() -> dict[str, Any]:

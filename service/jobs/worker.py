@@ -225,6 +225,8 @@ class Worker:
         await asyncio.to_thread(files.write_bytes, path, packed(rows))
         if await self._until_reached(lambda: self._store.database.run(queue.finish, lease, result=path, failed=failed)):
             self._metrics.computed(done=len(rows) - failed, failed=failed)
+        else:  # the folder may be gone already
+            await asyncio.to_thread(files.remove, path)
 
     async def _until_reached(self, step: Callable[[], Awaitable[bool]]) -> bool:
         """Try until the database answers: the work is done, and only has to be recorded."""

@@ -7,7 +7,9 @@ show an object once it has been written.
 from __future__ import annotations
 
 import contextlib
+import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +21,11 @@ from fsspec.implementations.local import LocalFileSystem
 
 from model.errors import ConfigError
 from model.files import replace_durably
+
+SCRATCH = "scratch-"
+
+ABANDONED_SECONDS = 24 * 3600.0
+"""Who uploads or fetches is sent, or sends, something all the time."""
 
 
 class Files:
@@ -79,8 +86,21 @@ class Files:
         It is on the disk of the files where that is one: large enough then, and in a container writable.
         """
         parent: Any = self._root if self.is_local else None
-        with tempfile.TemporaryDirectory(prefix="scratch-", dir=parent, ignore_cleanup_errors=True) as folder:
+        with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=parent, ignore_cleanup_errors=True) as folder:
             yield Path(folder)
+
+    def sweep_scratch(self) -> int:
+        """Remove the scratch of processes that were killed: what nothing has been written to for long."""
+        if not self.is_local:
+            return 0
+        gone = 0
+        for folder in Path(self._root).glob(f"{SCRATCH}*"):
+            with contextlib.suppress(FileNotFoundError):  # it has just ended
+                newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+                if newest < time.time() - ABANDONED_SECONDS:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    gone += 1
+        return gone
 
     def _path(self, path: str) -> str:
         return f"{self._root}/{path}"

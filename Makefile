@@ -37,7 +37,7 @@ install = $(call quietly,$(BIN)/python -m pip install --disable-pip-version-chec
 # One worker per core, and one thread per worker: the tests' networks are too small for more.
 pytest = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: help serve test coverage test-lowest test-research test-ray test-store lint format types test-deployment
+.PHONY: help serve test coverage test-lowest test-research test-ray test-store test-kill lint format types test-deployment
 .PHONY: test-tools test-image test-browser
 .PHONY: soak fuzz hostile bench study rules constraints requirements sbom dist clean
 
@@ -97,7 +97,12 @@ test-browser: $(VENV)/.browser ## Click through the playground in a real Chromiu
 
 test-store: $(VENV)/.test ## Test the store and jobs with a real PostgreSQL (apt-get installs it)
 	@tests/deployment/install-tools pg_createcluster
-	@TEST_STORE=postgresql $(BIN)/python -m pytest tests/service/test_store.py tests/service/test_jobs.py $(ARGS)
+	@TEST_STORE=postgresql $(BIN)/python -m pytest tests/service/test_store.py tests/service/test_jobs.py \
+		tests/service/test_callbacks.py tests/service/test_purge_command.py $(ARGS)
+
+test-kill: $(VENV)/.test ## Kill replicas again and again while they compute jobs (minutes; longer: ARGS="--kills 50 --seed 7")
+	@tests/deployment/install-tools pg_createcluster
+	@$(BIN)/python -m tests.kill $(ARGS)
 
 test-research: $(VENV)/.research ## Test the study, the other experiments and the baselines
 	@$(pytest) tests/research tests/benchmarks $(ARGS)

@@ -5,7 +5,8 @@
 Two replicas share a PostgreSQL database, and one has an SQLite file. While jobs are handed in, looked at and fetched,
 replicas are killed with SIGKILL at random moments, while they start too, and started again; PostgreSQL crashes and is
 started again in between. Every job must end, with the very bytes of a run that nothing disturbed; handed in again under
-its `Idempotency-Key` it must be the same job; and once all jobs are deleted, none of their files may be left.
+its `Idempotency-Key` it must be the same job; its callback must be called, and not before its end; and once all jobs
+are deleted, none of their files may be left.
 
 The moments follow from the seed, which is printed; what they hit depends on the machine as well.
 """
@@ -14,14 +15,18 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import shutil
 import sys
 import tempfile
 import threading
 import time
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from email.message import Message
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from random import Random
 from signal import SIGKILL
@@ -29,21 +34,30 @@ from typing import Annotated, Any
 
 import httpx
 import typer
+from sqlalchemy import update
 
+from service.jobs.callbacks import SIGNATURE, TIMESTAMP, signed
+from service.store import removals, tables
+from service.store.store import Store
 from tests.conftest import COLOURS, SHAPES, draw
 from tests.deployment.processes import Replica, running
 from tests.service.databases import PostgreSQL, running_postgresql
 
 IMAGES = 200
 
-CALM_SECONDS = 0.3, 12.0
-"""Between two kills. A replica needs a few seconds to start, and to get something done."""
+CALM_SECONDS = 0.3, 8.0
+"""Before a kill."""
+
+EARLY = 0.25
+"""Share of the kills that don't wait until the replica is ready."""
 
 KILLS_BETWEEN_CRASHES = 3
 """Of replicas, before PostgreSQL crashes."""
 
 PATIENCE_SECONDS = 300.0
 """A job that has not ended so long after the last kill never will. A lease that a dead replica held lasts 30 s."""
+
+SECRET = "what signs callbacks"  # noqa: S105 - of the test
 
 FORMS = ("csv", "jsonl")
 
@@ -89,8 +103,8 @@ def images() -> bytes:
 class Caller:
     """Asks one replica after the other until one answers."""
 
-    def __init__(self, replicas: Sequence[Replica]) -> None:
-        self._replicas = replicas
+    def __init__(self, replicas: Sequence[Replica], receiver: Receiver) -> None:
+        self._replicas, self._receiver = replicas, receiver
         self._asked = 0
 
     def send(self, method: str, path: str, **options: Any) -> httpx.Response:
@@ -115,7 +129,8 @@ class Caller:
         """Hand a job in, twice; return its id."""
         files = {"table": ("table.csv", table), "images": ("images.zip", packed)}
         headers = {"Idempotency-Key": key}
-        answers = [self.send("POST", "/v1/jobs", files=files, headers=headers) for _ in range(2)]
+        fields = {"callback_url": self._receiver.url}
+        answers = [self.send("POST", "/v1/jobs", files=files, data=fields, headers=headers) for _ in range(2)]
         for answer in answers:
             expect(answer.status_code == httpx.codes.ACCEPTED, f"handing in: {answer.status_code} {answer.text}")
         first, second = (str(answer.json()["id"]) for answer in answers)
@@ -136,6 +151,15 @@ class Caller:
             if not calm():
                 deadline = time.monotonic() + PATIENCE_SECONDS
             expect(time.monotonic() < deadline, f"the job does not end: {found}")
+            time.sleep(0.25)
+
+    def wait_for_callback(self, job: str) -> None:
+        """Wait until a job's end has been told."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while job not in self._receiver.told:
+            expect(not self._receiver.trouble, f"a callback says {self._receiver.trouble}")
+            found = self.send("GET", f"/v1/jobs/{job}").json()["callback"]
+            expect(time.monotonic() < deadline, f"the callback does not come: {found}")
             time.sleep(0.25)
 
     def results(self, job: str) -> Results:
@@ -160,11 +184,46 @@ def expect(holds: bool, otherwise: str) -> None:
         raise LostError(otherwise)
 
 
+class Receiver:
+    """Is told of ends by callbacks."""
+
+    def __init__(self) -> None:
+        self.told: Counter[str] = Counter()
+        self.trouble: list[str] = []
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                receiver.take(self.headers, body)
+                self.send_response(204)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def take(self, headers: Message, body: bytes) -> None:
+        job = json.loads(body)
+        if headers[SIGNATURE] != signed(SECRET, body, int(headers[TIMESTAMP]))[SIGNATURE]:
+            self.trouble.append("what is not signed")
+        if job["status"] != "done":
+            self.trouble.append(f"{job['id']} is {job['status']}")
+        self.told[job["id"]] += 1
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
 # ── who kills ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class Killer(threading.Thread):
-    """Kills replicas, and starts them again at once, until it has killed enough."""
+    """Kills replicas until it has killed enough, and starts those that have ended until it is told to stop."""
 
     def __init__(self, replicas: Sequence[Replica], database: PostgreSQL | None, kills: int, chance: Random) -> None:
         super().__init__(name="killer", daemon=True)
@@ -172,21 +231,41 @@ class Killer(threading.Thread):
         self.kills = self.crashes = 0
         self.given_up = threading.Event()
 
+    @property
+    def done(self) -> bool:
+        """Whether it kills no more."""
+        return self.kills >= self._wanted
+
     def run(self) -> None:
-        while self.kills < self._wanted and not self.given_up.wait(self._chance.uniform(*CALM_SECONDS)):
-            self._kill(self._chance.choice(self._replicas))
+        while self.kills < self._wanted and not self.given_up.is_set():
+            replica = self._chance.choice(self._replicas)
+            if self._chance.random() >= EARLY:
+                self._wait_until(replica.answers)
+            self._pause(self._chance.uniform(*CALM_SECONDS))
+            replica.signal(SIGKILL)
+            self.kills += 1
             if self._database is not None and self.kills % KILLS_BETWEEN_CRASHES == 0:
-                self.given_up.wait(self._chance.uniform(*CALM_SECONDS) / 4)
+                self._pause(self._chance.uniform(*CALM_SECONDS) / 4)
                 self._database.stop()
-                self.given_up.wait(self._chance.uniform(0.0, 2.0))
+                self._pause(self._chance.uniform(0.0, 2.0))
                 self._database.start()
                 self.crashes += 1
+        while not self.given_up.wait(0.1):
+            self._tend()
 
-    def _kill(self, replica: Replica) -> None:
-        replica.signal(SIGKILL)
-        replica.wait(10)
-        self.kills += 1
-        replica.start()
+    def _pause(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        self._wait_until(lambda: time.monotonic() >= end)
+
+    def _wait_until(self, condition: Callable[[], bool]) -> None:
+        while not condition() and not self.given_up.wait(0.05):
+            self._tend()
+
+    def _tend(self) -> None:
+        """Start replicas that have ended, as Compose and Kubernetes do; one that finds no database ends by itself."""
+        for replica in self._replicas:
+            if not replica.running:
+                replica.start()
 
 
 # ── one run ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -195,42 +274,46 @@ class Killer(threading.Thread):
 @contextmanager
 def replicas_on(store: str, folder: Path, count: int) -> Iterator[Sequence[Replica]]:
     """Run replicas that share a store."""
-    settings = {"store": store, "store_files": folder / "files", "log_format": "text"}
+    settings = {
+        "store": store,
+        "store_files": folder / "files",
+        "callback_secret": SECRET,
+        "allow_private_image_hosts": True,
+        "log_format": "text",
+    }
     replicas = [Replica(folder, **settings) for _ in range(count)]
     with running(*replicas):
         yield replicas
 
 
-def undisturbed(folder: Path, table: bytes, packed: bytes) -> Results:
+def undisturbed(folder: Path, table: bytes, packed: bytes, receiver: Receiver) -> Results:
     """Return what a job gives that nothing disturbs."""
     with replicas_on(f"sqlite:///{folder / 'store.db'}", folder, 1) as replicas:
-        caller = Caller(replicas)
+        caller = Caller(replicas, receiver)
         job = caller.hand_in(table, packed, "undisturbed")
         ended = caller.wait_for(job, lambda: True)
         expect(ended["status"] == "done", f"undisturbed, the job is {ended}")
         return caller.results(job)
 
 
-def disturbed(
-    replicas: Sequence[Replica], killer: Killer, work: tuple[bytes, bytes], expected: Results, folder: Path
-) -> int:
+def disturbed(caller: Caller, killer: Killer, work: tuple[bytes, bytes], expected: Results) -> int:
     """Hand in one job after the other while replicas are killed; return the number of jobs."""
-    caller, jobs = Caller(replicas), 0
+    jobs = 0
     killer.start()
     try:
-        while not jobs or killer.is_alive():
+        while not jobs or not killer.done:
             job = caller.hand_in(*work, f"job {jobs}")
-            ended = caller.wait_for(job, lambda: not killer.is_alive())
+            ended = caller.wait_for(job, lambda: killer.done)
             expect(ended["status"] == "done", f"the job is {ended}")
             found = caller.results(job)
             for form in FORMS:
                 expect(found[form] == expected[form], difference(found[form], expected[form]))
+            caller.wait_for_callback(job)
             caller.delete(job)
             jobs += 1
     finally:
         killer.given_up.set()
         killer.join()
-    until_removed(folder / "files" / "jobs")
     return jobs
 
 
@@ -242,12 +325,17 @@ def difference(found: bytes, expected: bytes) -> str:
     return f"{len(one):,} lines of {len(other):,}, {len(differing):,} of them differ{first}"
 
 
-def until_removed(folder: Path) -> None:
-    """Wait until no file of any job is left."""
-    deadline = time.monotonic() + 60
-    while left := [path for path in folder.rglob("*") if path.is_file()]:
-        expect(time.monotonic() < deadline, f"{len(left)} files of deleted jobs are left, such as {left[0]}")
-        time.sleep(0.5)
+def check_nothing_is_left(store: str, folder: Path) -> None:
+    """Remove at once what is noted to be removed in a minute, and see that this was all."""
+    opened = Store.open(store, str(folder / "files"))
+    try:
+        with opened.database.transaction() as connection:
+            connection.execute(update(tables.removals).values(due=0.0))
+        removals.sweep(opened.database, opened.files)
+    finally:
+        opened.close()
+    left = [path for path in (folder / "files" / "jobs").rglob("*") if path.is_file()]
+    expect(not left, f"{len(left)} files of deleted jobs are left, such as {left[:1]}")
 
 
 def complaints(folder: Path) -> list[str]:
@@ -277,15 +365,18 @@ def main(
         folders = {name: root / name for name in ("undisturbed", "PostgreSQL", "SQLite")}
         for folder in folders.values():
             folder.mkdir()
-        expected = undisturbed(folders["undisturbed"], *work)
+        receiver = stack.enter_context(closing(Receiver()))
+        expected = undisturbed(folders["undisturbed"], *work, receiver)
         server = stack.enter_context(running_postgresql())
-        stores = {"PostgreSQL": (server.new_database(), 2, server), "SQLite": ("", 1, None)}
+        sqlite = f"sqlite:///{folders['SQLite'] / 'store.db'}"
+        stores = {"PostgreSQL": (server.new_database(), 2, server), "SQLite": (sqlite, 1, None)}
         for name, (url, count, database) in stores.items():
             folder, begin = folders[name], time.monotonic()
-            with replicas_on(url or f"sqlite:///{folder / 'store.db'}", folder, count) as replicas:
+            with replicas_on(url, folder, count) as replicas:
                 killer = Killer(replicas, database, kills, Random(f"{seed} {name}"))
                 try:
-                    jobs = disturbed(replicas, killer, work, expected, folder)
+                    jobs = disturbed(Caller(replicas, receiver), killer, work, expected)
+                    check_nothing_is_left(url, folder)
                 except LostError as error:
                     keep_logs(folder)
                     sys.exit(f"failed with {name}, after {killer.kills} kills and {killer.crashes} crashes: {error}")
@@ -295,6 +386,8 @@ def main(
                 f"{time.monotonic() - begin:.0f} s; {jobs} jobs of {rows:,} rows, each as if nothing had happened",
                 flush=True,
             )
+            again = sum(receiver.told.values()) - len(receiver.told)
+            print(f"  callbacks: one for each job, and {again} more in all", flush=True)
             if found := complaints(folder):
                 keep_logs(folder)
                 sys.exit("failed; the replicas complain:\n  " + "\n  ".join(found[:20]))

@@ -93,13 +93,13 @@ async def list_jobs(request: Request, jobs: JobsDep, limit: Annotated[int, Query
     return JobsReply(jobs=[JobReply.of(job) for job in await jobs.page(_key(request), limit)])
 
 
-@job_routes.get("/{job}", response_model=JobReply, responses=problems(401, 404, 503))
+@job_routes.get("/{job}", response_model=JobReply, responses=problems(401, 404, 422, 503))
 async def get_job(request: Request, job: str, jobs: JobsDep) -> JobReply:
     """How far a job is."""
     return JobReply.of(await jobs.get(_key(request), job))
 
 
-@job_routes.delete("/{job}", status_code=204, response_model=None, responses=problems(401, 404, 503))
+@job_routes.delete("/{job}", status_code=204, response_model=None, responses=problems(401, 404, 422, 503))
 async def end_job(request: Request, job: str, jobs: JobsDep) -> None:
     """Cancel a job that has not ended; delete one that has, with its results."""
     await jobs.end(_key(request), job)

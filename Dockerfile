@@ -26,7 +26,7 @@ COPY pyproject.toml ./
 RUN python -c "import tomllib; \
 project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
 print(*project['optional-dependencies']['gpu'], sep='\n', file=open('gpu.txt', 'w')); \
-print(*project['dependencies'], sep='\n', file=open('cpu.txt', 'w'))"
+print(*project['dependencies'], *project['optional-dependencies']['postgresql'], sep='\n', file=open('cpu.txt', 'w'))"
 
 
 FROM requirements AS wheel

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import SecretStr
 from sqlalchemy import make_url
 
 from service.settings import Settings
@@ -97,7 +98,7 @@ def test_compose_has_a_store_whose_password_is_made_once_and_stands_nowhere_else
     password, url = said[0]
     assert len(password) == 32
     assert make_url(url).password == password
-    settings = Settings(store=url, store_files=services["replica-a"]["environment"]["CMA_CLIP_STORE_FILES"])
+    settings = Settings(store=SecretStr(url), store_files=services["replica-a"]["environment"]["CMA_CLIP_STORE_FILES"])
     assert settings.files_of_store == "/store"
     assert (tmp_path / "store").stat().st_mode & 0o7777 == 0o1777
     assert services["database"]["environment"] == {

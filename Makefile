@@ -107,7 +107,7 @@ test-kill: $(VENV)/.test ## Kill replicas again and again while they compute job
 test-research: $(VENV)/.research ## Test the study, the other experiments and the baselines
 	@$(pytest) tests/research tests/benchmarks $(ARGS)
 
-test-ray: $(VENV)/.ray ## Label on a Ray cluster of this machine whose workers are killed, and write to an S3 server
+test-ray: $(VENV)/.ray ## Label on a Ray cluster of this machine whose workers are killed; labels and the store on an S3 server
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/ray $(ARGS)
 
 bench: $(VENV)/.research ## Compare with serving frameworks, each in an environment of its own (hours; minutes: ARGS=--quick)

@@ -34,7 +34,8 @@ class Files:
     def __init__(self, root: str) -> None:
         """root: a folder, or a URL that fsspec knows. Raises `ConfigError`."""
         try:
-            self._system, self._root = fsspec.core.url_to_fs(root)
+            # Other replicas write and remove files too: what was listed once is not true for long.
+            self._system, self._root = fsspec.core.url_to_fs(root, use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise ConfigError(f"CMA_CLIP_STORE_FILES: {error}") from None
         self.is_local = isinstance(self._system, LocalFileSystem)
@@ -56,6 +57,7 @@ class Files:
         except BaseException:
             with contextlib.suppress(Exception):
                 file.discard()
+                file.closed = True  # else it is written after all when it is collected
             raise
         file.close()
 

@@ -55,8 +55,8 @@ KILLS_BETWEEN_CRASHES = 3
 """Of replicas, before PostgreSQL crashes."""
 
 PATIENCE_SECONDS = 600.0
-"""A job that has not ended so long after the last kill never will, on the slowest of machines: a lease that a dead replica
-held lasts 30 s."""
+"""A job that has not ended so long after the last kill never will, on the slowest of machines: a lease that a dead
+replica held lasts 30 s."""
 
 SECRET = "what signs callbacks"  # noqa: S105 - of the test
 

@@ -222,6 +222,13 @@ def test_only_tmp_can_be_written(container: Container) -> None:
     assert set(writable.splitlines()) <= {"/run/lock", "/var/tmp"}  # noqa: S108
 
 
+def test_it_has_what_a_store_needs(container: Container) -> None:
+    said = container.run("cma-clip", "purge", "--store", "sqlite:////tmp/store.db")
+    assert said.startswith("deleted: 0 jobs, ")
+    with pytest.raises(AssertionError, match="CMA_CLIP_STORE: the store cannot be reached"):
+        container.run("cma-clip", "purge", "--store", "postgresql://cma@127.0.0.1:1/cma", "--store-files", "/tmp/files")
+
+
 def test_nothing_of_the_build_is_left(container: Container) -> None:
     root = Path(container.root)
     assert not [path for name in ("wheels", "wheel", "root/.cache/pip") for path in (root / name).rglob("*")]

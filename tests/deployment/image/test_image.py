@@ -226,7 +226,7 @@ def test_it_has_what_a_store_needs(container: Container) -> None:
     said = container.run("cma-clip", "purge", "--store", "sqlite:////tmp/store.db")
     assert said.startswith("deleted: 0 jobs, ")
     with pytest.raises(AssertionError, match="CMA_CLIP_STORE: the store cannot be reached"):
-        container.run("cma-clip", "purge", "--store", "postgresql://cma@127.0.0.1:1/cma", "--store-files", "/tmp/files")
+        container.run("cma-clip", "purge", "--store", "postgresql://cma@127.0.0.1:1/cma", "--store-files", "/tmp/files")  # noqa: S108
 
 
 def test_nothing_of_the_build_is_left(container: Container) -> None:

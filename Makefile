@@ -95,10 +95,10 @@ test-browser: $(VENV)/.browser ## Click through the playground in a real Chromiu
 	@tests/browser/install-chromium
 	@$(BIN)/python -m pytest tests/browser $(ARGS)
 
-test-store: $(VENV)/.test ## Test the store and jobs with a real PostgreSQL (apt-get installs it)
+test-store: $(VENV)/.test ## Test the store and jobs with a real PostgreSQL (apt-get installs it), and hand in hostile tables
 	@tests/deployment/install-tools pg_createcluster
 	@TEST_STORE=postgresql $(BIN)/python -m pytest tests/service/test_store.py tests/service/test_jobs.py \
-		tests/service/test_callbacks.py tests/service/test_purge_command.py $(ARGS)
+		tests/service/test_callbacks.py tests/service/test_purge_command.py tests/jobs $(ARGS)
 
 test-kill: $(VENV)/.test ## Kill replicas again and again while they compute jobs (minutes; longer: ARGS="--kills 50 --seed 7")
 	@tests/deployment/install-tools pg_createcluster

@@ -212,9 +212,13 @@ def give_back(connection: Connection, lease: Lease, *, after: float = 0.0) -> No
 
 
 def finish(connection: Connection, lease: Lease, *, result: str, failed: int) -> bool:
-    """Record a shard's result, and with the last one the end of the job; False where the lease is over."""
+    """Record a shard's result, and with the last one the end of the job; False where the lease is over.
+
+    True as well where it is recorded already: the database may have gone after it had committed, and before it said so.
+    """
     if not _change(connection, lease, result=result):
-        return False
+        recorded = select(shards.c.result).where(shards.c.job == lease.job, shards.c.place == lease.place)
+        return connection.scalar(recorded) == result
     job = update(jobs).where(jobs.c.id == lease.job)
     connection.execute(
         job.values(

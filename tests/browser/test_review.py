@@ -15,6 +15,7 @@ from sqlalchemy import select
 from service.store.database import Database
 from service.store.tables import review_items as items
 from tests.browser.conftest import Site, serving, until
+from tests.browser.test_label_sets import PointedSets
 from tests.browser.test_looks import SCREENS
 from tests.service.conftest import as_base64, encoded
 from tests.service.fake_predictor import TASKS
@@ -136,8 +137,8 @@ def test_the_random_share_is_judged_by_keyboard_without_the_models_answer(open_p
     expect(page.locator("#labels .number")).to_have_count(0)
     reviewer.press("2")
     (first,) = decided(database)
-    assert (first.decision, first.decided_by) == (LABELS[attribute][1], "anna")
-    expect(reviewer.announced).to_contain_text(f"Saved: {first.decision}.")
+    assert (first.decision, first.decided_by) == ([LABELS[attribute][1]], "anna")
+    expect(reviewer.announced).to_contain_text(f"Saved: {LABELS[attribute][1]}.")
     expect(reviewer.search).to_be_focused()
 
 
@@ -157,7 +158,7 @@ def test_a_label_is_searched_and_chosen(open_page: Any, database: str) -> None:
     expect(page.get_by_role("option")).to_have_count(4)
     page.keyboard.type("nav")
     reviewer.press("Enter")
-    assert decided(database)[-1].decision == "Navy Blue"
+    assert decided(database)[-1].decision == ["Navy Blue"]
 
 
 def test_skipping_finding_none_and_undoing(open_page: Any, database: str) -> None:
@@ -213,7 +214,39 @@ def test_the_models_label_of_an_abstention_is_accepted_by_enter(open_page: Any, 
     expect(page.locator("#labels .number").first).to_contain_text("%")
     reviewer.press("Enter")
     (row,) = decided(database)
-    assert (row.decision, row.verdict, row.kind) == (suggested, "right", "abstained")
+    assert (row.decision, row.verdict, row.kind) == ([suggested], "right", "abstained")
+
+
+def test_all_labels_that_fit_are_chosen_where_several_may(open_page: Any, tmp_path: Path) -> None:
+    database = f"sqlite:///{tmp_path / 'sets.db'}"
+    with serving(PointedSets(), store=database, review_share=1.0) as site:
+        httpx.post(f"{site.url}/v1/classify", json={"title": "Wool", "attributes": ["material"]}).raise_for_status()
+        until(lambda: _waiting(site) > 0)
+        reviewer = open_page()
+        reviewer.site = site
+        reviewer.start()
+        page, options = reviewer.page, reviewer.page.get_by_role("option")
+        save, none = (page.get_by_role("button", name=name) for name in ("Save", "No label fits"))
+        expect(save).to_be_disabled()
+        page.keyboard.press("1")
+        page.keyboard.type("woo")
+        page.keyboard.press("Enter")
+        page.keyboard.press("2")
+        page.keyboard.press("2")
+        expect(page.locator("#chosen")).to_have_text("Cotton, Wool")
+        expect(reviewer.announced).to_have_text("Chosen: Cotton, Wool.")
+        expect(page.get_by_role("option", selected=True)).to_have_text(["1Cotton", "3Wool"])
+        expect(none).to_be_disabled()
+        assert not Axe().run(page).violations_count
+        page.keyboard.press("0")
+        expect(options).to_have_count(3)
+        reviewer.press("Enter")
+        expect(page.get_by_role("heading", name="Nothing waits for a review")).to_be_focused()
+        (row,) = decided(database)
+        page.keyboard.press("Tab")
+        assert (row.decision, row.verdict) == (["Cotton", "Wool"], "right")
+        reviewer.press("Enter")  # on the button that undoes the last decision
+        expect(none).to_be_enabled()
 
 
 def test_what_was_found_is_shown(open_page: Any) -> None:

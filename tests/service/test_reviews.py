@@ -26,6 +26,7 @@ from service.store.tables import review_listings as listings
 from tests.service.conftest import Client, as_base64, encoded, in_process, until
 from tests.service.fake_predictor import INFO, TASKS, FakePredictor
 from tests.service.test_jobs import ended, hand_in, rows_of
+from tests.service.test_label_sets import SetPredictor
 from tests.service.test_routes import check_problem
 
 PNG = {"base64": as_base64(encoded())}
@@ -261,6 +262,9 @@ async def test_reviewers_are_known_by_their_api_key_too(reviewing: Reviewing, st
         ({"decision": "label"}, "label"),
         ({"decision": "skip", "label": "Blue"}, "label"),
         ({"decision": "label", "label": "Chartreuse"}, "label"),
+        ({"decision": "label", "label": "Blue", "labels": ["Blue"]}, "label"),
+        ({"decision": "label", "labels": []}, "labels"),
+        ({"decision": "label", "labels": ["Summer", "Winter"]}, "label"),
         ({"decision": "perhaps"}, "decision"),
         ({"decision": "skip", "reviewer": ""}, "reviewer"),
         ({"decision": "skip", "item": 0}, "item"),
@@ -332,6 +336,31 @@ async def test_metrics_say_what_was_found(reviewing: Reviewing) -> None:
         assert 0 < await client.metric("cma_clip_reviewed_precision_upper_bound", **of) < 1
         assert await client.metric("cma_clip_reviewed_precision_lower_bound", **of) == 0
         assert await client.metric("cma_clip_reviewed_target_precision", **of) == 0.9
+
+
+async def test_of_several_labels_all_that_fit_are_named_and_each_accepted_one_counts(
+    store_url: str, tmp_path: Path
+) -> None:
+    async with in_process(
+        SetPredictor(), store=store_url, store_files=str(tmp_path / "files"), review_share=1.0
+    ) as client:
+        await classify_some(client, 3, attributes=["material"])  # wool and cotton are accepted
+        found = await next_items(client)
+        assert [(each["attribute"], each["multi_valued"], each["label"]) for each in found] == [
+            ("material", True, None)
+        ] * 3
+        wrong = await decide(client, found[0]["item"], "label", labels=["Wool", "Silk"])
+        assert "material" in check_problem(wrong, 422, "invalid_request")["detail"]
+        for each, labels in zip(found, (["Linen", "Wool"], ["Cotton", "Wool", "Wool"], ["Linen"]), strict=True):
+            assert (await decide(client, each["item"], "label", labels=labels)).status_code == 200
+        report = {
+            (each["attribute"], each["situation"], each["target"]): each
+            for each in (await precision(client))["promises"]
+        }
+        promise = report["material", "title", 0.95]
+        assert (promise["judged"], promise["right"], promise["wrong"]) == (6, 3, 3)
+        of = {"attribute": "material", "situation": "title", "target": "0.95"}
+        assert await client.metric("cma_clip_reviewed_total", **of, verdict="wrong") == 3
 
 
 @pytest.mark.parametrize("auto_abstain", [False, True])

@@ -48,7 +48,7 @@ const showItem = (said = "") => {
     $("done-title").focus();
     return;
   }
-  const { attribute, kind, title, id, image, label, candidates } = item;
+  const { attribute, kind, title, id, image, label, candidates, multi_valued: several } = item;
   const name = readable(attribute);
   $("attribute").textContent = name;
   $("why").textContent = WHY[kind];
@@ -61,9 +61,11 @@ const showItem = (said = "") => {
   $("label").textContent = label ?? "";
   $("confidence").textContent = label === null ? "" : percent(item.confidence);
   $("abstention").textContent = REASONS[item.abstention] ?? "";
-  chooser.show(labels[attribute] ?? [], candidates);
+  $("several").hidden = $("save").hidden = !several;
+  $("none").disabled = false;
+  chooser.show(labels[attribute] ?? [], candidates, several);
   chooser.focus();
-  announce(`${said} ${name} of ${title ?? "a product without a title"}.${label ? ` The model's best label: ${label}.` : ""}`.trim());
+  announce(`${said} ${name}${several ? ", all labels that fit," : ""} of ${title ?? "a product without a title"}.${label ? ` The model's best label: ${label}.` : ""}`.trim());
 };
 
 const fail = (error, retry = null) => {
@@ -92,16 +94,23 @@ const act = async (work) => {
   }
 };
 
-const decide = (decision, label, said) => act(async () => {
-  await queue.decide(decision, label);
+const decide = (decision, choice, said) => act(async () => {
+  await queue.decide(decision, choice);
   return said;
 });
 
 const chooser = new Chooser({
-  choose: (label) => decide("label", label, `Saved: ${label}.`),
-  accept: () => queue.current?.label && decide("label", queue.current.label, `Saved: ${queue.current.label}.`),
-  none: () => decide("none", null, "Saved: no label fits."),
-  skip: () => decide("skip", null, "Skipped."),
+  choose: (label) => decide("label", { label }, `Saved: ${label}.`),
+  save: (labels) => decide("label", { labels }, `Saved: ${labels.join(", ")}.`),
+  changed: (labels) => {
+    $("chosen").textContent = labels.length ? labels.join(", ") : "nothing yet";
+    $("save").disabled = !labels.length;
+    $("none").disabled = labels.length > 0;
+    announce(labels.length ? `Chosen: ${labels.join(", ")}.` : "Nothing is chosen.");
+  },
+  accept: () => queue.current?.label && decide("label", { label: queue.current.label }, `Saved: ${queue.current.label}.`),
+  none: () => decide("none", {}, "Saved: no label fits."),
+  skip: () => decide("skip", {}, "Skipped."),
   undo: () => queue?.canUndo && act(async () => {
     await queue.undo();
     return "Undone.";
@@ -109,6 +118,7 @@ const chooser = new Chooser({
 });
 
 for (const name of ["accept", "none", "skip", "undo"]) $(name).addEventListener("click", () => chooser.actions[name]());
+$("save").addEventListener("click", () => chooser.save());
 $("undo-last").addEventListener("click", () => chooser.actions.undo());
 
 // ── the views ──────────────────────────────────────────────────────────────────────────────────────────────

@@ -44,11 +44,11 @@ export class Queue {
     return this.#decided.includes(item);
   }
 
-  /** Send a decision on the current item, and go on to the next one. Throws `Problem`: then the item stays. */
-  async decide(decision, label = null) {
+  /** Send a decision on the current item (`choice`: its `label`, or `labels` where several may fit), and go on to the next one. Throws `Problem`: then the item stays. */
+  async decide(decision, choice = {}) {
     const { item } = this.current;
     try {
-      await this.#send(item, decision, label);
+      await this.#send(item, decision, choice);
     } catch (error) {
       if (error.code === "already_reviewed" || error.code === "not_found") this.#items.shift(); // it is no longer ours
       throw error;
@@ -64,13 +64,13 @@ export class Queue {
 
   /** Take back the last decision: its item is the current one again. */
   async undo() {
-    const { undone } = (await this.#send(this.#decided.at(-1), "undo", null)).reply;
+    const { undone } = (await this.#send(this.#decided.at(-1), "undo")).reply;
     this.#decided.pop();
     this.judged -= 1;
     this.#items = [undone, ...this.#items.filter(({ item }) => item !== undone.item)];
   }
 
-  #send(item, decision, label) {
-    return call("v1/reviews", { json: { item, reviewer: this.reviewer, decision, ...(label !== null && { label }) } });
+  #send(item, decision, choice) {
+    return call("v1/reviews", { json: { item, reviewer: this.reviewer, decision, ...choice } });
   }
 }

@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+)
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -72,6 +81,15 @@ def _store(value: SecretStr | None) -> SecretStr | None:
     if value is not None and not STORE_URL.fullmatch(value.get_secret_value()):
         raise ValueError("must be sqlite:///FILE or postgresql://user:password@host/database")
     return value
+
+
+def _names_of_keys(names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    known = [key.name for key in info.data.get("api_keys", ())]
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(
+            f"{PREFIX}API_KEYS has no key that is called {unknown[0]!r}; it has {', '.join(known) or 'none'}"
+        )
+    return names
 
 
 CommaSeparated = NoDecode, BeforeValidator(_split)
@@ -196,6 +214,9 @@ class Settings(BaseSettings):
     )
     review_days: float = Field(
         default=365, gt=0, le=36_500, description="days after which reviews, with titles and images, are deleted"
+    )
+    review_keys: Annotated[tuple[str, ...], *CommaSeparated, AfterValidator(_names_of_keys)] = Field(
+        default=(), description="comma-separated names of the API keys that may review; none: all"
     )
     auto_abstain: bool = Field(
         default=False,

@@ -22,6 +22,10 @@ def _printable(name: str) -> str:
 ReviewerName = Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(_printable)]
 
 
+REVIEWER = (
+    "who judges. Where API keys are configured, the key's name comes first, and is enough; without them it is required"
+)
+
 Label = Annotated[str, StringConstraints(max_length=1024)]
 
 
@@ -77,6 +81,7 @@ class Waiting(Reply):
 
 
 class NextReply(Reply):
+    reviewer: str = Field(description="who judges, as it is kept with each decision")
     items: list[ReviewItem] = Field(description="the reviewer's alone for ten minutes; empty where nothing waits")
     waiting: Waiting
 
@@ -89,7 +94,7 @@ class ReviewRequest(Request):
     )
 
     item: int = Field(ge=1)
-    reviewer: ReviewerName = Field(description="who judged it, as it will be kept")
+    reviewer: ReviewerName | None = Field(None, description=REVIEWER)
     decision: Literal["label", "none", "skip", "undo"] = Field(
         description="`label`: that is the right one, or those are. `none`: no label of the attribute fits. `skip`: "
         "nobody can tell. `undo`: take back a decision of one's own, within an hour"

@@ -166,7 +166,7 @@ class Reviews:
         now = time.time()
         found = await self._records.in_thread(partial(self._records.lease, reviewer, now, kind=kind, count=count))
         waiting = await self._records.in_thread(partial(self._records.waiting, now))
-        return NextReply(items=[ReviewItem.of(each) for each in found], waiting=Waiting.of(waiting))
+        return NextReply(reviewer=reviewer, items=[ReviewItem.of(each) for each in found], waiting=Waiting.of(waiting))
 
     async def take(self, request: ReviewRequest, reviewer: str) -> ReviewReply:
         """Take a decision, or take it back. Raises `NotFound`, `AlreadyReviewed`, or `InvalidRequest` for a label."""

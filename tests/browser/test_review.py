@@ -10,7 +10,7 @@ import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Page, expect
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from service.store.database import Database
 from service.store.tables import review_items as items
@@ -185,7 +185,7 @@ def test_all_that_waits_is_judged_and_the_last_can_be_undone(open_page: Any, dat
     reviewer = open_page().start()
     reviewer.press(*["1"] * (2 * LISTINGS))
     expect(reviewer.page.get_by_role("heading", name="Nothing waits for a review")).to_be_focused()
-    expect(reviewer.page.locator("#progress")).to_have_text(f"{2 * LISTINGS} decisions made · 0 waiting")
+    expect(reviewer.page.locator("#progress")).to_have_text(f"anna: {2 * LISTINGS} decisions made · 0 waiting")
     assert len({row.item for row in decided(database)}) == 2 * LISTINGS
     with reviewer.page.expect_response("**/v1/reviews"):
         reviewer.page.get_by_role("button", name="Undo the last decision").click()
@@ -202,6 +202,20 @@ def test_two_reviewers_share_the_pairs_out(open_page: Any, database: str) -> Non
     found = decided(database)
     assert len({row.item for row in found}) == 6
     assert {row.decided_by for row in found} == {"anna", "ben"}
+
+
+def test_a_pair_that_somebody_else_has_decided_is_passed_over(open_page: Any, database: str) -> None:
+    reviewer = open_page().start()
+    opened = Database(database)
+    with opened.transaction() as connection:
+        connection.execute(update(items).values(leased_to="ben"))
+    opened.close()
+    first = reviewer.shown
+    reviewer.press("1")
+    expect(reviewer.page.get_by_role("alert")).to_contain_text("go on with the next")
+    expect(reviewer.search).to_be_focused()
+    assert reviewer.shown != first
+    reviewer.logged.clear()  # the browser says that the request was refused
 
 
 @pytest.mark.parametrize("share", [0.0], indirect=True)
@@ -280,15 +294,21 @@ def test_the_page_has_no_barriers_and_nothing_overflows(open_page: Any, screen: 
 
 
 def test_a_key_is_asked_for_where_one_is_required(browser: Browser, database: str) -> None:
-    with serving(store=database, api_keys=("right",)) as site:
+    with serving(store=database, api_keys=("shop:other", "team:right"), review_keys=("team",)) as site:
         context = browser.new_context()
         page = context.new_page()
         page.goto(f"{site.url}/review")
-        page.get_by_label("Your name").fill("anna")
+        key = page.locator("#key")
+        key.fill("other")
         page.keyboard.press("Enter")
-        page.locator("#key").fill("right")
+        expect(page.get_by_label("Your name")).to_be_focused()
+        expect(page.locator("#with-key")).to_be_visible()
+        page.keyboard.press("Enter")  # no name: that of the key is enough
+        expect(page.get_by_role("alert")).to_contain_text("may not review")
+        key.fill("right")
         page.keyboard.press("Enter")
         expect(page.get_by_role("heading", name="Nothing waits for a review")).to_be_visible()
+        expect(page.locator("#progress")).to_contain_text("team: 0 decisions made")
         expect(page.locator("#locked")).to_be_hidden()
         context.close()
 

@@ -256,6 +256,36 @@ async def test_reviewers_are_known_by_their_api_key_too(reviewing: Reviewing, st
             assert set(connection.scalars(select(items.c.decided_by))) == {"team/anna"}
 
 
+async def test_the_name_of_an_api_key_is_enough(reviewing: Reviewing, store: Store) -> None:
+    async with reviewing(api_keys=("anna:right",)) as client:
+        client.headers["X-API-Key"] = "right"
+        await classify_some(client, 1)
+        reply = (await client.get("/v1/reviews/next")).json()
+        assert reply["reviewer"] == "anna"
+        decision = {"item": reply["items"][0]["item"], "decision": "skip"}
+        assert (await client.post("/v1/reviews", json=decision)).status_code == 200
+        with store.database.snapshot() as connection:
+            assert "anna" in connection.scalars(select(items.c.decided_by)).all()
+
+
+async def test_only_keys_that_may_review_see_what_others_sent(reviewing: Reviewing) -> None:
+    async with reviewing(api_keys=("shop:wrong", "anna:right"), review_keys=("anna",)) as client:
+        client.headers["X-API-Key"] = "wrong"
+        await classify_some(client, 1)
+        for path in ("/v1/reviews/next", "/v1/reviews/next?reviewer=anna"):
+            check_problem(await client.get(path), 403, "forbidden")
+        check_problem(await decide(client, 1, "skip"), 403, "forbidden")
+        assert (await client.get("/v1/reviews/precision")).status_code == 200
+        client.headers["X-API-Key"] = "right"
+        assert await next_items(client)
+
+
+async def test_without_keys_a_reviewer_has_a_name(reviewing: Reviewing) -> None:
+    async with reviewing() as client:
+        response = await client.get("/v1/reviews/next")
+        assert "reviewer" in check_problem(response, 422, "invalid_request")["detail"]
+
+
 @pytest.mark.parametrize(
     ("decision", "named"),
     [

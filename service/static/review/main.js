@@ -1,6 +1,6 @@
 // The page of reviewers: shows one product after the other, and sends what they decide.
 
-import { Problem, call, service, useKey } from "../playground/api.js";
+import { Problem, call, hasKey, service, useKey } from "../playground/api.js";
 import { $, percent, plural, readable, tabs } from "../playground/dom.js";
 import * as problems from "../playground/problems.js";
 import { Chooser } from "./chooser.js";
@@ -23,6 +23,7 @@ const REASONS = {
 
 let labels = {};
 let queue = null;
+let asked = false; // for items, with a key that would not do
 let busy = false;
 
 // ── what is shown ──────────────────────────────────────────────────────────────────────────────────────────
@@ -33,7 +34,8 @@ const announce = (text) => {
 
 const showProgress = () => {
   const { random, abstained } = queue.waiting;
-  $("progress").textContent = `${plural(queue.judged, "decision")} made · ${(random + abstained).toLocaleString("en")} waiting`;
+  const waiting = (random + abstained).toLocaleString("en");
+  $("progress").textContent = `${queue.reviewer}: ${plural(queue.judged, "decision")} made · ${waiting} waiting`;
 };
 
 const showItem = (said = "") => {
@@ -71,6 +73,7 @@ const showItem = (said = "") => {
 const fail = (error, retry = null) => {
   if (!(error instanceof Problem)) throw error;
   problems.show($("problem"), error, retry);
+  if (error.code === "forbidden") $("locked").hidden = false; // for another key
 };
 
 const setBusy = (now) => {
@@ -129,14 +132,21 @@ tabs(document.querySelector(".top [role=tablist]"), async (id) => {
   if (id === "tab-found") await showFound().catch(fail);
 });
 
+/** With an API key, its name says who reviews, and one's own name adds to it. */
+const askForName = () => {
+  $("name").required = !hasKey();
+  $("with-key").hidden = !hasKey();
+};
+
 const start = async () => {
   const reviewer = $("name").value.trim();
-  if (!reviewer) return;
+  if (!reviewer && !hasKey()) return;
+  asked = true;
   localStorage.setItem(NAME, reviewer);
   try {
     const { reply } = await call("v1/attributes");
     labels = Object.fromEntries(Object.entries(reply.attributes).map(([name, { labels: own }]) => [name, own]));
-    const next = new Queue(reviewer);
+    const next = new Queue(reviewer || null);
     await next.fill();
     queue = next;
     problems.clear($("problem"));
@@ -157,11 +167,21 @@ $("key-form").addEventListener("submit", (event) => {
 service.addEventListener("state", ({ detail }) => {
   $("locked").hidden = detail !== "locked" && ($("locked").hidden || detail === "ready");
 });
-service.addEventListener("key", () => (queue === null ? start() : act(() => queue.fill())));
+service.addEventListener("key", () => {
+  askForName();
+  if (queue !== null) act(() => queue.fill());
+  else if (asked || $("name").value.trim()) start();
+  else look().then(() => $("name").focus());
+});
 setInterval(() => {
   if (queue !== null && queue.current === null && !document.hidden) act(() => queue.fill());
 }, LOOK_AGAIN_MS);
 
+const look = async () => {
+  const { reply } = await call("v1/model").catch(() => ({ reply: null }));
+  if (reply) $("model").textContent = `${reply.name} ${reply.version} · ${reply.engine}`;
+};
+
 $("name").value = localStorage.getItem(NAME) ?? "";
-const { reply } = await call("v1/model").catch(() => ({ reply: null }));
-if (reply) $("model").textContent = `${reply.name} ${reply.version} · ${reply.engine}`;
+askForName();
+await look();

@@ -6,12 +6,15 @@ const AHEAD = 4;
 
 /** Items in the order in which they are judged, and the decisions that can be undone. */
 export class Queue {
+  #name;
   #items = [];
   #decided = [];
   #fetching = null;
 
-  constructor(reviewer) {
-    this.reviewer = reviewer;
+  /** `name`: of the reviewer; null where the API key says who it is. */
+  constructor(name) {
+    this.#name = name && { reviewer: name };
+    this.reviewer = "";
     this.waiting = { random: 0, abstained: 0 };
     this.judged = 0;
   }
@@ -33,11 +36,12 @@ export class Queue {
   }
 
   async #fetch() {
-    const query = new URLSearchParams({ reviewer: this.reviewer, count: AHEAD + 1 });
+    const query = new URLSearchParams({ ...this.#name, count: AHEAD + 1 });
     const { reply } = await call(`v1/reviews/next?${query}`);
     const known = new Set(this.#items.map(({ item }) => item));
     this.#items.push(...reply.items.filter(({ item }) => !known.has(item) && !this.#isDecided(item)));
     this.waiting = reply.waiting;
+    this.reviewer = reply.reviewer;
   }
 
   #isDecided(item) {
@@ -71,6 +75,6 @@ export class Queue {
   }
 
   #send(item, decision, choice) {
-    return call("v1/reviews", { json: { item, reviewer: this.reviewer, decision, ...choice } });
+    return call("v1/reviews", { json: { ...this.#name, item, decision, ...choice } });
   }
 }

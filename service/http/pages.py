@@ -18,6 +18,9 @@ INDEX, DOCS, REVIEW = (
     (STATIC / name).read_text(encoding="utf-8") for name in ("index.html", "docs.html", "review.html")
 )
 
+REVIEWS, LINK = "<!-- reviews -->", '<a class="docs" href="review">Review</a>'
+"""Where a page links to `/review`, if the service has a store."""
+
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' blob: data: http: https:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -37,14 +40,17 @@ class RevalidatedFiles(StaticFiles):
         return response
 
 
-def add_to(app: FastAPI) -> None:
+def add_to(app: FastAPI, *, reviews: bool) -> None:
+    """Add the pages; reviews: whether the service has a store, so that there is something to review."""
+    start, reference = (page.replace(REVIEWS, LINK if reviews else "") for page in (INDEX, DOCS))
+
     @app.get("/", include_in_schema=False)
     async def index() -> HTMLResponse:
-        return HTMLResponse(INDEX, headers=HEADERS)
+        return HTMLResponse(start, headers=HEADERS)
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
-        return HTMLResponse(DOCS, headers=HEADERS)
+        return HTMLResponse(reference, headers=HEADERS)
 
     @app.get("/review", include_in_schema=False)
     async def review() -> HTMLResponse:

@@ -138,7 +138,7 @@ def create_app(
     else:
         app.include_router(routes.without_store)
     app.include_router(routes.open_routes)
-    pages.add_to(app, reviews=store is not None)
+    pages.add_to(app, store=store is not None)
     for error_class in (ServiceError, RequestValidationError, HTTPException):
         app.add_exception_handler(error_class, _answer_with_problem)
     app.add_middleware(Observed, metrics=pipeline.metrics.requests, tracing=tracing)

@@ -15,6 +15,9 @@ from model.catalogue.splits import Part
 from model.tasks import Task
 from model.trust.certificates import most_wrong, significance_level
 
+EXAMPLE = 300
+"""Judged pairs of which it is said what they can certify, beside those that there are."""
+
 
 def prospects(catalogue: Catalogue, tasks: Sequence[Task], targets: Sequence[float], delta: float = 0.05) -> Table:
     """Return, for the terminal, how many judged pairs each attribute has, and how many errors they allow at a target.
@@ -32,6 +35,8 @@ def prospects(catalogue: Catalogue, tasks: Sequence[Task], targets: Sequence[flo
         cells = [_allowed(judged[True], target, delta) for target in targets]
         table.add_row(task.name, f"{judged[False]:,}", f"{judged[True]:,}", f"{skipped:,}", *cells)
     table.caption = "If a threshold accepts all of them; of fewer, fewer may be wrong. A skipped pair counts as wrong."
+    examples = ", ".join(f"at {100 * target:g} % {_allowed(EXAMPLE, target, delta)}" for target in targets)
+    table.caption += f" For comparison, {EXAMPLE} pairs allow {examples}."
     if any(task.multi_valued for task in tasks):
         table.caption += " Where a listing may have several labels: if one of each is accepted."
     return table

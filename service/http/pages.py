@@ -40,9 +40,17 @@ class RevalidatedFiles(StaticFiles):
         return response
 
 
-def add_to(app: FastAPI, *, reviews: bool) -> None:
-    """Add the pages; reviews: whether the service has a store, so that there is something to review."""
-    start, reference = (page.replace(REVIEWS, LINK if reviews else "") for page in (INDEX, DOCS))
+NOTHING_STORED = "Nothing is stored: the table exists only in this tab."
+STORED = "The table exists only in this tab, but the service keeps some listings for people to review."
+
+
+def _with_store(page: str) -> str:
+    return page.replace(REVIEWS, LINK).replace(NOTHING_STORED, STORED)
+
+
+def add_to(app: FastAPI, *, store: bool) -> None:
+    """Add the pages; store: whether the service has one, so that listings are kept and there is something to review."""
+    start, reference = ((_with_store(page) if store else page.replace(REVIEWS, "")) for page in (INDEX, DOCS))
 
     @app.get("/", include_in_schema=False)
     async def index() -> HTMLResponse:

@@ -263,6 +263,18 @@ def test_all_labels_that_fit_are_chosen_where_several_may(open_page: Any, tmp_pa
         expect(none).to_be_enabled()
 
 
+def test_a_service_that_stops_is_noticed_and_nothing_is_lost(open_page: Any, database: str) -> None:
+    reviewer = open_page().start()
+    shown = reviewer.shown
+    reviewer.site.stop()
+    expect(reviewer.page.locator("#gone")).to_be_visible(timeout=3_000)
+    reviewer.page.keyboard.press("1")
+    expect(reviewer.page.get_by_role("alert")).to_contain_text("cannot be reached")
+    assert reviewer.shown == shown
+    assert decided(database) == []
+    reviewer.logged.clear()  # the browser says that requests have failed
+
+
 def test_what_was_found_is_shown(open_page: Any) -> None:
     reviewer = open_page().start()
     reviewer.press(*["1"] * 8)

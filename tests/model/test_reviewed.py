@@ -95,6 +95,9 @@ def test_what_reviews_can_certify_is_said_beforehand() -> None:
     certain = len(catalogue.part(Part.CALIBRATION))
     output = io.StringIO()
     Console(file=output, width=160).print(prospects(catalogue, TASKS, (0.95, 0.99)))
+    assert "For comparison, 300 pairs allow at 95 % 6, at 99 % none: 459 pairs are needed." in " ".join(
+        output.getvalue().split()
+    )
     (row,) = [line for line in output.getvalue().splitlines() if "colour" in line]
     cells = [cell.strip() for cell in row.split("│")[1:-1]]
     assert 280 < certain < 310

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from service.http.pages import STATIC
+from service.http.pages import NOTHING_STORED, STATIC, STORED
 from tests.service.conftest import Client, in_process
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +29,11 @@ async def test_a_page_runs_only_what_the_service_sends(client: Client, path: str
 async def test_a_page_leads_to_reviews_where_there_is_a_store(client: Client, tmp_path: Path, path: str) -> None:
     assert 'href="review"' not in (await client.get(path)).text
     async with in_process(store=f"sqlite:///{tmp_path / 'store.db'}") as reviewing:
-        assert '<a class="docs" href="review">Review</a>' in (await reviewing.get(path)).text
+        page = (await reviewing.get(path)).text
+        assert '<a class="docs" href="review">Review</a>' in page
+        assert NOTHING_STORED not in page
+        assert (STORED in page) is (path == "/")
+    assert (NOTHING_STORED in (await client.get(path)).text) is (path == "/")
 
 
 async def test_every_file_that_a_page_names_is_there(client: Client) -> None:

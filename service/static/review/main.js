@@ -1,6 +1,6 @@
 // The page of reviewers: shows one product after the other, and sends what they decide.
 
-import { Problem, call, hasKey, service, useKey } from "../playground/api.js";
+import { Problem, call, hasKey, service, useKey, watch } from "../playground/api.js";
 import { $, percent, plural, readable, tabs } from "../playground/dom.js";
 import * as problems from "../playground/problems.js";
 import { Chooser } from "./chooser.js";
@@ -165,6 +165,7 @@ $("key-form").addEventListener("submit", (event) => {
   useKey($("key").value.trim());
 });
 service.addEventListener("state", ({ detail }) => {
+  $("gone").hidden = detail !== "unavailable";
   $("locked").hidden = detail !== "locked" && ($("locked").hidden || detail === "ready");
 });
 service.addEventListener("key", () => {
@@ -184,4 +185,5 @@ const look = async () => {
 
 $("name").value = localStorage.getItem(NAME) ?? "";
 askForName();
+watch();
 await look();

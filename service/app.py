@@ -105,8 +105,8 @@ def create_app(
     store = open_configured(settings)
     reviews = open_reviews(settings, metrics.reviews, store)
     pipeline = Pipeline(settings, metrics, reviews=reviews, gate=gate, decoding=decoding)
-    lifecycle = Lifecycle(settings, pipeline, load, store)
     tracing = configured_tracing()
+    lifecycle = Lifecycle(settings, pipeline, load, store=store, tracing=tracing)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -84,6 +84,7 @@ async def hand_in(request: Request, jobs: JobsDep, lifecycle: LifecycleDep, pipe
         form = await read_form(request, folder, files=("table", "images"), limit=limit, setting=SETTING)
         options = pipeline.check_options(_options(form))
         job = await jobs.submit(_submission(request, form, folder), options)
+    record_of(request).job = job["id"]
     return JobReply.of(job)
 
 

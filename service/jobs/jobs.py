@@ -22,6 +22,7 @@ from service.jobs.queue import Job
 from service.jobs.split import Outcome, Task
 from service.jobs.worker import Leases, Worker
 from service.observability.metrics import JobMetrics
+from service.observability.tracing import Tracing
 from service.pipeline.options import CheckedOptions
 from service.pipeline.pipeline import Pipeline
 from service.store import removals
@@ -30,9 +31,6 @@ from service.store.store import Store
 log = logging.getLogger(__name__)
 
 SPLIT_SECONDS = 900.0
-
-SPLITTING = 2
-"""Tables that are read at once: each may take a core, and gigabytes of memory. Others wait."""
 
 MOST_OPEN = 100
 """Jobs of one key that have not ended: what they keep on the disk is bounded."""
@@ -60,10 +58,10 @@ class Submission:
 class Jobs:
     """All that routes and the life cycle need of jobs."""
 
-    def __init__(self, store: Store, pipeline: Pipeline, metrics: JobMetrics) -> None:
+    def __init__(self, store: Store, pipeline: Pipeline, metrics: JobMetrics, tracing: Tracing | None) -> None:
+        """tracing: makes the spans of shards; None: they are not traced"""
         self.store, self._pipeline, self._metrics = store, pipeline, metrics
-        self.worker = Worker(store, pipeline, metrics, Leases())
-        self._splitting = asyncio.Semaphore(SPLITTING)
+        self.worker = Worker(store, pipeline, metrics, Leases(), tracing)
         secret = pipeline.settings.callback_secret
         self._callbacks = Callbacks(store, pipeline, secret.get_secret_value()) if secret else None
 
@@ -149,8 +147,7 @@ class Jobs:
             max_bytes=settings.max_job_bytes,
             max_image_bytes=settings.max_image_bytes,
         )
-        async with self._splitting:
-            outcome = await _in_process(task)
+        outcome = await _in_process(task)
         if outcome.too_large:
             raise PayloadTooLarge(f"{outcome.error} (CMA_CLIP_MAX_JOB_BYTES)")
         if outcome.error is not None:

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 
 from model.catalogue.image_store import is_url
@@ -26,6 +26,7 @@ from service.jobs.results import packed
 from service.jobs.shards import ShardReader, ShardRow
 from service.observability.metrics import JobMetrics
 from service.observability.request_log import RequestRecord
+from service.observability.tracing import Tracing
 from service.pipeline.admission import Admission, Deadline
 from service.pipeline.call import Call
 from service.pipeline.options import CheckedOptions
@@ -132,8 +133,11 @@ class _Listing:
 class Worker:
     """Takes leases and computes shards until it is cancelled."""
 
-    def __init__(self, store: Store, pipeline: Pipeline, metrics: JobMetrics, leases: Leases) -> None:
+    def __init__(
+        self, store: Store, pipeline: Pipeline, metrics: JobMetrics, leases: Leases, tracing: Tracing | None
+    ) -> None:
         self._store, self._pipeline, self._metrics, self._leases = store, pipeline, metrics, leases
+        self._tracing = tracing
         self.wake = asyncio.Event()
         """Set when there may be something to do."""
         self._loading = asyncio.Semaphore(LOADING)
@@ -181,7 +185,7 @@ class Worker:
 
     async def _work(self, lease: Lease) -> None:
         """Compute a shard for as long as the lease can be extended; give it back where that fails."""
-        computing = asyncio.create_task(self._compute(lease))
+        computing = asyncio.create_task(self._traced(lease))
         try:
             while not computing.done():
                 await asyncio.wait([computing], timeout=self._leases.seconds / 3)
@@ -207,6 +211,10 @@ class Worker:
     async def _give_back(self, lease: Lease, *, after: float) -> None:
         with suppress(Unavailable):  # then it is taken over once the lease has run out
             await self._store.database.run(queue.give_back, lease, after=after)
+
+    async def _traced(self, lease: Lease) -> None:
+        with self._tracing.shard(lease.job, lease.place, lease.rows) if self._tracing else nullcontext():
+            await self._compute(lease)
 
     async def _compute(self, lease: Lease) -> None:
         files = self._store.files

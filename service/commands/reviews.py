@@ -67,8 +67,9 @@ def reviews(
             rows = list(_corrections(records, attribute, start))
             kept = _usable(rows, catalogue)
             write_judged(kept, corrections)
-            print(f"{corrections}: {len(kept):,} of {len(rows):,} decisions; the others are on listings without an id,")
-            print("  outside the catalogue, or on a label that was judged again")
+            print(f"{corrections}: {len(kept):,} of {len(rows):,} decisions")
+            if len(kept) < len(rows):
+                print("  the others are on listings without an id, outside the catalogue, or on a label judged again")
         if accepted:
             count = write_rows(ACCEPTED_COLUMNS, _accepted(records, attribute, start), accepted)
             print(f"{accepted}: {count:,} accepted labels")

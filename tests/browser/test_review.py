@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
 from sqlalchemy import select, update
 
 from service.store.database import Database
@@ -275,12 +275,21 @@ def test_a_service_that_stops_is_noticed_and_nothing_is_lost(open_page: Any, dat
     reviewer.logged.clear()  # the browser says that requests have failed
 
 
-def test_what_was_found_is_shown(open_page: Any) -> None:
+def test_what_was_found_is_shown_and_what_is_broken_comes_first(open_page: Any) -> None:
     reviewer = open_page().start()
+
+    def break_the_last(route: Route) -> None:
+        found = route.fetch().json()
+        judged = [promise for promise in found["promises"] if promise["judged"]]
+        assert len(judged) > 1
+        judged[-1]["broken"] = judged[-1]["withdrawn"] = True
+        route.fulfill(json=found)
+
+    reviewer.page.route("**/v1/reviews/precision", break_the_last)
     reviewer.press(*["1"] * 8)
     reviewer.page.get_by_role("tab", name="Precision found").click()
     table = reviewer.page.locator("#promises")
-    expect(table.get_by_role("row").nth(1)).to_be_visible()
+    expect(table.get_by_role("row").nth(1)).to_contain_text("Not kept: nothing is accepted")
     expect(table.get_by_role("columnheader").nth(8)).to_have_text("At most")
     expect(table).to_contain_text("95 %")
 

@@ -101,7 +101,7 @@ class ReviewRequest(Request):
     )
     label: Label | None = Field(None, description="for `label`: one of the attribute's")
     labels: list[Label] | None = Field(
-        None, min_length=1, max_length=1024, description="in its place, of a multi-valued attribute: all that fit"
+        None, min_length=1, max_length=100, description="in its place, of a multi-valued attribute: all that fit"
     )
 
     @model_validator(mode="after")

@@ -95,11 +95,11 @@ test-browser: $(VENV)/.browser ## Click through the playground in a real Chromiu
 	@tests/browser/install-chromium
 	@$(BIN)/python -m pytest tests/browser $(ARGS)
 
-test-store: $(VENV)/.test ## Test the store, jobs and reviews with a real PostgreSQL (apt-get installs it)
+test-store: $(VENV)/.test ## Test the store, jobs and reviews with a real PostgreSQL (apt-get installs it), and hand in hostile tables
 	@tests/deployment/install-tools pg_createcluster
 	@TEST_STORE=postgresql $(BIN)/python -m pytest tests/service/test_store.py tests/service/test_jobs.py \
 		tests/service/test_callbacks.py tests/service/test_purge_command.py tests/service/test_review_records.py \
-		tests/service/test_reviews.py tests/service/test_reviews_command.py $(ARGS)
+		tests/service/test_reviews.py tests/service/test_reviews_command.py tests/jobs $(ARGS)
 
 test-kill: $(VENV)/.test ## Kill replicas again and again while they compute jobs (minutes; longer: ARGS="--kills 50 --seed 7")
 	@tests/deployment/install-tools pg_createcluster
@@ -108,7 +108,7 @@ test-kill: $(VENV)/.test ## Kill replicas again and again while they compute job
 test-research: $(VENV)/.research ## Test the study, the other experiments and the baselines
 	@$(pytest) tests/research tests/benchmarks $(ARGS)
 
-test-ray: $(VENV)/.ray ## Label on a Ray cluster of this machine whose workers are killed, and write to an S3 server
+test-ray: $(VENV)/.ray ## Label on a Ray cluster of this machine whose workers are killed; labels and the store on an S3 server
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/ray $(ARGS)
 
 bench: $(VENV)/.research ## Compare with serving frameworks, each in an environment of its own (hours; minutes: ARGS=--quick)

@@ -111,7 +111,7 @@ def upper_bound(right: ArrayLike, wrong: ArrayLike, alpha: float) -> Floats:
     of which r are right, and K at most, the capital is multiplied by 1 + (b / K) (n m - r) / (1 - m): never negative,
     and 1 on average if the expected number of right labels is m times that of accepted ones, whatever the earlier
     listings were. With K = n = 1 these are the odds above. So the promise is about (listing, label) pairs, and holds
-    however the labels of a listing hang together.
+    however the labels of a listing depend on each other.
 
     Raises `ValueError` unless `alpha` lies between 0 and 1.
     """

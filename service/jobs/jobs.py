@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 
 SPLIT_SECONDS = 900.0
 
+SPLITTING = 2
+"""Tables that are read at once: each may take a core, and gigabytes of memory. Others wait."""
+
 MOST_OPEN = 100
 """Jobs of one key that have not ended: what they keep on the disk is bounded."""
 
@@ -62,6 +65,7 @@ class Jobs:
         """tracing: makes the spans of shards; None: they are not traced"""
         self.store, self._pipeline, self._metrics = store, pipeline, metrics
         self.worker = Worker(store, pipeline, metrics, Leases(), tracing)
+        self._splitting = asyncio.Semaphore(SPLITTING)
         secret = pipeline.settings.callback_secret
         self._callbacks = Callbacks(store, pipeline, secret.get_secret_value()) if secret else None
 
@@ -147,7 +151,8 @@ class Jobs:
             max_bytes=settings.max_job_bytes,
             max_image_bytes=settings.max_image_bytes,
         )
-        outcome = await _in_process(task)
+        async with self._splitting:
+            outcome = await _in_process(task)
         if outcome.too_large:
             raise PayloadTooLarge(f"{outcome.error} (CMA_CLIP_MAX_JOB_BYTES)")
         if outcome.error is not None:

@@ -26,7 +26,7 @@ COPY pyproject.toml ./
 RUN python -c "import tomllib; \
 project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
 print(*project['optional-dependencies']['gpu'], sep='\n', file=open('gpu.txt', 'w')); \
-print(*project['dependencies'], sep='\n', file=open('cpu.txt', 'w'))"
+print(*project['dependencies'], *project['optional-dependencies']['postgresql'], sep='\n', file=open('cpu.txt', 'w'))"
 
 
 FROM requirements AS wheel
@@ -60,7 +60,13 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     && find /opt/venv/lib/python3*/site-packages/openvino -type f \( -path '*/openvino/include/*' -o -name cache.json \
         -o -name 'libopenvino_intel_[gn]pu_plugin.so' \
         -o -name 'libopenvino_*_frontend.so*' -not -name 'libopenvino_ir_*' \) -delete \
-    && find /opt/venv/lib/python3*/site-packages -type d -name tests -prune -exec rm -r {} +
+    # What packages are tested with, dialects of other databases, and a bridge to Fortran.
+    && find /opt/venv/lib/python3*/site-packages -type d \( -name tests -o -path '*/alembic/testing' \
+        -o -path '*/sqlalchemy/testing' -o -path '*/sqlalchemy/dialects/m[sy]*sql' -o -path '*/sqlalchemy/dialects/oracle' \
+        -o -path '*/numpy/f2py' \) -prune -exec rm -r {} + \
+    # Stubs for type checkers, and what highlights languages.
+    && find /opt/venv/lib/python3*/site-packages -type f \( -name '*.pyi' -o -path '*/pygments/lexers/[!_]*' \
+        -o -path '*/pygments/lexers/__pycache__/[!_]*' \) -delete
 
 COPY weights/fashion /checkpoint
 

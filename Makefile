@@ -37,8 +37,8 @@ install = $(call quietly,$(BIN)/python -m pip install --disable-pip-version-chec
 # One worker per core, and one thread per worker: the tests' networks are too small for more.
 pytest = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: help serve test coverage test-lowest test-research test-ray test-store lint format types test-deployment
-.PHONY: test-tools test-image test-browser test-distributed test-towers test-tracking
+.PHONY: help serve test coverage test-lowest test-research test-ray test-store test-kill lint format types
+.PHONY: test-deployment test-tools test-image test-browser test-distributed test-towers test-tracking
 .PHONY: soak fuzz hostile bench study rules constraints requirements sbom dist clean
 
 help: ## List the commands
@@ -95,9 +95,15 @@ test-browser: $(VENV)/.browser ## Click through the playground in a real Chromiu
 	@tests/browser/install-chromium
 	@$(BIN)/python -m pytest tests/browser $(ARGS)
 
-test-store: $(VENV)/.test ## Test the store and jobs with a real PostgreSQL (apt-get installs it)
+test-store: $(VENV)/.test ## Test the store, jobs and reviews with a real PostgreSQL (apt-get installs it), and hand in hostile tables
 	@tests/deployment/install-tools pg_createcluster
-	@TEST_STORE=postgresql $(BIN)/python -m pytest tests/service/test_store.py tests/service/test_jobs.py $(ARGS)
+	@TEST_STORE=postgresql $(BIN)/python -m pytest tests/service/test_store.py tests/service/test_jobs.py \
+		tests/service/test_callbacks.py tests/service/test_purge_command.py tests/service/test_review_records.py \
+		tests/service/test_reviews.py tests/service/test_reviews_command.py tests/jobs $(ARGS)
+
+test-kill: $(VENV)/.test ## Kill replicas again and again while they compute jobs (minutes; longer: ARGS="--kills 50 --seed 7")
+	@tests/deployment/install-tools pg_createcluster
+	@$(BIN)/python -m tests.kill $(ARGS)
 
 test-research: $(VENV)/.research ## Test the study, the other experiments and the baselines
 	@$(pytest) tests/research tests/benchmarks $(ARGS)
@@ -111,7 +117,7 @@ test-towers: $(VENV)/.test ## Train tiny SigLIP towers, compile them, and serve 
 test-tracking: $(VENV)/.tracking ## Follow a training in MLflow (SQLite) and in Weights & Biases (offline)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/tracking $(ARGS)
 
-test-ray: $(VENV)/.ray ## Label on a Ray cluster of this machine whose workers are killed, and write to an S3 server
+test-ray: $(VENV)/.ray ## Label on a Ray cluster of this machine whose workers are killed; labels and the store on an S3 server
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/ray $(ARGS)
 
 bench: $(VENV)/.research ## Compare with serving frameworks, each in an environment of its own (hours; minutes: ARGS=--quick)

@@ -8,6 +8,7 @@ python -m docs.figures
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def main() -> None:
     TRAINING.write_text(with_small_catalogues(TRAINING.read_text(encoding="utf-8")), encoding="utf-8")
     RESULTS.write_text(with_accepted(RESULTS.read_text(encoding="utf-8")), encoding="utf-8")
     CHECK.write_text(with_tables(CHECK.read_text(encoding="utf-8")), encoding="utf-8")
-    REVIEWS.write_text(with_live_precision(REVIEWS.read_text(encoding="utf-8")), encoding="utf-8")
+    REVIEWS.write_text(with_reviewing(with_live_precision(REVIEWS.read_text(encoding="utf-8"))), encoding="utf-8")
     print(PAGE, TRAINING, RESULTS, CHECK, REVIEWS, sep="\n")
 
 
@@ -96,6 +97,17 @@ def with_live_precision(page: str) -> str:
     said = f"False alarms within {found['looks']:,} looks, where every precision is exactly what was promised: at most "
     said += f"{100 * alarms:.2f} %, over all {found['sequences']} sequences."
     return _written(page, "live precision", "\n".join([*lines, "", said]))
+
+
+def with_reviewing(page: str) -> str:
+    """Return docs/reviews.md with what `benchmarks.reviewing` measured."""
+    found = _read("benchmarks/results/reviewing.json")
+    said = f"{found['decisions']} decisions took a scripted reviewer {found['keys']} keys, "
+    said += f"{found['keys_most']} at most for one of them. "
+    said += f"The next pair was there after {found['wait_seconds_median']:.2f} s (median), "
+    said += f"{found['wait_seconds_largest']:.2f} s at most. So somebody who needs no more than "
+    said += f"{found['seconds_left_for_each']:.1f} s for each pair judges {found['decisions']} in ten minutes."
+    return _written(page, "reviewing", textwrap.fill(said, 120))
 
 
 # --- accepted labels on other listings ---------------------------------------------------------------------

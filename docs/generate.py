@@ -14,6 +14,7 @@ from typing import Any
 from docs.blocks import between
 from service.app import create_app
 from service.errors import ServiceError
+from service.http.jobs import job_routes
 from service.settings import Settings, load_settings
 
 PAGE = Path(__file__).parent / "api.md"
@@ -70,7 +71,9 @@ def openapi() -> dict[str, Any]:
     def no_model(_: Settings) -> Any:
         raise AssertionError("the application is described, not started")
 
-    return create_app(load_settings(), no_model).openapi()
+    app = create_app(load_settings(), no_model)
+    app.include_router(job_routes)  # as where a store is configured; none is opened for this
+    return app.openapi()
 
 
 def render(document: Mapping[str, Any]) -> str:
@@ -109,15 +112,35 @@ def _operation(method: str, path: str, operation: Mapping[str, Any]) -> Iterator
     yield ""
     for parameter in operation.get("parameters", ()):
         needed = "" if parameter["required"] else ", optional"
-        place = "Query" if parameter["in"] == "query" else "Header"
-        yield f"- {place} `{parameter['name']}`{needed}: {_kind(parameter['schema'])}; {parameter['description']}."
+        said = f"; {parameter['description']}" if "description" in parameter else ""
+        yield f"- {parameter['in'].capitalize()} `{parameter['name']}`{needed}: {_kind(parameter['schema'])}{said}."
     for media_type, content in operation.get("requestBody", {}).get("content", {}).items():
         yield f"- Request body: `{media_type}`, {_kind(content['schema'])}."
-    for media_type, content in operation["responses"]["200"]["content"].items():
-        schema = content.get("schema")
-        yield f"- Response 200: `{media_type}`" + (f", {_kind(schema)}." if schema else ".")
-    if refusals := [status for status in operation["responses"] if status != "200"]:
+        yield from _fields(content["schema"])
+    for status, response in operation["responses"].items():
+        if _is_success(status):
+            yield from _response(status, response)
+    if refusals := [status for status in operation["responses"] if not _is_success(status)]:
         yield f"- [Errors](#errors): {', '.join(refusals)}."
+
+
+def _is_success(status: str) -> bool:
+    return status.startswith("2")
+
+
+def _fields(schema: Mapping[str, Any]) -> Iterator[str]:
+    """The fields of a form that is not one of the types below."""
+    for name, value in schema.get("properties", {}).items() if "title" not in schema else ():
+        needed = "" if name in schema["required"] else ", optional"
+        yield f"  - `{name}`{needed}: {'; '.join(filter(None, (_kind(value), value.get('description'))))}."
+
+
+def _response(status: str, response: Mapping[str, Any]) -> Iterator[str]:
+    if "content" not in response:
+        yield f"- Response {status}, without a body."
+    for media_type, content in response.get("content", {}).items():
+        schema = content.get("schema")
+        yield f"- Response {status}: `{media_type}`" + (f", {_kind(schema)}." if schema else ".")
 
 
 def _errors(operations: list[tuple[str, str, Mapping[str, Any]]]) -> Iterator[str]:
@@ -126,7 +149,7 @@ def _errors(operations: list[tuple[str, str, Mapping[str, Any]]]) -> Iterator[st
         int(status): response["description"]
         for _, _, operation in operations
         for status, response in operation["responses"].items()
-        if status != "200"
+        if not _is_success(status)
     }
     codes: dict[int, list[str]] = {status: [] for status in reasons}
     for error in _tree(ServiceError):
@@ -188,6 +211,8 @@ def _kind(schema: Mapping[str, Any]) -> str:  # noqa: PLR0911 - one for each kin
             return f"list of {_several(item)}" + (" (not empty)" if schema.get("minItems") else "")
         case {"type": "object", "additionalProperties": dict(values)}:
             return f"object of {_several(values)}"
+        case {"enum": list(values)}:
+            return " or ".join(f"`{value}`" for value in values)
         case {"type": "string"} if schema.get("format") == "binary" or "contentMediaType" in schema:
             return "file"
         case {"type": "string", "pattern": _, "description": str(description)}:

@@ -1,6 +1,6 @@
 """Takes the README's screenshot of the playground in Chromium, with the shipped checkpoint.
 
-    python -m docs.screenshot [--out docs/playground.png] [--width 1040] [--scheme dark] [--attribute season]
+    python -m docs.screenshot [--out docs/playground.png] [--width 1240] [--scheme dark] [--attribute season]
 
 It needs what the playground's tests need: `make test-browser` installs it. The screenshot shows the first example, with
 the explanation of one attribute, the base colour by default.
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--out", type=Path, default=PLAYGROUND)
     parser.add_argument("--checkpoint", type=Path, default=Path("weights/fashion"))
-    parser.add_argument("--width", type=int, default=1040, help="of the window, in pixels; 390 for a phone")
+    parser.add_argument("--width", type=int, default=1240, help="of the window, in pixels; 390 for a phone")
     parser.add_argument("--scheme", choices=["light", "dark"], default="light")
     parser.add_argument("--attribute", default="baseColour", help="the attribute to explain")
     options = parser.parse_args(arguments)
@@ -69,7 +69,7 @@ def serving(checkpoint: Path) -> Iterator[str]:
 
 
 def take(page: Page, attribute: str, out: Path) -> None:
-    """Choose the first example, select the attribute, and save the page down to the last prediction."""
+    """Choose the first example, select the attribute, and save the page down to what is said below the predictions."""
     expect(page.locator("#state")).to_have_attribute("data-state", "ready", timeout=TIMEOUT_MS)
     page.locator("#examples button").first.click()
     prediction = page.locator(f"#predictions > [data-attribute={attribute}]")
@@ -78,7 +78,7 @@ def take(page: Page, attribute: str, out: Path) -> None:
     expect(page.locator("#shown.heated, .slot .shown.heated").first).to_be_attached()
     page.mouse.move(0, 0)
     # Scroll to the top of a window as tall as the predictions: the sticky listing would move down otherwise.
-    predictions = page.locator("#predictions").bounding_box()
+    predictions = page.locator(".result").bounding_box()
     assert predictions is not None
     bottom = predictions["y"] + page.evaluate("scrollY") + predictions["height"] + MARGIN
     page.set_viewport_size({"width": page.evaluate("innerWidth"), "height": round(bottom)})

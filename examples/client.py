@@ -2,6 +2,8 @@
 
     python examples/client.py listings.csv labels.csv --url http://localhost:8000
     python examples/client.py listings.csv labels.csv --sync          # threads instead of coroutines
+    python examples/client.py listings.csv labels.csv --as-job --images images.zip     # the service does the rest
+    python examples/client.py labels.csv --job 0123456789abcdef0123456789abcdef        # go on with that one
 
 The table has the columns `id`, `title` and `image`, or those that `--id`, `--title` and `--image` name; an image is an
 http(s) URL, or a file path relative to the table. Either the title or the image may be empty. Where cma-clip is
@@ -15,6 +17,10 @@ to 1; empty if the service cannot tell); and `error` (empty if there was none). 
 formula has an apostrophe before it.
 
 While it runs, the rows are in labels.csv.part. A run that was interrupted goes on from there when it is started again.
+
+With `--as-job` the whole table is handed to the service, with `--images` a zip of the images that it names. The service
+computes it while nobody else needs it, also when this program ends; the same command goes on with the same job, whose
+id is in labels.csv.job. The output has the columns of `cma-clip label` then, and may also be a .jsonl or .parquet file.
 
 This file needs Python 3.11 and httpx, and nothing else from this project, so you can copy and adapt it. Call `classify`
 or `classify_async` from your own code; they differ only in how they send and wait.
@@ -33,10 +39,11 @@ import random
 import re
 import sys
 import time
+import uuid
 from collections import deque
 from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import aclosing, closing
+from contextlib import ExitStack, aclosing, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -572,6 +579,146 @@ def _finished_rows(part: Path, columns: Sequence[str]) -> list[Row]:
     return [dict(zip(columns, row, strict=True)) for row in rows[1:] if len(row) == len(columns)]
 
 
+# ── jobs ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+HANDING_IN_SECONDS = 1000.0
+"""The service reads the whole table before it answers."""
+
+LOOK_SECONDS = 2.0
+
+PIECE = 2**20
+
+
+@dataclass
+class Handover:
+    """A table that is handed to the service as a job, and what is known of it, in a file beside the output.
+
+    The file is there before the table is sent, with the `Idempotency-Key`: so whenever this program ends, the same
+    command finds the same job and never makes a second one.
+    """
+
+    out: Path
+    key: str = field(default_factory=lambda: uuid.uuid4().hex)
+    id: str | None = None
+
+    @property
+    def path(self) -> Path:
+        return self.out.with_name(f"{self.out.name}.job")
+
+    @classmethod
+    def begun(cls, out: Path) -> Handover:
+        """Return what an earlier run has begun, or a new one. Raises `OSError` or `ValueError`."""
+        if out.exists():
+            raise ValueError(f"{out} exists already; move it away, or name another file")
+        if out.suffix not in {".csv", ".jsonl", ".parquet"}:
+            raise ValueError(f"{out} must end in .csv, .jsonl or .parquet")
+        new = cls(out)
+        return cls(out, **json.loads(new.path.read_text(encoding="utf-8"))) if new.path.exists() else new
+
+    def save(self) -> None:
+        new = self.path.with_name(f"{self.path.name}.new")
+        new.write_text(json.dumps({"key": self.key, "id": self.id}), encoding="utf-8")
+        new.replace(self.path)
+
+    def __str__(self) -> str:
+        if self.id is None:
+            return "the same command hands the table in; the service makes no second job of it"
+        return f"the service goes on with job {self.id}; the same command, or --job {self.id}, waits for its labels"
+
+
+def hand_in(client: httpx.Client, job: Handover, parsed: argparse.Namespace, options: Options) -> None:
+    """Hand a table in, and keep the id of its job. Raises `RequestFailedError` or `OSError`."""
+    table: Path = parsed.listings
+    columns = {role: getattr(parsed, role) for role in ("id", "title", "image")}
+    fields = {role: name for role, name in columns.items() if name != role}
+    if options.attributes is not None:
+        fields["attributes"] = ",".join(options.attributes)
+    if options.target_precision is not None:
+        fields["target_precision"] = str(options.target_precision)
+    job.save()
+    with ExitStack() as stack:
+        files = {"table": (table.name, stack.enter_context(table.open("rb")))}
+        if parsed.images is not None:
+            files["images"] = (parsed.images.name, stack.enter_context(parsed.images.open("rb")))
+        timeout = httpx.Timeout(30.0, read=HANDING_IN_SECONDS)
+        headers = {"Idempotency-Key": job.key}
+        request = client.build_request("POST", "/v1/jobs", data=fields, files=files, headers=headers, timeout=timeout)
+        found = _done(do(client, delivered(request, options.retry))).json()
+    job.id = found["id"]
+    job.save()
+    read = found["table"]
+    print(f"{table}: {read['form']}; job {job.id} of {found['rows']['total']:,} rows", file=sys.stderr)
+    if read["invalid"]:
+        print(f"{read['invalid']:,} rows are no listings, for example", file=sys.stderr)
+        for problem in read["problems"][:5]:
+            print(f"  {problem['reason']} (id {problem['id']!r})", file=sys.stderr)
+
+
+def wait_for(client: httpx.Client, job: str, retry: Retry) -> dict[str, Any]:
+    """Wait until a job has ended, and say how far it is. Raises `RequestFailedError`, also where it failed."""
+    said = ""
+    while True:
+        response = do(client, delivered(client.build_request("GET", f"/v1/jobs/{job}"), retry))
+        if response.status_code == httpx.codes.NOT_FOUND:
+            raise RequestFailedError(f"the service knows no job {job}, or not any more")
+        found: dict[str, Any] = _done(response).json()
+        if (says := _progress(found)) != said:
+            print(says, file=sys.stderr)
+            said = says
+        if found["status"] == "done":
+            return found
+        if found["status"] not in {"queued", "running"}:
+            raise RequestFailedError(f"job {job} is {found['status']}: {found['error'] or 'somebody has ended it'}")
+        time.sleep(LOOK_SECONDS)
+
+
+def _progress(job: dict[str, Any]) -> str:
+    rows = job["rows"]
+    text = f"{job['status']}: {rows['done']:,} of {rows['total']:,} rows"
+    if job["status"] != "running" or not job["rate"]:
+        return text
+    return f"{text}, {job['rate']:.1f} a second, about {job['seconds_left'] / 60:.0f} min left"
+
+
+def fetch_results(client: httpx.Client, job: Handover) -> None:
+    """Write a job's results to its output, which is there whole or not at all. Raises `RequestFailedError`."""
+    part = job.out.with_name(f"{job.out.name}.part")
+    path = f"/v1/jobs/{job.id}/results?format={job.out.suffix[1:]}"
+    try:
+        with client.stream("GET", path, timeout=HANDING_IN_SECONDS) as response:
+            if not response.is_success:
+                response.read()
+            _done(response)
+            with part.open("wb") as file:
+                for piece in response.iter_bytes(PIECE):
+                    file.write(piece)
+    except httpx.TransportError as error:
+        raise RequestFailedError(_description(error)) from None
+    part.replace(job.out)
+    job.path.unlink(missing_ok=True)
+
+
+def _done(response: httpx.Response) -> httpx.Response:
+    if not response.is_success:
+        raise RequestFailedError(_description(response))
+    return response
+
+
+def run_job(client: httpx.Client, job: Handover, parsed: argparse.Namespace, options: Options) -> None:
+    """Hand in what has not been, wait, and fetch the results.
+
+    Raises `RequestFailedError`, `OSError` or `ValueError`.
+    """
+    job.id = parsed.job or job.id
+    if job.id is None:
+        if parsed.listings is None:
+            raise ValueError("name the table, and the file to write the labels to")
+        hand_in(client, job, parsed, options)
+    assert job.id is not None
+    wait_for(client, job.id, options.retry)
+    fetch_results(client, job)
+
+
 # ── the command ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -589,6 +736,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     headers = {"Authorization": f"Bearer {parsed.api_key}"} if parsed.api_key else {}
     connection: dict[str, Any] = {"base_url": parsed.url, "headers": headers}
     columns = Columns(id=parsed.id, title=parsed.title, image=parsed.image)
+    if parsed.as_job or parsed.job:
+        return _main_of_job(connection, parsed, options)
+    if parsed.listings is None:
+        print("client: name the table, and the file to write the labels to", file=sys.stderr)
+        return 2
     writer: LabelWriter | None = None
     try:
         with httpx.Client(**connection) as client:
@@ -613,6 +765,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _main_of_job(connection: dict[str, Any], parsed: argparse.Namespace, options: Options) -> int:
+    job: Handover | None = None
+    try:
+        job = Handover.begun(parsed.out)
+        with httpx.Client(**connection) as client:
+            run_job(client, job, parsed, options)
+    except KeyboardInterrupt:
+        print(f"client: stopped; {job}", file=sys.stderr)
+        return 130
+    except (RequestFailedError, OSError, ValueError, httpx.InvalidURL) as error:
+        print(f"client: {error}", file=sys.stderr)
+        if job is not None and job.path.exists():
+            print(f"client: what is known of the job is in {job.path}; remove it to begin anew", file=sys.stderr)
+        return 1
+    print(f"{parsed.out}: done", file=sys.stderr)
+    return 0
+
+
 def _how_to_go_on(writer: LabelWriter | None) -> str:
     done = writer.rows if writer is not None else 0
     return f"{done:,} listings are done; the same command goes on from there"
@@ -630,8 +800,8 @@ async def _label_async(
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
-    parser.add_argument("listings", type=Path, help="table of the listings")
-    parser.add_argument("out", type=Path, help="CSV to write the labels to")
+    parser.add_argument("listings", type=Path, nargs="?", help="table of the listings")
+    parser.add_argument("out", type=Path, help="CSV to write the labels to; of a job also .jsonl or .parquet")
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="URL of the service (default: %(default)s)")
     for column in ("id", "title", "image"):
         parser.add_argument(f"--{column}", default=column, metavar="COLUMN", help=f"the table's column of the {column}")
@@ -654,6 +824,9 @@ def _parser() -> argparse.ArgumentParser:
         default=os.environ.get("CMA_CLIP_API_KEY"),
         help="default: the environment variable CMA_CLIP_API_KEY",
     )
+    parser.add_argument("--as-job", action="store_true", help="hand the whole table to the service as a job")
+    parser.add_argument("--images", type=Path, help="with --as-job: zip of the images that the table names")
+    parser.add_argument("--job", metavar="ID", help="wait for this job, and write its labels")
     parser.add_argument("--sync", action="store_true", help="use threads instead of coroutines")
     return parser
 

@@ -105,8 +105,8 @@ def create_app(
     store = open_configured(settings)
     reviews = open_reviews(settings, metrics.reviews, store)
     pipeline = Pipeline(settings, metrics, reviews=reviews, gate=gate, decoding=decoding)
-    lifecycle = Lifecycle(settings, pipeline, load, store)
     tracing = configured_tracing()
+    lifecycle = Lifecycle(settings, pipeline, load, store=store, tracing=tracing)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -138,7 +138,7 @@ def create_app(
     else:
         app.include_router(routes.without_store)
     app.include_router(routes.open_routes)
-    pages.add_to(app)
+    pages.add_to(app, store=store is not None)
     for error_class in (ServiceError, RequestValidationError, HTTPException):
         app.add_exception_handler(error_class, _answer_with_problem)
     app.add_middleware(Observed, metrics=pipeline.metrics.requests, tracing=tracing)

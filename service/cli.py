@@ -18,7 +18,7 @@ import typer
 
 from model.errors import ConfigError, ModelError
 from model.threads import settle_threads
-from service.commands import audit, check, compare, evaluation, label, reviews, training
+from service.commands import audit, check, compare, evaluation, label, purge, reviews, training
 from service.commands.arguments import Attributes, EngineSetting, split_names
 from service.settings import PREFIX, Settings, configured_threads, load_settings
 
@@ -46,6 +46,7 @@ for _command in (
     audit.audit,
     label.label,
     reviews.reviews,
+    purge.purge,
 ):
     app.command()(_command)
 

@@ -3,6 +3,7 @@
     ServiceError
     ├── MalformedRequest         400  not HTTP
     ├── Unauthorized             401  no API key, or a wrong one
+    ├── Forbidden                403  the API key may not review
     ├── NotFound                 404  no such path, job or store
     ├── MethodNotAllowed         405  the path exists, the method does not
     ├── BodyTooSlow              408  a body that hardly arrives
@@ -54,6 +55,10 @@ class MalformedRequest(ServiceError):
 
 class Unauthorized(ServiceError):
     status, code = 401, "unauthorized"
+
+
+class Forbidden(ServiceError):
+    status, code = 403, "forbidden"
 
 
 class NotFound(ServiceError):

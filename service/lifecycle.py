@@ -16,6 +16,7 @@ from model.inference.predictions import ListingPredictor, check_target_precision
 from service.errors import Draining, NotReady
 from service.memory import trim_now_and_then
 from service.observability.loop_lag import observe_lag
+from service.observability.tracing import Tracing
 from service.pipeline.inference import Inference, warm_up
 from service.pipeline.pipeline import Pipeline
 from service.settings import Settings
@@ -38,12 +39,20 @@ TEND_SECONDS = 1.0
 class Lifecycle:
     """Opens the pipeline once the model is loaded, and ends it."""
 
-    def __init__(self, settings: Settings, pipeline: Pipeline, load: Load, store: Store | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        pipeline: Pipeline,
+        load: Load,
+        *,
+        store: Store | None = None,
+        tracing: Tracing | None = None,
+    ) -> None:
         self.failure: Exception | None = None
         self.draining = False
         self._settings, self._pipeline, self._load = settings, pipeline, load
         self._inference: Inference | None = None
-        self._store = store
+        self._store, self._tracing = store, tracing
         self._jobs: Jobs | None = None
         self._given_up = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -104,7 +113,7 @@ class Lifecycle:
     def _open_jobs(self, store: Store) -> None:
         from service.jobs.jobs import Jobs  # noqa: PLC0415 - SQLAlchemy takes time to import
 
-        self._jobs = Jobs(store, self._pipeline, self._pipeline.metrics.jobs)
+        self._jobs = Jobs(store, self._pipeline, self._pipeline.metrics.jobs, self._tracing)
         self._tasks.append(asyncio.create_task(self._jobs.run()))
 
     @property

@@ -587,6 +587,16 @@ class JobTable(Reply):
     problems: list[RowProblem] = Field(description="the first 100 of them")
 
 
+class JobCallback(Reply):
+    """Whether the end of the job was told to the URL that was handed in with it."""
+
+    url: str
+    attempts: int
+    delivered: datetime | None = Field(description="when it was answered with a 2xx status")
+    next: datetime | None = Field(description="when it is sent, or sent again; null before the job's end, and at last")
+    error: str | None = Field(description="what was wrong with the last attempt")
+
+
 class JobReply(Reply):
     id: str
     status: Literal["queued", "running", "done", "failed", "cancelled"]
@@ -601,6 +611,7 @@ class JobReply(Reply):
     seconds_left: float | None = Field(description="at that rate; null where it is not running")
     table: JobTable
     error: str | None = Field(description="why it has failed")
+    callback: JobCallback | None = Field(description="null where none was asked for")
 
     @classmethod
     def of(cls, job: Mapping[str, Any]) -> Self:
@@ -612,9 +623,9 @@ class JobReply(Reply):
         return cls(
             id=job["id"],
             status=job["status"],
-            created=_time(job["created"]),
-            started=None if started is None else _time(started),
-            finished=None if finished is None else _time(finished),
+            created=datetime.fromtimestamp(job["created"], UTC),
+            started=_time(started),
+            finished=_time(finished),
             model=ModelName(
                 name=job["model"],
                 version=job["version"],
@@ -628,11 +639,20 @@ class JobReply(Reply):
             seconds_left=left,
             table=JobTable(**job["report"]),
             error=job["error"],
+            callback=None
+            if job["callback_url"] is None
+            else JobCallback(
+                url=job["callback_url"],
+                attempts=job["callback_attempts"],
+                delivered=_time(job["callback_delivered"]),
+                next=_time(job["callback_due"]),
+                error=job["callback_error"],
+            ),
         )
 
 
-def _time(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
+def _time(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
 
 
 class JobsReply(Reply):

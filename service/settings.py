@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+)
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -28,7 +37,7 @@ PROXY_URL = re.compile(
 PROXY_VARIABLES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
 """What other programs read; here not, since who sets them may not know that callers choose where images come from."""
 
-SECRETS = ("api_keys", "image_proxy", "store")
+SECRETS = ("api_keys", "callback_secret", "image_proxy", "store")
 """Settings that may be given as a file, whose path is in the variable `CMA_CLIP_…_FILE`, and are never shown."""
 
 
@@ -74,6 +83,15 @@ def _store(value: SecretStr | None) -> SecretStr | None:
     return value
 
 
+def _names_of_keys(names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    known = [key.name for key in info.data.get("api_keys", ())]
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(
+            f"{PREFIX}API_KEYS has no key that is called {unknown[0]!r}; it has {', '.join(known) or 'none'}"
+        )
+    return names
+
+
 CommaSeparated = NoDecode, BeforeValidator(_split)
 HostPattern = Annotated[str, BeforeValidator(_host_pattern), Field(min_length=1, pattern=r"^[a-z0-9.:_-]+$")]
 Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
@@ -110,7 +128,7 @@ class SecretFiles(PydanticBaseSettingsSource):
         if os.environ.get(variable):
             raise ConfigError(f"{variable} and {variable}_FILE are both set")
         try:
-            return Path(path).read_text(encoding="utf-8"), field_name, False
+            return Path(path).read_text(encoding="utf-8").strip(), field_name, False
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
             raise ConfigError(f"{variable}_FILE: cannot read {path}: {reason}") from None
@@ -177,6 +195,11 @@ class Settings(BaseSettings):
         description="folder, or URL such as s3://bucket/path, of the store's files; none: beside the SQLite file",
     )
     keep_days: float = Field(default=30, gt=0, le=36_500, description="how long the store keeps what has ended")
+    callback_secret: SecretStr | None = Field(
+        default=None,
+        min_length=16,
+        description="signs what is sent to the callback URLs of jobs; none: they are refused",
+    )
     max_job_bytes: Count = Field(default=2 * 2**30, description="table and images of one job, uploaded")
     drain_seconds: float = Field(default=20, ge=0, le=86_400, description="longest time from SIGTERM to the end")
     keep_alive_seconds: float = Field(
@@ -191,6 +214,9 @@ class Settings(BaseSettings):
     )
     review_days: float = Field(
         default=365, gt=0, le=36_500, description="days after which reviews, with titles and images, are deleted"
+    )
+    review_keys: Annotated[tuple[str, ...], *CommaSeparated, AfterValidator(_names_of_keys)] = Field(
+        default=(), description="comma-separated names of the API keys that may review; none: all"
     )
     auto_abstain: bool = Field(
         default=False,

@@ -7,7 +7,7 @@ drawn by a hash, shows what is familiar; certificates are of the rest. Nothing i
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from model.catalogue.config import CatalogueConfig
@@ -36,6 +36,8 @@ class ReviewedListing:
     title: str | None
     has_image: bool
     labels: Mapping[str, str]
+    label_sets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The same of multi-valued attributes."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ def _listing(each: ReviewedListing) -> Listing:
         title=each.title,
         image=each.name if each.has_image else None,
         labels=each.labels,
+        label_sets=each.label_sets,
         group=group,
         part=share_of(f"reviews\x1f{group}", SCOPE_SHARES, rest=Part.CALIBRATION),
     )

@@ -23,6 +23,7 @@ from scipy.sparse.csgraph import connected_components
 
 from model.catalogue.corrections import Corrections
 from model.catalogue.listings import Catalogue, Listing
+from model.catalogue.reviewed import NONE_FITS, SKIPPED
 from model.catalogue.splits import Part
 from model.errors import ConfigError, ModelError
 from model.evaluation.scores import labelled
@@ -356,7 +357,7 @@ def check_attributes(tasks: Sequence[Task], catalogue: Catalogue) -> None:
     if missing := [task.name for task in tasks if task.name not in catalogue.config.attributes]:
         raise ConfigError(f"{catalogue.config.path} does not name {', '.join(missing)} among its attributes")
     for task in tasks:
-        labels = _held_out_labels(task, catalogue)
+        labels = [label for label in _held_out_labels(task, catalogue) if label not in (NONE_FITS, SKIPPED)]
         if labels and all(task.encode(label) == OUT_OF_VOCABULARY for label in labels):
             raise ConfigError(
                 f"the model knows none of the labels that {catalogue.config.path} has for {task.name}: "

@@ -8,11 +8,15 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from model.catalogue.corrections import labels_of
 from model.catalogue.listings import Catalogue
 from model.catalogue.reviewed import SKIPPED
 from model.catalogue.splits import Part
 from model.tasks import Task
 from model.trust.certificates import most_wrong, significance_level
+
+EXAMPLE = 300
+"""Judged pairs of which it is said what they can certify, beside those that there are."""
 
 
 def prospects(catalogue: Catalogue, tasks: Sequence[Task], targets: Sequence[float], delta: float = 0.05) -> Table:
@@ -26,11 +30,15 @@ def prospects(catalogue: Catalogue, tasks: Sequence[Task], targets: Sequence[flo
     for target in targets:
         table.add_column(f"errors allowed at {100 * target:g} %", justify="right")
     for task in tasks:
-        judged = Counter(each.part is Part.CALIBRATION for each in catalogue.listings if task.name in each.labels)
-        skipped = [each.labels.get(task.name) for each in catalogue.part(Part.CALIBRATION)].count(SKIPPED)
+        judged = Counter(each.part is Part.CALIBRATION for each in catalogue.listings if each.has_label(task.name))
+        skipped = sum(SKIPPED in labels_of(each, task.name) for each in catalogue.part(Part.CALIBRATION))
         cells = [_allowed(judged[True], target, delta) for target in targets]
         table.add_row(task.name, f"{judged[False]:,}", f"{judged[True]:,}", f"{skipped:,}", *cells)
     table.caption = "If a threshold accepts all of them; of fewer, fewer may be wrong. A skipped pair counts as wrong."
+    examples = ", ".join(f"at {100 * target:g} % {_allowed(EXAMPLE, target, delta)}" for target in targets)
+    table.caption += f" For comparison, {EXAMPLE} pairs allow {examples}."
+    if any(task.multi_valued for task in tasks):
+        table.caption += " Where a listing may have several labels: if one of each is accepted."
     return table
 
 

@@ -3,7 +3,7 @@
 A Clopper-Pearson bound holds for a sample whose size was fixed beforehand. Who looks after every judgement, and raises
 the alarm the first time that it falls under the target, raises a false one sooner or later. These don't.
 
-Maths on numpy; no torch, no files. Shapes: Q sequences, J bets.
+Maths on numpy; no torch, no files. Shapes: Q sequences, G outcomes of a listing, J bets.
 """
 
 from __future__ import annotations
@@ -32,33 +32,64 @@ _STEPS = 50
 
 @dataclass(frozen=True, slots=True)
 class Judgements:
-    """How many accepted labels people found right and wrong, and how many they skipped: of each sequence, `[Q]`."""
+    """What people found of the accepted labels of listings: how many listings of each sequence came to which outcome.
 
+    Of a single-valued attribute a listing has one accepted label; of a multi-valued one it may have several, which are
+    judged together and depend on each other.
+    """
+
+    listings: NDArray[np.int64]
+    """How many had an outcome, `[Q, G]`."""
+    labels: NDArray[np.int64]
+    """The accepted labels of a listing with that outcome, `[G]`."""
     right: NDArray[np.int64]
-    wrong: NDArray[np.int64]
-    skipped: NDArray[np.int64]
+    """Those found right, `[G]`; 0 where the listing was skipped."""
+    skipped: NDArray[np.bool_]
+    """Whether it was, `[G]`."""
+    most: NDArray[np.int64]
+    """The accepted labels that a listing of the sequence can have, at most, `[Q]`."""
 
     @classmethod
     def of(cls, right: ArrayLike, wrong: ArrayLike, skipped: ArrayLike) -> Judgements:
-        """Raises `ValueError` for counts of different shapes, or negative ones."""
+        """Return those of listings with one accepted label each, from how many were found right, wrong or skipped.
+
+        Each is `[Q]`. Raises `ValueError` for counts of different shapes, or negative ones.
+        """
         counts = [np.atleast_1d(np.asarray(each, np.int64)) for each in (right, wrong, skipped)]
         if not counts[0].shape == counts[1].shape == counts[2].shape or any((each < 0).any() for each in counts):
             raise ValueError("right, wrong and skipped must be of one shape, and none may be negative")
-        return cls(*counts)
+        one = np.ones(len(counts[0]), np.int64)
+        return cls(np.stack(counts, 1), np.ones(3, np.int64), np.array([1, 0, 0]), np.array([False, False, True]), one)
+
+    @property
+    def labels_right(self) -> NDArray[np.int64]:
+        """How many labels were found right, `[Q]`."""
+        return np.asarray(self.listings @ self.right)
+
+    @property
+    def labels_wrong(self) -> NDArray[np.int64]:
+        """How many labels were found wrong, `[Q]`."""
+        return np.asarray(self.listings @ np.where(self.skipped, 0, self.labels - self.right))
+
+    @property
+    def labels_skipped(self) -> NDArray[np.int64]:
+        """How many labels nobody could judge, `[Q]`."""
+        return np.asarray(self.listings @ np.where(self.skipped, self.labels, 0))
 
     @property
     def precision(self) -> Floats:
-        """The share of right ones among those that were judged, `[Q]`; NaN where none was."""
-        judged = self.right + self.wrong
-        return np.where(judged > 0, self.right / np.maximum(judged, 1), np.nan)
+        """The share of right labels among those that were judged, `[Q]`; NaN where none was."""
+        right, judged = self.labels_right, self.labels_right + self.labels_wrong
+        return np.where(judged > 0, right / np.maximum(judged, 1), np.nan)
 
     def lower(self, alpha: float) -> Floats:
         """The bounds that the precisions are not below, `[Q]`: a skipped judgement counts as wrong."""
-        return lower_bound(self.right, self.wrong + self.skipped, alpha)
+        return 1 - _upper(self.listings, self.labels, self.labels - self.right, self.most, alpha)
 
     def upper(self, alpha: float) -> Floats:
         """The bounds that the precisions are not above, `[Q]`: a skipped judgement counts as right."""
-        return upper_bound(self.right + self.skipped, self.wrong, alpha)
+        right = np.where(self.skipped, self.labels, self.right)
+        return _upper(self.listings, self.labels, right, self.most, alpha)
 
 
 def upper_bound(right: ArrayLike, wrong: ArrayLike, alpha: float) -> Floats:
@@ -76,17 +107,16 @@ def upper_bound(right: ArrayLike, wrong: ArrayLike, alpha: float) -> Floats:
     not refuted. The capital grows with m, since the odds do: the claims that are refuted are those above a bound,
     which bisection finds. It depends on how many outcomes were right and wrong, not on their order.
 
+    **Several labels of a listing** (`Judgements`) are one bet, since they depend on each other. With n accepted labels,
+    of which r are right, and K at most, the capital is multiplied by 1 + (b / K) (n m - r) / (1 - m): never negative,
+    and 1 on average if the expected number of right labels is m times that of accepted ones, whatever the earlier
+    listings were. With K = n = 1 these are the odds above. So the promise is about (listing, label) pairs, and holds
+    however the labels of a listing depend on each other.
+
     Raises `ValueError` unless `alpha` lies between 0 and 1.
     """
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha must lie between 0 and 1, it is {alpha}")
-    right, wrong = (np.atleast_1d(np.asarray(each, np.float64))[:, None] for each in (right, wrong))
-    low, high = np.zeros(len(right)), np.ones(len(right))
-    for _ in range(_STEPS):
-        middle = (low + high) / 2
-        refuted = _log_capital(right, wrong, middle[:, None]) >= -math.log(alpha)
-        low, high = np.where(refuted, low, middle), np.where(refuted, middle, high)
-    return high
+    counts = np.stack([np.atleast_1d(np.asarray(each, np.float64)) for each in (right, wrong)], axis=1)
+    return _upper(counts, np.ones(2, np.int64), np.array([1, 0]), np.ones(len(counts), np.int64), alpha)
 
 
 def lower_bound(right: ArrayLike, wrong: ArrayLike, alpha: float) -> Floats:
@@ -94,9 +124,36 @@ def lower_bound(right: ArrayLike, wrong: ArrayLike, alpha: float) -> Floats:
     return 1 - upper_bound(wrong, right, alpha)
 
 
-def _log_capital(right: NDArray[Any], wrong: NDArray[Any], mean: Floats) -> Floats:
-    """Return the logarithm of the mean capital of all bets against each claim, `[Q]`, from `[Q, 1]` each."""
-    logs = right * np.log1p(-BETS) + wrong * np.log1p(BETS * mean / (1 - mean))
+def _upper(
+    listings: NDArray[Any], labels: NDArray[np.int64], right: NDArray[np.int64], most: NDArray[np.int64], alpha: float
+) -> Floats:
+    """Return the bound of each sequence, `[Q]`; the arguments are those of `Judgements`, of which `right` counts all.
+
+    Raises `ValueError` unless `alpha` lies between 0 and 1.
+    """
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha must lie between 0 and 1, it is {alpha}")
+    low, high = np.zeros(len(listings)), np.ones(len(listings))
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        refuted = _log_capital(listings, labels, right, most, middle) >= -math.log(alpha)
+        low, high = np.where(refuted, low, middle), np.where(refuted, middle, high)
+    return high
+
+
+def _log_capital(
+    listings: NDArray[Any],
+    labels: NDArray[np.int64],
+    right: NDArray[np.int64],
+    most: NDArray[np.int64],
+    mean: Floats,
+) -> Floats:
+    """Return the logarithm of the mean capital of all bets against each claim, `[Q]`."""
+    logs = np.zeros((len(listings), len(BETS)))
+    for count, n, r in zip(listings.T, labels.tolist(), right.tolist(), strict=True):
+        # [Q], for each share of the capital that is bet; another attribute's listings may have more labels than `most`
+        earned = np.where(count > 0, ((n - r) / (1 - mean) - n) / most, 0.0)
+        logs += count[:, None] * np.log1p(BETS * earned[:, None])
     largest = logs.max(axis=1)
     return np.asarray(largest + np.log(np.exp(logs - largest[:, None]).mean(axis=1)))
 

@@ -67,8 +67,9 @@ def reviews(
             rows = list(_corrections(records, attribute, start))
             kept = _usable(rows, catalogue)
             write_judged(kept, corrections)
-            print(f"{corrections}: {len(kept):,} of {len(rows):,} decisions; the others are on listings without an id,")
-            print("  outside the catalogue, or on a label that was judged again")
+            print(f"{corrections}: {len(kept):,} of {len(rows):,} decisions")
+            if len(kept) < len(rows):
+                print("  the others are on listings without an id, outside the catalogue, or on a label judged again")
         if accepted:
             count = write_rows(ACCEPTED_COLUMNS, _accepted(records, attribute, start), accepted)
             print(f"{accepted}: {count:,} accepted labels")
@@ -106,8 +107,8 @@ def reviewed(records: Records, attributes: list[str], trained_on: Catalogue | No
     )
     from model.catalogue.splits import Part  # noqa: PLC0415
 
-    def label(pair: JudgedPair) -> str:
-        return SKIPPED if pair.verdict is Verdict.SKIPPED else pair.decision or NONE_FITS
+    def labels(pair: JudgedPair) -> tuple[str, ...]:
+        return (SKIPPED,) if pair.decision is None else pair.decision or (NONE_FITS,)
 
     def listings() -> Iterator[ReviewedListing]:
         for name, same in itertools.groupby(records.judged(Kind.RANDOM), key=lambda pair: pair.listing):
@@ -117,7 +118,8 @@ def reviewed(records: Records, attributes: list[str], trained_on: Catalogue | No
                 id=pairs[0].id,
                 title=pairs[0].title,
                 has_image=pairs[0].has_image,
-                labels={pair.attribute: label(pair) for pair in pairs},
+                labels={pair.attribute: labels(pair)[0] for pair in pairs if pair.separator is None},
+                label_sets={pair.attribute: labels(pair) for pair in pairs if pair.separator is not None},
             )
 
     seen = trained_on.listings if trained_on else ()
@@ -155,7 +157,7 @@ def _corrections(records: Records, attribute: str | None, since: float) -> Itera
                 label="",
                 suggestion="" if unseen else pair.label,
                 score="" if unseen else f"{pair.confidence:.4f}",
-                decision=pair.decision or UNCLEAR,
+                decision=(pair.separator or "").join(pair.decision or ()) or UNCLEAR,
                 sample=RANDOM if unseen else "",
                 reviewer=pair.decided_by,
                 time=_time(pair.decided),

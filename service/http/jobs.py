@@ -25,7 +25,7 @@ from service.jobs.results import MEDIA_TYPES
 from service.request_form import check_fields, split_names
 from service.schemas import JobReply, JobsReply, Options
 
-FIELDS = {"table", "images", "id", "title", "image", "attributes", "target_precision"}
+FIELDS = {"table", "images", "id", "title", "image", "attributes", "target_precision", "callback_url"}
 
 TABLE_SUFFIXES_LENGTH = 16
 
@@ -59,6 +59,7 @@ FORM: dict[str, Any] = {
                            for name in ("id", "title", "image")},
                         "attributes": {"type": "string", "description": "separated by commas; default: all"},
                         "target_precision": {"type": "string"},
+                        "callback_url": {"type": "string", "description": "is sent the job once it has ended"},
                     },
                 }
             }
@@ -83,6 +84,7 @@ async def hand_in(request: Request, jobs: JobsDep, lifecycle: LifecycleDep, pipe
         form = await read_form(request, folder, files=("table", "images"), limit=limit, setting=SETTING)
         options = pipeline.check_options(_options(form))
         job = await jobs.submit(_submission(request, form, folder), options)
+    record_of(request).job = job["id"]
     return JobReply.of(job)
 
 
@@ -92,13 +94,13 @@ async def list_jobs(request: Request, jobs: JobsDep, limit: Annotated[int, Query
     return JobsReply(jobs=[JobReply.of(job) for job in await jobs.page(_key(request), limit)])
 
 
-@job_routes.get("/{job}", response_model=JobReply, responses=problems(401, 404, 503))
+@job_routes.get("/{job}", response_model=JobReply, responses=problems(401, 404, 422, 503))
 async def get_job(request: Request, job: str, jobs: JobsDep) -> JobReply:
     """How far a job is."""
     return JobReply.of(await jobs.get(_key(request), job))
 
 
-@job_routes.delete("/{job}", status_code=204, response_model=None, responses=problems(401, 404, 503))
+@job_routes.delete("/{job}", status_code=204, response_model=None, responses=problems(401, 404, 422, 503))
 async def end_job(request: Request, job: str, jobs: JobsDep) -> None:
     """Cancel a job that has not ended; delete one that has, with its results."""
     await jobs.end(_key(request), job)
@@ -176,4 +178,5 @@ def _submission(request: Request, form: Form, folder: Path) -> Submission:
         images=form.files.get("images"),
         columns={role: form.fields.get(role, "").strip() or role for role in roles},
         named=[role for role in roles if form.fields.get(role, "").strip()],
+        callback_url=form.fields.get("callback_url", "").strip() or None,
     )

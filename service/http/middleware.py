@@ -80,7 +80,12 @@ class Observed:
         self._metrics.answered(method=scope["method"], route=route, status=status, seconds=seconds)
         if record.trace is not None:
             record.trace.end(
-                method=scope["method"], route=route, status=status, code=record.code, listings=record.listings
+                method=scope["method"],
+                route=route,
+                status=status,
+                code=record.code,
+                listings=record.listings,
+                job=record.job,
             )
         if record.key is not None:
             self._metrics.answered_key(record.key, status)

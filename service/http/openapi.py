@@ -12,6 +12,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Declare refusals in the OpenAPI document."""
     reasons = {
         401: "no API key, or a wrong one",
+        403: "the API key may not review",
         404: "no such path, item, job or store",
         408: "the body hardly arrives",
         409: "the job is not done; or another reviewer has the item, or has decided it",

@@ -18,6 +18,9 @@ INDEX, DOCS, REVIEW = (
     (STATIC / name).read_text(encoding="utf-8") for name in ("index.html", "docs.html", "review.html")
 )
 
+REVIEWS, LINK = "<!-- reviews -->", '<a class="docs" href="review">Review</a>'
+"""Where a page links to `/review`, if the service has a store."""
+
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' blob: data: http: https:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -37,14 +40,25 @@ class RevalidatedFiles(StaticFiles):
         return response
 
 
-def add_to(app: FastAPI) -> None:
+NOTHING_STORED = "Nothing is stored: the table exists only in this tab."
+STORED = "The table exists only in this tab, but the service keeps some listings for people to review."
+
+
+def _with_store(page: str) -> str:
+    return page.replace(REVIEWS, LINK).replace(NOTHING_STORED, STORED)
+
+
+def add_to(app: FastAPI, *, store: bool) -> None:
+    """Add the pages; store: whether the service has one, so that listings are kept and there is something to review."""
+    start, reference = ((_with_store(page) if store else page.replace(REVIEWS, "")) for page in (INDEX, DOCS))
+
     @app.get("/", include_in_schema=False)
     async def index() -> HTMLResponse:
-        return HTMLResponse(INDEX, headers=HEADERS)
+        return HTMLResponse(start, headers=HEADERS)
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
-        return HTMLResponse(DOCS, headers=HEADERS)
+        return HTMLResponse(reference, headers=HEADERS)
 
     @app.get("/review", include_in_schema=False)
     async def review() -> HTMLResponse:

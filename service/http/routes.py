@@ -56,14 +56,9 @@ async def classify_listing(
     async with call.deadline.enforced():
         fetched = await pipeline.fetch(listing.url, call) if listing.url is not None else None
         prepared = await pipeline.prepare(listing, fetched, explain=options.explain, call=call)
-        prediction = await pipeline.infer(prepared, call)
-    started = time.monotonic()
-    predictions = pipeline.answers(prediction, options)
-    pipeline.metrics.predictions.answered(prediction.scope, predictions)
-    if pipeline.reviews is not None:
-        pipeline.reviews.offer(listing, fetched, prediction, predictions)
-    reply = ClassifyReply.of(listing.id, pipeline.predictor.info, prediction, predictions)
-    pipeline.record_stage("respond", time.monotonic() - started, call)
+        answer = await pipeline.answer(listing, fetched, prepared, options, call)
+    reply = ClassifyReply.of(listing.id, pipeline.predictor.info, answer.prediction, answer.attributes)
+    pipeline.record_stage("respond", time.monotonic() - answer.computed, call)
     return reply
 
 

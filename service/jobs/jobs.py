@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import sys
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -16,10 +17,12 @@ from uuid import uuid4
 from model.inputs.pool import interpreter
 from service.errors import InvalidRequest, NotFound, PayloadTooLarge, RateLimited, ServiceError, Unavailable
 from service.jobs import queue, results
+from service.jobs.callbacks import Callbacks
 from service.jobs.queue import Job
 from service.jobs.split import Outcome, Task
 from service.jobs.worker import Leases, Worker
 from service.observability.metrics import JobMetrics
+from service.observability.tracing import Tracing
 from service.pipeline.options import CheckedOptions
 from service.pipeline.pipeline import Pipeline
 from service.store import removals
@@ -29,10 +32,16 @@ log = logging.getLogger(__name__)
 
 SPLIT_SECONDS = 900.0
 
+SPLITTING = 2
+"""Tables that are read at once: each may take a core, and gigabytes of memory. Others wait."""
+
 MOST_OPEN = 100
 """Jobs of one key that have not ended: what they keep on the disk is bounded."""
 
 TIDY_SECONDS = 10.0
+
+REST_SECONDS = 5.0
+"""After a bug."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,20 +55,27 @@ class Submission:
     images: Path | None
     columns: dict[str, str]
     named: list[str]
+    callback_url: str | None = None
 
 
 class Jobs:
     """All that routes and the life cycle need of jobs."""
 
-    def __init__(self, store: Store, pipeline: Pipeline, metrics: JobMetrics, *, leases: Leases | None = None) -> None:
+    def __init__(self, store: Store, pipeline: Pipeline, metrics: JobMetrics, tracing: Tracing | None) -> None:
+        """tracing: makes the spans of shards; None: they are not traced"""
         self.store, self._pipeline, self._metrics = store, pipeline, metrics
-        self.worker = Worker(store, pipeline, metrics, leases or Leases())
+        self.worker = Worker(store, pipeline, metrics, Leases(), tracing)
+        self._splitting = asyncio.Semaphore(SPLITTING)
+        secret = pipeline.settings.callback_secret
+        self._callbacks = Callbacks(store, pipeline, secret.get_secret_value()) if secret else None
 
     async def run(self) -> None:
         """Compute and tidy up until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self.worker.run())
-            group.create_task(self._tidy())
+            group.create_task(_again_and_again(self.worker.run))
+            group.create_task(_again_and_again(self._tidy))
+            if self._callbacks is not None:
+                group.create_task(_again_and_again(self._callbacks.run))
 
     async def _tidy(self) -> None:
         """Count jobs, delete those whose time is up, and remove files that nothing needs any more."""
@@ -69,6 +85,7 @@ class Jobs:
                 self._metrics.counted(await self.store.database.run(queue.counts))
                 await self.store.database.run(queue.purge, older_than=keep)
                 await self.store.database.in_thread(partial(removals.sweep, self.store.database, self.store.files))
+                await asyncio.to_thread(self.store.files.sweep_scratch)
             except Unavailable as error:
                 log.warning("the store is not tidied: %s", error.detail)
             except OSError as error:
@@ -84,6 +101,7 @@ class Jobs:
         """
         if (earlier := await self._earlier(sent)) is not None:
             return earlier
+        await self._check_callback(sent.callback_url)
         if await self.store.database.run(queue.count_open, sent.key) >= MOST_OPEN:
             raise RateLimited(f"{MOST_OPEN} jobs of this key have not ended", retry_after=60)
         job = uuid4().hex
@@ -110,6 +128,17 @@ class Jobs:
             raise InvalidRequest("this Idempotency-Key came with another job; take a new one for each job")
         return found
 
+    async def _check_callback(self, url: str | None) -> None:
+        """Raise `InvalidRequest` for a URL that may not be called, as far as can be told now."""
+        if url is None:
+            return
+        if self._callbacks is None:
+            raise InvalidRequest("callback_url: this service has no secret to sign with (CMA_CLIP_CALLBACK_SECRET)")
+        try:
+            await self._pipeline.check_url(url)
+        except InvalidRequest as error:
+            raise InvalidRequest(f"callback_url, which must be as image URLs are: {error.detail}") from None
+
     async def _split(self, sent: Submission, job: str) -> Outcome:
         settings = self._pipeline.settings
         task = Task(
@@ -122,7 +151,8 @@ class Jobs:
             max_bytes=settings.max_job_bytes,
             max_image_bytes=settings.max_image_bytes,
         )
-        outcome = await _in_process(task)
+        async with self._splitting:
+            outcome = await _in_process(task)
         if outcome.too_large:
             raise PayloadTooLarge(f"{outcome.error} (CMA_CLIP_MAX_JOB_BYTES)")
         if outcome.error is not None:
@@ -137,10 +167,12 @@ class Jobs:
             "key": sent.key,
             "idempotency_key": sent.idempotency_key,
             "fingerprint": sent.fingerprint,
+            "batch": self.worker.batch,
             "model": predictor.info.name,
             "attributes": list(options.attributes),
             "separators": {name: each for name, each in separators.items() if name in options.attributes},
             "target_precision": options.target_precision,
+            "callback_url": sent.callback_url,
             "report": {"form": outcome.form, "invalid": outcome.invalid, "problems": outcome.problems},
         }
 
@@ -167,6 +199,16 @@ class Jobs:
         paths = await self.store.database.run(queue.results, job["id"])
         files, attributes, separators = self.store.files, job["attributes"], job["separators"]
         await asyncio.to_thread(results.write, files, paths, out, form, attributes=attributes, separators=separators)
+
+
+async def _again_and_again(work: Callable[[], Awaitable[None]]) -> None:
+    """Do what never ends, and begin anew where a bug ended it: one job's trouble must not stop the others."""
+    while True:
+        try:
+            await work()
+        except Exception:
+            log.exception("jobs go on after an error")
+            await asyncio.sleep(REST_SECONDS)
 
 
 async def _in_process(task: Task) -> Outcome:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, case, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from service.store import removals
@@ -42,10 +42,14 @@ class Lease:
     place: int
     token: int
     rows: int
+    batch: int
     attributes: tuple[str, ...]
     separators: Mapping[str, str]
     target_precision: float
 
+
+SETTLED_SECONDS = 60.0
+"""After that long nobody computes a job any more that has ended: a replica learns of it when it extends its lease."""
 
 Job = dict[str, Any]
 """A row of the table of jobs, and the time at which it was read (`now`)."""
@@ -97,7 +101,7 @@ def accept(connection: Connection, values: Mapping[str, Any], pin: Pin, rows: Se
     """
     if not removals.keep(connection, folder_of(values["id"])):
         return False
-    zero = dict.fromkeys(("rows_done", "rows_failed", "shards_done"), 0)
+    zero = dict.fromkeys(("rows_done", "rows_failed", "shards_done", "callback_attempts"), 0)
     row = {**values, **asdict(pin), **zero, "status": QUEUED, "created": now(), "served": 0.0, "rows": sum(rows)}
     savepoint = connection.begin_nested()
     try:
@@ -120,9 +124,9 @@ def cancel_or_delete(connection: Connection, key: str, job: str) -> bool:
         return False
     connection.execute(delete(shards).where(shards.c.job == job))
     ended = update(jobs).where(jobs.c.id == job, jobs.c.status.in_(OPEN))
-    if connection.execute(ended.values(status=CANCELLED, finished=now())).rowcount == 0:
+    if connection.execute(ended.values(status=CANCELLED, **_end())).rowcount == 0:
         connection.execute(delete(jobs).where(jobs.c.id == found["id"]))
-    removals.remove(connection, folder_of(job))
+    removals.remove(connection, folder_of(job), after=SETTLED_SECONDS)
     return True
 
 
@@ -131,10 +135,23 @@ def purge(connection: Connection, *, older_than: float) -> int:
     old = select(jobs.c.id).where(jobs.c.finished < now() - older_than)
     found = connection.scalars(old).all()
     for job in found:
-        connection.execute(delete(shards).where(shards.c.job == job))
-        connection.execute(delete(jobs).where(jobs.c.id == job))
-        removals.remove(connection, folder_of(job))
+        delete_any(connection, job)
     return len(found)
+
+
+def delete_any(connection: Connection, job: str) -> bool:
+    """Delete a job of any key, ended or not; False where there is none."""
+    connection.execute(delete(shards).where(shards.c.job == job))
+    ended = connection.scalar(select(jobs.c.finished < now() - SETTLED_SECONDS).where(jobs.c.id == job))
+    if connection.execute(delete(jobs).where(jobs.c.id == job)).rowcount == 0:
+        return False
+    removals.remove(connection, folder_of(job), after=0.0 if ended else SETTLED_SECONDS)
+    return True
+
+
+def all_ids(connection: Connection) -> Sequence[str]:
+    """Return the ids of all jobs."""
+    return connection.scalars(select(jobs.c.id)).all()
 
 
 def results(connection: Connection, job: str) -> Sequence[str]:
@@ -148,7 +165,7 @@ def results(connection: Connection, job: str) -> Sequence[str]:
 def lease(connection: Connection, pin: Pin, *, seconds: float) -> Lease | None:
     """Take a shard that nobody computes, of the job that has waited longest since one of it was taken."""
     query = (
-        select(shards, jobs.c.attributes, jobs.c.separators, jobs.c.target_precision)
+        select(shards, jobs.c.batch, jobs.c.attributes, jobs.c.separators, jobs.c.target_precision)
         .join(jobs, jobs.c.id == shards.c.job)
         .where(*(jobs.c[name] == value for name, value in asdict(pin).items()))
         .where(jobs.c.status.in_(OPEN), shards.c.result.is_(None), shards.c.leased_until < now())
@@ -177,6 +194,7 @@ def lease(connection: Connection, pin: Pin, *, seconds: float) -> Lease | None:
         place=found["place"],
         token=token,
         rows=found["rows"],
+        batch=found["batch"],
         attributes=tuple(found["attributes"]),
         separators=found["separators"],
         target_precision=found["target_precision"],
@@ -194,9 +212,13 @@ def give_back(connection: Connection, lease: Lease, *, after: float = 0.0) -> No
 
 
 def finish(connection: Connection, lease: Lease, *, result: str, failed: int) -> bool:
-    """Record a shard's result, and with the last one the end of the job; False where the lease is over."""
+    """Record a shard's result, and with the last one the end of the job; False where the lease is over.
+
+    True as well where it is recorded already: the database may have gone after it had committed, and before it said so.
+    """
     if not _change(connection, lease, result=result):
-        return False
+        recorded = select(shards.c.result).where(shards.c.job == lease.job, shards.c.place == lease.place)
+        return connection.scalar(recorded) == result
     job = update(jobs).where(jobs.c.id == lease.job)
     connection.execute(
         job.values(
@@ -206,8 +228,8 @@ def finish(connection: Connection, lease: Lease, *, result: str, failed: int) ->
         )
     )
     last = job.where(jobs.c.shards_done == jobs.c.shards)
-    if connection.execute(last.values(status=DONE, finished=now())).rowcount:
-        removals.remove(connection, shards_of(lease.job))
+    if connection.execute(last.values(status=DONE, **_end())).rowcount:
+        removals.remove(connection, shards_of(lease.job), after=SETTLED_SECONDS)
     return True
 
 
@@ -220,5 +242,10 @@ def _change(connection: Connection, lease: Lease, **values: Any) -> bool:
 def _fail(connection: Connection, job: str, reason: str) -> None:
     connection.execute(delete(shards).where(shards.c.job == job))
     ended = update(jobs).where(jobs.c.id == job)
-    connection.execute(ended.values(status=FAILED, error=reason, finished=now()))
-    removals.remove(connection, folder_of(job))
+    connection.execute(ended.values(status=FAILED, error=reason, **_end()))
+    removals.remove(connection, folder_of(job), after=SETTLED_SECONDS)
+
+
+def _end() -> dict[str, Any]:
+    """What changes at the end of each job, however it ends: its callback is due, where one is wanted."""
+    return {"finished": now(), "callback_due": case((jobs.c.callback_url.is_not(None), now()), else_=None)}

@@ -67,6 +67,10 @@ class ShardReader:
             fields = json.loads(line)
             yield ShardRow(**{**fields, "images": tuple(fields["images"])})
 
+    def size_of(self, name: str) -> int:
+        """Return the bytes of an image that a row names."""
+        return self._file.getinfo(f"images/{name}").file_size
+
     def image(self, name: str) -> bytes:
         """Return an image that a row names."""
         return self._file.read(f"images/{name}")

@@ -21,6 +21,7 @@ from model.catalogue.image_store import FetchedImages, Images, is_url, open_imag
 from model.catalogue.listings import BadRow, CatalogueReader, Listing, ReadReport
 from model.errors import CatalogueError, ModelError
 from service.jobs.shards import ShardRow, ShardWriter
+from service.schemas import MAX_ID, MAX_TITLE
 from service.store.files import Files
 
 SHARD_ROWS, SHARD_BYTES = 256, 16 * 2**20
@@ -80,8 +81,17 @@ def split(task: Task) -> Outcome:
     except TooMuchError as error:
         return Outcome(error=str(error), too_large=True)
     except ModelError as error:
-        return Outcome(error=str(error).replace(str(Path(task.table)), "the table"))
+        return Outcome(error=_told(error, task))
     return outcome
+
+
+def _told(error: ModelError | BadRow, task: Task) -> str:
+    """Return what is wrong, without the paths of this machine."""
+    names = {task.table: "the table"} | ({task.images: "the zip"} if task.images else {})
+    text = str(error)
+    for path, name in names.items():
+        text = text.replace(path, name)
+    return text
 
 
 def _shards(task: Task, outcome: Outcome) -> Iterator[ShardWriter]:
@@ -145,7 +155,11 @@ def _config(task: Task, columns: dict[str, str]) -> CatalogueConfig:
 
 def _row(item: Listing | BadRow, line: int, images: Images, task: Task) -> tuple[ShardRow, dict[str, bytes]]:
     if isinstance(item, BadRow):
-        return ShardRow(id=item.id, error=str(item)), {}
+        return ShardRow(id=item.id, error=_told(item, task)), {}
+    for name, text, most in (("id", item.id, MAX_ID), ("title", item.title or "", MAX_TITLE)):
+        if len(text) > most:
+            error = f"line {line}: the {name} has {len(text):,} characters; at most {most:,} are accepted"
+            return ShardRow(id=item.id, error=error), {}
     if item.embedded is not None:
         name = f"embedded-{line}"  # ids may occur twice
         return ShardRow(id=item.id, title=item.title, images=(name,)), {name: item.embedded}
@@ -153,7 +167,7 @@ def _row(item: Listing | BadRow, line: int, images: Images, task: Task) -> tuple
     try:
         found = {name: _read(images, name, task.max_image_bytes) for name in names if not is_url(name)}
     except CatalogueError as error:
-        return ShardRow(id=item.id, error=str(error).replace(str(task.images), "the zip")), {}
+        return ShardRow(id=item.id, error=_told(error, task)), {}
     return ShardRow(id=item.id, title=item.title, images=names), found
 
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 
 from model.catalogue.image_store import is_url
 from model.inference.bulk import RowMaker
 from model.inference.output import OutputRow
-from model.inference.predictions import Prediction, Prepared
+from model.inference.predictions import Prediction
 from model.inference.stream import Failure
 from service.errors import ServiceError, Unavailable
 from service.jobs import queue
@@ -26,10 +26,12 @@ from service.jobs.results import packed
 from service.jobs.shards import ShardReader, ShardRow
 from service.observability.metrics import JobMetrics
 from service.observability.request_log import RequestRecord
+from service.observability.tracing import Tracing
 from service.pipeline.admission import Admission, Deadline
 from service.pipeline.call import Call
+from service.pipeline.options import CheckedOptions
 from service.pipeline.pipeline import Pipeline
-from service.scheduling.batcher import Lane
+from service.pipeline.together import Place, Together
 from service.schemas import ListingInput
 from service.store.store import Store
 
@@ -38,8 +40,18 @@ log = logging.getLogger(__name__)
 SHARDS = 2
 """Shards computed at once: while one is being read or written, the other keeps the device busy."""
 
+CPU_BATCH = 16
+"""Rows that a CPU computes together, on which it is nearly as fast as with more, and callers wait for no longer."""
+
+BATCHES = 4
+"""Under way at once: one that is computed, one that is next, and those that are being loaded."""
+
 LOADING = 16
-"""Listings whose images are fetched or decoded at once, and so in memory as they came."""
+"""Listings whose images are fetched or decoded at once."""
+
+KEPT_BYTES = 64 * 2**20
+"""Of images as they came, for as long as their listings wait for the device: people may be asked about them. Those of
+one batch come on top."""
 
 POLL_SECONDS = 1.0
 
@@ -52,16 +64,85 @@ class Leases:
     rest: float = 5.0
 
 
+class Room:
+    """Bytes that listings hold; a listing waits for as long as there are too few.
+
+    Listings of a batch wait for each other. So those of the oldest batch never wait here.
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        self._free = nbytes
+        self._batches: list[int] = []
+        self._begun = 0
+        self._changed = asyncio.Condition()
+
+    @asynccontextmanager
+    async def batch(self) -> AsyncIterator[int]:
+        """Begin a batch; yields its number."""
+        self._begun += 1
+        number = self._begun
+        self._batches.append(number)
+        try:
+            yield number
+        finally:
+            self._batches.remove(number)
+            await self.give(0)
+
+    @asynccontextmanager
+    async def held(self, nbytes: int, batch: int) -> AsyncIterator[Held]:
+        """Hold so many for a listing of a batch."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._free >= nbytes or self._batches[0] == batch)
+            self._free -= nbytes
+        held = Held(self, nbytes)
+        try:
+            yield held
+        finally:
+            await held.shrink(0)
+
+    async def give(self, nbytes: int) -> None:
+        """Give some back, and let others look."""
+        self._free += nbytes
+        async with self._changed:
+            self._changed.notify_all()
+
+
+class Held:
+    """What a listing holds."""
+
+    def __init__(self, room: Room, nbytes: int) -> None:
+        self._room, self._nbytes = room, nbytes
+
+    async def shrink(self, nbytes: int) -> None:
+        """Hold no more than that any longer."""
+        more, self._nbytes = self._nbytes - nbytes, nbytes
+        await self._room.give(more)
+
+
+@dataclass(frozen=True, slots=True)
+class _Listing:
+    """A row that is computed, and where: number of its batch, and its place in that."""
+
+    row: ShardRow
+    shard: ShardReader
+    lease: Lease
+    batch: int
+    place: Place
+
+
 class Worker:
     """Takes leases and computes shards until it is cancelled."""
 
-    def __init__(self, store: Store, pipeline: Pipeline, metrics: JobMetrics, leases: Leases) -> None:
+    def __init__(
+        self, store: Store, pipeline: Pipeline, metrics: JobMetrics, leases: Leases, tracing: Tracing | None
+    ) -> None:
         self._store, self._pipeline, self._metrics, self._leases = store, pipeline, metrics, leases
+        self._tracing = tracing
         self.wake = asyncio.Event()
         """Set when there may be something to do."""
-        settings = pipeline.settings
         self._loading = asyncio.Semaphore(LOADING)
-        self._in_flight = asyncio.Semaphore(2 * settings.max_batch_size + LOADING)
+        self._kept = Room(KEPT_BYTES)
+        self._batches = asyncio.Semaphore(BATCHES)
         # A worker less than there are: callers' images find one.
         self._decoding = asyncio.Semaphore(max(1, pipeline.decoding.workers - 1))
         self._room = Admission(  # never refuses: the semaphores above are what bounds jobs
@@ -76,6 +157,12 @@ class Worker:
         """What this replica computes with."""
         info = self._pipeline.predictor.info
         return Pin(version=info.version, engine=info.engine, dtype=info.dtype, calibration=info.calibration)
+
+    @property
+    def batch(self) -> int:
+        """How many rows of a job that is handed in here are computed together."""
+        most = self._pipeline.settings.max_batch_size
+        return min(most, CPU_BATCH) if self._pipeline.predictor.info.device == "cpu" else most
 
     async def run(self) -> None:
         """Compute shards as they come, `SHARDS` at a time; when cancelled, leave them to others at once."""
@@ -98,7 +185,7 @@ class Worker:
 
     async def _work(self, lease: Lease) -> None:
         """Compute a shard for as long as the lease can be extended; give it back where that fails."""
-        computing = asyncio.create_task(self._compute(lease))
+        computing = asyncio.create_task(self._traced(lease))
         try:
             while not computing.done():
                 await asyncio.wait([computing], timeout=self._leases.seconds / 3)
@@ -125,19 +212,29 @@ class Worker:
         with suppress(Unavailable):  # then it is taken over once the lease has run out
             await self._store.database.run(queue.give_back, lease, after=after)
 
+    async def _traced(self, lease: Lease) -> None:
+        with self._tracing.shard(lease.job, lease.place, lease.rows) if self._tracing else nullcontext():
+            await self._compute(lease)
+
     async def _compute(self, lease: Lease) -> None:
         files = self._store.files
         data = await asyncio.to_thread(files.read_bytes, f"{queue.shards_of(lease.job)}/{lease.place:06}.zip")
         shard = await asyncio.to_thread(ShardReader, data)
-        names = RowMaker(names=lease.attributes, separators=lease.separators, target_precision=lease.target_precision)
+        maker = RowMaker(names=lease.attributes, separators=lease.separators, target_precision=lease.target_precision)
+        listed = list(shard.rows())
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._row(row, shard, names, lease)) for row in shard.rows()]
-        rows = [task.result() for task in tasks]
+            tasks = [
+                group.create_task(self._computed(listed[first : first + lease.batch], shard, maker, lease))
+                for first in range(0, len(listed), lease.batch)
+            ]
+        rows = [row for task in tasks for row in task.result()]
         failed = sum(bool(row[-1]) for row in rows)
         path = f"{queue.folder_of(lease.job)}/results/{lease.place:06}-{lease.token}.jsonl"
         await asyncio.to_thread(files.write_bytes, path, packed(rows))
         if await self._until_reached(lambda: self._store.database.run(queue.finish, lease, result=path, failed=failed)):
             self._metrics.computed(done=len(rows) - failed, failed=failed)
+        else:  # the folder may be gone already
+            await asyncio.to_thread(files.remove, path)
 
     async def _until_reached(self, step: Callable[[], Awaitable[bool]]) -> bool:
         """Try until the database answers: the work is done, and only has to be recorded."""
@@ -147,40 +244,63 @@ class Worker:
             except Unavailable:
                 await asyncio.sleep(POLL_SECONDS)
 
-    async def _row(self, row: ShardRow, shard: ShardReader, maker: RowMaker, lease: Lease) -> OutputRow:
-        if row.error is not None:
-            return maker.row(row.id, Failure(row.error))
-        async with self._in_flight:
+    async def _computed(
+        self, rows: Sequence[ShardRow], shard: ShardReader, maker: RowMaker, lease: Lease
+    ) -> list[OutputRow]:
+        """Compute some rows in one batch, which is the same whichever replica does, and however often."""
+        together = Together(len(rows), self._pipeline.inference.infer_together)
+        async with self._batches, self._kept.batch() as batch, asyncio.TaskGroup() as group:
+            listings = [_Listing(row, shard, lease, batch, together.place(at)) for at, row in enumerate(rows)]
+            tasks = [group.create_task(self._row(listing, maker)) for listing in listings]
+            group.create_task(together.run())
+        return [task.result() for task in tasks]
+
+    async def _row(self, listing: _Listing, maker: RowMaker) -> OutputRow:
+        row = listing.row
+        try:
+            if row.error is not None:
+                return maker.row(row.id, Failure(row.error))
             while True:
                 try:
-                    prediction = await self._predict(row, shard, lease)
+                    return maker.row(row.id, await self._predict(listing))
                 except Unavailable as error:  # no fault of this listing's
                     await asyncio.sleep(min(1.0, error.retry_after or 1.0))
                 except ServiceError as error:
                     return maker.row(row.id, Failure(error.detail))
-                else:
-                    return maker.row(row.id, prediction)
+        finally:
+            listing.place.leave()
 
-    async def _predict(self, row: ShardRow, shard: ShardReader, lease: Lease) -> Prediction:
+    async def _predict(self, listing: _Listing) -> Prediction:
         """Answer from the first image that can be read. Raises the first one's `ServiceError`."""
         failure: ServiceError | None = None
         with self._room.admit(Deadline(math.inf)) as ticket:
-            call = Call(Deadline(math.inf), ticket, RequestRecord(lease.job), lane=Lane.JOBS)
-            for name in row.images or (None,):
-                try:
-                    async with self._loading:
-                        prepared = await self._prepared(row, name, shard, call)
-                except Unavailable:
-                    raise
-                except ServiceError as error:
-                    failure = failure or error
-                    continue
-                return await self._pipeline.infer(prepared, call)
+            call = Call(Deadline(math.inf), ticket, RequestRecord(listing.lease.job), place=listing.place)
+            for name in listing.row.images or (None,):
+                found = await self._answer(listing, name, call)
+                if not isinstance(found, ServiceError):
+                    return found
+                failure = failure or found
         raise failure or AssertionError("a row has an image, or none is wanted")
 
-    async def _prepared(self, row: ShardRow, name: str | None, shard: ShardReader, call: Call) -> Prepared:
-        fetched = await self._pipeline.fetch(name, call) if name is not None and is_url(name) else None
-        image = shard.image(name) if name is not None and fetched is None else None
-        listing = ListingInput(id=row.id, title=row.title, image=image, url=None)
-        async with self._decoding:
-            return await self._pipeline.prepare(listing, fetched, explain=False, call=call)
+    async def _answer(self, listing: _Listing, name: str | None, call: Call) -> Prediction | ServiceError:
+        """Answer from an image, or return what is wrong with it."""
+        row, lease, shard = listing.row, listing.lease, listing.shard
+        remote = name is not None and is_url(name)
+        size = self._pipeline.settings.max_image_bytes if remote else 0 if name is None else shard.size_of(name)
+        async with self._kept.held(size, listing.batch) as held:
+            try:
+                async with self._loading:
+                    fetched = await self._pipeline.fetch(name, call) if name is not None and remote else None
+                    image = shard.image(name) if name is not None and not remote else None
+                    await held.shrink(len(fetched or image or b""))
+                    sent = ListingInput(id=row.id, title=row.title, image=image, url=None)
+                    async with self._decoding:
+                        prepared = await self._pipeline.prepare(sent, fetched, explain=False, call=call)
+            except Unavailable:
+                raise
+            except ServiceError as error:
+                return error
+            options = CheckedOptions(
+                attributes=lease.attributes, target_precision=lease.target_precision, top_k=1, explain=False
+            )
+            return (await self._pipeline.answer(sent, fetched, prepared, options, call)).prediction

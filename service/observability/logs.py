@@ -45,6 +45,7 @@ def configure(log_format: Literal["json", "text"]) -> None:
     # These write URLs at INFO: where a caller's images are is private.
     for name in ("httpx", "httpcore"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)  # it names each of its own modules
     logging.getLogger("uvicorn.error").addFilter(_is_not_about_upgrades)
 
 

@@ -18,6 +18,8 @@ class RequestRecord:
     key: str | None = None
     """The name of the API key that it came with."""
     listings: int = 0
+    job: str | None = None
+    """What was handed in."""
     code: str | None = None
     """The problem's code, if it was answered with one."""
     stages: dict[str, float] = field(default_factory=dict)
@@ -42,6 +44,7 @@ class RequestRecord:
             "code": self.code,
             "key": self.key,
             "listings": self.listings,
+            "job": self.job,
             "milliseconds": round(1000 * seconds, 3),
             "stages_ms": {name: round(1000 * spent, 3) for name, spent in self.stages.items()},
         }

@@ -1,9 +1,10 @@
 """Spans of requests for OpenTelemetry: off unless a collector is named, by OpenTelemetry's own variables.
 
 A request is a span, the child of the caller's where it sent a `traceparent` (W3C Trace Context); each stage of each of
-its listings is a span below it. `OTEL_EXPORTER_OTLP_ENDPOINT` names the collector, which gets them by OTLP over HTTP,
-with protobuf; sampling, service name and headers are OpenTelemetry's variables too. Spans hold no titles, images, URLs
-or keys. The libraries are an extra: without it, and without a collector, nothing of this runs.
+its listings is a span below it. A shard of a job is a span in a trace of its own, since the request that handed the job
+in ended long before; both name the job. `OTEL_EXPORTER_OTLP_ENDPOINT` names the collector, which gets them by OTLP over
+HTTP, with protobuf; sampling, service name and headers are OpenTelemetry's variables too. Spans hold no titles, images,
+URLs or keys. The libraries are an extra: without it, and without a collector, nothing of this runs.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -47,8 +49,10 @@ class RequestTrace:
         span = self._tracing.span(name, parent=self._span, start=end - int(seconds * 1e9))
         span.end(end)
 
-    def end(self, *, method: str, route: str | None, status: int, code: str | None, listings: int) -> None:
-        """End the request's span. `code`: the problem's, if it was answered with one."""
+    def end(
+        self, *, method: str, route: str | None, status: int, code: str | None, listings: int, job: str | None
+    ) -> None:
+        """End the request's span. `code`: the problem's, if it was answered with one; `job`: what was handed in."""
         span = self._span
         span.update_name(f"{method} {route}" if route else method)
         fields = {
@@ -57,6 +61,7 @@ class RequestTrace:
             "http.response.status_code": status,
             "error.type": code,
             "cma_clip.listings": listings or None,
+            "cma_clip.job": job,
         }
         span.set_attributes({name: value for name, value in fields.items() if value is not None})
         if status >= 500:
@@ -69,9 +74,11 @@ class Tracing:
 
     def __init__(self, provider: TracerProvider) -> None:
         from opentelemetry import trace  # noqa: PLC0415 - an extra, imported where it is used
+        from opentelemetry.context import Context  # noqa: PLC0415
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415
 
         self._trace, self._provider = trace, provider
+        self._no_context = Context()
         self._tracer = provider.get_tracer("service")
         self._propagator = TraceContextTextMapPropagator()
 
@@ -85,6 +92,19 @@ class Tracing:
             attributes={"cma_clip.request_id": request_id},
         )
         return RequestTrace(self, span)
+
+    @contextmanager
+    def shard(self, job: str, place: int, listings: int) -> Iterator[None]:
+        """Trace what computes a shard of a job: it has failed if it raises, and when it is left to another replica."""
+        attributes: dict[str, str | int] = {"cma_clip.job": job, "cma_clip.shard": place, "cma_clip.listings": listings}
+        span = self._tracer.start_span("job", context=self._no_context, attributes=attributes)
+        try:
+            yield
+        except BaseException:
+            self.mark_failed(span)
+            raise
+        finally:
+            span.end()
 
     def span(self, name: str, *, parent: Span, start: int) -> Span:
         """Begin a span at `start`, in nanoseconds since 1970."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from service.observability.request_log import RequestRecord
 from service.pipeline.admission import Deadline, Ticket
-from service.scheduling.batcher import Lane
+from service.pipeline.together import Place
 
 FETCHES = 8
 """Images that are fetched for one request at the same time: a batch cannot take all connections to images' hosts."""
@@ -20,5 +20,6 @@ class Call:
     deadline: Deadline
     ticket: Ticket
     record: RequestRecord
-    lane: Lane = Lane.CALLERS
+    place: Place | None = None
+    """In a batch of a job; None: a caller waits for it."""
     fetches: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(FETCHES))

@@ -35,9 +35,11 @@ from service.pipeline.gate import Gate
 from service.pipeline.image_url import PORTS, ImageUrl
 from service.settings import Proxy, Settings
 
-Headers = Mapping[bytes | str, bytes | str]
+Headers = Mapping[str, str]
 
 IMAGE_SETTING = "CMA_CLIP_MAX_IMAGE_BYTES"
+
+IMAGES_ALONE = {"Accept": "image/*"}
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
@@ -134,8 +136,10 @@ class Connections:
                 proxy.url, proxy.credentials, network_backend=AddressBackend(gate.resolve), **pool
             )
 
-    async def send(self, url: ImageUrl, *, headers: Headers, extensions: dict[str, Any]) -> httpcore.Response:
-        """Send a GET once the host's addresses have been checked, and return the answer, whose body is to be read.
+    async def send(
+        self, method: str, url: ImageUrl, *, headers: Headers, content: bytes | None, extensions: dict[str, Any]
+    ) -> httpcore.Response:
+        """Send a request once the host's addresses have been checked, and return the answer, whose body is to be read.
 
         Raises `ImageUrlForbidden`, `ImageFetchFailed` or one of `FAILURES`.
         """
@@ -150,7 +154,7 @@ class Connections:
         target = httpcore.URL(scheme=url.scheme, host=host, port=port, target=url.target)
         with self._checked.hold(url.host, addresses):
             return await pool.handle_async_request(
-                httpcore.Request("GET", target, headers=headers, extensions=extensions)
+                httpcore.Request(method, target, headers=[*headers.items()], content=content, extensions=extensions)
             )
 
     async def aclose(self) -> None:
@@ -207,19 +211,53 @@ class Fetcher:
             raise ImageHostUnreachable("the connection to the image's host failed") from None
         raise ImageFetchFailed(f"the image's host redirects more than {self._limits.redirects} times")
 
+    async def check(self, text: str) -> None:
+        """Raise `InvalidRequest` or `ImageUrlForbidden` for a URL that would be refused whatever its host answers."""
+        url = ImageUrl.parse(text)
+        self._gate.check(url)
+        await self._gate.known_addresses(url.host)
+
+    async def post(self, text: str, body: bytes, headers: Headers) -> int:
+        """Send a body to a URL by the same rules, follow no redirect, and return the status of the answer.
+
+        Raises `InvalidRequest`, `ImageUrlForbidden` or `ImageFetchFailed`.
+        """
+        url = ImageUrl.parse(text)
+        self._gate.check(url)
+        own = {**headers, "Content-Length": str(len(body))}
+        try:
+            async with (
+                asyncio.timeout(self._limits.seconds),
+                self._hosts.slot(url.host),
+                self._sent(url, "POST", own, body) as response,
+            ):
+                return int(response.status)
+        except (TimeoutError, httpcore.TimeoutException):
+            raise ImageHostUnreachable("the host did not answer in time") from None
+        except FAILURES:
+            raise ImageHostUnreachable("the connection to the host failed") from None
+
     async def aclose(self) -> None:
         await self._connections.aclose()
 
     @asynccontextmanager
-    async def _sent(self, url: ImageUrl) -> AsyncIterator[httpcore.Response]:
+    async def _sent(
+        self,
+        url: ImageUrl,
+        method: str = "GET",
+        own: Headers = IMAGES_ALONE,
+        content: bytes | None = None,
+    ) -> AsyncIterator[httpcore.Response]:
         # Nothing of one caller is sent with another's: no cookie, no credentials.
         headers: Headers = {
             "Host": url.authority,
-            "Accept": "image/*",
             "Accept-Encoding": "identity",
             "User-Agent": "cma-clip",
+            **own,
         }
-        response = await self._connections.send(url, headers=headers, extensions=self._timeouts)
+        response = await self._connections.send(
+            method, url, headers=headers, content=content, extensions=self._timeouts
+        )
         try:
             yield response
         finally:

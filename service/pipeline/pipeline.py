@@ -1,4 +1,4 @@
-"""The steps of a request, in order: admission, options, and for each listing fetch, prepare, infer.
+"""The steps of a request, in order: admission, options, and for each listing fetch, prepare, answer.
 
 `service.http.routes` calls them one after the other. The pipeline is closed until the model is loaded: admission and
 fetching work before that, and what needs the model raises `NotReady`.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from model.inference.predictions import AttributePrediction, ListingPredictor, Prediction, Prepared
 from model.inputs.pool import DecodePool, memory_for, worker_count
@@ -23,9 +25,19 @@ from service.pipeline.options import CheckedOptions, check_options
 from service.pipeline.prepare import ImageLimits, Preparer
 from service.pipeline.quota import Quota
 from service.reviews.reviews import Reviews
-from service.scheduling.batcher import Lane
 from service.schemas import ListingInput, Options
 from service.settings import Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A listing's answer, as whoever sent it gets it."""
+
+    prediction: Prediction
+    attributes: dict[str, AttributePrediction]
+    """Those that were asked for, by name."""
+    computed: float
+    """When it was, on the monotonic clock."""
 
 
 class Pipeline:
@@ -125,6 +137,14 @@ class Pipeline:
         finally:
             self.record_stage("fetch", time.monotonic() - started, call)
 
+    async def check_url(self, url: str) -> None:
+        """Raise `InvalidRequest` for a URL that nothing may be fetched from or sent to."""
+        await self._fetcher.check(url)
+
+    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> int:
+        """Send a body under the rules of image URLs; return the status. Raises as fetching does."""
+        return await self._fetcher.post(url, body, headers)
+
     async def prepare(self, listing: ListingInput, fetched: bytes | None, *, explain: bool, call: Call) -> Prepared:
         """Decode and tokenize; `fetched` is the image behind the listing's URL, if it names one."""
         prepared, seconds = await self._preparer.prepare(
@@ -133,24 +153,38 @@ class Pipeline:
         self.record_stage("decode", seconds, call)
         return prepared
 
-    async def infer(self, prepared: Prepared, call: Call) -> Prediction:
-        """Wait for the device and compute. An explanation is refused here if it cannot be ready in time."""
-        if prepared.work > 1:  # on arrival it was counted as 1
-            self.admission.check_deadline(call.deadline, listings=prepared.work - 1, own=call.ticket.listings)
-        answer = await self.inference.batcher.submit(prepared, deadline=call.deadline.at, lane=call.lane)
-        self.record_stage("queue", answer.queue_seconds, call, ago=answer.inference_seconds)
-        self.record_stage("inference", answer.inference_seconds, call)
-        return answer.result
+    async def answer(
+        self, listing: ListingInput, fetched: bytes | None, prepared: Prepared, options: CheckedOptions, call: Call
+    ) -> Answer:
+        """Compute a prepared listing and answer it; requests and jobs get what the model says by this way alone.
 
-    def answers(self, prediction: Prediction, options: CheckedOptions) -> dict[str, AttributePrediction]:
-        """Return the answers that a caller gets, by attribute."""
+        So promises that reviewers found broken are kept from all of them, and people review what all of them got.
+        An explanation is refused here if it cannot be ready in time.
+        """
+        prediction = await self._infer(prepared, call)
+        computed = time.monotonic()
+        if self.reviews is not None:
+            prediction = self.reviews.given(prediction)
         found = {
             name: prediction.attribute(name, target_precision=options.target_precision, top_k=options.top_k)
             for name in options.attributes
         }
-        if self.reviews is None:
-            return found
-        return {name: self.reviews.given(prediction, name, answer) for name, answer in found.items()}
+        self.metrics.predictions.answered(prediction.scope, found)
+        if self.reviews is not None:
+            self.reviews.offer(listing, fetched, prediction, found)
+        return Answer(prediction=prediction, attributes=found, computed=computed)
+
+    async def _infer(self, prepared: Prepared, call: Call) -> Prediction:
+        """Wait for the device and compute."""
+        if prepared.work > 1:  # on arrival it was counted as 1
+            self.admission.check_deadline(call.deadline, listings=prepared.work - 1, own=call.ticket.listings)
+        if call.place is not None:
+            answer = await call.place.infer(prepared)
+        else:
+            answer = await self.inference.infer(prepared, deadline=call.deadline.at)
+        self.record_stage("queue", answer.queue_seconds, call, ago=answer.inference_seconds)
+        self.record_stage("inference", answer.inference_seconds, call)
+        return answer.result
 
     def record_stage(self, stage: str, seconds: float, call: Call, *, ago: float = 0.0) -> None:
         """Count a listing's time in a stage that ended `ago` seconds before now: in the metrics, for the request's log
@@ -158,7 +192,7 @@ class Pipeline:
 
         Not that of a job: it waits long on purpose, and would hide how long callers do.
         """
-        if call.lane is Lane.JOBS:
+        if call.place is not None:
             return
         self.metrics.requests.stage(stage, seconds)
         call.record.stage(stage, seconds, ago=ago)

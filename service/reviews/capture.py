@@ -65,8 +65,8 @@ class Answered:
     image: bytes | str | None
     """As it was sent: encoded, or in base64."""
     prediction: Prediction
-    attributes: Sequence[str]
-    """Those that were asked for and are single-valued: of the others, people are asked nothing."""
+    separators: Mapping[str, str | None]
+    """Of the attributes that were asked for; None: a listing has one label."""
     target_precision: float
     accepted: Mapping[str, AttributePrediction]
     """What the caller got that is accepted."""
@@ -169,7 +169,7 @@ class Capture:
         for each in taken:
             image = self._decode(each.image) if isinstance(each.image, str) else each.image
             listing = self._draw.listing(each.title, image)
-            if drawn := [item for name in each.attributes for item in self._drawn(listing, name, each)]:
+            if drawn := [item for name in each.separators for item in self._drawn(listing, name, each)]:
                 listings[listing] = CapturedListing(
                     listing=listing, id=storable(each.id), title=storable(each.title), image=image
                 )
@@ -192,6 +192,8 @@ class Capture:
                 return
             kind, place = Kind.ABSTAINED, 1 - teaches
             self._fresh += 1
+        accepted_at = self._accepted_at(attribute, each.prediction)
+        separator = each.separators[attribute]
         yield CapturedItem(
             listing=listing,
             attribute=attribute,
@@ -201,18 +203,16 @@ class Capture:
             label=answer.label,
             confidence=answer.confidence,
             abstention=answer.abstention,
-            accepted_at=self._accepted_at(attribute, each.prediction),
+            accepted_at=max(accepted_at.values(), default=None),
             candidates=[(candidate.label, candidate.confidence) for candidate in answer.candidates],
+            separator=separator,
+            labels=[] if separator is None else list(accepted_at.items()),
         )
 
-    def _accepted_at(self, attribute: str, prediction: Prediction) -> float | None:
-        """Return the highest target at which the label is accepted; it is at every lower one as well."""
-        at = [
-            target
-            for target in self._targets
-            if prediction.attribute(attribute, target_precision=target, top_k=1).accepted
-        ]
-        return at[-1] if at else None
+    def _accepted_at(self, attribute: str, prediction: Prediction) -> dict[str, float]:
+        """Return the labels that are accepted at any target, and the highest: they are at every lower one as well."""
+        answers = ((at, prediction.attribute(attribute, target_precision=at, top_k=1)) for at in self._targets)
+        return {each.label: at for at, answer in answers for each in answer.labels or (answer,) if each.accepted}
 
 
 def _accepted(each: Answered, listing: str) -> AcceptedListing:

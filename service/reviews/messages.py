@@ -22,6 +22,13 @@ def _printable(name: str) -> str:
 ReviewerName = Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(_printable)]
 
 
+REVIEWER = (
+    "who judges. Where API keys are configured, the key's name comes first, and is enough; without them it is required"
+)
+
+Label = Annotated[str, StringConstraints(max_length=1024)]
+
+
 class ReviewImage(Reply):
     base64: str
 
@@ -35,6 +42,7 @@ class ReviewItem(Reply):
         "accepted, and likely to teach"
     )
     attribute: str
+    multi_valued: bool = Field(description="whether several labels may fit: then all that do are to be named")
     id: str | None = Field(description="the caller's own")
     title: str | None
     image: ReviewImage | None
@@ -50,6 +58,7 @@ class ReviewItem(Reply):
             item=found.item,
             kind=found.kind,
             attribute=found.attribute,
+            multi_valued=found.multi_valued,
             id=found.id,
             title=found.title,
             image=None if found.image is None else ReviewImage(base64=base64.b64encode(found.image).decode()),
@@ -72,6 +81,7 @@ class Waiting(Reply):
 
 
 class NextReply(Reply):
+    reviewer: str = Field(description="who judges, as it is kept with each decision")
     items: list[ReviewItem] = Field(description="the reviewer's alone for ten minutes; empty where nothing waits")
     waiting: Waiting
 
@@ -84,18 +94,27 @@ class ReviewRequest(Request):
     )
 
     item: int = Field(ge=1)
-    reviewer: ReviewerName = Field(description="who judged it, as it will be kept")
+    reviewer: ReviewerName | None = Field(None, description=REVIEWER)
     decision: Literal["label", "none", "skip", "undo"] = Field(
-        description="`label`: that is the right one. `none`: no label of the attribute fits. `skip`: nobody can tell. "
-        "`undo`: take back a decision of one's own, within an hour"
+        description="`label`: that is the right one, or those are. `none`: no label of the attribute fits. `skip`: "
+        "nobody can tell. `undo`: take back a decision of one's own, within an hour"
     )
-    label: str | None = Field(None, max_length=1024, description="for `label`: one of the attribute's")
+    label: Label | None = Field(None, description="for `label`: one of the attribute's")
+    labels: list[Label] | None = Field(
+        None, min_length=1, max_length=100, description="in its place, of a multi-valued attribute: all that fit"
+    )
 
     @model_validator(mode="after")
     def _label_if_decided(self) -> Self:
-        if (self.label is None) is (self.decision == "label"):
-            raise ValueError("label: needed for the decision `label`, and for no other")
+        given = [each for each in (self.label, self.labels) if each is not None]
+        if len(given) != (self.decision == "label"):
+            raise ValueError("label: it, or `labels`, is needed for the decision `label`, and for no other")
         return self
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """The labels that fit."""
+        return tuple(self.labels or ()) if self.label is None else (self.label,)
 
 
 class ReviewReply(Reply):

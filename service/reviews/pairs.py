@@ -78,11 +78,16 @@ class CapturedItem:
     place: float
     situation: Situation
     label: str
+    """The best one; of a multi-valued attribute, the first."""
     confidence: float
     abstention: str | None
     accepted_at: float | None
-    """The highest target precision that the label was accepted at."""
+    """The highest target precision that the label, or one of them, was accepted at."""
     candidates: Sequence[tuple[str, float]]
+    separator: str | None = None
+    """Of a multi-valued attribute: what stands between the labels of a listing in tables. None: it has one label."""
+    labels: Sequence[tuple[str, float]] = ()
+    """Of a multi-valued attribute: those accepted at any target, each with the highest one that it was accepted at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +124,12 @@ class WaitingItem:
     confidence: float
     abstention: str | None
     candidates: Sequence[tuple[str, float]]
+    multi_valued: bool
+    """Whether several labels may fit."""
+
+
+LabelFound = tuple[float, Verdict]
+"""The highest target that a label was accepted at, and what a person found about it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +139,8 @@ class Decided:
     kind: Kind
     attribute: str
     situation: Situation
-    accepted_at: float | None
+    found: Sequence[LabelFound]
+    """Of each label that was accepted at any target."""
     verdict: Verdict
     is_new: bool
     """False where the same decision was there already."""
@@ -136,15 +148,18 @@ class Decided:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgedPair:
-    """A pair that was decided: `label` and `confidence` are the model's, `decision` is the label that people chose."""
+    """A pair that was decided: `label` and `confidence` are the model's, `decision` is what people chose: the labels
+    that fit, and so one at most unless the attribute has a separator; None where they skipped it.
+    """
 
     listing: str
     id: str | None
     title: str | None
     has_image: bool
     attribute: str
+    separator: str | None
     verdict: Verdict
-    decision: str | None
+    decision: tuple[str, ...] | None
     label: str
     confidence: float
     decided: float
@@ -153,12 +168,12 @@ class JudgedPair:
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """Judged pairs of a start that have these in common."""
+    """How many judged pairs of a start came to the same."""
 
     attribute: str
     situation: Situation
-    accepted_at: float
-    verdict: Verdict
+    found: tuple[LabelFound, ...]
+    """Of each label that was accepted at any target: one, unless the attribute is multi-valued."""
     count: int
 
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from model.situations import Situation
 from model.trust.confidence_sequences import Judgements, bound_error
 from service.reviews.pairs import Count, Promise, Verdict
 
+Outcome = tuple[int, int, bool]
+"""Of a listing: how many labels were accepted, how many of them were found right, and whether it was skipped."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LivePrecision:
-    """A promise, and what people found of it since the sequence started."""
+    """A promise, and what people found of it since the sequence started; labels are counted, not listings."""
 
     promise: Promise
     right: int
@@ -37,23 +42,22 @@ def promises(attributes: Sequence[str], targets: Sequence[float]) -> list[Promis
     return [Promise(name, situation, at) for name in attributes for situation in Situation for at in targets]
 
 
-def live_precision(made: Sequence[Promise], counts: Iterable[Count], start: int) -> list[LivePrecision]:
-    """Return what was found of each promise; start: which start of the sequences it is, counted from 1.
+def live_precision(
+    made: Sequence[Promise], counts: Iterable[Count], start: int, most: Mapping[str, int]
+) -> list[LivePrecision]:
+    """Return what was found of each promise.
 
+    start: which start of the sequences it is, counted from 1
+    most: how many labels of each attribute a listing can have accepted
     A label that was accepted at a target is accepted at every lower one, so it counts for these promises as well.
     """
     if not made:
         return []
-    found: Counter[tuple[Promise, Verdict]] = Counter()
-    for each in counts:
-        for promise in made:
-            of_it = (promise.attribute, promise.situation) == (each.attribute, each.situation)
-            if of_it and promise.target <= each.accepted_at:
-                found[promise, each.verdict] += each.count
-    by_verdict = [[found[promise, verdict] for promise in made] for verdict in Verdict]
-    judged = Judgements.of(*by_verdict)
+    judged = _judgements(made, list(counts), most)
     error = bound_error(len(made), start)
-    bounds = zip(judged.precision.tolist(), judged.lower(error).tolist(), judged.upper(error).tolist(), strict=True)
+    found = (judged.labels_right, judged.labels_wrong, judged.labels_skipped)
+    bounds = (judged.precision, judged.lower(error), judged.upper(error))
+    columns = [each.tolist() for each in (*found, *bounds)]
     return [
         LivePrecision(
             promise=promise,
@@ -64,8 +68,28 @@ def live_precision(made: Sequence[Promise], counts: Iterable[Count], start: int)
             lower_bound=lower,
             upper_bound=upper,
         )
-        for promise, right, wrong, skipped, (precision, lower, upper) in zip(made, *by_verdict, bounds, strict=True)
+        for promise, right, wrong, skipped, precision, lower, upper in zip(made, *columns, strict=True)
     ]
+
+
+def _judgements(made: Sequence[Promise], counts: Sequence[Count], most: Mapping[str, int]) -> Judgements:
+    """Return the listings that each promise was judged by, by what they came to."""
+    found: Counter[tuple[Promise, Outcome]] = Counter()
+    targets = sorted({promise.target for promise in made})
+    for each in counts:
+        for target in targets:
+            if verdicts := [verdict for accepted_at, verdict in each.found if target <= accepted_at]:
+                outcome = len(verdicts), verdicts.count(Verdict.RIGHT), Verdict.SKIPPED in verdicts
+                found[Promise(each.attribute, each.situation, target), outcome] += each.count
+    outcomes = sorted({outcome for _, outcome in found})
+    labels, right, skipped = zip(*outcomes, strict=True) if outcomes else ((), (), ())
+    return Judgements(
+        listings=np.array([[found[promise, outcome] for outcome in outcomes] for promise in made], np.int64),
+        labels=np.array(labels, np.int64),
+        right=np.array(right, np.int64),
+        skipped=np.array(skipped, np.bool_),
+        most=np.array([most[promise.attribute] for promise in made], np.int64),
+    )
 
 
 def broken_promises(found: Iterable[LivePrecision], targets: Sequence[float]) -> frozenset[Promise]:

@@ -7,6 +7,7 @@ what is free, so that no two are asked about the same one.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar
@@ -31,6 +32,7 @@ from service.reviews.pairs import (
     Decided,
     JudgedPair,
     Kind,
+    LabelFound,
     Model,
     Promise,
     Verdict,
@@ -153,31 +155,32 @@ class Records:
         with self._database.snapshot() as connection:
             return str(_item(connection, item).attribute)
 
-    def decide(self, item: int, reviewer: str, now: float, *, skipped: bool, label: str | None) -> Decided:
-        """Keep a decision: the right label, None where none fits; or that it was skipped.
+    def decide(self, item: int, reviewer: str, now: float, labels: Sequence[str] | None) -> Decided:
+        """Keep a decision: the labels that fit, or None where it was skipped.
 
         The same decision sent again is one. Raises `NotFound`, or `AlreadyReviewed` where another reviewer has decided
         it, or was given it when this one's time was over.
         """
         with self._database.transaction() as connection:
             row = _item(connection, item)
-            verdict = Verdict.SKIPPED if skipped else Verdict.RIGHT if label == row.label else Verdict.WRONG
+            decision = None if labels is None else list(labels)
+            verdict = _verdict(row, decision)
             own = and_(items.c.verdict.is_(None), items.c.leased_to == reviewer)
             changed = connection.execute(
                 update(items)
                 .where(items.c.item == item, own)
-                .values(verdict=verdict, decision=label, decided=now, decided_by=reviewer)
+                .values(verdict=verdict, decision=decision, decided=now, decided_by=reviewer)
             )
             is_new = changed.rowcount > 0
             if is_new:
-                _log(connection, item, reviewer, now, (verdict, label))
-            elif (row.decided_by, row.verdict, row.decision) != (reviewer, verdict, label):
+                _log(connection, item, reviewer, now, (verdict, decision))
+            elif (row.decided_by, row.verdict, row.decision) != (reviewer, verdict, decision):
                 raise AlreadyReviewed("another reviewer has this item, or has decided it")
             return Decided(
                 kind=Kind(row.kind),
                 attribute=row.attribute,
                 situation=Situation(row.situation),
-                accepted_at=row.accepted_at,
+                found=_found(row, verdict, decision),
                 verdict=verdict,
                 is_new=is_new,
             )
@@ -219,18 +222,25 @@ class Records:
 
     def counts(self, start: int) -> list[Count]:
         """Count the judged pairs of the random share that were accepted at some target."""
-        columns = (items.c.attribute, items.c.situation, items.c.accepted_at, items.c.verdict)
-        wanted = select(*columns, func.count()).where(
+        judged = and_(
             items.c.kind == Kind.RANDOM,
             items.c.start == start,
             items.c.verdict.is_not(None),
             items.c.accepted_at.is_not(None),
         )
+        columns = (items.c.attribute, items.c.situation, items.c.accepted_at, items.c.verdict)
+        single = select(*columns, func.count()).where(judged, items.c.separator.is_(None)).group_by(*columns)
+        several = select(items).where(judged, items.c.separator.is_not(None))
         with self._database.snapshot() as connection:
-            rows = connection.execute(wanted.group_by(*columns)).all()
+            counted, rows = connection.execute(single).all(), connection.execute(several).all()
+        found: Counter[tuple[str, str, tuple[LabelFound, ...]]] = Counter()
+        for attribute, situation, at, verdict, count in counted:
+            found[attribute, situation, ((at, Verdict(verdict)),)] += count
+        for row in rows:
+            found[row.attribute, row.situation, _found(row, Verdict(row.verdict), row.decision)] += 1
         return [
-            Count(attribute, Situation(situation), at, Verdict(verdict), count)
-            for attribute, situation, at, verdict, count in rows
+            Count(attribute, Situation(situation), labels, count)
+            for (attribute, situation, labels), count in found.items()
         ]
 
     def withdraw(self, promises: Iterable[Promise], model: Model, now: float) -> None:
@@ -263,6 +273,7 @@ class Records:
         columns = (
             items.c.listing,
             items.c.attribute,
+            items.c.separator,
             items.c.verdict,
             items.c.decision,
             items.c.label,
@@ -279,7 +290,8 @@ class Records:
             rows = connection.execute(wanted.order_by(items.c.listing, items.c.attribute, items.c.decided)).all()
         for _, same in itertools.groupby(rows, key=lambda row: (row.listing, row.attribute)):
             *_, last = same
-            yield JudgedPair(**{**last._mapping, "verdict": Verdict(last.verdict)})
+            decision = None if last.decision is None else tuple(last.decision)
+            yield JudgedPair(**{**last._mapping, "verdict": Verdict(last.verdict), "decision": decision})
 
     def image(self, listing: str) -> bytes | None:
         """Return the image of a listing; None where it has none, or is not there."""
@@ -340,7 +352,8 @@ def _add_listings(connection: Connection, found: Sequence[CapturedListing], now:
 
 def _item_row(item: CapturedItem, start: int, model: Model, now: float) -> dict[str, Any]:
     row = {field.name: getattr(item, field.name) for field in fields(item)}
-    return row | {"candidates": [list(each) for each in item.candidates]} | _of(start, model, now)
+    pairs = {name: [list(each) for each in row[name]] for name in ("candidates", "labels")}
+    return row | pairs | _of(start, model, now)
 
 
 def _of(start: int, model: Model, now: float) -> dict[str, Any]:
@@ -380,17 +393,37 @@ def _item(connection: Connection, item: int) -> Row[Any]:
     return row
 
 
+def _verdict(row: Row[Any], decision: Sequence[str] | None) -> Verdict:
+    """Return what a decision says about the model's label: about all that it accepted, where there are several."""
+    if decision is None:
+        return Verdict.SKIPPED
+    said = [label for label, _ in row.labels] or [row.label]
+    return Verdict.RIGHT if all(label in decision for label in said) else Verdict.WRONG
+
+
+def _found(row: Row[Any], verdict: Verdict, decision: Sequence[str] | None) -> tuple[LabelFound, ...]:
+    """Return what a decision says about each label that was accepted at any target."""
+    if row.separator is None:
+        return () if row.accepted_at is None else ((row.accepted_at, verdict),)
+    if decision is None:
+        return tuple((at, Verdict.SKIPPED) for _, at in row.labels)
+    return tuple((at, Verdict.RIGHT if label in decision else Verdict.WRONG) for label, at in row.labels)
+
+
 def _waiting_item(connection: Connection, item: int) -> WaitingItem:
-    columns = [items.c[name] for name in ("item", "kind", "attribute", "label", "confidence", "abstention")]
+    columns = [
+        items.c[name] for name in ("item", "kind", "attribute", "label", "confidence", "abstention", "separator")
+    ]
     wanted = select(*columns, items.c.candidates, listings.c.id, listings.c.title, listings.c.image)
     row = connection.execute(
         wanted.join(listings, items.c.listing == listings.c.listing).where(items.c.item == item)
     ).one()
     candidates = [(label, confidence) for label, confidence in row.candidates]
-    return WaitingItem(**{**row._mapping, "kind": Kind(row.kind), "candidates": candidates})
+    fields_of = {**row._mapping, "kind": Kind(row.kind), "candidates": candidates}
+    return WaitingItem(multi_valued=fields_of.pop("separator") is not None, **fields_of)
 
 
-def _log(connection: Connection, item: int, reviewer: str, now: float, said: tuple[str, str | None]) -> None:
-    verdict, label = said
-    row = {"item": item, "decided": now, "decided_by": reviewer, "verdict": verdict, "decision": label}
+def _log(connection: Connection, item: int, reviewer: str, now: float, said: tuple[str, list[str] | None]) -> None:
+    verdict, decision = said
+    row = {"item": item, "decided": now, "decided_by": reviewer, "verdict": verdict, "decision": decision}
     connection.execute(insert(decisions).values(row))

@@ -32,7 +32,7 @@ from service.reviews.messages import (
 from service.reviews.pairs import Kind, Model, Promise, Verdict, monday
 from service.reviews.precision import LivePrecision, broken_promises, live_precision, promises
 from service.reviews.sampling import Draw
-from service.reviews.withdrawn import without
+from service.reviews.withdrawn import Given
 from service.schemas import ListingInput, ModelName
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ class _Serving:
 
     info: ModelInfo
     model: Model
-    labels: Mapping[str, frozenset[str]]
-    """Of the single-valued attributes: of the others, people are asked nothing."""
+    tasks: Mapping[str, Task]
+    """The attributes, by name."""
     promises: Sequence[Promise]
     capture: Capture
 
@@ -101,8 +101,8 @@ class Reviews:
     def open(self, info: ModelInfo, tasks: Sequence[Task]) -> None:
         """Review the answers of this model from now on."""
         model = Model(info.version, info.engine, info.calibration)
-        labels = {task.name: frozenset(task.labels) for task in tasks if not task.multi_valued}
-        made = promises(tuple(labels), info.target_precisions)
+        by_name = {task.name: task for task in tasks}
+        made = promises(tuple(by_name), info.target_precisions)
         capture = Capture(
             self._records,
             self._draw,
@@ -112,13 +112,13 @@ class Reviews:
             dropped=self._metrics.dropped,
         )
         self._metrics.model_loaded([(str(p.attribute), str(p.situation), p.target) for p in made], map(str, Verdict))
-        self._serving = _Serving(info=info, model=model, labels=labels, promises=made, capture=capture)
+        self._serving = _Serving(info=info, model=model, tasks=by_name, promises=made, capture=capture)
         capture.start()
         self._opened.set()
 
-    def given(self, prediction: Prediction, attribute: str, answer: AttributePrediction) -> AttributePrediction:
-        """Return an attribute's answer as the caller gets it: not accepted where its promise is withdrawn."""
-        return without(self.withdrawn, attribute, prediction.scope.situation, answer) if self.withdrawn else answer
+    def given(self, prediction: Prediction) -> Prediction:
+        """Return an answer as whoever sent the listing gets it: not accepted where a promise is withdrawn."""
+        return Given(prediction, self.withdrawn) if self.withdrawn else prediction
 
     def offer(
         self,
@@ -138,7 +138,7 @@ class Reviews:
             title=listing.title,
             image=listing.image if fetched is None else fetched,
             prediction=prediction,
-            attributes=[name for name in answers if name in self._serving.labels],
+            separators={name: self._serving.tasks[name].separator for name in answers},
             target_precision=next(iter(answers.values())).target_precision,
             accepted={name: answer for name, answer in answers.items() if answer.accepted},
         )
@@ -166,7 +166,7 @@ class Reviews:
         now = time.time()
         found = await self._records.in_thread(partial(self._records.lease, reviewer, now, kind=kind, count=count))
         waiting = await self._records.in_thread(partial(self._records.waiting, now))
-        return NextReply(items=[ReviewItem.of(each) for each in found], waiting=Waiting.of(waiting))
+        return NextReply(reviewer=reviewer, items=[ReviewItem.of(each) for each in found], waiting=Waiting.of(waiting))
 
     async def take(self, request: ReviewRequest, reviewer: str) -> ReviewReply:
         """Take a decision, or take it back. Raises `NotFound`, `AlreadyReviewed`, or `InvalidRequest` for a label."""
@@ -174,19 +174,17 @@ class Reviews:
         if request.decision == "undo":
             undone = await self._records.in_thread(partial(self._records.undo, request.item, reviewer, now))
             return ReviewReply(item=request.item, undone=ReviewItem.of(undone))
-        if request.label is not None:
+        labels = None if request.decision == "skip" else request.chosen
+        if labels:
             attribute = await self._records.in_thread(partial(self._records.attribute, request.item))
-            if request.label not in self.serving.labels.get(attribute, ()):
-                raise InvalidRequest(
-                    f"label: {attribute} has no such label; GET /v1/attributes lists those that it has"
-                )
-        skipped = request.decision == "skip"
-        decide = partial(self._records.decide, request.item, reviewer, now, skipped=skipped, label=request.label)
+            labels = _checked(labels, attribute, self.serving.tasks.get(attribute))
+        decide = partial(self._records.decide, request.item, reviewer, now, labels)
         judged = await self._records.in_thread(decide)
         if judged.is_new and judged.kind is Kind.RANDOM:
             for target in self.serving.info.target_precisions:
-                if judged.accepted_at is not None and target <= judged.accepted_at:
-                    self._metrics.reviewed((judged.attribute, judged.situation, target), judged.verdict)
+                for accepted_at, verdict in judged.found:
+                    if target <= accepted_at:
+                        self._metrics.reviewed((judged.attribute, judged.situation, target), verdict)
         return ReviewReply(item=request.item, undone=None)
 
     async def precision(self) -> PrecisionReply:
@@ -237,7 +235,8 @@ class Reviews:
     def _look(self, serving: _Serving) -> _Seen:
         now = time.time()
         start = self._records.start(serving.model, now)
-        found = live_precision(serving.promises, self._records.counts(start), start)
+        most = {name: len(task.labels) if task.multi_valued else 1 for name, task in serving.tasks.items()}
+        found = live_precision(serving.promises, self._records.counts(start), start, most)
         if self._auto_abstain:
             broken = broken_promises(found, serving.info.target_precisions)
             known = self._records.withdrawn(serving.model)
@@ -250,3 +249,14 @@ class Reviews:
                     )
             self.withdrawn = known | broken
         return _Seen(start=start, week=monday(now), found=found, waiting=self._records.waiting(now))
+
+
+def _checked(chosen: Sequence[str], attribute: str, task: Task | None) -> tuple[str, ...]:
+    """Return labels that a reviewer chose, each once, in the attribute's order. Raises `InvalidRequest`."""
+    known = () if task is None else task.labels
+    if not known or not {*chosen} <= {*known}:
+        raise InvalidRequest(f"label: {attribute} has no such label; GET /v1/attributes lists those that it has")
+    found = tuple(label for label in known if label in chosen)
+    if len(found) > 1 and task is not None and not task.multi_valued:
+        raise InvalidRequest(f"labels: a listing has one {attribute}")
+    return found

@@ -53,9 +53,13 @@ def lesson(prediction: AttributePrediction) -> float | None:
     """Return how much an abstention is likely to teach, in [0, 1]; None where there is nothing to ask.
 
     It is 1 minus the confidence by which the best label is ahead of the second best (Scheffer et al., 2001): a listing
-    whose label the model tells already changes little in training. Single-valued attributes alone.
+    whose label the model tells already changes little in training. Of a multi-valued attribute, where each label is a
+    question of its own, it is that of the label that is least decided between yes and no; nothing is asked where one
+    is accepted.
     """
-    if prediction.abstention in (None, Abstention.NOT_APPLICABLE) or prediction.labels:
+    if prediction.abstention in (None, Abstention.NOT_APPLICABLE):
         return None
+    if prediction.labels:
+        return 1 - min(abs(2 * candidate.confidence - 1) for candidate in prediction.candidates)
     best, *others = (candidate.confidence for candidate in prediction.candidates)
     return 1 - (best - (others[0] if others else 0.0))

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from model.inference.predictions import Abstention, AttributePrediction, LabelPrediction
+from model.inference.predictions import (
+    Abstention,
+    AttributePrediction,
+    LabelPrediction,
+    ListingWarning,
+    Prediction,
+    Scope,
+)
 from model.situations import Situation
 from service.reviews.pairs import Promise
 
@@ -13,6 +20,27 @@ Answer = TypeVar("Answer", AttributePrediction, LabelPrediction)
 
 BEFORE = (Abstention.UNFAMILIAR_LISTING, Abstention.NOT_APPLICABLE)
 """Reasons that are named rather than this one, where they hold too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A prediction as whoever sent the listing gets it: not accepted where a promise is withdrawn."""
+
+    computed: Prediction
+    withdrawn: frozenset[Promise]
+
+    @property
+    def scope(self) -> Scope:
+        return self.computed.scope
+
+    @property
+    def warnings(self) -> tuple[ListingWarning, ...]:
+        return self.computed.warnings
+
+    def attribute(self, name: str, *, target_precision: float, top_k: int) -> AttributePrediction:
+        """Return the prediction of one attribute, as `Prediction.attribute` does."""
+        found = self.computed.attribute(name, target_precision=target_precision, top_k=top_k)
+        return without(self.withdrawn, name, self.scope.situation, found)
 
 
 def without(

@@ -9,7 +9,8 @@ Two threads work beside the event loop, so that neither side waits for the other
 
 There are two lanes: in one wait listings that a caller waits for, in the other those of jobs, which take the time that
 is left. A batch is of one lane. One of jobs begins only while no caller waits, so that a caller waits for one of them
-at most; and it is no larger than the device needs to be nearly as fast as with full ones, so that the wait is short.
+at most. It is one item, which a job makes as large as its batches are to be: what a batch consists of shows in the last
+digits of its results, and those of a job must not depend on what else waits.
 
 A batch leaves as soon as the device is free, with whatever waits; there is no timer unless one is configured.
 A *full* batch is collated while its predecessor computes, in a thread for that. A partial one is not: sealing it early
@@ -53,9 +54,6 @@ Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
 
-NEARLY = 0.9
-"""A batch of jobs is as small as keeps this share of a full batch's listings per second."""
-
 PROBES = 3
 """Failed probes after which the device counts as broken: one failure may be chance, three are not."""
 
@@ -97,7 +95,7 @@ class Sealed(Generic[Item, Batch, Result]):
 class Queue(Generic[Item, Batch, Result]):
     """What waits in one lane, guarded by the batcher's lock: items, and the batch that is ahead of them."""
 
-    def __init__(self, places: Callable[[Iterable[Waiter[Item, Result]]], int], room: Callable[[], int]) -> None:
+    def __init__(self, places: Callable[[Iterable[Waiter[Item, Result]]], int], room: int) -> None:
         """
         places: how many places of a batch some waiters fill
         room: how many places a batch has
@@ -114,13 +112,12 @@ class Queue(Generic[Item, Batch, Result]):
         """Whether what waits fills a batch. Each item fills a place at least."""
         if not self.waiting:
             return False
-        room = self._room()
-        return len(self.waiting) >= room or self._places(self.waiting) >= room
+        return len(self.waiting) >= self._room or self._places(self.waiting) >= self._room
 
     def take(self) -> list[Waiter[Item, Result]]:
         """Take as many items as fit into a batch, the oldest first; one alone may need more places than there are."""
         taken = [self.waiting.popleft()]
-        room = self._room() - self._places(taken)
+        room = self._room - self._places(taken)
         while self.waiting and (needed := self._places([self.waiting[0]])) <= room:
             taken.append(self.waiting.popleft())
             room -= needed
@@ -142,13 +139,11 @@ class BatchCost:
     def __init__(self) -> None:
         self._seen: dict[int, deque[float]] = {}
         self._updated: dict[int, float] = {}
-        self._nearly_best: dict[int, int] = {}  # looked up at each arrival, and so kept until the next measurement
 
     def observe(self, size: int, seconds: float) -> None:
         row = self._row(size)
         self._seen.setdefault(row, deque(maxlen=5)).append(seconds)
         self._updated[row] = time.monotonic()
-        self._nearly_best = {}
 
     def seconds(self, size: int) -> float:
         """Expected seconds of a batch of `size`; 0 before anything was measured."""
@@ -160,15 +155,6 @@ class BatchCost:
             return rows[min(above, len(rows) - 1)][1]
         (low, fast), (high, slow) = rows[above - 1], rows[above]
         return fast + (slow - fast) * (size - low) / (high - low)
-
-    def nearly_best(self, largest: int) -> int:
-        """Return the smallest power of two with `NEARLY` the listings per second of `largest`: for batches of jobs."""
-        if largest not in self._nearly_best:
-            seconds = self.seconds(largest)
-            sizes = (1 << power for power in range(largest.bit_length()))
-            enough = (size for size in sizes if size * seconds >= NEARLY * largest * self.seconds(size))
-            self._nearly_best[largest] = next(enough, largest) if seconds else largest
-        return self._nearly_best[largest]
 
     def age(self, size: int) -> float:
         """Seconds since the newest measurement that `seconds(size)` uses: of the next larger known size, if any."""
@@ -195,7 +181,7 @@ class MicroBatcher(Generic[Item, Batch, Result]):
         max_batch_size: int,
         max_wait: float = 0.0,
         work: Callable[[Item], int] = lambda item: 1,
-        on_batch: Callable[[int], None] = lambda size: None,
+        on_batch: Callable[[Sequence[Item]], None] = lambda items: None,
     ) -> None:
         """
         collate: puts items together; runs concurrently with `compute`, in another thread
@@ -204,7 +190,7 @@ class MicroBatcher(Generic[Item, Batch, Result]):
         max_batch_size: places in a batch
         max_wait: seconds that an idle device waits for more items
         work: how many places an item fills; one that needs more than a batch has is computed alone
-        on_batch: called with the number of items in each batch computed
+        on_batch: called with the items of each batch computed
         """
         self._collate, self._compute, self._probe = collate, compute, probe
         self._max_batch_size, self._max_wait, self._on_batch = max_batch_size, max_wait, on_batch
@@ -219,8 +205,8 @@ class MicroBatcher(Generic[Item, Batch, Result]):
         self._lock = threading.Lock()
         self._may_compute, self._may_collate = threading.Condition(self._lock), threading.Condition(self._lock)
         self._queues: dict[Lane, Queue[Item, Batch, Result]] = {
-            Lane.CALLERS: Queue(self._places, lambda: max_batch_size),
-            Lane.JOBS: Queue(self._places, lambda: self.cost.nearly_best(max_batch_size)),
+            Lane.CALLERS: Queue(self._places, max_batch_size),
+            Lane.JOBS: Queue(self._places, 1),
         }
         self._computing: list[Waiter[Item, Result]] = []
         self._computing_since = 0.0
@@ -445,7 +431,7 @@ class MicroBatcher(Generic[Item, Batch, Result]):
     def _deliver_results(self, waiters: list[Waiter[Item, Result]], results: Sequence[Result], started: float) -> None:
         seconds = time.monotonic() - started
         self.cost.observe(self._places(waiters), seconds)
-        self._on_batch(len(waiters))
+        self._on_batch([waiter.item for waiter in waiters])
         self._deliver(
             [
                 (waiter, Answer(result, started - waiter.arrived, seconds))

@@ -7,7 +7,9 @@ show an object once it has been written.
 from __future__ import annotations
 
 import contextlib
+import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +22,11 @@ from fsspec.implementations.local import LocalFileSystem
 from model.errors import ConfigError
 from model.files import replace_durably
 
+SCRATCH = "scratch-"
+
+ABANDONED_SECONDS = 24 * 3600.0
+"""Who uploads or fetches is sent, or sends, something all the time."""
+
 
 class Files:
     """Reads, writes and removes files. Its methods block: they are for threads."""
@@ -27,7 +34,8 @@ class Files:
     def __init__(self, root: str) -> None:
         """root: a folder, or a URL that fsspec knows. Raises `ConfigError`."""
         try:
-            self._system, self._root = fsspec.core.url_to_fs(root)
+            # Other replicas write and remove files too: what was listed once is not true for long.
+            self._system, self._root = fsspec.core.url_to_fs(root, use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise ConfigError(f"CMA_CLIP_STORE_FILES: {error}") from None
         self.is_local = isinstance(self._system, LocalFileSystem)
@@ -49,6 +57,7 @@ class Files:
         except BaseException:
             with contextlib.suppress(Exception):
                 file.discard()
+                file.closed = True  # else it is written after all when it is collected
             raise
         file.close()
 
@@ -79,8 +88,21 @@ class Files:
         It is on the disk of the files where that is one: large enough then, and in a container writable.
         """
         parent: Any = self._root if self.is_local else None
-        with tempfile.TemporaryDirectory(prefix="scratch-", dir=parent, ignore_cleanup_errors=True) as folder:
+        with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=parent, ignore_cleanup_errors=True) as folder:
             yield Path(folder)
+
+    def sweep_scratch(self) -> int:
+        """Remove the scratch of processes that were killed: what nothing has been written to for long."""
+        if not self.is_local:
+            return 0
+        gone = 0
+        for folder in Path(self._root).glob(f"{SCRATCH}*"):
+            with contextlib.suppress(FileNotFoundError):  # it has just ended
+                newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+                if newest < time.time() - ABANDONED_SECONDS:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    gone += 1
+        return gone
 
     def _path(self, path: str) -> str:
         return f"{self._root}/{path}"

@@ -29,10 +29,10 @@ def keep(connection: Connection, folder: str) -> bool:
     return connection.execute(noted).rowcount == 1
 
 
-def remove(connection: Connection, folder: str) -> None:
-    """Have a folder removed once this transaction has been committed; twice does no harm."""
+def remove(connection: Connection, folder: str, *, after: float = 0.0) -> None:
+    """Have a folder removed so many seconds after this transaction has been committed; twice does no harm."""
     connection.execute(delete(removals).where(removals.c.path == folder))
-    connection.execute(removals.insert().values(path=folder, due=now()))
+    connection.execute(removals.insert().values(path=folder, due=now() + after))
 
 
 def sweep(database: Database, files: Files) -> int:

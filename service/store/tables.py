@@ -64,6 +64,7 @@ jobs = Table(
     Column("engine", String(32), nullable=False),
     Column("dtype", String(32), nullable=False),
     Column("calibration", String(64), nullable=False),
+    Column("batch", Integer, nullable=False),  # rows that are computed together, which their last digits depend on
     Column("model", String(256), nullable=False),
     Column("attributes", JSON, nullable=False),
     Column("separators", JSON, nullable=False),  # of the multi-valued ones among them
@@ -75,6 +76,13 @@ jobs = Table(
     Column("shards", Integer, nullable=False),
     Column("shards_done", Integer, nullable=False),
     Column("error", Text),
+    Column("callback_url", Text),
+    Column(
+        "callback_due", Double, index=True
+    ),  # null: there is none, or the job has not ended, or nothing more is sent
+    Column("callback_attempts", Integer, nullable=False),
+    Column("callback_delivered", Double),
+    Column("callback_error", Text),  # of the last attempt
     Unique("key", "idempotency_key"),
     Index("ix_jobs_key_created", "key", "created"),
     Index("ix_jobs_status_served", "status", "served"),
@@ -135,11 +143,13 @@ review_items = Table(
     Column("abstention", String(32)),
     Column("accepted_at", Double),
     Column("candidates", JSON, nullable=False),
+    Column("separator", Text),
+    Column("labels", JSON, nullable=False),
     Column("captured", Double, nullable=False),
     Column("leased_to", String(160)),
     Column("leased_until", Double),
     Column("verdict", String(16)),
-    Column("decision", Text),
+    Column("decision", JSON(none_as_null=True)),
     Column("decided", Double),
     Column("decided_by", String(160)),
     Unique("listing", "attribute", "kind", "model"),
@@ -147,8 +157,10 @@ review_items = Table(
 )
 """(listing, attribute) pairs that people are asked about. Their times are of the replicas' clocks, which need not be
 right to the second. `place` orders those of a kind, the least first; `model` is version, engine and calibration in one,
-by which a pair is asked once; `accepted_at` is the highest target that the label was accepted at; `decision` is the
-label that people chose, null where none fits or they skipped it."""
+by which a pair is asked once; `accepted_at` is the highest target that the label, or one of them, was accepted at.
+Of a multi-valued attribute, `separator` is not null, and `labels` are pairs of an accepted label and the highest target
+that it was accepted at. `decision` is the list of labels that people chose, empty where none fits, null where they
+skipped it."""
 
 review_decisions = Table(
     "review_decisions",
@@ -158,7 +170,7 @@ review_decisions = Table(
     Column("decided", Double, nullable=False),
     Column("decided_by", String(160), nullable=False),
     Column("verdict", String(16), nullable=False),
-    Column("decision", Text),
+    Column("decision", JSON(none_as_null=True)),
 )
 """All that was ever decided, undone decisions among them: who, when, what."""
 

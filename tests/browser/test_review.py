@@ -9,12 +9,13 @@ from typing import Any
 import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, Page, expect
-from sqlalchemy import select
+from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
+from sqlalchemy import select, update
 
 from service.store.database import Database
 from service.store.tables import review_items as items
 from tests.browser.conftest import Site, serving, until
+from tests.browser.test_label_sets import PointedSets
 from tests.browser.test_looks import SCREENS
 from tests.service.conftest import as_base64, encoded
 from tests.service.fake_predictor import TASKS
@@ -136,8 +137,8 @@ def test_the_random_share_is_judged_by_keyboard_without_the_models_answer(open_p
     expect(page.locator("#labels .number")).to_have_count(0)
     reviewer.press("2")
     (first,) = decided(database)
-    assert (first.decision, first.decided_by) == (LABELS[attribute][1], "anna")
-    expect(reviewer.announced).to_contain_text(f"Saved: {first.decision}.")
+    assert (first.decision, first.decided_by) == ([LABELS[attribute][1]], "anna")
+    expect(reviewer.announced).to_contain_text(f"Saved: {LABELS[attribute][1]}.")
     expect(reviewer.search).to_be_focused()
 
 
@@ -157,7 +158,7 @@ def test_a_label_is_searched_and_chosen(open_page: Any, database: str) -> None:
     expect(page.get_by_role("option")).to_have_count(4)
     page.keyboard.type("nav")
     reviewer.press("Enter")
-    assert decided(database)[-1].decision == "Navy Blue"
+    assert decided(database)[-1].decision == ["Navy Blue"]
 
 
 def test_skipping_finding_none_and_undoing(open_page: Any, database: str) -> None:
@@ -184,7 +185,7 @@ def test_all_that_waits_is_judged_and_the_last_can_be_undone(open_page: Any, dat
     reviewer = open_page().start()
     reviewer.press(*["1"] * (2 * LISTINGS))
     expect(reviewer.page.get_by_role("heading", name="Nothing waits for a review")).to_be_focused()
-    expect(reviewer.page.locator("#progress")).to_have_text(f"{2 * LISTINGS} decisions made · 0 waiting")
+    expect(reviewer.page.locator("#progress")).to_have_text(f"anna: {2 * LISTINGS} decisions made · 0 waiting")
     assert len({row.item for row in decided(database)}) == 2 * LISTINGS
     with reviewer.page.expect_response("**/v1/reviews"):
         reviewer.page.get_by_role("button", name="Undo the last decision").click()
@@ -203,6 +204,20 @@ def test_two_reviewers_share_the_pairs_out(open_page: Any, database: str) -> Non
     assert {row.decided_by for row in found} == {"anna", "ben"}
 
 
+def test_a_pair_that_somebody_else_has_decided_is_passed_over(open_page: Any, database: str) -> None:
+    reviewer = open_page().start()
+    opened = Database(database)
+    with opened.transaction() as connection:
+        connection.execute(update(items).values(leased_to="ben"))
+    opened.close()
+    first = reviewer.shown
+    reviewer.press("1")
+    expect(reviewer.page.get_by_role("alert")).to_contain_text("go on with the next")
+    expect(reviewer.search).to_be_focused()
+    assert reviewer.shown != first
+    reviewer.logged.clear()  # the browser says that the request was refused
+
+
 @pytest.mark.parametrize("share", [0.0], indirect=True)
 def test_the_models_label_of_an_abstention_is_accepted_by_enter(open_page: Any, database: str) -> None:
     reviewer = open_page().start()
@@ -213,15 +228,68 @@ def test_the_models_label_of_an_abstention_is_accepted_by_enter(open_page: Any, 
     expect(page.locator("#labels .number").first).to_contain_text("%")
     reviewer.press("Enter")
     (row,) = decided(database)
-    assert (row.decision, row.verdict, row.kind) == (suggested, "right", "abstained")
+    assert (row.decision, row.verdict, row.kind) == ([suggested], "right", "abstained")
 
 
-def test_what_was_found_is_shown(open_page: Any) -> None:
+def test_all_labels_that_fit_are_chosen_where_several_may(open_page: Any, tmp_path: Path) -> None:
+    database = f"sqlite:///{tmp_path / 'sets.db'}"
+    with serving(PointedSets(), store=database, review_share=1.0) as site:
+        httpx.post(f"{site.url}/v1/classify", json={"title": "Wool", "attributes": ["material"]}).raise_for_status()
+        until(lambda: _waiting(site) > 0)
+        reviewer = open_page()
+        reviewer.site = site
+        reviewer.start()
+        page, options = reviewer.page, reviewer.page.get_by_role("option")
+        save, none = (page.get_by_role("button", name=name) for name in ("Save", "No label fits"))
+        expect(save).to_be_disabled()
+        page.keyboard.press("1")
+        page.keyboard.type("woo")
+        page.keyboard.press("Enter")
+        page.keyboard.press("2")
+        page.keyboard.press("2")
+        expect(page.locator("#chosen")).to_have_text("Cotton, Wool")
+        expect(reviewer.announced).to_have_text("Chosen: Cotton, Wool.")
+        expect(page.get_by_role("option", selected=True)).to_have_text(["1Cotton", "3Wool"])
+        expect(none).to_be_disabled()
+        assert not Axe().run(page).violations_count
+        page.keyboard.press("0")
+        expect(options).to_have_count(3)
+        reviewer.press("Enter")
+        expect(page.get_by_role("heading", name="Nothing waits for a review")).to_be_focused()
+        (row,) = decided(database)
+        page.keyboard.press("Tab")
+        assert (row.decision, row.verdict) == (["Cotton", "Wool"], "right")
+        reviewer.press("Enter")  # on the button that undoes the last decision
+        expect(none).to_be_enabled()
+
+
+def test_a_service_that_stops_is_noticed_and_nothing_is_lost(open_page: Any, database: str) -> None:
     reviewer = open_page().start()
+    shown = reviewer.shown
+    reviewer.site.stop()
+    expect(reviewer.page.locator("#gone")).to_be_visible(timeout=3_000)
+    reviewer.page.keyboard.press("1")
+    expect(reviewer.page.get_by_role("alert")).to_contain_text("cannot be reached")
+    assert reviewer.shown == shown
+    assert decided(database) == []
+    reviewer.logged.clear()  # the browser says that requests have failed
+
+
+def test_what_was_found_is_shown_and_what_is_broken_comes_first(open_page: Any) -> None:
+    reviewer = open_page().start()
+
+    def break_the_last(route: Route) -> None:
+        found = route.fetch().json()
+        judged = [promise for promise in found["promises"] if promise["judged"]]
+        assert len(judged) > 1
+        judged[-1]["broken"] = judged[-1]["withdrawn"] = True
+        route.fulfill(json=found)
+
+    reviewer.page.route("**/v1/reviews/precision", break_the_last)
     reviewer.press(*["1"] * 8)
     reviewer.page.get_by_role("tab", name="Precision found").click()
     table = reviewer.page.locator("#promises")
-    expect(table.get_by_role("row").nth(1)).to_be_visible()
+    expect(table.get_by_role("row").nth(1)).to_contain_text("Not kept: nothing is accepted")
     expect(table.get_by_role("columnheader").nth(8)).to_have_text("At most")
     expect(table).to_contain_text("95 %")
 
@@ -247,15 +315,21 @@ def test_the_page_has_no_barriers_and_nothing_overflows(open_page: Any, screen: 
 
 
 def test_a_key_is_asked_for_where_one_is_required(browser: Browser, database: str) -> None:
-    with serving(store=database, api_keys=("right",)) as site:
+    with serving(store=database, api_keys=("shop:other", "team:right"), review_keys=("team",)) as site:
         context = browser.new_context()
         page = context.new_page()
         page.goto(f"{site.url}/review")
-        page.get_by_label("Your name").fill("anna")
+        key = page.locator("#key")
+        key.fill("other")
         page.keyboard.press("Enter")
-        page.locator("#key").fill("right")
+        expect(page.get_by_label("Your name")).to_be_focused()
+        expect(page.locator("#with-key")).to_be_visible()
+        page.keyboard.press("Enter")  # no name: that of the key is enough
+        expect(page.get_by_role("alert")).to_contain_text("may not review")
+        key.fill("right")
         page.keyboard.press("Enter")
         expect(page.get_by_role("heading", name="Nothing waits for a review")).to_be_visible()
+        expect(page.locator("#progress")).to_contain_text("team: 0 decisions made")
         expect(page.locator("#locked")).to_be_hidden()
         context.close()
 

@@ -286,6 +286,26 @@ def test_a_body_over_the_limit_is_refused_by_the_balancer(balancer: Balancer) ->
     assert balancer.served()[-1]["replicas"] == ""
 
 
+def test_a_job_may_be_larger_than_a_request_and_passes_through_without_being_kept(folder: Path) -> None:
+    stub = Stub(folder, 202)
+    with running(stub):
+        balancer = Balancer(folder, [stub])
+        with running(balancer):
+            balancer.wait_until_it_sends_to(stub)
+            body = bytes(40 * 2**20)
+            assert httpx.post(f"{balancer.url}/v1/jobs", content=body, timeout=30).status_code == 202
+            bodies = Path(balancer.environment["RUN_DIR"], "body")
+            assert not [path for path in bodies.rglob("*") if path.is_file()]
+            head = f"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {2**31 + 1}\r\n\r\n"
+            with socket.create_connection(("127.0.0.1", balancer.port), timeout=10) as raw:
+                raw.sendall(head.encode())
+                refused = raw.makefile("rb").read()
+            assert refused.startswith(b"HTTP/1.1 413 ")
+            assert b"The job is over 2 GiB." in refused
+            stub.stop()
+            assert httpx.get(f"{balancer.url}/v1/jobs").json()["code"] == "not_ready"
+
+
 def test_the_request_id_is_the_same_everywhere(balancer: Balancer) -> None:
     reply = httpx.post(f"{balancer.url}/v1/classify", json=LISTING)
     assert reply.headers["x-request-id"] == balancer.served()[-1]["request_id"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import SecretStr
+from sqlalchemy import make_url
 
 from service.settings import Settings
 from tests.deployment.tools import run
@@ -31,23 +34,25 @@ def test_hadolint_accepts_the_dockerfile() -> None:
 
 def test_compose_starts_two_replicas_behind_a_balancer_that_waits_for_them() -> None:
     services = compose()
-    assert set(services) == {"replica-a", "replica-b", "balancer", "prometheus", "grafana"}
+    assert set(services) == {"replica-a", "replica-b", "balancer", "prometheus", "grafana", "database", "store-setup"}
     assert services["balancer"]["depends_on"] == {
         "replica-a": {"condition": "service_healthy"},
         "replica-b": {"condition": "service_healthy"},
     }
 
 
-@pytest.mark.parametrize("name", ["replica-a", "replica-b", "balancer", "prometheus", "grafana"])
+@pytest.mark.parametrize(
+    "name", ["replica-a", "replica-b", "balancer", "prometheus", "grafana", "database", "store-setup"]
+)
 def test_compose_limits_and_hardens_every_service(name: str) -> None:
     service = compose()[name]
     assert service["read_only"]
     assert service["cap_drop"] == ["ALL"]
-    assert service["restart"] == "unless-stopped"
+    assert service["restart"] == ("on-failure" if name == "store-setup" else "unless-stopped")
     assert set(service["deploy"]["resources"]["limits"]) == {"cpus", "memory"}
 
 
-@pytest.mark.parametrize("name", ["balancer", "prometheus", "grafana"])
+@pytest.mark.parametrize("name", ["balancer", "prometheus", "grafana", "database", "store-setup"])
 def test_compose_pins_every_image_by_version_and_digest(name: str) -> None:
     assert re.fullmatch(r"[\w/]+:[\w.-]+@sha256:[0-9a-f]{64}", compose()[name]["image"])
 
@@ -76,7 +81,42 @@ def test_compose_takes_the_image_for_gpus_where_there_are_some(name: str) -> Non
 
 def test_compose_passes_on_every_setting() -> None:
     known = {f"CMA_CLIP_{name.upper()}" for name in Settings.model_fields}
-    assert set(compose()["replica-a"]["environment"]) == known - SET_BY_THE_IMAGE
+    assert set(compose()["replica-a"]["environment"]) == (known - SET_BY_THE_IMAGE) | {"CMA_CLIP_STORE_FILE"}
+
+
+def test_compose_has_a_store_whose_password_is_made_once_and_stands_nowhere_else(tmp_path: Path) -> None:
+    services = compose()
+    (script,) = services["store-setup"]["command"]
+    for name in ("store", "secrets"):
+        (tmp_path / name).mkdir()
+    script = re.sub(r" (>?)/(?=store$|secrets/)", rf" \1{tmp_path}/", script.replace("$$", "$"), flags=re.MULTILINE)
+    said = []
+    for _ in range(2):
+        subprocess.run(["/bin/sh", "-euc", script], check=True)  # noqa: S603 - our own
+        said.append([(tmp_path / "secrets" / name).read_text() for name in ("password", "store")])
+    assert said[0] == said[1]
+    password, url = said[0]
+    assert len(password) == 32
+    assert make_url(url).password == password
+    settings = Settings(store=SecretStr(url), store_files=services["replica-a"]["environment"]["CMA_CLIP_STORE_FILES"])
+    assert settings.files_of_store == "/store"
+    assert (tmp_path / "store").stat().st_mode & 0o7777 == 0o1777
+    assert services["database"]["environment"] == {
+        "POSTGRES_USER": make_url(url).username,
+        "POSTGRES_DB": make_url(url).database,
+        "POSTGRES_PASSWORD_FILE": "/secrets/password",
+    }
+    assert make_url(url).host == "database"
+
+
+def test_compose_starts_replicas_once_there_is_a_database_and_shows_it_to_them_alone() -> None:
+    services = compose()
+    assert services["database"]["depends_on"] == {"store-setup": {"condition": "service_completed_successfully"}}
+    for name in ("replica-a", "replica-b"):
+        assert services[name]["depends_on"] == {"database": {"condition": "service_healthy"}}
+    assert "ports" not in services["database"]
+    sees = {name for name, each in services.items() if "storage" in (each.get("networks") or ())}
+    assert sees == {"database", "replica-a", "replica-b"}
 
 
 @pytest.mark.parametrize(("name", "port"), [("balancer", 8080), ("prometheus", 9090), ("grafana", 3000)])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 import shutil
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
@@ -197,3 +199,24 @@ def test_the_mounted_checkpoint_is_the_one_that_is_served_and_cannot_be_written(
     claim = rendered("shop")["PersistentVolumeClaim"]
     assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
     assert "/tmp" in [each["mountPath"] for each in container("shop")["volumeMounts"]]  # noqa: S108 - is still there
+
+
+def test_the_store_can_be_added_to_any_overlay(tmp_path: Path) -> None:
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    folder = ROOT / "deploy" / "kubernetes"
+    resources, component = (os.path.relpath(folder / name, tmp_path) for name in ("overlays/cpu", "components/store"))
+    kustomization = {"kind": "Kustomization", "resources": [resources], "components": [component]}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    for document in yaml.safe_load_all(run("kubectl", "kustomize", tmp_path)):
+        kinds.setdefault(document["kind"], []).append(document)
+        if document["kind"] not in OPERATOR_KINDS:
+            kubernetes_validate.validate(document, NEWEST, strict=True)
+    (deployment,), (claim,), policies = (
+        kinds[kind] for kind in ("Deployment", "PersistentVolumeClaim", "NetworkPolicy")
+    )
+    spec = deployment["spec"]["template"]["spec"]
+    assert {"name": "store", "mountPath": "/store"} in spec["containers"][0]["volumeMounts"]
+    assert {"name": "store", "persistentVolumeClaim": {"claimName": claim["metadata"]["name"]}} in spec["volumes"]
+    assert spec["securityContext"]["runAsUser"] == spec["securityContext"]["fsGroup"]
+    ports = [[port["port"] for port in rule["ports"]] for each in policies for rule in each["spec"]["egress"]]
+    assert [5432] in ports

@@ -60,6 +60,7 @@ def test_the_figures_about_small_catalogues_are_the_measured_ones() -> None:
 def test_the_figures_about_live_precision_are_those_that_were_computed() -> None:
     page = figures.REVIEWS.read_text(encoding="utf-8")
     assert page == figures.with_live_precision(page), "run: python -m docs.figures"
+    assert page == figures.with_reviewing(page), "run: python -m docs.figures"
 
 
 def test_the_answer_of_the_readme_is_the_checkpoints() -> None:

@@ -76,17 +76,71 @@ def test_a_bet_is_fair_at_the_claimed_mean_and_loses_above_it(mean: float) -> No
 def test_looking_after_every_outcome_errs_no_more_often_than_promised(mean: float) -> None:
     """The exact chance of ever being wrong within 300 outcomes, over all paths; not a simulation."""
     n, alpha = 300, 0.05
-    right, wrong = (each.ravel() for each in np.meshgrid(np.arange(n + 1), np.arange(n + 1), indexing="ij"))
+    right, wrong = counts_up_to(n)
     wrong_bound = (upper_bound(right, wrong, alpha) < mean) | (lower_bound(right, wrong, alpha) > mean)
+    assert 0 < ever_wrong(wrong_bound, n, mean) <= 2 * alpha
+
+
+def counts_up_to(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """How many are right and how many wrong, in all combinations, `[(n + 1)²]` each."""
+    right, wrong = np.meshgrid(np.arange(n + 1), np.arange(n + 1), indexing="ij")
+    return right.ravel(), wrong.ravel()
+
+
+def ever_wrong(wrong_bound: np.ndarray, n: int, mean: float) -> float:
+    """The exact chance that a bound is wrong after any of n outcomes, each right with the chance `mean`.
+
+    wrong_bound: whether it is, by `counts_up_to`
+    """
     stops = wrong_bound.reshape(n + 1, n + 1)
     reached = np.zeros(n + 1)  # by the number of right outcomes; the paths that have never been wrong
-    reached[0], ever_wrong = 1.0, 0.0
+    reached[0], wrong = 1.0, 0.0
     for outcomes in range(1, n + 1):
         reached = reached * (1 - mean) + np.concatenate([[0.0], reached[:-1] * mean])
         stopped = stops[np.arange(outcomes + 1), outcomes - np.arange(outcomes + 1)]
-        ever_wrong += reached[: outcomes + 1][stopped].sum()
+        wrong += reached[: outcomes + 1][stopped].sum()
         reached[: outcomes + 1][stopped] = 0.0
-    assert 0 < ever_wrong <= 2 * alpha
+    return wrong
+
+
+def together(right: np.ndarray, wrong: np.ndarray, labels: int) -> Judgements:
+    """Listings whose labels are all right, or all wrong."""
+    return Judgements(
+        listings=np.stack([right, wrong], axis=1),
+        labels=np.array([labels, labels]),
+        right=np.array([labels, 0]),
+        skipped=np.array([False, False]),
+        most=np.full(len(right), labels),
+    )
+
+
+def test_labels_that_are_right_or_wrong_together_raise_no_more_false_alarms_than_promised() -> None:
+    n, alpha, mean, labels = 150, 0.05, 0.9, 4
+    right, wrong = counts_up_to(n)
+    assert 0 < ever_wrong(together(right, wrong, labels).upper(alpha) < mean, n, mean) <= alpha
+    as_if_independent = upper_bound(labels * right, labels * wrong, alpha)
+    assert ever_wrong(as_if_independent < mean, n, mean) > alpha
+
+
+@given(st.integers(0, 300), st.integers(0, 300), levels, st.integers(1, 6))
+def test_labels_of_a_listing_that_agree_say_no_more_than_one_and_no_less_where_none_can_have_more(
+    right: int, wrong: int, alpha: float, labels: int
+) -> None:
+    found = together(np.array([right]), np.array([wrong]), labels)
+    assert one(found.upper(alpha)) == pytest.approx(one(upper_bound(right, wrong, alpha)))
+    assert one(found.lower(alpha)) == pytest.approx(one(lower_bound(right, wrong, alpha)))
+
+
+def test_labels_are_counted_one_by_one_and_those_of_a_skipped_listing_against_each_bound() -> None:
+    outcomes = {"labels": np.array([3, 2, 1]), "right": np.array([2, 2, 0]), "skipped": np.array([False, False, True])}
+    found, certain = (
+        Judgements(listings=np.array([[10, 20, skipped]]), most=np.array([5]), **outcomes) for skipped in (6, 0)
+    )
+    assert (one(found.labels_right), one(found.labels_wrong), one(found.labels_skipped)) == (60, 10, 6)
+    assert one(found.precision) == pytest.approx(60 / 70)
+    assert (
+        one(found.lower(0.01)) < one(certain.lower(0.01)) < 60 / 70 < one(certain.upper(0.01)) < one(found.upper(0.01))
+    )
 
 
 def test_the_width_shrinks_with_the_number_of_outcomes() -> None:

@@ -17,6 +17,7 @@ import pytest
 from rich.console import Console
 
 from model.catalogue.listings import Catalogue
+from model.catalogue.reviewed import NONE_FITS, ReviewedImages, ReviewedListing, reviewed_catalogue
 from model.catalogue.splits import Part
 from model.checkpoint.folder import CALIBRATION, CONFIG, METRICS, load_checkpoint, write_part
 from model.config import ModelConfig
@@ -186,6 +187,33 @@ def test_thresholds_per_label_are_of_pairs(trained: Path, clothes: Catalogue) ->
     for label, found in own.items():
         bearing = sum(label in each.label_sets.get("material", ()) for each in listings)
         assert 57 <= found.support <= bearing / 0.9
+
+
+@pytest.mark.parametrize("none_fit", [0, 4])
+def test_thresholds_are_certified_on_reviews_whose_listings_have_several_labels(
+    trained: Path, clothes: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, none_fit: int
+) -> None:
+    """none_fit: of every so many listings, one has none of the labels, so that all of its accepted ones are wrong."""
+    monkeypatch.setattr(fit_gate, "OUTLIERS", 40)
+    found = [
+        ReviewedListing(
+            name=each.id,
+            id=each.id,
+            title=each.title,
+            has_image=False,
+            labels=each.labels,
+            label_sets={"material": (NONE_FITS,)} if none_fit and number % none_fit == 0 else each.label_sets,
+        )
+        for number, each in enumerate((*clothes.part(Part.CALIBRATION), *clothes.part(Part.TEST)))
+        if each.has_label("material")
+    ]
+    catalogue = reviewed_catalogue(found, clothes.config.attributes, ReviewedImages(lambda name: None))
+    folder = shutil.copytree(trained, tmp_path / "copy")
+    calibration = calibrate(folder, catalogue, keep_temperatures=True, device="cpu", console=silent())
+    certificate = calibration.situations[Situation.TITLE]["material"].thresholds[0.9]
+    assert (certificate is None) is (none_fit > 0)
+    if certificate is not None:
+        assert certificate.support > len(catalogue.part(Part.CALIBRATION))  # pairs: more labels than listings
 
 
 def test_tables_show_both_kinds(trained: Path) -> None:

@@ -89,12 +89,22 @@ def test_a_pair_without_a_label_counts_as_wrong(label: str) -> None:
     assert thresholds[0.95] is None  # an eighth of the answers is wrong
 
 
+def test_an_attribute_of_which_no_label_ever_fits_is_not_certified() -> None:
+    found = [replace(each, labels={"colour": NONE_FITS}) for each in reviews(100)]
+    kept = temperatures_of(fit_calibration(ColourReader(), opened(reviews(400)), console=CONSOLE)[0])
+    calibration, _ = fit_calibration(ColourReader(), opened(found), console=CONSOLE, temperatures=kept)
+    assert set(calibration.situations[Situation.TITLE]["colour"].thresholds.values()) == {None}
+
+
 def test_what_reviews_can_certify_is_said_beforehand() -> None:
     found = [*reviews(370), replace(reviews(1)[0], name="skipped", title="skipped 3", labels={"colour": SKIPPED})]
     catalogue = opened(found)
     certain = len(catalogue.part(Part.CALIBRATION))
     output = io.StringIO()
     Console(file=output, width=160).print(prospects(catalogue, TASKS, (0.95, 0.99)))
+    assert "For comparison, 300 pairs allow at 95 % 6, at 99 % none: 459 pairs are needed." in " ".join(
+        output.getvalue().split()
+    )
     (row,) = [line for line in output.getvalue().splitlines() if "colour" in line]
     cells = [cell.strip() for cell in row.split("│")[1:-1]]
     assert 280 < certain < 310

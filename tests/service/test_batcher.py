@@ -423,36 +423,20 @@ async def test_callers_overtake_jobs_whatever_came_first() -> None:
         await until(lambda: batcher.waiting == 5)
         device.free.set()
         assert await outcomes(tasks) == [n * n for n in (0, *range(10, 19), *range(1, 6))]
-    assert device.batches == [[0], [1, 2, 3, 4], [5], [10, 11, 12, 13], [14, 15, 16, 17], [18]]
+    assert device.batches == [[0], [1, 2, 3, 4], [5], *([number] for number in range(10, 19))]
 
 
-async def test_a_lone_job_has_the_whole_device_and_the_next_batch_is_collated_ahead() -> None:
+async def test_each_item_of_a_job_is_a_batch_and_the_next_one_is_collated_ahead() -> None:
     device = Device()
     device.free.clear()
     async with running(device, max_batch_size=4) as batcher:
         tasks = asking(batcher, [0], lane=Lane.JOBS)
         await until(lambda: device.batches)
-        tasks += asking(batcher, range(1, 9), lane=Lane.JOBS)
+        tasks += asking(batcher, range(1, 4), lane=Lane.JOBS)
         await until(lambda: len(device.collated) == 2)
         device.free.set()
-        assert await outcomes(tasks) == [n * n for n in range(9)]
-    assert device.batches == [[0], [1, 2, 3, 4], [5, 6, 7, 8]]
-
-
-async def test_a_batch_of_jobs_is_no_larger_than_makes_the_device_nearly_as_fast_as_it_can_be() -> None:
-    device = Device()
-    device.free.clear()
-    async with running(device, max_batch_size=32) as batcher:
-        for _ in range(5):  # so that the test's own batches don't change the median
-            batcher.cost.observe(1, 2.0)
-            batcher.cost.observe(8, 9.0)  # 0.89 listings per second
-            batcher.cost.observe(32, 33.0)  # 0.97
-        tasks = asking(batcher, [0], lane=Lane.JOBS)
-        await until(lambda: device.batches)
-        tasks += asking(batcher, range(1, 18), lane=Lane.JOBS)
-        device.free.set()
-        assert await outcomes(tasks) == [n * n for n in range(18)]
-    assert [len(batch) for batch in device.batches] == [1, 8, 8, 1]
+        assert await outcomes(tasks) == [n * n for n in range(4)]
+    assert device.batches == [[0], [1], [2], [3]]
 
 
 async def test_jobs_do_not_count_as_waiting_callers_but_the_batch_that_is_computed_does() -> None:

@@ -298,7 +298,11 @@ def serve(*flags: str) -> subprocess.Popen[str]:
     return subprocess.Popen(  # noqa: S603 - our own program
         [sys.executable, "-c", MAIN, "serve", *flags],
         cwd=ROOT,
-        env={"PATH": os.environ["PATH"], "CMA_CLIP_API_KEYS": "SECRET1,shop:SECRET2"},
+        env={
+            "PATH": os.environ["PATH"],
+            "CMA_CLIP_API_KEYS": "sesame1,shop:sesame2",
+            "CMA_CLIP_CALLBACK_SECRET": "sesame of callbacks",
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -317,7 +321,7 @@ def test_serve_prints_what_it_uses_and_no_keys() -> None:
     assert process.returncode == 0
     assert ["CMA_CLIP_MAX_BATCH_SIZE", "7"] in [line.split() for line in lines]
     assert ["CMA_CLIP_API_KEYS", "key-1,", "shop"] in [line.split() for line in lines]
-    assert "SECRET" not in text
+    assert "sesame" not in text
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,10 @@ from sqlalchemy import update
 
 from service.jobs import queue
 from service.jobs.queue import Pin
+from service.jobs.worker import Room
 from service.store import removals, tables
 from service.store.store import Store
-from tests.service.conftest import Client, encoded, in_process
+from tests.service.conftest import Client, encoded, in_process, until
 from tests.service.fake_predictor import INFO
 
 PIN = Pin(version=INFO.version, engine=INFO.engine, dtype=INFO.dtype, calibration=INFO.calibration)
@@ -70,6 +71,16 @@ async def test_a_table_becomes_a_table_of_labels_in_its_order_as_callers_get_the
     assert await service.metric("cma_clip_job_listings_total", outcome="done") == 600
     listed = (await service.get("/v1/jobs")).json()["jobs"]
     assert [each["id"] for each in listed] == [job["id"]]
+
+
+async def test_what_a_batch_consists_of_does_not_depend_on_what_else_there_is_to_do(service: Client) -> None:
+    handed_in = [await hand_in(service, TABLE.replace("dress", word)) for word in ("dress", "skirt")]
+    for answer in handed_in:
+        await ended(service, answer.json()["id"])
+    found = [[int(str(title).split()[-1]) for title in batch] for batch in service.predictor.batches]
+    shards = [range(0, 256), range(256, 512), range(512, 600)]
+    wanted = [list(shard[first : first + 16]) for shard in shards for first in range(0, len(shard), 16)]
+    assert sorted(found) == sorted(wanted * 2)
 
 
 async def test_results_come_as_json_lines_and_parquet_with_the_same_columns(service: Client) -> None:
@@ -185,17 +196,34 @@ async def test_jobs_are_off_without_a_store(client: Client) -> None:
         assert "CMA_CLIP_STORE" in answer.json()["detail"]
 
 
+async def test_a_bug_stops_no_jobs_for_good(service: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.jobs.jobs.REST_SECONDS", 0.0)
+    lease, failures = queue.lease, [ValueError("a bug")]
+
+    def fail_once(*args: Any, **options: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return lease(*args, **options)
+
+    monkeypatch.setattr(queue, "lease", fail_once)
+    service.lifecycle.jobs.worker.wake.set()
+    await until(lambda: not failures)
+    job = (await hand_in(service, "id,title\n1,x\n")).json()["id"]
+    assert (await ended(service, job))["status"] == "done"
+
+
 # --- leases ------------------------------------------------------------------------------------------------
 
 
-def accepted(store: Store, job: str = "job", *, shards: int = 2, pin: Pin = PIN) -> None:
+def accepted(store: Store, job: str = "job", *, shards: int = 2, callback_url: str | None = None) -> None:
     with store.database.transaction() as connection:
         removals.announce(connection, queue.folder_of(job))
         values = {
-            "id": job, "key": "", "fingerprint": "", "model": "fake", "attributes": ["season"], "separators": {},
-            "target_precision": 0.9, "report": {},
+            "id": job, "key": "", "fingerprint": "", "batch": 16, "model": "fake",
+            "attributes": ["season"], "separators": {}, "target_precision": 0.9, "report": {},
+            "callback_url": callback_url,
         }  # fmt: skip
-        assert queue.accept(connection, values, pin, [10] * shards)
+        assert queue.accept(connection, values, PIN, [10] * shards)
 
 
 def test_a_replica_that_lost_its_lease_records_nothing(store: Store) -> None:
@@ -212,6 +240,7 @@ def test_a_replica_that_lost_its_lease_records_nothing(store: Store) -> None:
         assert not queue.finish(connection, late, result="late", failed=0)
         assert queue.finish(connection, newer, result="newer", failed=0)
         assert not queue.finish(connection, newer, result="twice", failed=0)
+        assert queue.finish(connection, newer, result="newer", failed=0)  # the answer to the first call was lost
         assert queue.results(connection, "job") == ["newer"]
         found = queue.find(connection, "", job="job")
     assert found is not None
@@ -256,8 +285,41 @@ def test_jobs_that_ended_long_ago_are_purged_with_their_files(store: Store) -> N
         lease = queue.lease(connection, PIN, seconds=60)
         assert lease is not None
         queue.finish(connection, lease, result="x", failed=0)
-        assert queue.purge(connection, older_than=60) == 0
-        assert queue.purge(connection, older_than=-1) == 1
+        connection.execute(update(tables.jobs).values(finished=tables.jobs.c.finished - 90))
+        assert queue.purge(connection, older_than=100) == 0
+        assert queue.purge(connection, older_than=80) == 1
     removals.sweep(store.database, store.files)
     with pytest.raises(FileNotFoundError):
         store.files.read_bytes("jobs/job/results/x")
+
+
+async def test_images_wait_for_room_except_those_of_the_oldest_batch_which_others_wait_for() -> None:
+    room, order, closed = Room(10), list[str](), asyncio.Event()
+
+    async def hold(name: str, nbytes: int, batch: int) -> None:
+        async with room.held(nbytes, batch):
+            order.append(name)
+            await closed.wait()
+
+    async with asyncio.timeout(5), room.batch() as older, room.batch() as newer, asyncio.TaskGroup() as group:
+        for name, nbytes, batch in (("older", 99, older), ("newer", 1, newer), ("older too", 99, older)):
+            group.create_task(hold(name, nbytes, batch))
+        await until(lambda: len(order) == 2)
+        assert order == ["older", "older too"]
+        closed.set()
+    assert order == ["older", "older too", "newer"]
+
+
+async def test_what_an_image_turns_out_not_to_need_is_free_for_others() -> None:
+    room, order = Room(10), list[int]()
+
+    async def hold(nbytes: int, actual: int, batch: int) -> None:
+        async with room.held(nbytes, batch) as held:
+            order.append(nbytes)
+            await held.shrink(actual)
+            await asyncio.sleep(0)
+
+    async with asyncio.timeout(5), room.batch(), room.batch() as second, asyncio.TaskGroup() as group:
+        for nbytes, actual in ((9, 1), (8, 8)):
+            group.create_task(hold(nbytes, actual, second))
+    assert order == [9, 8]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from service.http.pages import STATIC
-from tests.service.conftest import Client
+from service.http.pages import NOTHING_STORED, STATIC, STORED
+from tests.service.conftest import Client, in_process
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = re.compile(r"""(?:href|src)="(?!https?:)([^"#]+)"|from "(\./[^"]+)";""")
@@ -23,6 +23,17 @@ async def test_a_page_runs_only_what_the_service_sends(client: Client, path: str
     assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'")
     assert "unsafe" not in policy
     assert not re.search(r"<script(?![^>]*src=)|<style|style=|\son\w+=", reply.text)
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+async def test_a_page_leads_to_reviews_where_there_is_a_store(client: Client, tmp_path: Path, path: str) -> None:
+    assert 'href="review"' not in (await client.get(path)).text
+    async with in_process(store=f"sqlite:///{tmp_path / 'store.db'}") as reviewing:
+        page = (await reviewing.get(path)).text
+        assert '<a class="docs" href="review">Review</a>' in page
+        assert NOTHING_STORED not in page
+        assert (STORED in page) is (path == "/")
+    assert (NOTHING_STORED in (await client.get(path)).text) is (path == "/")
 
 
 async def test_every_file_that_a_page_names_is_there(client: Client) -> None:

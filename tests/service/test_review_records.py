@@ -70,7 +70,7 @@ def add(records: Records, *found: CapturedItem, model: Model = MODEL, now: float
 def judge(records: Records, *labels: str | None, reviewer: str = "anna", now: float = NOW) -> None:
     for label in labels:
         (found,) = records.lease(reviewer, now, kind=None, count=1)
-        records.decide(found.item, reviewer, now, skipped=label == "skip", label=None if label == "skip" else label)
+        records.decide(found.item, reviewer, now, None if label == "skip" else [] if label is None else [label])
 
 
 def rows(store: Store, table: Any) -> int:
@@ -115,7 +115,7 @@ def test_reviewers_who_ask_at_once_share_the_pairs_out(records: Records) -> None
     def work(name: str) -> None:
         while found := records.lease(name, NOW, kind=None, count=2):
             for each in found:
-                records.decide(each.item, name, NOW, skipped=False, label="Blue")
+                records.decide(each.item, name, NOW, ["Blue"])
                 taken.append(each.item)
 
     threads = [threading.Thread(target=work, args=(f"reviewer {number}",)) for number in range(4)]
@@ -133,32 +133,25 @@ def test_a_pair_that_was_left_open_goes_to_another_reviewer(records: Records) ->
     (found,) = records.lease("ben", NOW + LEASE_SECONDS + 1, kind=None, count=1)
     assert found.item == left.item
     with pytest.raises(AlreadyReviewed):
-        records.decide(left.item, "anna", NOW, skipped=False, label="Blue")
+        records.decide(left.item, "anna", NOW, ["Blue"])
 
 
 @pytest.mark.parametrize(
-    ("label", "skipped", "verdict"),
-    [
-        ("Blue", False, Verdict.RIGHT),
-        ("Red", False, Verdict.WRONG),
-        (None, False, Verdict.WRONG),
-        (None, True, Verdict.SKIPPED),
-    ],
+    ("labels", "verdict"),
+    [(("Blue",), Verdict.RIGHT), (("Red",), Verdict.WRONG), ((), Verdict.WRONG), (None, Verdict.SKIPPED)],
 )
 def test_a_decision_is_kept_once(
-    records: Records, store: Store, label: str | None, skipped: bool, verdict: Verdict
+    records: Records, store: Store, labels: tuple[str, ...] | None, verdict: Verdict
 ) -> None:
     add(records, item(1))
     (found,) = records.lease("anna", NOW, kind=None, count=1)
-    first, again = (
-        records.decide(found.item, "anna", NOW + later, skipped=skipped, label=label) for later in (0.0, 1.0)
-    )
+    first, again = (records.decide(found.item, "anna", NOW + later, labels) for later in (0.0, 1.0))
     assert (first.verdict, first.is_new, again.is_new) == (verdict, True, False)
     assert rows(store, decisions) == 1
     (pair,) = records.judged(Kind.RANDOM)
-    assert (pair.decision, pair.verdict, pair.decided, pair.decided_by) == (label, verdict, NOW, "anna")
+    assert (pair.decision, pair.verdict, pair.decided, pair.decided_by) == (labels, verdict, NOW, "anna")
     with pytest.raises(AlreadyReviewed):
-        records.decide(found.item, "anna", NOW, skipped=False, label="Black")
+        records.decide(found.item, "anna", NOW, ["Black"])
 
 
 def test_who_made_a_decision_can_undo_it_for_an_hour(records: Records, store: Store) -> None:
@@ -174,11 +167,11 @@ def test_who_made_a_decision_can_undo_it_for_an_hour(records: Records, store: St
     assert list(records.judged(Kind.RANDOM)) == []
     assert records.lease("ben", NOW + 5, kind=None, count=1) == []
     judge(records, "Blue", now=NOW + 6)
-    assert [each.decision for each in records.judged(Kind.RANDOM)] == ["Blue"]
+    assert [each.decision for each in records.judged(Kind.RANDOM)] == [("Blue",)]
     with store.database.snapshot() as connection:
         log = connection.execute(select(decisions.c.verdict, decisions.c.decided_by).order_by(decisions.c.number)).all()
     assert [tuple(row) for row in log] == [("wrong", "anna"), ("undone", "anna"), ("right", "anna")]
-    assert pair.decision == "Red"
+    assert pair.decision == ("Red",)
 
 
 def _items(store: Store) -> list[int]:
@@ -213,12 +206,39 @@ def test_counts_are_of_accepted_pairs_of_the_random_share_in_one_start(records: 
     add(records, item(6), now=NOW + WEEK)
     judge(records, "Blue", "Red", "skip", "Blue", "Blue", "Blue")
     assert set(records.counts(records.start(MODEL, NOW))) == {
-        Count("baseColour", Situation.IMAGE_AND_TITLE, 0.95, Verdict.WRONG, 1),
-        Count("baseColour", Situation.IMAGE_AND_TITLE, 0.99, Verdict.SKIPPED, 1),
-        Count("baseColour", Situation.TITLE, 0.95, Verdict.RIGHT, 1),
+        Count("baseColour", Situation.IMAGE_AND_TITLE, ((0.95, Verdict.WRONG),), 1),
+        Count("baseColour", Situation.IMAGE_AND_TITLE, ((0.99, Verdict.SKIPPED),), 1),
+        Count("baseColour", Situation.TITLE, ((0.95, Verdict.RIGHT),), 1),
     }
     (next_week,) = records.counts(records.start(MODEL, NOW + WEEK))
-    assert (next_week.verdict, next_week.count) == (Verdict.RIGHT, 1)
+    assert (next_week.found, next_week.count) == (((0.95, Verdict.RIGHT),), 1)
+
+
+SET: dict[str, Any] = {"separator": "|", "labels": [("Blue", 0.99), ("Red", 0.9)], "accepted_at": 0.99}
+
+
+@pytest.mark.parametrize(
+    ("labels", "verdict", "found"),
+    [
+        (["Black", "Blue", "Red"], Verdict.RIGHT, [Verdict.RIGHT, Verdict.RIGHT]),  # completeness is not promised
+        (["Blue"], Verdict.WRONG, [Verdict.RIGHT, Verdict.WRONG]),
+        ([], Verdict.WRONG, [Verdict.WRONG, Verdict.WRONG]),
+        (None, Verdict.SKIPPED, [Verdict.SKIPPED, Verdict.SKIPPED]),
+    ],
+)
+def test_each_accepted_label_of_several_is_judged_by_itself(
+    records: Records, labels: list[str] | None, verdict: Verdict, found: list[Verdict]
+) -> None:
+    add(records, item(1, **SET), item(2, accepted_at=None, separator="|"))
+    for each in records.lease("anna", NOW, kind=None, count=2):
+        assert each.multi_valued
+        decided = records.decide(each.item, "anna", NOW, labels)
+    assert decided.found == ()  # nothing of the second was accepted
+    expected = tuple(zip((0.99, 0.9), found, strict=True))
+    assert records.counts(1) == [Count("baseColour", Situation.IMAGE_AND_TITLE, expected, 1)]
+    pair, _ = records.judged(Kind.RANDOM)
+    assert (pair.verdict, pair.separator) == (verdict, "|")
+    assert pair.decision == (None if labels is None else tuple(labels))
 
 
 def test_queues_are_bounded_and_what_stands_last_goes_first(

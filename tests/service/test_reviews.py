@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import time
+import zipfile
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -23,6 +25,8 @@ from service.store.tables import review_items as items
 from service.store.tables import review_listings as listings
 from tests.service.conftest import Client, as_base64, encoded, in_process, until
 from tests.service.fake_predictor import INFO, TASKS, FakePredictor
+from tests.service.test_jobs import ended, hand_in, rows_of
+from tests.service.test_label_sets import SetPredictor
 from tests.service.test_routes import check_problem
 
 PNG = {"base64": as_base64(encoded())}
@@ -145,6 +149,21 @@ async def test_every_route_is_captured(reviewing: Reviewing) -> None:
         assert {each["title"] for each in await next_items(client)} == {"Shirt one", "Shirt two", "Shirt three"}
 
 
+async def test_jobs_are_captured(reviewing: Reviewing) -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as file:
+        file.writestr("a.png", encoded())
+    async with reviewing() as client:
+        table = "id,title,image\nsku-1,Shirt one,a.png\nsku-2,Shirt two,\n"
+        await ended(client, (await hand_in(client, table, images=packed.getvalue())).json()["id"])
+        await client.classify(title="Shirt one", image=PNG)  # the same listing
+        await reviews_of(client).flush()
+        found = {
+            (each["id"], each["title"], each["image"] and each["image"]["base64"]) for each in await next_items(client)
+        }
+        assert found == {("sku-1", "Shirt one", PNG["base64"]), ("sku-2", "Shirt two", None)}
+
+
 async def test_no_text_keeps_a_listing_from_being_captured(reviewing: Reviewing) -> None:
     async with reviewing() as client:
         await client.classify(id="a\0b", title="Shirt \0 with a NUL")
@@ -237,12 +256,45 @@ async def test_reviewers_are_known_by_their_api_key_too(reviewing: Reviewing, st
             assert set(connection.scalars(select(items.c.decided_by))) == {"team/anna"}
 
 
+async def test_the_name_of_an_api_key_is_enough(reviewing: Reviewing, store: Store) -> None:
+    async with reviewing(api_keys=("anna:right",)) as client:
+        client.headers["X-API-Key"] = "right"
+        await classify_some(client, 1)
+        reply = (await client.get("/v1/reviews/next")).json()
+        assert reply["reviewer"] == "anna"
+        decision = {"item": reply["items"][0]["item"], "decision": "skip"}
+        assert (await client.post("/v1/reviews", json=decision)).status_code == 200
+        with store.database.snapshot() as connection:
+            assert "anna" in connection.scalars(select(items.c.decided_by)).all()
+
+
+async def test_only_keys_that_may_review_see_what_others_sent(reviewing: Reviewing) -> None:
+    async with reviewing(api_keys=("shop:wrong", "anna:right"), review_keys=("anna",)) as client:
+        client.headers["X-API-Key"] = "wrong"
+        await classify_some(client, 1)
+        for path in ("/v1/reviews/next", "/v1/reviews/next?reviewer=anna"):
+            check_problem(await client.get(path), 403, "forbidden")
+        check_problem(await decide(client, 1, "skip"), 403, "forbidden")
+        assert (await client.get("/v1/reviews/precision")).status_code == 200
+        client.headers["X-API-Key"] = "right"
+        assert await next_items(client)
+
+
+async def test_without_keys_a_reviewer_has_a_name(reviewing: Reviewing) -> None:
+    async with reviewing() as client:
+        response = await client.get("/v1/reviews/next")
+        assert "reviewer" in check_problem(response, 422, "invalid_request")["detail"]
+
+
 @pytest.mark.parametrize(
     ("decision", "named"),
     [
         ({"decision": "label"}, "label"),
         ({"decision": "skip", "label": "Blue"}, "label"),
         ({"decision": "label", "label": "Chartreuse"}, "label"),
+        ({"decision": "label", "label": "Blue", "labels": ["Blue"]}, "label"),
+        ({"decision": "label", "labels": []}, "labels"),
+        ({"decision": "label", "labels": ["Summer", "Winter"]}, "label"),
         ({"decision": "perhaps"}, "decision"),
         ({"decision": "skip", "reviewer": ""}, "reviewer"),
         ({"decision": "skip", "item": 0}, "item"),
@@ -316,6 +368,31 @@ async def test_metrics_say_what_was_found(reviewing: Reviewing) -> None:
         assert await client.metric("cma_clip_reviewed_target_precision", **of) == 0.9
 
 
+async def test_of_several_labels_all_that_fit_are_named_and_each_accepted_one_counts(
+    store_url: str, tmp_path: Path
+) -> None:
+    async with in_process(
+        SetPredictor(), store=store_url, store_files=str(tmp_path / "files"), review_share=1.0
+    ) as client:
+        await classify_some(client, 3, attributes=["material"])  # wool and cotton are accepted
+        found = await next_items(client)
+        assert [(each["attribute"], each["multi_valued"], each["label"]) for each in found] == [
+            ("material", True, None)
+        ] * 3
+        wrong = await decide(client, found[0]["item"], "label", labels=["Wool", "Silk"])
+        assert "material" in check_problem(wrong, 422, "invalid_request")["detail"]
+        for each, labels in zip(found, (["Linen", "Wool"], ["Cotton", "Wool", "Wool"], ["Linen"]), strict=True):
+            assert (await decide(client, each["item"], "label", labels=labels)).status_code == 200
+        report = {
+            (each["attribute"], each["situation"], each["target"]): each
+            for each in (await precision(client))["promises"]
+        }
+        promise = report["material", "title", 0.95]
+        assert (promise["judged"], promise["right"], promise["wrong"]) == (6, 3, 3)
+        of = {"attribute": "material", "situation": "title", "target": "0.95"}
+        assert await client.metric("cma_clip_reviewed_total", **of, verdict="wrong") == 3
+
+
 @pytest.mark.parametrize("auto_abstain", [False, True])
 async def test_a_broken_promise_is_withdrawn_where_that_is_configured(reviewing: Reviewing, auto_abstain: bool) -> None:
     async with reviewing(auto_abstain=auto_abstain) as client:
@@ -336,6 +413,17 @@ async def test_a_replica_that_starts_knows_what_is_withdrawn(reviewing: Reviewin
     async with reviewing(auto_abstain=True) as client:
         await until(lambda: reviews_of(client).withdrawn)
         assert (await classify_some(client, 1))[0]["attributes"]["season"]["abstention"] == "not_certified"
+
+
+async def test_a_withdrawn_promise_is_not_given_to_jobs(reviewing: Reviewing, store: Store) -> None:
+    Records(store.database).withdraw([Promise("season", Situation.TITLE, 0.95)], MODEL, time.time())
+    async with reviewing(auto_abstain=True) as client:
+        await until(lambda: reviews_of(client).withdrawn)
+        job = (await hand_in(client, "id,title\n" + "".join(f"{n},Shirt {n}\n" for n in range(20)))).json()["id"]
+        await ended(client, job)
+        rows = await rows_of(client, job)
+        assert {row["season_abstention"] for row in rows} == {"not_certified"}
+        assert "" in {row["baseColour_abstention"] for row in rows}
 
 
 async def test_what_is_old_is_deleted(reviewing: Reviewing, store: Store) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def keep(records: Records, *found: tuple[Any, Any], accepted: Sequence[AcceptedL
 def judge(records: Records, *labels: str | None, now: float = NOW) -> None:
     for label in labels:
         (item,) = records.lease("anna", now, kind=None, count=1)
-        records.decide(item.item, "anna", now, skipped=label == "skip", label=None if label == "skip" else label)
+        records.decide(item.item, "anna", now, None if label == "skip" else [] if label is None else [label])
 
 
 @pytest.fixture
@@ -91,6 +92,24 @@ def test_decisions_are_written_as_corrections_and_those_on_the_random_share_show
         "sku-5": ("Black", "", "Blue", "0.7500"),
     }
     assert {row["reviewer"] for row in found.values()} == {"anna"}
+
+
+def test_several_labels_of_a_listing_are_joined_for_training_and_a_set_to_calibrate_on(
+    store: Store, store_url: str, tmp_path: Path
+) -> None:
+    records = Records(store.database)
+    for number, labels in enumerate((["Blue", "Red"], [], None)):
+        listing, item = captured(number, Kind.RANDOM)
+        keep(records, (listing, replace(item, separator="|", labels=[("Blue", 0.95)])))
+        (leased,) = records.lease("anna", NOW, kind=None, count=1)
+        records.decide(leased.item, "anna", NOW, labels)
+    out = tmp_path / "judged.csv"
+    run("reviews", store_url, "--corrections", out)
+    assert [row["decision"] for row in rows(out)] == ["Blue|Red", "unclear"]
+    with opened(store_url) as reading:
+        found = reviewed(reading, ["colour"], None)
+    assert [each.label_sets["colour"] for each in found.listings] == [("Blue", "Red"), (NONE_FITS,), (SKIPPED,)]
+    assert not any(each.labels for each in found.listings)
 
 
 def test_corrections_of_reviews_are_read_by_training(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.inference.predictions import Abstention, AttributePrediction, Candidate
+from model.inference.predictions import Abstention, AttributePrediction, Candidate, LabelPrediction
 from service.reviews.sampling import Draw, lesson
 
 SECRET = b"s" * 32
@@ -80,3 +82,10 @@ def test_what_is_accepted_or_not_applicable_is_not_asked_for_teaching() -> None:
     assert lesson(answer(0.9, 0.1, abstention=None)) is None
     assert lesson(answer(0.9, 0.1, abstention=Abstention.NOT_APPLICABLE)) is None
     assert lesson(answer(0.9, abstention=Abstention.UNFAMILIAR_LISTING)) == pytest.approx(0.1)
+
+
+def test_of_several_labels_the_one_between_yes_and_no_teaches_most_unless_one_is_accepted() -> None:
+    found = answer(0.9, 0.45, 0.1)
+    label = LabelPrediction(label="label 0", confidence=0.9, abstention=Abstention.LOW_CONFIDENCE, threshold=0.95)
+    assert lesson(replace(found, labels=(label,))) == pytest.approx(0.9)
+    assert lesson(replace(found, labels=(label,), abstention=None)) is None

@@ -26,10 +26,19 @@ def test_the_defaults_are_as_agreed() -> None:
         "max_body_bytes": 32 * 2**20, "max_image_bytes": 10 * 2**20, "max_image_pixels": 50_000_000,
         "max_listings": 64, "target_precision": 0.95, "api_keys": (), "key_rate": 0, "key_queue_share": 1,
         "image_hosts": (), "allow_private_image_hosts": False, "image_networks": (), "image_ports": (80, 443),
-        "image_proxy": None, "store": None, "store_files": None, "keep_days": 30, "max_job_bytes": 2 * 2**30,
+        "image_proxy": None, "store": None, "store_files": None, "keep_days": 30, "callback_secret": None,
+            "max_job_bytes": 2 * 2**30,
         "drain_seconds": 20, "keep_alive_seconds": 75, "max_connections": 1000,
-        "review_share": 0.01, "review_days": 365, "auto_abstain": False, "log_format": "json",
+        "review_share": 0.01, "review_days": 365, "review_keys": (), "auto_abstain": False, "log_format": "json",
     }  # fmt: skip
+
+
+def test_reviewers_are_named_by_the_names_of_keys() -> None:
+    assert load_settings(api_keys="shop:a,anna:b", review_keys="anna").review_keys == ("anna",)
+    with pytest.raises(ConfigError, match=r"CMA_CLIP_REVIEW_KEYS.*no key that is called 'ben'; it has shop, anna"):
+        load_settings(api_keys="shop:a,anna:b", review_keys="anna,ben")
+    with pytest.raises(ConfigError, match="it has none"):
+        load_settings(review_keys="anna")
 
 
 def test_flags_go_before_the_environment_and_that_before_defaults(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,9 @@ import gzip
 import logging
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,8 +18,11 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 
+from model.inference.output import OutputRow
+from service.jobs import jobs, results, worker
 from service.observability.tracing import configured_tracing
 from tests.service.conftest import Client, encoded, in_process
+from tests.service.test_jobs import ended, hand_in
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 TRACEPARENT = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
@@ -120,6 +124,40 @@ async def test_fetching_is_a_span_and_each_listing_has_its_own(receiver: Receive
         assert [bool(each.get("error")) for each in reply.json()["results"]] == [False, False, True]
     assert len(receiver.named("inference")) == 2
     assert len(receiver.named("fetch")) == 1
+
+
+async def test_shards_of_a_job_are_spans_that_name_it_as_the_request_does(
+    receiver: Receiver, store_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "service.request"):
+        async with in_process(store=store_url, store_files=str(tmp_path / "files")) as client:
+            job = (await hand_in(client, "id,title\na,secret coat\nb,secret hat\n")).json()["id"]
+            await ended(client, job)
+    (shard,) = receiver.named("job")
+    assert attributes(shard) == {"cma_clip.job": job, "cma_clip.shard": 0, "cma_clip.listings": 2}
+    assert shard.status.code == 0
+    (request,) = receiver.named("POST /v1/jobs")
+    assert attributes(request)["cma_clip.job"] == job
+    assert job in [getattr(record, "fields", {}).get("job") for record in caplog.records]
+    assert b"secret" not in b"".join(span.SerializeToString() for span in receiver.spans)
+
+
+async def test_a_shard_that_fails_is_marked(
+    receiver: Receiver, store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails = [True]
+
+    def packed(rows: Sequence[OutputRow]) -> bytes:
+        if fails:
+            fails.clear()
+            raise RuntimeError("the first try fails")
+        return results.packed(rows)
+
+    monkeypatch.setattr(worker, "packed", packed)
+    monkeypatch.setattr(jobs, "Leases", lambda: worker.Leases(rest=0.01))
+    async with in_process(store=store_url, store_files=str(tmp_path / "files")) as client:
+        await ended(client, (await hand_in(client, "id,title\na,coat\n")).json()["id"])
+    assert [span.status.code for span in receiver.named("job")] == [2, 0]
 
 
 async def test_a_fault_of_the_service_is_marked_and_a_callers_mistake_is_not(receiver: Receiver) -> None:

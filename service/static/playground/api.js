@@ -25,6 +25,7 @@ export const useKey = (key) => {
 const MESSAGES = {
   malformed_request: ["The service could not read the request", "A proxy between this page and the service may have changed it."],
   unauthorized: ["An API key is required", "Enter one at the top of the page."],
+  forbidden: ["This API key may not do that", "Enter another one at the top of the page."],
   payload_too_large: ["Too large for this service", "Use a smaller image; one megapixel is enough."],
   unsupported_media_type: ["Unsupported file format", "Save the image in a supported format, for example JPEG, and try again."],
   invalid_request: ["The request is not valid", "The message above names the part that is not valid."],

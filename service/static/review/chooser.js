@@ -21,10 +21,14 @@ const matches = (labels, typed) => {
 export class Chooser {
   #labels = [];
   #candidates = [];
+  #chosen = null;
   #shown = [];
   #at = -1;
 
-  /** `actions`: `choose(label)`, and `accept`, `none`, `skip`, `undo`, which take nothing. */
+  /**
+   * `actions`: `choose(label)` where one label fits; where several may, `changed(labels)` each time that one is chosen or
+   * not any more, and `save(labels)`; and `accept`, `none`, `skip`, `undo`, which take nothing.
+   */
   constructor(actions) {
     this.actions = actions;
     this.input = $("search");
@@ -33,15 +37,21 @@ export class Chooser {
     this.input.addEventListener("keydown", (event) => this.#key(event));
     this.list.addEventListener("click", (event) => {
       const option = event.target.closest("[role=option]");
-      if (option) actions.choose(option.dataset.label);
+      if (option) this.#choose(option.dataset.label);
     });
     this.list.addEventListener("mousedown", (event) => event.preventDefault()); // the field keeps the focus
   }
 
-  /** Ask for one of `labels`; `candidates` of the model, best first: none where its answer is not to be seen. */
-  show(labels, candidates) {
+  /**
+   * Ask for one of `labels`, or for all that fit where `several` may; `candidates` of the model, best first: none where
+   * its answer is not to be seen.
+   */
+  show(labels, candidates, several) {
     this.#labels = labels;
     this.#candidates = candidates;
+    this.#chosen = several ? new Set() : null;
+    this.list.setAttribute("aria-multiselectable", String(several));
+    if (several) this.actions.changed([]);
     this.digitsChoose = !labels.some((label) => /^\d/.test(label));
     this.input.value = "";
     this.#draw();
@@ -49,6 +59,23 @@ export class Chooser {
 
   focus() {
     this.input.focus();
+  }
+
+  /** Save what is chosen, if anything is. */
+  save() {
+    if (this.#chosen?.size) this.actions.save([...this.#chosen]);
+  }
+
+  #choose(label) {
+    if (!this.#chosen) return this.actions.choose(label);
+    if (!this.#chosen.delete(label)) this.#chosen.add(label);
+    this.#clear();
+    this.actions.changed([...this.#chosen]);
+  }
+
+  #clear() {
+    this.input.value = "";
+    this.#draw();
   }
 
   #draw() {
@@ -68,7 +95,7 @@ export class Chooser {
     const digit = this.digitsChoose && this.#shown.length <= SHOWN ? index + 1 : null;
     return element(
       "li",
-      { id: `label-${index}`, attributes: { role: "option", "aria-selected": "false", "data-label": label } },
+      { id: `label-${index}`, attributes: { role: "option", "data-label": label } },
       digit && element("kbd", { textContent: digit, attributes: { "aria-hidden": "true" } }),
       element("span", { textContent: label }),
       confidence === undefined ? null : element("span", { className: "number", textContent: percent(confidence) }),
@@ -76,7 +103,11 @@ export class Chooser {
   }
 
   #mark() {
-    [...this.list.children].forEach((option, index) => option.setAttribute("aria-selected", String(index === this.#at)));
+    [...this.list.children].forEach((option, index) => {
+      const selected = this.#chosen ? this.#chosen.has(option.dataset.label) : index === this.#at;
+      option.setAttribute("aria-selected", String(selected));
+      option.classList.toggle("active", index === this.#at);
+    });
     const marked = this.list.children[this.#at];
     if (marked) this.input.setAttribute("aria-activedescendant", marked.id);
     else this.input.removeAttribute("aria-activedescendant");
@@ -96,8 +127,8 @@ export class Chooser {
     const act = {
       ArrowDown: () => this.#move(1),
       ArrowUp: () => this.#move(-1),
-      Enter: () => (this.#at >= 0 ? this.actions.choose(this.#shown[this.#at]) : empty && this.actions.accept()),
-      Escape: () => this.show(this.#labels, this.#candidates),
+      Enter: () => (this.#at >= 0 ? this.#choose(this.#shown[this.#at]) : empty && this.#finish()),
+      Escape: () => this.#clear(),
       ...(empty && { ArrowRight: this.actions.skip, ArrowLeft: this.actions.undo }),
       ...(this.digitsChoose && this.#digits(empty)),
     }[event.key];
@@ -106,9 +137,15 @@ export class Chooser {
     if (!event.repeat || event.key.startsWith("Arrow")) act();
   }
 
+  #finish() {
+    if (this.#chosen?.size) this.save();
+    else this.actions.accept();
+  }
+
   #digits(empty) {
-    const digits = empty ? { 0: this.actions.none } : {};
-    if (this.#shown.length <= SHOWN) this.#shown.forEach((label, at) => (digits[at + 1] = () => this.actions.choose(label)));
+    const none = this.#chosen?.size ? () => {} : this.actions.none; // some fit, so this is a slip
+    const digits = empty ? { 0: none } : {};
+    if (this.#shown.length <= SHOWN) this.#shown.forEach((label, at) => (digits[at + 1] = () => this.#choose(label)));
     return digits;
   }
 }

@@ -35,7 +35,8 @@ export const showFound = async () => {
     `${model.name} ${model.version}, ${model.engine}, calibration ${model.calibration ?? "none"}, listings of the week of ` +
     `${week} (start ${start}). ${plural(waiting.random, "pair")} of the sample wait, and ${plural(waiting.abstained, "abstention")}.`;
   const head = element("tr", {}, ...HEADINGS.map((text) => element("th", { scope: "col", textContent: text })));
-  const judged = promises.filter((promise) => promise.judged > 0);
+  const rank = ({ broken, withdrawn }) => (broken || withdrawn ? 0 : 1); // what needs somebody comes first
+  const judged = promises.filter((promise) => promise.judged > 0 || promise.withdrawn).sort((a, b) => rank(a) - rank(b));
   const rows = judged.length
     ? judged.map(row)
     : [element("tr", {}, element("td", { colSpan: HEADINGS.length, textContent: "No accepted label was judged yet." }))];

@@ -1,6 +1,6 @@
 // The page of reviewers: shows one product after the other, and sends what they decide.
 
-import { Problem, call, service, useKey } from "../playground/api.js";
+import { Problem, call, hasKey, service, useKey, watch } from "../playground/api.js";
 import { $, percent, plural, readable, tabs } from "../playground/dom.js";
 import * as problems from "../playground/problems.js";
 import { Chooser } from "./chooser.js";
@@ -23,6 +23,7 @@ const REASONS = {
 
 let labels = {};
 let queue = null;
+let asked = false; // for items, with a key that would not do
 let busy = false;
 
 // ── what is shown ──────────────────────────────────────────────────────────────────────────────────────────
@@ -33,7 +34,8 @@ const announce = (text) => {
 
 const showProgress = () => {
   const { random, abstained } = queue.waiting;
-  $("progress").textContent = `${plural(queue.judged, "decision")} made · ${(random + abstained).toLocaleString("en")} waiting`;
+  const waiting = (random + abstained).toLocaleString("en");
+  $("progress").textContent = `${queue.reviewer}: ${plural(queue.judged, "decision")} made · ${waiting} waiting`;
 };
 
 const showItem = (said = "") => {
@@ -48,7 +50,7 @@ const showItem = (said = "") => {
     $("done-title").focus();
     return;
   }
-  const { attribute, kind, title, id, image, label, candidates } = item;
+  const { attribute, kind, title, id, image, label, candidates, multi_valued: several } = item;
   const name = readable(attribute);
   $("attribute").textContent = name;
   $("why").textContent = WHY[kind];
@@ -61,14 +63,17 @@ const showItem = (said = "") => {
   $("label").textContent = label ?? "";
   $("confidence").textContent = label === null ? "" : percent(item.confidence);
   $("abstention").textContent = REASONS[item.abstention] ?? "";
-  chooser.show(labels[attribute] ?? [], candidates);
+  $("several").hidden = $("save").hidden = !several;
+  $("none").disabled = false;
+  chooser.show(labels[attribute] ?? [], candidates, several);
   chooser.focus();
-  announce(`${said} ${name} of ${title ?? "a product without a title"}.${label ? ` The model's best label: ${label}.` : ""}`.trim());
+  announce(`${said} ${name}${several ? ", all labels that fit," : ""} of ${title ?? "a product without a title"}.${label ? ` The model's best label: ${label}.` : ""}`.trim());
 };
 
 const fail = (error, retry = null) => {
   if (!(error instanceof Problem)) throw error;
   problems.show($("problem"), error, retry);
+  if (error.code === "forbidden") $("locked").hidden = false; // for another key
 };
 
 const setBusy = (now) => {
@@ -92,16 +97,23 @@ const act = async (work) => {
   }
 };
 
-const decide = (decision, label, said) => act(async () => {
-  await queue.decide(decision, label);
+const decide = (decision, choice, said) => act(async () => {
+  await queue.decide(decision, choice);
   return said;
 });
 
 const chooser = new Chooser({
-  choose: (label) => decide("label", label, `Saved: ${label}.`),
-  accept: () => queue.current?.label && decide("label", queue.current.label, `Saved: ${queue.current.label}.`),
-  none: () => decide("none", null, "Saved: no label fits."),
-  skip: () => decide("skip", null, "Skipped."),
+  choose: (label) => decide("label", { label }, `Saved: ${label}.`),
+  save: (labels) => decide("label", { labels }, `Saved: ${labels.join(", ")}.`),
+  changed: (labels) => {
+    $("chosen").textContent = labels.length ? labels.join(", ") : "nothing yet";
+    $("save").disabled = !labels.length;
+    $("none").disabled = labels.length > 0;
+    announce(labels.length ? `Chosen: ${labels.join(", ")}.` : "Nothing is chosen.");
+  },
+  accept: () => queue.current?.label && decide("label", { label: queue.current.label }, `Saved: ${queue.current.label}.`),
+  none: () => decide("none", {}, "Saved: no label fits."),
+  skip: () => decide("skip", {}, "Skipped."),
   undo: () => queue?.canUndo && act(async () => {
     await queue.undo();
     return "Undone.";
@@ -109,6 +121,7 @@ const chooser = new Chooser({
 });
 
 for (const name of ["accept", "none", "skip", "undo"]) $(name).addEventListener("click", () => chooser.actions[name]());
+$("save").addEventListener("click", () => chooser.save());
 $("undo-last").addEventListener("click", () => chooser.actions.undo());
 
 // ── the views ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -119,14 +132,21 @@ tabs(document.querySelector(".top [role=tablist]"), async (id) => {
   if (id === "tab-found") await showFound().catch(fail);
 });
 
+/** With an API key, its name says who reviews, and one's own name adds to it. */
+const askForName = () => {
+  $("name").required = !hasKey();
+  $("with-key").hidden = !hasKey();
+};
+
 const start = async () => {
   const reviewer = $("name").value.trim();
-  if (!reviewer) return;
+  if (!reviewer && !hasKey()) return;
+  asked = true;
   localStorage.setItem(NAME, reviewer);
   try {
     const { reply } = await call("v1/attributes");
     labels = Object.fromEntries(Object.entries(reply.attributes).map(([name, { labels: own }]) => [name, own]));
-    const next = new Queue(reviewer);
+    const next = new Queue(reviewer || null);
     await next.fill();
     queue = next;
     problems.clear($("problem"));
@@ -145,13 +165,25 @@ $("key-form").addEventListener("submit", (event) => {
   useKey($("key").value.trim());
 });
 service.addEventListener("state", ({ detail }) => {
+  $("gone").hidden = detail !== "unavailable";
   $("locked").hidden = detail !== "locked" && ($("locked").hidden || detail === "ready");
 });
-service.addEventListener("key", () => (queue === null ? start() : act(() => queue.fill())));
+service.addEventListener("key", () => {
+  askForName();
+  if (queue !== null) act(() => queue.fill());
+  else if (asked || $("name").value.trim()) start();
+  else look().then(() => $("name").focus());
+});
 setInterval(() => {
   if (queue !== null && queue.current === null && !document.hidden) act(() => queue.fill());
 }, LOOK_AGAIN_MS);
 
+const look = async () => {
+  const { reply } = await call("v1/model").catch(() => ({ reply: null }));
+  if (reply) $("model").textContent = `${reply.name} ${reply.version} · ${reply.engine}`;
+};
+
 $("name").value = localStorage.getItem(NAME) ?? "";
-const { reply } = await call("v1/model").catch(() => ({ reply: null }));
-if (reply) $("model").textContent = `${reply.name} ${reply.version} · ${reply.engine}`;
+askForName();
+watch();
+await look();

@@ -6,12 +6,15 @@ const AHEAD = 4;
 
 /** Items in the order in which they are judged, and the decisions that can be undone. */
 export class Queue {
+  #name;
   #items = [];
   #decided = [];
   #fetching = null;
 
-  constructor(reviewer) {
-    this.reviewer = reviewer;
+  /** `name`: of the reviewer; null where the API key says who it is. */
+  constructor(name) {
+    this.#name = name && { reviewer: name };
+    this.reviewer = "";
     this.waiting = { random: 0, abstained: 0 };
     this.judged = 0;
   }
@@ -33,22 +36,23 @@ export class Queue {
   }
 
   async #fetch() {
-    const query = new URLSearchParams({ reviewer: this.reviewer, count: AHEAD + 1 });
+    const query = new URLSearchParams({ ...this.#name, count: AHEAD + 1 });
     const { reply } = await call(`v1/reviews/next?${query}`);
     const known = new Set(this.#items.map(({ item }) => item));
     this.#items.push(...reply.items.filter(({ item }) => !known.has(item) && !this.#isDecided(item)));
     this.waiting = reply.waiting;
+    this.reviewer = reply.reviewer;
   }
 
   #isDecided(item) {
     return this.#decided.includes(item);
   }
 
-  /** Send a decision on the current item, and go on to the next one. Throws `Problem`: then the item stays. */
-  async decide(decision, label = null) {
+  /** Send a decision on the current item (`choice`: its `label`, or `labels` where several may fit), and go on to the next one. Throws `Problem`: then the item stays. */
+  async decide(decision, choice = {}) {
     const { item } = this.current;
     try {
-      await this.#send(item, decision, label);
+      await this.#send(item, decision, choice);
     } catch (error) {
       if (error.code === "already_reviewed" || error.code === "not_found") this.#items.shift(); // it is no longer ours
       throw error;
@@ -64,13 +68,13 @@ export class Queue {
 
   /** Take back the last decision: its item is the current one again. */
   async undo() {
-    const { undone } = (await this.#send(this.#decided.at(-1), "undo", null)).reply;
+    const { undone } = (await this.#send(this.#decided.at(-1), "undo")).reply;
     this.#decided.pop();
     this.judged -= 1;
     this.#items = [undone, ...this.#items.filter(({ item }) => item !== undone.item)];
   }
 
-  #send(item, decision, label) {
-    return call("v1/reviews", { json: { item, reviewer: this.reviewer, decision, ...(label !== null && { label }) } });
+  #send(item, decision, choice) {
+    return call("v1/reviews", { json: { ...this.#name, item, decision, ...choice } });
   }
 }

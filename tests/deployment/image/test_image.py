@@ -106,7 +106,9 @@ def buildah(folder: Path) -> Buildah:
 @pytest.fixture(scope="session")
 def wheels(folder: Path) -> Path:
     """Everything that the image installs, and what building our own wheel needs, as pip finds it here."""
-    download([*PROJECT["project"]["dependencies"], *PROJECT["build-system"]["requires"], "wheel"], folder / "wheels")
+    project = PROJECT["project"]
+    needed = [*project["dependencies"], *project["optional-dependencies"]["postgresql"]]
+    download([*needed, *PROJECT["build-system"]["requires"], "wheel"], folder / "wheels")
     return folder / "wheels"
 
 
@@ -220,6 +222,13 @@ def test_only_tmp_can_be_written(container: Container) -> None:
     assert set(writable.splitlines()) <= {"/run/lock", "/var/tmp"}  # noqa: S108
 
 
+def test_it_has_what_a_store_needs(container: Container) -> None:
+    said = container.run("cma-clip", "purge", "--store", "sqlite:////tmp/store.db")
+    assert said.startswith("deleted: 0 jobs, ")
+    with pytest.raises(AssertionError, match="CMA_CLIP_STORE: the store cannot be reached"):
+        container.run("cma-clip", "purge", "--store", "postgresql://cma@127.0.0.1:1/cma", "--store-files", "/tmp/files")  # noqa: S108
+
+
 def test_nothing_of_the_build_is_left(container: Container) -> None:
     root = Path(container.root)
     assert not [path for name in ("wheels", "wheel", "root/.cache/pip") for path in (root / name).rglob("*")]
@@ -266,7 +275,7 @@ def test_it_runs_on_a_file_system_that_cannot_be_written_and_stops_when_told(
 
 def test_the_image_for_cpus_is_small_and_has_no_pytorch(container: Container, image: dict[str, Any]) -> None:
     installed = packages(container)
-    assert {"openvino", "fastapi", "cma_clip"} <= installed
+    assert {"openvino", "fastapi", "cma_clip", "psycopg", "psycopg_binary"} <= installed
     assert not {name for name in installed if name.startswith(("torch", "open_clip", "timm", "nvidia", "triton"))}
     size = sum(path.lstat().st_size for path in Path(container.root).rglob("*") if not path.is_dir())
     assert size <= MOST_BYTES

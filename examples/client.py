@@ -476,7 +476,7 @@ def _installed_reader(path: Path, columns: Columns) -> Iterator[Cells] | None:
                     values.get(columns.id, ""),
                     values.get(columns.title, ""),
                     values.get(columns.image, ""),
-                    row.embedded,
+                    row.embedded if isinstance(row.embedded, bytes) else None,  # asked for as bytes
                     row.error and f"line {row.line}: {row.error}",
                 )
             return

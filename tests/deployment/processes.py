@@ -196,7 +196,7 @@ class Balancer(Process):
             configuration = re.sub(r"keepalive_min_timeout .*;", "", configuration)
         for name, value in settings.items():
             configuration, found = re.subn(rf"(?m)^( *{name}) .*;$", rf"\1 {value};", configuration)
-            assert found == 1
+            assert found, name
         # nginx's workers run as nobody.
         folder.chmod(0o755)
         (folder / "nginx.conf").write_text(configuration)

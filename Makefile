@@ -84,7 +84,8 @@ test-image: $(VENV)/.deployment ## Build the image with buildah and classify a l
 soak: $(VENV)/.test ## Load the service for minutes; fails if its memory grows or a request is lost (ARGS="--minutes 60")
 	@$(BIN)/python -m benchmarks.soak --assert-flat $(ARGS)
 
-fuzz: $(VENV)/.test ## Decode damaged images for minutes; fails if a decode worker crashes or hangs (ARGS="--minutes 60 --seed 2")
+fuzz: $(VENV)/.test ## Send requests of any kind, and decode damaged images for minutes: no 500, no crash, no hang (ARGS="--minutes 60 --seed 2")
+	@$(pytest) tests/api_fuzz
 	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 hostile: $(VENV)/.test ## Send hostile input to a server with bounded memory; fails if one isn't answered or keeps others waiting
@@ -108,7 +109,7 @@ test-kill: $(VENV)/.test ## Kill replicas again and again while they compute job
 test-research: $(VENV)/.research ## Test the study, the other experiments and the baselines
 	@$(pytest) tests/research tests/benchmarks $(ARGS)
 
-test-distributed: $(VENV)/.test ## Train in two processes, end one of them, and resume on another number (a minute)
+test-distributed: $(VENV)/.test ## Train in several processes, end some or all of them, and resume on another number (a minute)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/distributed $(ARGS)
 
 test-towers: $(VENV)/.test ## Train tiny SigLIP towers, compile them, and serve them without PyTorch

@@ -6,9 +6,6 @@ import dataclasses
 import io
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -121,42 +118,6 @@ def test_a_resumed_run_remembers_its_best(
     folder = train(catalogue, tmp_path, **arguments)
     assert all(torch.equal(best[key], value) for key, value in weights(folder).items())
     assert load_checkpoint(folder).training["validation"]["score"] == 0.9
-
-
-TRAIN = """
-import sys
-from service.cli import main
-sys.argv = ["cma-clip", "train", *sys.argv[1:]]
-main()
-"""
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_the_whole_group_saves_too(tmp_path: Path, number: int) -> None:
-    """As Ctrl-C in a terminal sends it: to the workers as well, who must not die of it before the run is saved."""
-    toml = write_catalogue(tmp_path / "shop", 400)
-    settings = ["optimiser.batch_size=16", "optimiser.workers=1", "augment.crop=0.9"]
-    command = [str(toml), "--out", str(tmp_path / "run"), "--backbone", "cma-tiny", "--epochs", "500"]
-    process = subprocess.Popen(  # noqa: S603 - our own program
-        [sys.executable, "-c", TRAIN, *command, *(part for each in settings for part in ("--set", each))],
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "run" / "checkpoint").is_dir():
-            assert process.poll() is None, process.stderr and process.stderr.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        os.killpg(process.pid, number)
-        _, said = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert "Traceback" not in said
-    state = torch.load(tmp_path / "run" / STATE, weights_only=True)
-    assert state["step"] > 0
-    assert process.returncode == 130, said
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_update(

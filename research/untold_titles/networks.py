@@ -77,7 +77,7 @@ class StagedTower(ImageTower):
         if not isinstance(tower, TimmTower) or tower.prefix:
             raise ConfigError("patches of two stages need a convolutional image tower")
         self.trunk = tower.trunk
-        self.grid, self.width = tower.grid, tower.width
+        self.grid, self.width, self.pools_plainly = tower.grid, tower.width, tower.pools_plainly
         with torch.no_grad():
             was_training = self.trunk.training
             self.trunk.eval()  # or batch statistics would learn from this image

@@ -39,11 +39,17 @@ if os.environ.get("CI"):
 
 @pytest.fixture(autouse=True)
 def logging_as_it_was() -> Iterator[None]:
-    """Take back what a test, or a command that it runs, has configured: its stream is closed afterwards."""
+    """Take back what a test, or a command that it runs, has configured: its stream is closed afterwards.
+
+    A library that it loads may change pytest's own handlers, too (nncf sets their level to ERROR).
+    """
     root, uvicorn_logger = logging.getLogger(), logging.getLogger("uvicorn.error")
     handlers, level, filters = root.handlers[:], root.level, uvicorn_logger.filters[:]
+    levels = [handler.level for handler in handlers]
     yield
     root.handlers[:], uvicorn_logger.filters[:] = handlers, filters
+    for handler, before in zip(handlers, levels, strict=True):
+        handler.setLevel(before)
     root.setLevel(level)
     logging.captureWarnings(False)
 

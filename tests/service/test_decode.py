@@ -332,11 +332,11 @@ def test_a_jpeg_of_endless_segments_is_refused_soon() -> None:
         read(data[:2] + b"\xff\xfe\0\2" * 100_000 + data[2:])
 
 
-def test_fill_bytes_by_the_million_take_no_quadratic_time() -> None:
+def test_long_runs_of_fill_bytes_take_no_quadratic_time() -> None:
     data = write(scene(), "JPEG")
     began = time.process_time()
     with pytest.raises(UndecodableImage):
-        read(data[:2] + (b"\xff" * 2_000_000 + b"\0") * 2)
+        read(data[:2] + (b"\xff" * 400_000 + b"\0") * 2)
     assert time.process_time() - began < 5
 
 

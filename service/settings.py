@@ -28,6 +28,9 @@ from model.errors import ConfigError
 
 PREFIX = "CMA_CLIP_"
 
+DAY = 86_400.0
+"""In seconds."""
+
 PROXY_URL = re.compile(
     r"(https?)://(?:([^:/?#@\s]+):([^:/?#@\s]*)@)?([a-z0-9._-]+|\[[0-9a-f:.]+\]):([0-9]{1,5})/?", re.I
 )

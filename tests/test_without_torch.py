@@ -6,15 +6,12 @@ In a process of its own, which finds neither PyTorch nor what is built on it.
 from __future__ import annotations
 
 import base64
-import contextlib
 import csv
 import json
 import os
-import socket
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,7 @@ import pytest
 from PIL import Image
 
 from model.inference.predictor import Predictor
+from tests.processes import free_port, wait_until_ready
 
 ROOT = Path(__file__).parent.parent
 SHIRT = ROOT / "examples" / "images" / "navy-shirt.jpg"
@@ -71,26 +69,14 @@ def run(*arguments: object, status: int = 0, **settings: object) -> tuple[str, s
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     """Where the service listens, once it is ready."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     process, url = start("serve", port=port, device="cpu"), f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + 60
-        while not ready(url):
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until_ready(url, process)
         yield url
     finally:
         process.terminate()
         process.communicate(timeout=60)
-
-
-def ready(url: str) -> bool:
-    with contextlib.suppress(httpx.TransportError):
-        return httpx.get(f"{url}/readyz").status_code == 200
-    return False
 
 
 @pytest.fixture(scope="module")

@@ -244,9 +244,7 @@ class CopiedImages:
         if place is None:
             return self._others.read(name)
         try:
-            with self.path.open("rb") as file:
-                file.seek(int(place[1]))
-                return file.read(int(place[2]))
+            return _range_of(self.path, int(place[1]), int(place[2]))
         except OSError as error:
             raise CatalogueError(f"cannot read image {name}: {error.strerror}") from error
 

@@ -9,9 +9,7 @@ import typer
 
 from model.errors import ConfigError
 from service.errors import Unavailable
-from service.settings import load_settings
-
-DAY = 86_400.0
+from service.settings import DAY, load_settings
 
 StoreUrl = Annotated[
     str | None, typer.Option(help="sqlite:///FILE or postgresql://…; default: CMA_CLIP_STORE", show_default=False)

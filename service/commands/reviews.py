@@ -15,13 +15,12 @@ import typer
 
 from model.errors import ConfigError
 from service.reviews.pairs import JudgedPair, Kind, Verdict
+from service.settings import DAY
 
 if TYPE_CHECKING:
     from model.catalogue.corrections import JudgedRow
     from model.catalogue.listings import Catalogue
     from service.reviews.records import Records
-
-DAY = 86_400.0
 
 ACCEPTED_COLUMNS = ("time", "id", "attribute", "label", "confidence", "target_precision", "situation", "model")
 

@@ -25,6 +25,7 @@ from service.observability.metrics import JobMetrics
 from service.observability.tracing import Tracing
 from service.pipeline.options import CheckedOptions
 from service.pipeline.pipeline import Pipeline
+from service.settings import DAY
 from service.store import removals
 from service.store.store import Store
 
@@ -79,7 +80,7 @@ class Jobs:
 
     async def _tidy(self) -> None:
         """Count jobs, delete those whose time is up, and remove files that nothing needs any more."""
-        keep = self._pipeline.settings.keep_days * 86_400
+        keep = self._pipeline.settings.keep_days * DAY
         while True:
             try:
                 self._metrics.counted(await self.store.database.run(queue.counts))

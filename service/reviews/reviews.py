@@ -34,6 +34,7 @@ from service.reviews.precision import LivePrecision, broken_promises, live_preci
 from service.reviews.sampling import Draw
 from service.reviews.withdrawn import Given
 from service.schemas import ListingInput, ModelName
+from service.settings import DAY
 
 if TYPE_CHECKING:
     from service.reviews.records import Records
@@ -43,8 +44,6 @@ LOOK_SECONDS = 10.0
 
 PURGE_SECONDS = 3600.0
 """How often what is old is deleted."""
-
-DAY = 86_400.0
 
 log = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ from moto.server import ThreadedMotoServer
 from service.store.files import Files
 from tests.service.conftest import in_process
 from tests.service.test_jobs import TABLE, ended, hand_in, rows_of
+from tests.store_files import check_whole_or_not_at_all
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")  # botocore's own
 
@@ -39,21 +40,11 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[s3fs.S3FileSystem]:
 
 
 def test_a_file_is_there_whole_or_not_at_all(bucket: s3fs.S3FileSystem) -> None:
-    files = Files(STORE)
+    def names() -> list[str]:
+        bucket.invalidate_cache()
+        return [path.removeprefix("jobs/store/") for path in bucket.find("jobs/store")]
 
-    def fail() -> None:
-        with files.write("a/b") as file:
-            file.write(b"half")
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        fail()
-    with pytest.raises(FileNotFoundError):
-        files.read_bytes("a/b")
-    files.write_bytes("a/b", b"whole")
-    assert files.read_bytes("a/b") == b"whole"
-    bucket.invalidate_cache()
-    assert bucket.find("jobs/store") == ["jobs/store/a/b"]
+    check_whole_or_not_at_all(Files(STORE), names)
 
 
 def test_removing_a_folder_takes_what_others_have_written_too(bucket: s3fs.S3FileSystem) -> None:

@@ -7,7 +7,6 @@ import contextlib
 import logging
 import re
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -26,6 +25,7 @@ from service.http.server import Server, configuration
 from service.lifecycle import Lifecycle
 from service.pipeline.pipeline import Pipeline
 from service.settings import Settings
+from tests.processes import free_port, wait_until_ready
 from tests.service.conftest import in_process, is_ready, on_port, until
 from tests.service.fake_predictor import FakePredictor
 from tests.service.test_routes import check_problem
@@ -233,9 +233,7 @@ class Replica:
     """A server process with the fake model, whose every batch takes `seconds`, and loading it `loading`."""
 
     def __init__(self, seconds: float, *, loading: float = 0.0, **settings: object) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
         environment = {f"CMA_CLIP_{name.upper()}": str(value) for name, value in settings.items()}
         self.process = subprocess.Popen(  # noqa: S603 - our own program
             [sys.executable, "-W", "error", "-c", SERVE, str(seconds), str(loading)],
@@ -247,16 +245,6 @@ class Replica:
         )
         self.url = f"http://127.0.0.1:{self.port}"
 
-    def wait_until_ready(self) -> None:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{self.url}/readyz").status_code == 200:
-                    return
-            assert self.process.poll() is None, self.process.stdout and self.process.stdout.read()
-            time.sleep(0.05)
-        raise AssertionError("the replica is not ready after 60 s")
-
     def end(self) -> tuple[int, str]:
         """Wait for the end; return the exit status and what was printed."""
         log, _ = self.process.communicate(timeout=30)
@@ -267,7 +255,7 @@ class Replica:
 def replica(seconds: float, *, loading: float = 0.0, **settings: object) -> Iterator[Replica]:
     found = Replica(seconds, loading=loading, **settings)
     try:
-        found.wait_until_ready()
+        wait_until_ready(found.url, found.process)
         yield found
     finally:
         found.process.kill()

@@ -17,6 +17,7 @@ from service.store import removals, tables
 from service.store.database import Database, StoreUnavailable, now
 from service.store.files import Files
 from service.store.store import Store
+from tests.store_files import check_whole_or_not_at_all
 
 
 def due_at_once(store: Store, folder: str) -> None:
@@ -121,20 +122,10 @@ def test_other_databases_are_refused(url: str) -> None:
 
 
 def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
-    files = Files(str(tmp_path / "files"))
-
-    def fail() -> None:
-        with files.write("a/b") as file:
-            file.write(b"half")
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        fail()
-    with pytest.raises(FileNotFoundError):
-        files.read_bytes("a/b")
-    assert [path for path in (tmp_path / "files").rglob("*") if path.is_file()] == []
-    files.write_bytes("a/b", b"whole")
-    assert files.read_bytes("a/b") == b"whole"
+    root = tmp_path / "files"
+    check_whole_or_not_at_all(
+        Files(str(root)), lambda: [str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()]
+    )
 
 
 def test_removing_a_folder_takes_all_that_is_below_it_and_twice_does_no_harm(tmp_path: Path) -> None:

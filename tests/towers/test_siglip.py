@@ -9,13 +9,11 @@ from __future__ import annotations
 import base64
 import csv
 import os
-import socket
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ from model.inference.label import label
 from model.inference.predictor import Predictor
 from tests.conftest import draw, write_catalogue
 from tests.model.pretrained_towers import FAMILIES, write_towers
+from tests.processes import free_port, wait_until_ready
 from tests.test_commands import run
 
 ROOT = Path(__file__).parents[2]
@@ -110,21 +109,13 @@ def test_a_catalogue_is_labelled_as_by_pytorch(shop: Path, checkpoint: Path, tmp
 @contextmanager
 def served(checkpoint: Path) -> Iterator[str]:
     """Serve the checkpoint, and return where."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     settings = {"CMA_CLIP_CHECKPOINT": str(checkpoint), "CMA_CLIP_PORT": str(port), "CMA_CLIP_TARGET_PRECISION": "0.5"}
     environment = {"PATH": os.environ["PATH"], **settings}
     process = subprocess.Popen(command("serve"), cwd=ROOT, env=environment, stderr=subprocess.PIPE)  # noqa: S603 - ours
     try:
-        deadline, url = time.monotonic() + SECONDS, f"http://127.0.0.1:{port}"
-        while True:
-            with suppress(httpx.TransportError):
-                if httpx.get(f"{url}/readyz").status_code == 200:
-                    break
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        url = f"http://127.0.0.1:{port}"
+        wait_until_ready(url, process, seconds=SECONDS)
         yield url
     finally:
         process.terminate()
